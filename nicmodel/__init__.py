@@ -1,0 +1,1 @@
+"""An emulated gVNIC over vfio-user for unmodified guests."""

@@ -1,0 +1,1 @@
+"""The device: registers, admin queue, descriptors, receive, transmit, steering."""

@@ -1,0 +1,1 @@
+"""Compiled functions over the bytes of frames: parse, hash, checksum, segment."""

@@ -1,0 +1,1 @@
+"""A gVNIC driver in Python for tests without a guest."""

@@ -1,0 +1,1 @@
+"""Guests: packages, image, QEMU, commands run inside."""
