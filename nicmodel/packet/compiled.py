@@ -1,0 +1,68 @@
+"""The one decorator under which the packet path is compiled, and where its compiled code is kept.
+
+Numba caches what it compiles, but decides by the time stamp of the one file a function is in: a change in a *called*
+function of another file goes unnoticed. So the cache folder is named after the contents of every file that can hold
+compiled code; any change starts a fresh folder. ``NUMBA_DISABLE_JIT=1`` runs the same functions in the interpreter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numba
+from numba.core import config
+
+F = TypeVar("F", bound=Callable[..., object])
+
+JIT_DISABLED = bool(config.DISABLE_JIT)
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_ROOMS = ("packet", "gvnic", "wire", "testing")
+_CACHES_KEPT = 4
+
+
+def user_cache() -> Path:
+    """Folder for everything that can be made again: ``$XDG_CACHE_HOME/nicmodel`` or ``~/.cache/nicmodel``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "nicmodel"
+
+
+def _source_key() -> str:
+    digest = hashlib.sha256(numba.__version__.encode())
+    for room in _ROOMS:
+        for source in sorted((_PACKAGE / room).glob("*.py")):
+            digest.update(source.name.encode())
+            digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _use_cache() -> Path:
+    """Point Numba at the folder of these sources and drop all but the newest few of earlier ones."""
+    home = user_cache() / "compiled"
+    folder = home / _source_key()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    for old in sorted(home.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)[_CACHES_KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+if not os.environ.get("NUMBA_CACHE_DIR"):
+    config.CACHE_DIR = str(_use_cache())
+
+
+def compiled(function: F) -> F:
+    """Compile a function of the packet path: no Python objects inside, the GIL kept, code cached on disk."""
+    result: F = numba.njit(cache=True, error_model="numpy")(function)
+    return result
+
+
+def inlined(function: F) -> F:
+    """As `compiled`, for small functions that belong inside their caller (LLVM decides; this only asks)."""
+    result: F = numba.njit(cache=True, error_model="numpy", inline="never", forceinline=True)(function)
+    return result

@@ -1,0 +1,73 @@
+"""What the NIC knows of a wire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from nicmodel.packet.frames import Batch, Offload
+
+
+class Poller(Protocol):
+    """The event loop, as far as a wire needs it (`nicmodel.vfio_user.poll.Poller` is one)."""
+
+    def add(self, fd: int, on_readable: Callable[[], None]) -> None:
+        """Call `on_readable` whenever `fd` can be read."""
+
+    def want_write(self, fd: int, on_writable: Callable[[], None] | None) -> None:
+        """Call `on_writable` whenever `fd` can be written; None: no longer."""
+
+    def remove(self, fd: int) -> None:
+        """Forget `fd`."""
+
+    def call_at(self, t_ns: int, callback: Callable[[], None]) -> object:
+        """Call once at `t_ns` on the loop's clock; the result goes to `cancel`."""
+
+    def cancel(self, handle: object) -> None:
+        """Take back a `call_at`."""
+
+
+class WireError(Exception):
+    """A wire cannot be opened or has failed for good; the text says what to do."""
+
+
+class Wire(Protocol):
+    """One end of a medium.
+
+    Attributes:
+        name: what a person calls it: ``tap:nic0``, ``stream:/run/passt.sock``.
+        headroom: bytes that must be free before each frame in a batch given to `send`; the wire may write there.
+            Frames of such a batch lie back to back: headroom, frame, headroom, frame.
+        offloads: what `send` takes undone.
+        speed: link speed to report, Mbit/s.
+        up: whether the far end is there.
+        counters: by name: frames and bytes each way, and what was lost on the wire's side and why.
+    """
+
+    name: str
+    headroom: int
+    offloads: Offload
+    speed: int
+    up: bool
+    counters: dict[str, int]
+
+    def start(
+        self,
+        poller: Poller,
+        receive: Callable[[Batch], None],
+        writable: Callable[[], None],
+        link_changed: Callable[[], None],
+    ) -> None:
+        """Begin: `receive` gets each batch of incoming frames and must be done with it when it returns; `writable` is
+        called when a `send` that fell short can go on; `link_changed` when `up` has changed.
+        """
+
+    def send(self, batch: Batch) -> bool:
+        """Take the frames from ``batch.sent`` on, without blocking, and move ``batch.sent`` past those taken.
+
+        Returns:
+            True when all are taken (or counted as lost); False when the rest has to wait for `writable`.
+        """
+
+    def stop(self) -> None:
+        """Leave the poller and close every descriptor."""
