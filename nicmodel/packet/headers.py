@@ -28,9 +28,10 @@ class L4(IntEnum):
 
 
 #: Offsets count from the first byte of the frame. `length` is the frame without Ethernet padding (IP's own length where
-#: there is one). `payload` is the end of the recognised headers: for TCP and UDP the split point. `ports` says that
-#: `source_port` and `destination_port` are valid, `spi` likewise by `has_spi` (AH and ESP). `malformed` says that an IP or
-#: L4 header contradicts the frame's length: such a frame is classified no further than the last sound header.
+#: there is one). `source` and `destination` are the offsets of the IP addresses. `payload` is the end of the recognised
+#: headers: for TCP and UDP the split point. `ports` says that `source_port` and `destination_port` are valid, `spi`
+#: likewise by `has_spi` (AH and ESP). `malformed` says that an IP or L4 header contradicts the frame's length: such a
+#: frame is classified no further than the last sound header.
 HEADERS = np.dtype(
     [
         ("length", "<i4"),

@@ -3,7 +3,8 @@
 The packet path works on guest memory that is mapped here. Everything in this file takes an address that `translate`
 (in `nicmodel.gvnic.dma`) has already checked; nothing else may make one up.
 
-Values are little-endian on x86-64, as DQO descriptors are. With ``NUMBA_DISABLE_JIT=1`` the same names go through ctypes.
+Values are little-endian on x86-64, as DQO descriptors are. With ``NUMBA_DISABLE_JIT=1`` the same names go through
+ctypes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def _pointer(builder: Any, address: Any, bits: int) -> Any:
 
 def _make_load(bits: int) -> Callable[[int], int]:
     if JIT_DISABLED:
-        kind = {8: ctypes.c_uint8, 16: ctypes.c_uint16, 32: ctypes.c_uint32, 64: ctypes.c_uint64}[bits]
+        kind: Any = {8: ctypes.c_uint8, 16: ctypes.c_uint16, 32: ctypes.c_uint32, 64: ctypes.c_uint64}[bits]
         return lambda address: int(kind.from_address(int(address)).value)
     result = {8: types.uint8, 16: types.uint16, 32: types.uint32, 64: types.uint64}[bits]
 
@@ -44,7 +45,7 @@ def _make_load(bits: int) -> Callable[[int], int]:
 
 def _make_store(bits: int) -> Callable[[int, int], None]:
     if JIT_DISABLED:
-        kind = {8: ctypes.c_uint8, 16: ctypes.c_uint16, 32: ctypes.c_uint32, 64: ctypes.c_uint64}[bits]
+        kind: Any = {8: ctypes.c_uint8, 16: ctypes.c_uint16, 32: ctypes.c_uint32, 64: ctypes.c_uint64}[bits]
 
         def plain(address: int, value: int) -> None:
             kind.from_address(int(address)).value = int(value)
