@@ -1,0 +1,302 @@
+"""Trees of unpacked Debian packages, from the host's own mirror into the user's cache.
+
+The host's apt does the work: it resolves dependencies, downloads, and checks signatures and hashes. It does so in a
+private root below the cache folder (see apt.conf(5), `Dir`), so the host's own package state is read, never changed,
+and no special rights are needed. What the host configured for downloads (proxies, certificates, credentials) applies.
+
+A tree, once built, is used as it is: no network is needed again, and versions move only when asked (`update=True`).
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.progress import Advance, step
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+"""Installed by package debian-archive-keyring, which every Debian has and Ubuntu offers."""
+
+
+def cache_dir() -> Path:
+    """The user's cache folder of nicmodel. It may be deleted at any time; all of it can be built again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nicmodel"
+
+
+@dataclass(frozen=True)
+class Packages:
+    """A request: these packages, and what they depend on, unpacked into one tree.
+
+    Attributes:
+        name: What the tree is for, shown to the user and part of its folder's name.
+        wanted: Names of packages, or `name=version` to pin one.
+        suite: The Debian suite they come from. A `-backports` suite brings its base suite along.
+        keep: If given, only packages whose name matches this regular expression are fetched, for a request whose
+            dependencies are of no use in a tree (a kernel's, for example).
+    """
+
+    name: str
+    wanted: tuple[str, ...]
+    suite: str = "trixie"
+    keep: str = ""
+
+    @property
+    def key(self) -> str:
+        """Folder name: differs whenever the request differs."""
+        request = json.dumps([self.wanted, self.suite, self.keep])
+        return f"{self.name}-{hashlib.sha256(request.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """An unpacked tree.
+
+    Attributes:
+        path: The root of the tree; treat it as read-only.
+        versions: Version by package name, as recorded when it was built.
+    """
+
+    path: Path
+    versions: dict[str, str]
+
+    @property
+    def id(self) -> str:
+        """Stands for exactly these packages in exactly these versions."""
+        return self.path.name
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        """Argument vector that runs `program` (a path in the tree) on this host, whatever libraries the host has.
+
+        The tree's own dynamic loader is started and told to look for libraries in the tree only, see ld.so(8).
+        """
+        loader = self.path / "usr/lib64/ld-linux-x86-64.so.2"
+        libraries = self.path / "usr/lib/x86_64-linux-gnu"
+        return [str(loader), "--library-path", str(libraries), str(self.path / program), *arguments]
+
+
+def obtain(packages: Packages, *, update: bool = False) -> Tree:
+    """The tree of `packages`: from the cache, else downloaded and unpacked.
+
+    Args:
+        update: Ask the mirror for newer versions even if the cache holds the tree.
+
+    Raises:
+        VmError: No mirror is known, it cannot be reached, or a signature is wrong.
+    """
+    trees = cache_dir() / "trees"
+    record = trees / f"{packages.key}.json"
+    if not update and (tree := _recorded(record)):
+        return tree
+    with locked(trees / f"{packages.key}.lock", f"the download of {packages.name}"):
+        if not update and (tree := _recorded(record)):
+            return tree
+        root = _AptRoot(packages.suite)
+        debs = [deb for deb in root.resolve(packages.wanted) if re.match(packages.keep, deb.name)]
+        versions = {deb.name: deb.version for deb in debs}
+        digest = hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()
+        path = trees / f"{packages.key}-{digest[:8]}"
+        with building(path) as unfinished:
+            if unfinished:
+                size = sum(deb.size for deb in debs)
+                with step(f"fetching {packages.name}: {len(debs)} packages, {size / 1e6:.0f} MB") as advance:
+                    root.unpack(debs, unfinished, advance)
+        # The record is what makes the tree valid: written last, and in one piece.
+        write_whole(record, json.dumps({"tree": path.name, "suite": packages.suite, "versions": versions}, indent=1))
+        return Tree(path, versions)
+
+
+def _recorded(record: Path) -> Tree | None:
+    try:
+        content = json.loads(record.read_text())
+    except FileNotFoundError:
+        return None
+    path = record.parent / content["tree"]
+    return Tree(path, content["versions"]) if path.is_dir() else None
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`; the kernel releases it if this process dies. Waits, and says so, if it is taken."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with step(f"waiting for another process to finish {what}"):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def building(path: Path) -> Iterator[Path | None]:
+    """Yield an empty folder that becomes `path` when the block ends well, or None if `path` is there already.
+
+    The caller holds a lock: leftovers of an interrupted builder are removed first.
+    """
+    if path.exists():
+        yield None
+        return
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that readers see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    unfinished.rename(path)
+
+
+@dataclass(frozen=True)
+class _Deb:
+    name: str
+    version: str
+    size: int
+
+
+class _AptRoot:
+    """A private apt root for one suite, with an empty package database, so that dependencies come along in full."""
+
+    def __init__(self, suite: str) -> None:
+        self.suite = suite
+        self.path = cache_dir() / "apt" / suite
+        self.config = self.path / "apt.conf"
+        (self.path / "state/lists/partial").mkdir(parents=True, exist_ok=True)
+        (self.path / "cache/archives/partial").mkdir(parents=True, exist_ok=True)
+        (self.path / "status").touch()
+        # With -c, this file is read after the host's configuration: it can take back what is not wanted.
+        write_whole(
+            self.config,
+            f"""
+            #clear APT::Update::Post-Invoke;
+            #clear APT::Update::Post-Invoke-Success;
+            Dir::State "{self.path}/state";
+            Dir::State::status "{self.path}/status";
+            Dir::Cache "{self.path}/cache";
+            Dir::Log "{self.path}/log";
+            Dir::Etc::sourcelist "{self.path}/sources.list";
+            Dir::Etc::sourceparts "/dev/null";
+            Dir::Etc::preferences "/dev/null";
+            Dir::Etc::preferencesparts "/dev/null";
+            APT::Architecture "amd64";
+            APT::Architectures {{ "amd64"; }};
+            APT::Default-Release "{suite}";
+            APT::Install-Recommends "false";
+            APT::Sandbox::User "root";
+            APT::Update::Error-Mode "any";
+            Acquire::Languages "none";
+            Acquire::Retries "2";
+            Acquire::http::Timeout "30";
+            Acquire::https::Timeout "30";
+            """,
+        )
+
+    def resolve(self, wanted: tuple[str, ...]) -> list[_Deb]:
+        """The packages to unpack for `wanted`, dependencies included, from a fresh index."""
+        keyring = f"signed-by={KEYRING} " if KEYRING.exists() else ""
+        sources = [
+            f"deb [{keyring}arch=amd64 target=Packages] {mirror()} {suite} main\n"
+            for suite in dict.fromkeys((self.suite.removesuffix("-backports"), self.suite))
+        ]
+        with locked(self.path / "lock", f"its use of the package index of {self.suite}"):
+            write_whole(self.path / "sources.list", "".join(sources))
+            with step(f"reading the package index of {self.suite}") as advance:
+                self._run(["apt-get", "update"], advance)
+            plan = self._run(["apt-get", "install", "--yes", "--print-uris", *wanted])
+        debs = []
+        for file, size in re.findall(r"^'\S+' (\S+)\.deb (\d+)", plan, re.MULTILINE):
+            name, version, _ = unquote(file).split("_")
+            debs.append(_Deb(name, version, int(size)))
+        return debs
+
+    def unpack(self, debs: list[_Deb], tree: Path, advance: Advance) -> None:
+        """Download `debs` and unpack them into the folder `tree`."""
+        with tempfile.TemporaryDirectory(dir=tree.parent, prefix="download-") as folder:
+            names = [f"{deb.name}={deb.version}" for deb in debs]
+            self._run(["apt-get", "download", *names], lambda percent: advance(percent * 0.7), Path(folder))
+            files = sorted(Path(folder).glob("*.deb"))
+            for index, file in enumerate(files):
+                self._run(["dpkg-deb", "--extract", str(file), str(tree)])
+                advance(70 + 30 * index / len(files))
+
+    def _run(self, command: list[str], advance: Advance = lambda percent: None, folder: Path | None = None) -> str:
+        """Run apt or dpkg, tell `advance` the percentage that apt reports, return the output."""
+        if command[0] == "apt-get":
+            # -qq keeps the log short; the progress comes as `dlstatus:<item>:<percent>:<text>` lines on descriptor 1.
+            command = [*command, f"--config-file={self.config}", "-qq", "-o", "APT::Status-Fd=1"]
+        log = []
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"LC_ALL": "C"},
+        )
+        assert process.stdout
+        with process:
+            for line in process.stdout:
+                if found := re.match(r"dlstatus:\d+:([\d.]+):", line):
+                    advance(float(found[1]))
+                else:
+                    log.append(line)
+        output = "".join(log)
+        if process.returncode:
+            raise VmError(_explain(output, self.suite))
+        return output
+
+
+def mirror() -> str:
+    """Address of a Debian mirror: $NICMODEL_MIRROR, else the one that the host's apt uses.
+
+    Raises:
+        VmError: The host's apt has no Debian mirror (an Ubuntu host, for example).
+    """
+    if named := os.environ.get("NICMODEL_MIRROR"):
+        return named
+    fields = "$(CREATED_BY)|$(ORIGIN)|$(LABEL)|$(REPO_URI)"
+    try:
+        listed = subprocess.run(["apt-get", "indextargets", "--format", fields], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise VmError("apt-get is missing: guests are made of Debian packages; use a Debian or Ubuntu host") from None
+    targets = [line.split("|") for line in listed.stdout.splitlines() if line.startswith("Packages|")]
+    # Origin and label are known only where `apt-get update` has run: before that, tell the archive by its keyring.
+    for _, origin, label, uri in targets:
+        if (origin, label) == ("Debian", "Debian"):
+            return uri
+    for _, origin, _, uri in targets:
+        if origin == "$(ORIGIN)" and uri.rstrip("/").endswith("/debian"):
+            return uri
+    raise VmError(
+        "apt on this host has no Debian mirror: name one in the environment, NICMODEL_MIRROR=http://<host>/debian"
+    )
+
+
+def _explain(output: str, suite: str) -> str:
+    """One sentence for apt's output."""
+    if "NO_PUBKEY" in output or "is not signed" in output:
+        return (
+            f"this host's keyring cannot verify Debian {suite}: "
+            "install a newer debian-archive-keyring (apt install debian-archive-keyring)"
+        )
+    problems = re.findall(r"^(?:E|Err|W): ?(.*)$", output, re.MULTILINE)
+    reason = problems[0] if problems else output.strip().rpartition("\n")[2]
+    return f"cannot fetch packages of Debian {suite}: {reason}"
