@@ -28,10 +28,13 @@ class L4(IntEnum):
 
 
 #: Offsets count from the first byte of the frame. `length` is the frame without Ethernet padding (IP's own length where
-#: there is one). `source` and `destination` are the offsets of the IP addresses. `payload` is the end of the recognised
-#: headers: for TCP and UDP the split point. `ports` says that `source_port` and `destination_port` are valid, `spi`
-#: likewise by `has_spi` (AH and ESP). `malformed` says that an IP or L4 header contradicts the frame's length: such a
-#: frame is classified no further than the last sound header.
+#: there is one). `source` and `destination` are the offsets of the IP addresses; `final_destination` is that of the
+#: address a checksum covers, which a routing header with segments left holds. `payload` is the end of the recognised
+#: headers: for TCP and UDP the split point. `protocol` is the IP protocol after all extension headers, -1 without IP.
+#: `ipv6_extensions` counts extension headers; `ipv6_ex_add` says that one holds destination options or a route. `ports`
+#: says that `source_port` and `destination_port` are valid, `spi` likewise by `has_spi` (AH and ESP). `malformed` says
+#: that an IP or L4 header contradicts the frame's length: such a frame is classified no further than the last sound
+#: header.
 HEADERS = np.dtype(
     [
         ("length", "<i4"),
@@ -44,6 +47,7 @@ HEADERS = np.dtype(
         ("payload", "<i4"),
         ("source", "<i4"),
         ("destination", "<i4"),
+        ("final_destination", "<i4"),
         ("address_size", "<i4"),
         ("fragment", "<i4"),
         ("ipv6_extensions", "<i4"),
@@ -52,8 +56,8 @@ HEADERS = np.dtype(
         ("source_port", "<i4"),
         ("destination_port", "<i4"),
         ("has_spi", "<i4"),
-        ("spi", "<i8"),
         ("tos", "<i4"),
+        ("spi", "<i8"),
         ("tcp_flags", "<i4"),
         ("malformed", "<i4"),
     ]
