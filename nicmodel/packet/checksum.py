@@ -75,7 +75,7 @@ def verifiable(headers: npt.NDArray[np.void]) -> bool:
         headers: what `parse` found, shape (1,), `HEADERS`.
     """
     l4 = headers[0]["l4"]
-    return bool(l4 == _L4_TCP or l4 == _L4_UDP or l4 == _L4_ICMP)
+    return l4 in (_L4_TCP, _L4_UDP, _L4_ICMP)
 
 
 @compiled
@@ -162,10 +162,10 @@ def complete_ipv4(data: npt.NDArray[np.uint8], offset: int, h: np.void) -> None:
 def _checksum_field(h: np.void) -> int:
     """Offset of the TCP or UDP checksum in the frame, -1 if it has none."""
     if h["l4"] == _L4_TCP:
-        return np.int64(h["l4_offset"]) + _TCP_FIELD
+        return int(h["l4_offset"]) + _TCP_FIELD
     if h["l4"] == _L4_UDP:
-        return np.int64(h["l4_offset"]) + _UDP_FIELD
-    return np.int64(-1)
+        return int(h["l4_offset"]) + _UDP_FIELD
+    return -1
 
 
 @inlined
@@ -178,7 +178,7 @@ def _l4_length(data: npt.NDArray[np.uint8], offset: int, h: np.void) -> int:
         count = load_be16(data, offset + h["l4_offset"] + _UDP_LENGTH)
         if count != 0:
             return count
-    return np.int64(h["length"]) - np.int64(h["l4_offset"])
+    return int(h["length"]) - int(h["l4_offset"])
 
 
 @inlined

@@ -90,7 +90,7 @@ def match(
             same = _same_addresses(rule, data, offset, h, 16)
         if same:
             rule["hits"] += np.uint64(1)
-            return np.int64(location)
+            return int(location)
     return -1
 
 
@@ -121,9 +121,9 @@ def _same_numbers(rule: np.void, h: np.void) -> bool:
     ports |= (h["destination_port"] ^ rule["destination_port"]) & rule["destination_port_mask"]
     if not h["ports"]:
         ports = rule["source_port_mask"] | rule["destination_port_mask"]
-    spi = (h["spi"] ^ np.int64(rule["spi"])) & np.int64(rule["spi_mask"])
+    spi = (h["spi"] ^ int(rule["spi"])) & int(rule["spi_mask"])
     if not h["has_spi"]:
-        spi = np.int64(rule["spi_mask"])
+        spi = int(rule["spi_mask"])
     tos = (h["tos"] ^ rule["tos"]) & rule["tos_mask"]
     return bool(ports == 0 and spi == 0 and tos == 0)
 

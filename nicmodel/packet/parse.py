@@ -68,7 +68,7 @@ def parse(data: npt.NDArray[np.uint8], offset: int, length: int, headers: npt.ND
     ethertype = load_be16(data, offset + ETHERNET_SIZE - 2)
     at = ETHERNET_SIZE
     vlans = 0
-    while (ethertype == ETHERTYPE_VLAN or ethertype == ETHERTYPE_SERVICE_VLAN) and vlans < MAX_VLANS:
+    while ethertype in (ETHERTYPE_VLAN, ETHERTYPE_SERVICE_VLAN) and vlans < MAX_VLANS:
         if at + VLAN_SIZE > length:
             h["malformed"] = 1
             break
@@ -121,7 +121,7 @@ def _end_headers(h: np.void, at: int) -> None:
 
 @inlined
 def _parse_ipv4(data: npt.NDArray[np.uint8], offset: int, at: int, h: np.void) -> None:
-    room = np.int64(h["length"]) - at
+    room = int(h["length"]) - at
     if room < IPV4_SIZE:
         h["malformed"] = 1
         return
@@ -158,7 +158,7 @@ def _parse_ipv4(data: npt.NDArray[np.uint8], offset: int, at: int, h: np.void) -
 
 @inlined
 def _parse_ipv6(data: npt.NDArray[np.uint8], offset: int, at: int, h: np.void) -> None:
-    room = np.int64(h["length"]) - at
+    room = int(h["length"]) - at
     if room < IPV6_SIZE:
         h["malformed"] = 1
         return
@@ -185,11 +185,11 @@ def _parse_ipv6(data: npt.NDArray[np.uint8], offset: int, at: int, h: np.void) -
     end = at + total
     h["length"] = end
     at += IPV6_SIZE
-    while protocol == HOP_BY_HOP or protocol == ROUTING or protocol == FRAGMENT or protocol == DESTINATION_OPTIONS:
+    while protocol in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS):
         if at + 8 > end:
             h["malformed"] = 1
             return
-        size = np.int64(8)
+        size = 8
         if protocol != FRAGMENT:
             size += load_byte(data, offset + at + 1) * 8
         if at + size > end:
@@ -198,7 +198,7 @@ def _parse_ipv6(data: npt.NDArray[np.uint8], offset: int, at: int, h: np.void) -
         if protocol == ROUTING:
             _note_routing(data, offset, at, size, h)
         h["ipv6_extensions"] += 1
-        h["ipv6_ex_add"] |= protocol == ROUTING or protocol == DESTINATION_OPTIONS
+        h["ipv6_ex_add"] |= protocol in (ROUTING, DESTINATION_OPTIONS)
         h["fragment"] = protocol == FRAGMENT
         protocol = load_byte(data, offset + at)
         h["protocol"] = protocol
@@ -235,7 +235,7 @@ def _parse_icmp(at: int, h: np.void) -> None:
 @inlined
 def _parse_l4(data: npt.NDArray[np.uint8], offset: int, at: int, protocol: int, h: np.void) -> None:
     """The L4 header at `at`; ends with L4 "unknown" and `malformed` when it does not fit."""
-    room = np.int64(h["length"]) - at
+    room = int(h["length"]) - at
     start = offset + at
     if protocol == TCP:
         if room >= TCP_SIZE:
@@ -264,7 +264,7 @@ def _parse_l4(data: npt.NDArray[np.uint8], offset: int, at: int, protocol: int, 
         h["malformed"] = 1
     else:
         spi = 4 if protocol == AH else 0
-        if protocol == AH or protocol == ESP:
+        if protocol in (AH, ESP):
             if room < spi + 8:
                 h["malformed"] = 1
                 return

@@ -121,5 +121,5 @@ def _hash_bytes(data: npt.NDArray[np.uint8], at: int, first: int, count: int, ta
     """What `count` bytes at `at` contribute as input bytes `first` and on."""
     result = 0
     for i in range(count):
-        result ^= np.int64(table[first + i, load_byte(data, at + i)])
+        result ^= int(table[first + i, load_byte(data, at + i)])
     return result

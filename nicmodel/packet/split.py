@@ -29,10 +29,10 @@ def split_point(headers: npt.NDArray[np.void], header_size: int) -> int:
         buffers (the driver's "header-buffer overflow").
     """
     h = headers[0]
-    payload = np.int64(h["payload"])
+    payload = int(h["payload"])
     if h["l4"] == _L4_TCP or h["l4"] == _L4_UDP:
-        return payload if payload <= header_size else np.int64(-1)
-    length = np.int64(h["length"])
+        return payload if payload <= header_size else -1
+    length = int(h["length"])
     if length <= header_size:
         return length
-    return payload if payload <= header_size else np.int64(ETHERNET_SIZE)
+    return payload if payload <= header_size else ETHERNET_SIZE
