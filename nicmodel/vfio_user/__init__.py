@@ -1,0 +1,34 @@
+"""vfio-user in Python: a device in this process, in the virtual machine of another.
+
+A device is a subclass of ``Device``; a ``Server`` offers it on a UNIX socket, where QEMU (``vfio-user-pci``) or a
+``Client`` finds it; a ``Poller`` calls both. See README.md in this package.
+"""
+
+from .client import Client
+from .device import ClientLink, Device, RegionInfo
+from .dma import REGION, DmaFault, DmaTable
+from .irq import InterruptSet
+from .poll import Poller, Timer
+from .protocol import Command, IrqSet, PciIrq, PciRegion, ProtocolError
+from .server import AddressError, AddressInUse, Server
+
+__all__ = [
+    "REGION",
+    "AddressError",
+    "AddressInUse",
+    "Client",
+    "ClientLink",
+    "Command",
+    "Device",
+    "DmaFault",
+    "DmaTable",
+    "InterruptSet",
+    "IrqSet",
+    "PciIrq",
+    "PciRegion",
+    "Poller",
+    "ProtocolError",
+    "RegionInfo",
+    "Server",
+    "Timer",
+]

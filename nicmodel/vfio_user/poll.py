@@ -1,0 +1,146 @@
+"""A small event loop: descriptors and timers, one thread, no locks."""
+
+from __future__ import annotations
+
+import ctypes
+import heapq
+import logging
+import os
+import select
+import time
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+Callback = Callable[[], None]
+
+# epoll_wait counts in milliseconds, too coarse for interrupt moderation; a timerfd counts in nanoseconds.
+_libc = ctypes.CDLL(None, use_errno=True)
+_ITIMERSPEC = ctypes.c_int64 * 4  # interval and first expiry, each in seconds and nanoseconds (timerfd_settime(2))
+
+
+class Timer:
+    """A call that is due at a time; what ``Poller.call_at`` returns."""
+
+    __slots__ = ("callback", "due")
+
+    def __init__(self, due: int, callback: Callback) -> None:
+        self.due = due
+        self.callback: Callback | None = callback
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.due < other.due
+
+
+class Poller:
+    """Calls back when descriptors become readable or writable and when timers are due.
+
+    An exception in a callback is logged and does not end the loop; KeyboardInterrupt and SystemExit do. A callback may
+    be called although nothing waits any more (its descriptor's number was reused meanwhile), so it must not block.
+
+    Args:
+        clock: Current time in ns, for timers. The wait itself always runs on real time, so with a virtual clock call
+            ``run_once(0)`` after moving it.
+    """
+
+    def __init__(self, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self.clock = clock
+        self._epoll = select.epoll()
+        self._readers: dict[int, Callback] = {}
+        self._writers: dict[int, Callback] = {}
+        self._timers: list[Timer] = []
+        self._stopped = False
+        # stop() may be called from another thread or a signal handler while the loop sleeps.
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.add(self._wake, self._woken)
+        self._timerfd: int = _libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._timerfd < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create")
+        self._epoll.register(self._timerfd, select.EPOLLIN | select.EPOLLET)
+
+    def add(self, fd: int, on_readable: Callback) -> None:
+        """Call ``on_readable`` whenever ``fd`` is readable, or its peer is gone.
+
+        Raises:
+            OSError: EPERM for a kind of file that cannot be polled, EEXIST if it was added before.
+        """
+        self._epoll.register(fd, select.EPOLLIN)
+        self._readers[fd] = on_readable
+
+    def remove(self, fd: int) -> None:
+        """Forget a descriptor; to be called before it is closed. One that was never added is ignored."""
+        if self._readers.pop(fd, None) is not None:
+            self._writers.pop(fd, None)
+            self._epoll.unregister(fd)
+
+    def want_write(self, fd: int, on_writable: Callback | None) -> None:
+        """Call ``on_writable`` whenever ``fd``, which was added, is writable; None ends that."""
+        if on_writable is None:
+            self._writers.pop(fd, None)
+            self._epoll.modify(fd, select.EPOLLIN)
+        else:
+            self._writers[fd] = on_writable
+            self._epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT)
+
+    def call_at(self, t_ns: int, callback: Callback) -> Timer:
+        """Call ``callback`` once, when the clock shows ``t_ns`` or later."""
+        timer = Timer(t_ns, callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def cancel(self, timer: Timer) -> None:
+        """Do not call it. One that has fired is ignored."""
+        timer.callback = None
+
+    def run_once(self, timeout: float | None = None) -> None:
+        """Wait for the first event or timer, at most ``timeout`` seconds (None: forever), and call back for all."""
+        while self._timers and self._timers[0].callback is None:
+            heapq.heappop(self._timers)
+        if self._timers and timeout != 0:
+            until_due = self._timers[0].due - self.clock()
+            if until_due <= 0:
+                timeout = 0
+            else:
+                _libc.timerfd_settime(self._timerfd, 0, _ITIMERSPEC(0, 0, *divmod(until_due, 1_000_000_000)), None)
+        for fd, events in self._epoll.poll(timeout):
+            if events & ~select.EPOLLOUT and (reader := self._readers.get(fd)):
+                self._call(reader)
+            if events & ~select.EPOLLIN and (writer := self._writers.get(fd)):
+                self._call(writer)
+        if self._timers:
+            self._run_timers()
+
+    def serve_forever(self) -> None:
+        """Run until ``stop`` is called."""
+        while not self._stopped:
+            self.run_once(None)
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End ``serve_forever``; callable from callbacks, signal handlers and other threads."""
+        self._stopped = True
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """Release the loop's own descriptors."""
+        self._epoll.close()
+        os.close(self._wake)
+        os.close(self._timerfd)
+
+    def _run_timers(self) -> None:
+        now = self.clock()
+        while self._timers and self._timers[0].due <= now:
+            timer = heapq.heappop(self._timers)
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                self._call(callback)
+
+    def _woken(self) -> None:
+        os.eventfd_read(self._wake)
+
+    @staticmethod
+    def _call(callback: Callback) -> None:
+        try:
+            callback()
+        except Exception:
+            log.exception("a callback failed")

@@ -1,0 +1,522 @@
+"""One client of a device, from its connection to its departure: every command of the protocol."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from struct import Struct
+from typing import Any
+
+from .channel import Buffer, Channel, Message, close_all
+from .device import ClientLink, Device, RegionInfo
+from .dma import DmaFault, DmaTable
+from .irq import InterruptSet
+from .protocol import (
+    CAPABILITY,
+    DEVICE_INFO,
+    DMA_ACCESS,
+    DMA_MAP,
+    DMA_UNMAP,
+    ERROR,
+    HEADER,
+    IRQ_INFO,
+    IRQ_SET,
+    MAX_DATA_XFER,
+    MAX_MSG_FDS,
+    NO_REPLY,
+    PAGE_SIZES,
+    REGION_ACCESS,
+    REGION_INFO,
+    SINGLE_WRITE,
+    TYPE_COMMAND,
+    TYPE_MASK,
+    TYPE_REPLY,
+    VERSION,
+    VERSION_MAJOR,
+    VERSION_MINOR,
+    WRITE_MULTI,
+    Capabilities,
+    Command,
+    DeviceFlag,
+    DmaFlag,
+    IrqFlag,
+    PciIrq,
+    ProtocolError,
+    RegionFlag,
+    UnmapFlag,
+    command_name,
+    version_data,
+)
+
+log = logging.getLogger(__name__)
+
+Trace = Callable[..., None]
+"""Called as ``trace(event, **fields)``."""
+
+DMA_TIMEOUT = 1.0
+"""Seconds to wait for the answer to DMA_READ and DMA_WRITE. Below QEMU's own 5 s for a reply: it cannot answer while a
+virtual CPU waits for a register, and should find the device's fault, not a broken connection."""
+
+_OFFERED = {"max_msg_fds": MAX_MSG_FDS, "max_data_xfer_size": MAX_DATA_XFER, "pgsizes": PAGE_SIZES}
+
+_IRQ_FLAGS = int(IrqFlag.EVENTFD)
+_INTX_FLAGS = int(IrqFlag.EVENTFD | IrqFlag.MASKABLE | IrqFlag.AUTOMASKED)
+
+
+class Session:
+    """A connected client.
+
+    Args:
+        sock: The connection, owned by the session.
+        device: Whom the client talks to; it is attached once the client has sent VERSION.
+        stats: Counters by name, kept from client to client.
+        trace: Told of everything that happens, or None.
+
+        on_backlog: Called when messages were read ahead, by a DMA message's wait outside of ``receive``: call
+            ``resume`` soon.
+
+    Attributes:
+        link: What the device got, None before VERSION.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        device: Device,
+        stats: Counter[str],
+        *,
+        trace: Trace | None = None,
+        on_backlog: Callable[[], None],
+    ) -> None:
+        self.name = _peer_name(sock)
+        self.link: ClientLink | None = None
+        self.trace = trace
+        self._channel = Channel(sock)
+        self._device = device
+        self._stats = stats
+        self._on_backlog = on_backlog
+        self._handling = False
+        self._client = Capabilities()
+        self._request_id = 0
+        self._settled: set[int] = set()  # requests whose reply was taken early or is no longer waited for
+        self._handlers: dict[int, Callable[[memoryview, list[int]], Buffer]] = {
+            Command.DMA_MAP: self._dma_map,
+            Command.DMA_UNMAP: self._dma_unmap,
+            Command.DEVICE_GET_INFO: self._device_get_info,
+            Command.DEVICE_GET_REGION_INFO: self._device_get_region_info,
+            Command.DEVICE_GET_IRQ_INFO: self._device_get_irq_info,
+            Command.DEVICE_SET_IRQS: self._device_set_irqs,
+            Command.REGION_READ: self._region_read,
+            Command.REGION_WRITE: self._region_write,
+            Command.REGION_WRITE_MULTI: self._region_write_multi,
+            Command.DEVICE_RESET: self._device_reset,
+        }
+
+    def fileno(self) -> int:
+        """The connection's descriptor, for pollers."""
+        return self._channel.fileno()
+
+    @property
+    def congested(self) -> bool:
+        """Replies wait for the socket to take them: call ``resume`` when it is writable."""
+        return self._channel.congested
+
+    def receive(self) -> bool:
+        """Read all messages that wait and handle them.
+
+        Returns:
+            False when the client has closed the connection.
+
+        Raises:
+            ConnectionError: the connection broke.
+            ProtocolError: the client cannot be understood any more.
+        """
+        try:
+            if not self._channel.fill():
+                return False
+        except BlockingIOError:
+            return True
+        self._handle_all()
+        return True
+
+    def resume(self) -> None:
+        """Send replies that wait, and handle messages that were read ahead. Raises like ``receive``."""
+        self._channel.flush()
+        self._handle_all()
+
+    def close(self) -> None:
+        """Detach the device, release all the client gave and close the connection."""
+        if self.link is not None:
+            self._guard(self._device.detach)
+            self.link.dma.unmap_all()
+            for irqs in self.link.irqs:
+                irqs.disable()
+            if self.trace is not None:
+                self.trace("detach", client=self.name)
+            self.link = None
+        self._channel.close()
+
+    # ---------------------------------------------------------------- messages
+
+    def _handle_all(self) -> None:
+        self._handling = True
+        try:
+            while (message := self._channel.next()) is not None:
+                self._handle(message)
+        finally:
+            if self.link is not None:
+                self._guard(self._device.flush)
+            self._handling = False
+
+    def _handle(self, message: Message) -> None:
+        message_id, command, flags, _, payload, received = message
+        fds = list(received)
+        try:
+            if flags & TYPE_MASK != TYPE_COMMAND:
+                self._unexpected(message)
+                return
+            try:
+                reply = self._dispatch(command, payload, fds)
+            except OSError as error:
+                self._refuse(message_id, command, flags, error)
+                if command == Command.VERSION and self.link is None:
+                    raise ProtocolError(f"no agreement on the version: {error.strerror}") from None
+                return
+            if not flags & NO_REPLY:
+                size = HEADER.size + len(reply)
+                self._channel.send(HEADER.pack(message_id, command, size, TYPE_REPLY, 0), reply)
+        finally:
+            if fds:
+                close_all(fds)
+
+    def _dispatch(self, command: int, payload: memoryview, fds: list[int]) -> Buffer:
+        """Handle a command and return the payload of its reply. A handler removes from ``fds`` what it keeps.
+
+        Raises:
+            OSError: the command is refused with this errno.
+        """
+        if self.link is None:
+            if command != Command.VERSION:
+                raise ProtocolError(f"{command_name(command)} before VERSION")
+            return self._version(payload)
+        self._stats[command_name(command)] += 1
+        handler = self._handlers.get(command)
+        if handler is None:
+            known = command in Command.__members__.values()
+            raise ProtocolError(f"{command_name(command)} is not supported", errno.ENOTSUP if known else errno.ENOSYS)
+        if len(fds) > MAX_MSG_FDS:
+            raise ProtocolError(f"{len(fds)} descriptors in one message")
+        try:
+            return handler(payload, fds)
+        except OSError:
+            raise
+        except DmaFault as fault:
+            raise OSError(errno.EFAULT, str(fault)) from None
+        except Exception as error:
+            log.exception("%s failed", command_name(command))
+            raise OSError(errno.EIO, repr(error)) from None
+
+    def _refuse(self, message_id: int, command: int, flags: int, error: OSError) -> None:
+        code = error.errno or errno.EIO
+        self._stats["errors"] += 1
+        log.debug("%s: %s refused: %s", self.name, command_name(command), error)
+        if self.trace is not None:
+            self.trace("error", command=command_name(command), errno=code, reason=error.strerror)
+        if not flags & NO_REPLY:
+            self._channel.send(HEADER.pack(message_id, command, HEADER.size, TYPE_REPLY | ERROR, code))
+
+    def _unexpected(self, message: Message) -> None:
+        """A message that is no command: a reply nobody waits for, or of no known type."""
+        if message.flags & TYPE_MASK == TYPE_REPLY and message.id in self._settled:
+            self._settled.discard(message.id)
+            return
+        self._stats["errors"] += 1
+        log.debug("%s: unexpected message with flags %#x", self.name, message.flags)
+        if self.trace is not None:
+            self.trace("error", command=command_name(message.command), errno=errno.EINVAL, reason="unexpected message")
+
+    def _guard(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            log.exception("the device failed")
+
+    # ---------------------------------------------------------------- VERSION
+
+    def _version(self, payload: memoryview) -> Buffer:
+        major, minor = _unpack(VERSION, payload)
+        if major != VERSION_MAJOR:
+            raise ProtocolError(f"the client speaks version {major}.{minor}")
+        self._client, proposed = Capabilities.parse(bytes(payload[VERSION.size :]))
+        irqs = [
+            InterruptSet(count, automasked=index == PciIrq.INTX) for index, count in enumerate(self._device.irq_counts)
+        ]
+        self.link = ClientLink(self.name, DmaTable(self, on_fault=self._dma_fault), irqs)
+        self._stats["clients"] += 1
+        self._stats["version"] += 1
+        log.info("%s attached", self.name)
+        if self.trace is not None:
+            self.trace("attach", client=self.name, capabilities=self._client)
+        self._device.attach(self.link)
+        offered = {name: value for name, value in _OFFERED.items() if name in proposed}
+        data = version_data(offered, len(payload) - VERSION.size)
+        return VERSION.pack(VERSION_MAJOR, min(minor, VERSION_MINOR)) + data
+
+    # ---------------------------------------------------------------- DMA regions
+
+    def _dma_map(self, payload: memoryview, fds: list[int]) -> Buffer:
+        argsz, flags, offset, address, size = _unpack(DMA_MAP, payload)
+        if argsz < DMA_MAP.size or flags & ~int(DmaFlag.READABLE | DmaFlag.WRITABLE) or len(fds) > 1:
+            raise ProtocolError(f"DMA_MAP with argsz {argsz}, flags {flags:#x} and {len(fds)} descriptors")
+        self._dma.map(
+            address,
+            size,
+            fd=fds[0] if fds else None,
+            offset=offset,
+            readable=bool(flags & DmaFlag.READABLE),
+            writable=bool(flags & DmaFlag.WRITABLE),
+        )
+        if self.trace is not None:
+            self.trace("dma_map", address=address, size=size, offset=offset, flags=flags, descriptor=bool(fds))
+        self._device.dma_changed()
+        return b""
+
+    def _dma_unmap(self, payload: memoryview, fds: list[int]) -> Buffer:
+        argsz, flags, address, size = _unpack(DMA_UNMAP, payload)
+        if argsz < DMA_UNMAP.size or flags & ~int(UnmapFlag.ALL):
+            raise ProtocolError(f"DMA_UNMAP with argsz {argsz} and flags {flags:#x}")
+        if flags & UnmapFlag.ALL:
+            if address or size:
+                raise ProtocolError("DMA_UNMAP of all regions with an address")
+            for region in self._dma.regions:
+                self._device.before_unmap(int(region["start"]), int(region["size"]))
+            self._dma.unmap_all()
+        else:
+            self._dma.find(address, size)
+            self._device.before_unmap(address, size)
+            self._dma.unmap(address, size)
+        if self.trace is not None:
+            self.trace("dma_unmap", address=address, size=size, flags=flags)
+        self._device.dma_changed()
+        return payload[: DMA_UNMAP.size]
+
+    @property
+    def _dma(self) -> DmaTable:
+        assert self.link is not None
+        return self.link.dma
+
+    # ---------------------------------------------------------------- device, regions, interrupts: information
+
+    def _device_get_info(self, payload: memoryview, fds: list[int]) -> Buffer:
+        _want(payload, DEVICE_INFO)
+        flags = DeviceFlag.PCI | (DeviceFlag.RESET if self._device.resettable else 0)
+        return DEVICE_INFO.pack(DEVICE_INFO.size, flags, len(self._device.regions), len(self._device.irq_counts))
+
+    def _device_get_region_info(self, payload: memoryview, fds: list[int]) -> Buffer:
+        argsz, _, index, *_ = _want(payload, REGION_INFO)
+        region = self._region(index)
+        flags = RegionFlag.READ * region.readable | RegionFlag.WRITE * region.writable if region.size else 0
+        capabilities = _chain(region.capabilities)
+        needed = REGION_INFO.size + len(capabilities)
+        first = 0
+        if capabilities:
+            flags |= RegionFlag.CAPS
+            # Without room for them the client learns from argsz how much to ask for.
+            first, capabilities = (REGION_INFO.size, capabilities) if argsz >= needed else (0, b"")
+        return REGION_INFO.pack(needed, flags, index, first, region.size, 0) + capabilities
+
+    def _device_get_irq_info(self, payload: memoryview, fds: list[int]) -> Buffer:
+        _, _, index, _ = _want(payload, IRQ_INFO)
+        irqs = self._irqs(index)
+        return IRQ_INFO.pack(IRQ_INFO.size, _INTX_FLAGS if irqs.automasked else _IRQ_FLAGS, index, irqs.count)
+
+    def _device_set_irqs(self, payload: memoryview, fds: list[int]) -> Buffer:
+        argsz, flags, index, start, count = _unpack(IRQ_SET, payload)
+        if argsz < IRQ_SET.size:
+            raise ProtocolError(f"DEVICE_SET_IRQS with argsz {argsz}")
+        self._irqs(index).set_irqs(flags, start, count, payload[IRQ_SET.size :], fds)
+        if self.trace is not None:
+            self.trace("set_irqs", index=index, start=start, count=count, flags=flags, eventfds=len(fds))
+        fds.clear()  # the interrupt set owns them now
+        return b""
+
+    def _irqs(self, index: int) -> InterruptSet:
+        assert self.link is not None
+        if index >= len(self.link.irqs):
+            raise ProtocolError(f"IRQ type {index}")
+        return self.link.irqs[index]
+
+    # ---------------------------------------------------------------- register access
+
+    def _region_read(self, payload: memoryview, fds: list[int]) -> Buffer:
+        offset, index, count = _unpack(REGION_ACCESS, payload)
+        region = self._range(index, offset, count)
+        if not region.readable:
+            raise ProtocolError(f"region {index} cannot be read", errno.EPERM)
+        data = self._device.region_read(index, offset, count)
+        if len(data) != count:
+            raise OSError(errno.EIO, f"the device returned {len(data)} bytes for {count}")
+        if self.trace is not None:
+            self.trace("region_read", region=index, offset=offset, data=data)
+        return REGION_ACCESS.pack(offset, index, count) + data
+
+    def _region_write(self, payload: memoryview, fds: list[int]) -> Buffer:
+        offset, index, count = _unpack(REGION_ACCESS, payload)
+        data = payload[REGION_ACCESS.size :]
+        if len(data) != count:
+            raise ProtocolError(f"REGION_WRITE of {count} bytes carries {len(data)}")
+        self._write(index, offset, data)
+        return payload[: REGION_ACCESS.size]
+
+    def _region_write_multi(self, payload: memoryview, fds: list[int]) -> Buffer:
+        (number,) = _unpack(WRITE_MULTI, payload)
+        writes = payload[WRITE_MULTI.size :]
+        if len(writes) != number * SINGLE_WRITE.size:
+            raise ProtocolError(f"REGION_WRITE_MULTI of {number} writes carries {len(writes)} bytes")
+        for offset, index, count, data in SINGLE_WRITE.iter_unpack(writes):
+            if count > len(data):
+                raise ProtocolError(f"REGION_WRITE_MULTI with a write of {count} bytes")
+            self._write(index, offset, data[:count])
+        return payload[: WRITE_MULTI.size]
+
+    def _write(self, index: int, offset: int, data: Buffer) -> None:
+        region = self._range(index, offset, len(data))
+        if not region.writable:
+            raise ProtocolError(f"region {index} cannot be written", errno.EPERM)
+        if self.trace is not None:
+            self.trace("region_write", region=index, offset=offset, data=bytes(data))
+        self._device.region_write(index, offset, data)
+
+    def _range(self, index: int, offset: int, count: int) -> RegionInfo:
+        region = self._region(index)
+        if not 0 < count <= MAX_DATA_XFER or offset + count > region.size:
+            raise ProtocolError(f"access to region {index} of {region.size:#x} bytes at {offset:#x}+{count:#x}")
+        return region
+
+    def _region(self, index: int) -> RegionInfo:
+        regions = self._device.regions
+        if index >= len(regions):
+            raise ProtocolError(f"region {index}")
+        return regions[index]
+
+    def _device_reset(self, payload: memoryview, fds: list[int]) -> Buffer:
+        if not self._device.resettable:
+            raise ProtocolError("the device cannot be reset", errno.ENOTSUP)
+        if self.trace is not None:
+            self.trace("reset")
+        self._device.reset()
+        return b""
+
+    # ---------------------------------------------------------------- DMA by messages
+
+    def dma_read(self, address: int, count: int) -> bytes:
+        """Read client memory that has no descriptor, by DMA_READ; waits for the client, at most DMA_TIMEOUT a message.
+
+        Raises:
+            DmaFault: the client refused, answered nonsense, or not in time.
+        """
+        data = bytearray()
+        while len(data) < count:
+            start, length = address + len(data), min(count - len(data), self._transfer_size)
+            reply = self._request(Command.DMA_READ, DMA_ACCESS.pack(start, length), start, length)
+            if len(reply) != DMA_ACCESS.size + length or DMA_ACCESS.unpack_from(reply) != (start, length):
+                raise DmaFault(start, length, "the client's answer is malformed")
+            data += reply[DMA_ACCESS.size :]
+        return bytes(data)
+
+    def dma_write(self, address: int, data: bytes) -> None:
+        """Write client memory that has no descriptor, by DMA_WRITE; waits for the client like ``dma_read``.
+
+        Raises:
+            DmaFault: the client refused, or did not answer in time.
+        """
+        for done in range(0, len(data), self._transfer_size):
+            piece = data[done : done + self._transfer_size]
+            start, length = address + done, len(piece)
+            self._request(Command.DMA_WRITE, DMA_ACCESS.pack(start, length) + piece, start, length)
+
+    @property
+    def _transfer_size(self) -> int:
+        return max(1, min(self._client.max_data_xfer_size, MAX_DATA_XFER))
+
+    def _request(self, command: Command, payload: bytes, address: int, count: int) -> bytes:
+        """Send a command to the client and wait for its reply; commands that arrive meanwhile stay for later."""
+        self._request_id = message_id = (self._request_id + 1) & 0xFFFF
+        self._settled.add(message_id)
+        self._stats[command_name(command)] += 1
+        channel, deadline = self._channel, time.monotonic() + DMA_TIMEOUT
+        try:
+            channel.send(HEADER.pack(message_id, command, HEADER.size + len(payload), TYPE_COMMAND, 0), payload)
+            poller = select.poll()
+            while (left := deadline - time.monotonic()) > 0:
+                poller.register(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.congested else 0))
+                if not poller.poll(left * 1000):
+                    continue
+                channel.flush()
+                try:
+                    if not channel.fill(reuse=False):
+                        raise DmaFault(address, count, "the client has left")
+                except BlockingIOError:
+                    continue
+                for reply in channel.waiting():
+                    if reply.flags & TYPE_MASK == TYPE_REPLY and reply.id == message_id:
+                        if reply.flags & ERROR:
+                            code = reply.errno or errno.EIO
+                            raise DmaFault(address, count, f"the client refused: {os.strerror(code)}")
+                        return bytes(reply.payload)
+        except OSError as error:
+            raise DmaFault(address, count, f"the client cannot be reached: {error}") from None
+        finally:
+            if not self._handling:
+                self._on_backlog()
+        raise DmaFault(address, count, "the client does not answer")
+
+    def _dma_fault(self, fault: DmaFault) -> None:
+        self._stats["dma_faults"] += 1
+        log.debug("%s: %s", self.name, fault)
+        if self.trace is not None:
+            self.trace("dma_fault", address=fault.address, count=fault.count, reason=fault.reason)
+
+
+def _unpack(layout: Struct, payload: memoryview) -> tuple[Any, ...]:
+    """The fixed part at the start of a payload."""
+    if len(payload) < layout.size:
+        raise ProtocolError(f"a payload of {len(payload)} bytes where {layout.size} are due")
+    return layout.unpack_from(payload)
+
+
+def _want(payload: memoryview, layout: Struct) -> tuple[Any, ...]:
+    """The same for requests that start with ``argsz``, the room there is for the reply."""
+    fields = _unpack(layout, payload)
+    if fields[0] < layout.size:
+        raise ProtocolError(f"argsz {fields[0]} where {layout.size} are due")
+    return fields
+
+
+def _chain(capabilities: Sequence[bytes]) -> bytes:
+    """Lay out region capabilities behind the region info, each aligned to 8 bytes and pointing at the next."""
+    chained = bytearray()
+    for position, capability in enumerate(capabilities):
+        start = len(chained)
+        chained += capability + bytes(-len(capability) % 8)
+        last = position == len(capabilities) - 1
+        identity, version, _ = CAPABILITY.unpack_from(capability)
+        CAPABILITY.pack_into(chained, start, identity, version, 0 if last else REGION_INFO.size + len(chained))
+    return bytes(chained)
+
+
+def _peer_name(sock: socket.socket) -> str:
+    """Command name and process id of the other end."""
+    credentials = Struct("=iII")
+    pid, _, _ = credentials.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return f"{file.read().strip()}[{pid}]"
+    except OSError:
+        return f"[{pid}]"
