@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from nicmodel.packet.frames import Batch, Offload
 
 
 class Poller(Protocol):
-    """The event loop, as far as a wire needs it (`nicmodel.vfio_user.poll.Poller` is one)."""
+    """The event loop, as far as a wire needs it (`nicmodel.vfio_user.poll.Poller` is one).
+
+    Attributes:
+        clock: the loop's time, ns.
+    """
+
+    clock: Callable[[], int]
 
     def add(self, fd: int, on_readable: Callable[[], None]) -> None:
         """Call `on_readable` whenever `fd` can be read."""
@@ -20,15 +27,24 @@ class Poller(Protocol):
     def remove(self, fd: int) -> None:
         """Forget `fd`."""
 
-    def call_at(self, t_ns: int, callback: Callable[[], None]) -> object:
+    def call_at(self, t_ns: int, callback: Callable[[], None]) -> Any:
         """Call once at `t_ns` on the loop's clock; the result goes to `cancel`."""
 
-    def cancel(self, handle: object) -> None:
+    def cancel(self, timer: Any) -> None:
         """Take back a `call_at`."""
 
 
 class WireError(Exception):
     """A wire cannot be opened or has failed for good; the text says what to do."""
+
+
+#: Link speed of a medium that has none of its own, Mbit/s: what Linux reports for a tap.
+SPEED = 10_000
+
+
+def new_counters() -> dict[str, int]:
+    """Counts by name, in frames except for the two in bytes. A name that has not been counted yet stands at 0."""
+    return Counter(rx_frames=0, rx_bytes=0, tx_frames=0, tx_bytes=0)
 
 
 class Wire(Protocol):

@@ -1,0 +1,305 @@
+"""A Linux tap interface, spoken to with virtio-net headers so that GSO frames and bare checksums travel whole.
+
+Source: Linux Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h, drivers/net/tun.c; the header is that of
+virtio 1.2, section 5.1.6. A tap gives and takes one frame per system call, so both loops are compiled: the interpreter
+is entered once per batch.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import struct
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from nicmodel.packet.compiled import compiled
+from nicmodel.packet.frames import MAX_FRAME, Batch, FrameFlag, Gso, Offload
+from nicmodel.packet.memory import load_u16, store_u16
+from nicmodel.packet.parse import TCP_SIZE, UDP_SIZE
+from nicmodel.packet.words import load_byte, store_byte
+from nicmodel.wire.syscalls import read, write
+from nicmodel.wire.wire import SPEED, Poller, WireError, new_counters
+
+log = logging.getLogger(__name__)
+
+# linux/if_tun.h
+TUNSETIFF = 0x400454CA
+TUNSETOFFLOAD = 0x400454D0
+TUNGETIFF = 0x800454D2
+TUNSETVNETHDRSZ = 0x400454D8
+IFF_TAP = 0x0002
+IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
+TUN_F_CSUM = 0x01
+TUN_F_TSO4 = 0x02
+TUN_F_TSO6 = 0x04
+TUN_F_TSO_ECN = 0x08
+TUN_F_USO4 = 0x20
+TUN_F_USO6 = 0x40
+
+#: struct virtio_net_hdr_mrg_rxbuf: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers.
+VNET_HEADER = 12
+GSO_ECN = 0x80  # VIRTIO_NET_HDRGSO_ECN, beside the type: a TCP frame with CWR set
+TCP_CWR = 0x80  # in the flags byte of a TCP header
+
+# As plain numbers: compiled code knows no IntFlag.
+_NEEDS_CSUM = int(FrameFlag.NEEDS_CSUM)
+_CSUM_FLAGS = int(FrameFlag.NEEDS_CSUM | FrameFlag.CSUM_VALID)
+
+_TSO = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
+#: What to ask the kernel for, best first. USO came with Linux 6.2, and only in both versions of IP at once.
+_OFFLOADS = (
+    (_TSO | TUN_F_USO4 | TUN_F_USO6, Offload.ALL),
+    (_TSO, Offload.CSUM | Offload.TSO4 | Offload.TSO6),
+    (TUN_F_CSUM, Offload.CSUM),
+    (0, Offload.NONE),
+)
+
+
+@compiled
+def _read_frames(fd: int, data: npt.NDArray[np.uint8], frames: npt.NDArray[np.void]) -> tuple[int, int, int, int]:
+    """Read frames until the tap has none, or the batch is full.
+
+    Returns:
+        Frames read; bytes of `data` used; bytes in the frames; the errno that ended it, or 0.
+    """
+    base = int(np.int64(data.ctypes.data))
+    used = 0
+    octets = 0
+    count = 0
+    while count < len(frames) and used + VNET_HEADER + MAX_FRAME <= len(data):
+        got = read(fd, base + used, VNET_HEADER + MAX_FRAME)
+        if got < 0:
+            return count, used, octets, -got
+        length = got - VNET_HEADER
+        flags = load_byte(data, used) & _CSUM_FLAGS
+        gso = load_byte(data, used + 1) & ~GSO_ECN
+        header = load_u16(base + used + 2)
+        csum_start = load_u16(base + used + 6)
+        start = used + VNET_HEADER
+        if gso != Gso.NONE and flags & _NEEDS_CSUM:
+            # The kernel's hdr_len is how much of the frame it holds in one piece, which may be more than the headers.
+            if gso == Gso.UDP_L4:
+                header = csum_start + UDP_SIZE
+            elif csum_start + TCP_SIZE <= length:
+                header = csum_start + (load_byte(data, start + csum_start + 12) >> 4) * 4
+        frame = frames[count]
+        frame["offset"] = start
+        frame["length"] = length
+        frame["time"] = 0
+        frame["flags"] = flags
+        frame["gso"] = gso
+        frame["segment"] = load_u16(base + used + 4)
+        frame["header"] = header
+        frame["csum_start"] = csum_start
+        frame["csum_offset"] = load_u16(base + used + 8)
+        used += got
+        octets += length
+        count += 1
+    return count, used, octets, 0
+
+
+@compiled
+def _write_frames(
+    fd: int, data: npt.NDArray[np.uint8], frames: npt.NDArray[np.void], first: int, count: int
+) -> tuple[int, int, int]:
+    """Write frames `first` to `count`, each with a virtio-net header put into the room before it.
+
+    Returns:
+        Index of the frame that came to no good, or `count`; bytes in the frames written; the errno, or 0.
+    """
+    base = int(np.int64(data.ctypes.data))
+    octets = 0
+    for index in range(first, count):
+        frame = frames[index]
+        length = int(frame["length"])
+        start = int(frame["offset"])
+        if start < VNET_HEADER:
+            return index, octets, errno.EINVAL
+        at = start - VNET_HEADER
+        gso = int(frame["gso"])
+        if gso == Gso.TCPV4 or gso == Gso.TCPV6:
+            tcp = int(frame["csum_start"])
+            if tcp + TCP_SIZE <= length and load_byte(data, start + tcp + 13) & TCP_CWR:
+                gso |= GSO_ECN
+        store_byte(data, at, frame["flags"])
+        store_byte(data, at + 1, gso)
+        store_u16(base + at + 2, frame["header"])
+        store_u16(base + at + 4, frame["segment"])
+        store_u16(base + at + 6, frame["csum_start"])
+        store_u16(base + at + 8, frame["csum_offset"])
+        store_u16(base + at + 10, 0)
+        done = write(fd, base + at, VNET_HEADER + length)
+        if done < 0:
+            return index, octets, -done
+        octets += length
+    return count, octets, 0
+
+
+class TapWire:
+    """A tap interface. Its link is up for as long as the interface exists.
+
+    Args:
+        name: interface to attach to; it is made if there is none, and then goes away with the wire. None: the kernel
+            finds a name.
+        offloads: let GSO and bare checksums through, both ways.
+        fd: descriptor of a tap that somebody else has opened, perhaps in another network namespace, with IFF_TAP,
+            IFF_NO_PI and IFF_VNET_HDR. The wire closes it.
+
+    Losses counted: ``interface_down``, the interface is not up; ``refused_<errno>``, the kernel did not take a frame;
+    ``unreadable_<errno>``, it could not hand one over; ``not_connected``, the interface has been deleted.
+
+    Raises:
+        WireError: the tap cannot be opened, or is of another kind.
+    """
+
+    headroom = VNET_HEADER
+    speed = SPEED
+
+    def __init__(self, name: str | None = None, *, offloads: bool = True, fd: int | None = None) -> None:
+        self._fd = _open(name) if fd is None else fd
+        try:
+            self.interface = _check(self._fd)
+            self.offloads = _negotiate(self._fd) if offloads else _negotiate(self._fd, _OFFLOADS[-1:])
+            os.set_blocking(self._fd, False)
+        except (OSError, WireError):
+            if fd is None:
+                os.close(self._fd)
+            raise
+        self.name = f"tap:{self.interface}"
+        self.up = True
+        self.counters = new_counters()
+        self._incoming = Batch(1 << 20, 512)
+        self._blocked = False
+        self._poller: Poller | None = None
+
+    def start(
+        self,
+        poller: Poller,
+        receive: Callable[[Batch], None],
+        writable: Callable[[], None],
+        link_changed: Callable[[], None],
+    ) -> None:
+        """See `Wire.start`."""
+        self._poller, self._receive, self._writable, self._link_changed = poller, receive, writable, link_changed
+        nothing = Batch(0, 0)  # loads the compiled code now and not with the first frame
+        _read_frames(self._fd, nothing.data, nothing.frames)
+        _write_frames(self._fd, nothing.data, nothing.frames, 0, 0)
+        poller.add(self._fd, self._on_readable)
+
+    def send(self, batch: Batch) -> bool:
+        """See `Wire.send`."""
+        while self.up:
+            first = batch.sent
+            batch.sent, octets, error = _write_frames(self._fd, batch.data, batch.frames, first, batch.count)
+            self.counters["tx_frames"] += batch.sent - first
+            self.counters["tx_bytes"] += octets
+            if not error:
+                return True
+            if error == errno.EAGAIN and self._poller is not None:
+                self._blocked = True
+                self._poller.want_write(self._fd, self._on_writable)
+                return False
+            self._lose("interface_down" if error == errno.EIO else _named("refused", error), error)
+            batch.sent += 1
+        self.counters["not_connected"] += batch.count - batch.sent
+        batch.sent = batch.count
+        return True
+
+    def stop(self) -> None:
+        """See `Wire.stop`."""
+        self._leave()
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def _on_readable(self) -> None:
+        batch = self._incoming
+        batch.clear()
+        batch.count, batch.used, octets, error = _read_frames(self._fd, batch.data, batch.frames)
+        self.counters["rx_frames"] += batch.count
+        self.counters["rx_bytes"] += octets
+        if batch.count:
+            self._receive(batch)
+        if error not in (0, errno.EAGAIN, errno.EINTR):
+            self._lose(_named("unreadable", error), error)
+
+    def _on_writable(self) -> None:
+        if self._poller is not None:
+            self._poller.want_write(self._fd, None)
+        self._blocked = False
+        self._writable()
+
+    def _lose(self, reason: str, error: int) -> None:
+        """Count one frame; notice when the interface itself is gone."""
+        self.counters[reason] += 1
+        if self.counters[reason] == 1:
+            log.warning("%s: losing frames: %s (%s)", self.name, reason, os.strerror(error))
+        if error == errno.EBADFD and self.up:
+            log.error("%s: the interface has been deleted", self.name)
+            self._leave()
+            self._link_changed()
+            if self._blocked:
+                self._writable()
+
+    def _leave(self) -> None:
+        if self._poller is not None and self.up:
+            self._poller.remove(self._fd)
+        self.up = False
+
+
+def _named(what: str, error: int) -> str:
+    return f"{what}_{errno.errorcode.get(error, str(error)).lower()}"
+
+
+def _open(name: str | None) -> int:
+    """A new descriptor, attached to the interface."""
+    wanted = (name or "").encode()
+    if len(wanted) > 15:
+        raise WireError(f"tap:{name}: an interface name has at most 15 bytes")
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise WireError(f"/dev/net/tun: {error.strerror}; is the kernel's module tun loaded?") from error
+    try:
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", wanted, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+    except OSError as error:
+        os.close(fd)
+        hint = {
+            errno.EPERM: f"; as root, `ip tuntap add dev {name or 'tap0'} mode tap user NAME` makes one for a user",
+            errno.EBUSY: "; another process has it open",
+            errno.EINVAL: "; it exists and is no single-queue tap",
+        }.get(error.errno or 0, "")
+        raise WireError(f"tap:{name or ''}: {error.strerror}{hint}") from error
+    return fd
+
+
+def _check(fd: int) -> str:
+    """Name of the interface that `fd` is attached to."""
+    try:
+        answer = fcntl.ioctl(fd, TUNGETIFF, bytes(40))
+    except OSError as error:
+        raise WireError(f"descriptor {fd} is not attached to a tap: {error.strerror}") from error
+    name, flags = struct.unpack("16sH22x", answer)
+    needed = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+    if flags & needed != needed:
+        raise WireError(f"descriptor {fd}: the tap has to be opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")
+    return str(name.rstrip(b"\0").decode())
+
+
+def _negotiate(fd: int, choices: tuple[tuple[int, Offload], ...] = _OFFLOADS) -> Offload:
+    """Set the header's size and the best of `choices` that this kernel knows."""
+    fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER))
+    for bits, offloads in choices:
+        try:
+            fcntl.ioctl(fd, TUNSETOFFLOAD, bits)
+            return offloads
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    raise WireError("the kernel takes no TUNSETOFFLOAD")
