@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from nicmodel.vm import agent
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.packages import Packages, Tree, cache_dir, locked, obtain
 from nicmodel.vm.progress import step
@@ -215,7 +216,9 @@ def _compile_python(userland: Tree, root: Path) -> None:
     python = next((root / "usr/bin").glob("python3.*")).name
     compileall = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/")
     subprocess.run(
-        userland.command(f"usr/bin/{python}", *compileall, str(root / "usr/lib/python3"), str(root / "usr/lib" / python)),
+        userland.command(
+            f"usr/bin/{python}", *compileall, str(root / "usr/lib/python3"), str(root / "usr/lib" / python)
+        ),
         check=True,
         env=os.environ | {"PYTHONHOME": str(userland.path / "usr"), "PYTHONNOUSERSITE": "1"},
     )
@@ -228,7 +231,7 @@ def _with_overlay(base: Path) -> Path:
     overlay = [
         Entry("init", stat.S_IFREG | 0o755, GUEST_FILES / "init"),
         Entry("usr/lib/nicmodel", stat.S_IFDIR | 0o755),
-        Entry("usr/lib/nicmodel/agent.py", stat.S_IFREG | 0o644, GUEST_FILES / "agent.py"),
+        Entry("usr/lib/nicmodel/agent.py", stat.S_IFREG | 0o644, Path(agent.__file__)),
     ]
     content = b"".join(entry.source.read_bytes() for entry in overlay if entry.source)
     key = hashlib.sha256(content).hexdigest()[:12]

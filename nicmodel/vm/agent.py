@@ -1,8 +1,10 @@
-"""Run commands in the guest for the host, over a virtio-serial port.
+"""Run commands in the guest for the host, over a virtio-serial port. This file runs in the guest, on Python alone.
 
 Both directions carry frames: length of the body (32 bits), number of the process that it is about (32 bits, chosen by
-the host), kind (8 bits), all big-endian, then the body. Many processes run at once. The agent greets with `HELLO` when
-it starts, so that the host can tell where frames begin after the guest was reset in the middle of one.
+the host), kind (8 bits), all big-endian, then the body. Many processes run at once.
+
+A guest can be reset in the middle of a frame. So the agent greets with `HELLO` when it starts, the host answers with
+`HELLO`, and each side drops what it receives before that.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import termios
 from collections.abc import Callable
 from typing import IO
 
+PORT_NAME = "nicmodel.agent"
 HELLO = b"\0nicmodel agent\n"
 HEADER = struct.Struct(">IIB")
 
@@ -40,6 +43,7 @@ class Agent:
         self.selector = selectors.DefaultSelector()
         self.processes: dict[int, Process] = {}
         self.received = bytearray()
+        self.greeted = bytearray()  # the host's HELLO, once it is there
 
     def serve(self) -> None:
         os.write(self.port, HELLO)
@@ -53,7 +57,9 @@ class Agent:
         if not data:
             sys.exit("the host closed the port")
         self.received += data
-        while len(self.received) >= HEADER.size:
+        if not self.greeted:
+            _, self.greeted, self.received = self.received.partition(HELLO)
+        while self.greeted and len(self.received) >= HEADER.size:
             length, number, kind = HEADER.unpack_from(self.received)
             end = HEADER.size + length
             if len(self.received) < end:

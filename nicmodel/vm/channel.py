@@ -1,0 +1,231 @@
+"""The host's end of the guest's agent: start processes in the guest and follow them (protocol: `agent.py`)."""
+
+import json
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nicmodel.vm import agent
+from nicmodel.vm.errors import VmError
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command in the guest ended.
+
+    Attributes:
+        stdout: What it wrote; bytes that are not UTF-8 are replaced.
+        stderr: Likewise.
+        status: Its exit status, or minus the number of the signal that ended it.
+    """
+
+    stdout: str
+    stderr: str
+    status: int
+
+
+class Process:
+    """A process in the guest. Methods may be called from any thread."""
+
+    def __init__(self, channel: "Channel", number: int, command: str) -> None:
+        self.command = command
+        self._channel = channel
+        self._number = number
+        self._changed = threading.Condition()
+        self._stdout = bytearray()
+        self._stderr = bytearray()
+        self._status: int | None = None
+        self._failure = ""
+
+    def wait(self, timeout: float = 60) -> Result:
+        """Wait for the end.
+
+        Args:
+            timeout: Seconds; the process goes on if it has not ended by then.
+
+        Raises:
+            VmError: It did not end in time, could not be started, or the guest ended first.
+        """
+        self._wait_until(lambda: self._status is not None, timeout, "did not end")
+        assert self._status is not None
+        return Result(self._stdout.decode(errors="replace"), self._stderr.decode(errors="replace"), self._status)
+
+    def expect(self, text: str, timeout: float = 60) -> str:
+        """Wait until standard output holds `text`; the output so far.
+
+        Raises:
+            VmError: It does not within `timeout` seconds, or the process has ended without it.
+        """
+        self._wait_until(lambda: text in self.output() or self._status is not None, timeout, f"did not say '{text}'")
+        if text not in self.output():
+            raise VmError(f"'{self.command}' in the guest ended without '{text}': {self._quoted()}")
+        return self.output()
+
+    def output(self) -> str:
+        """Standard output so far."""
+        return self.output_bytes().decode(errors="replace")
+
+    def output_bytes(self) -> bytes:
+        """Standard output so far, as it came."""
+        with self._changed:
+            return bytes(self._stdout)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet, as far as the host knows."""
+        return self._status is None and not self._failure
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        """Send a signal to the process and its children. Nothing happens if it has ended."""
+        self._channel.send(self._number, agent.SIGNAL, json.dumps(int(signum)).encode())
+
+    def write(self, data: bytes) -> None:
+        """Give `data` to its standard input."""
+        for start in range(0, len(data), 1 << 20):
+            self._channel.send(self._number, agent.STDIN, data[start : start + (1 << 20)])
+
+    def close_input(self) -> None:
+        """End its standard input."""
+        self._channel.send(self._number, agent.STDIN, b"")
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the size of the terminal that it runs on."""
+        self._channel.send(self._number, agent.RESIZE, json.dumps([rows, columns]).encode())
+
+    def wait_output(self, seen: int, timeout: float) -> bytes:
+        """Standard output beyond its first `seen` bytes, as soon as there is some; nothing after the end or `timeout`."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._stdout) > seen or not self.running, timeout)
+            return bytes(self._stdout[seen:])
+
+    def _wait_until(self, condition: Callable[[], bool], timeout: float, complaint: str) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: condition() or bool(self._failure), timeout)
+            if condition():
+                return
+        if self._failure:
+            raise VmError(f"'{self.command}' in the guest: {self._failure}")
+        raise GuestTimeoutError(f"'{self.command}' in the guest {complaint} within {timeout:g} s: {self._quoted()}")
+
+    def _quoted(self) -> str:
+        return (self._stdout[-1000:] + self._stderr[-1000:]).decode(errors="replace").strip() or "no output"
+
+    def receive(self, kind: int, body: bytes) -> None:
+        """Take a frame of the agent's."""
+        with self._changed:
+            if kind == agent.STDOUT:
+                self._stdout += body
+            elif kind == agent.STDERR:
+                self._stderr += body
+            elif kind == agent.EXIT:
+                self._status = json.loads(body)
+            elif kind == agent.FAILED:
+                self._failure = body.decode()
+            self._changed.notify_all()
+
+    def fail(self, reason: str) -> None:
+        """Give up on it."""
+        with self._changed:
+            if self.running:
+                self._failure = reason
+            self._changed.notify_all()
+
+
+class GuestTimeoutError(VmError):
+    """Something in the guest took longer than it was given."""
+
+
+class Channel:
+    """The connection to the agent, across resets of the guest.
+
+    Args:
+        connection: The socket behind the guest's virtio-serial port.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._changed = threading.Condition()
+        self._received = bytearray()
+        self._processes: dict[int, Process] = {}
+        self._last_number = 0
+        self._greeted = False
+        self.greetings = 0
+        self.failure = ""
+
+    def start(self, command: str | Sequence[str], terminal: tuple[int, int] | None = None) -> Process:
+        """Start a process.
+
+        Args:
+            command: A line for the guest's shell, or a program and its arguments.
+            terminal: Run it on a terminal of so many rows and columns; else on pipes.
+        """
+        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        with self._changed:
+            self._last_number += 1
+            number = self._last_number
+            process = Process(self, number, command if isinstance(command, str) else " ".join(argv))
+            if self.failure:
+                process.fail(self.failure)
+                return process
+            self._processes[number] = process
+        self.send(number, agent.START, json.dumps({"argv": argv, "terminal": terminal}).encode())
+        return process
+
+    def send(self, number: int, kind: int, body: bytes) -> None:
+        """Send one frame. A guest that is gone swallows it: its processes have been told otherwise."""
+        try:
+            with self._sending:
+                self._connection.sendall(agent.HEADER.pack(len(body), number, kind) + body)
+        except OSError:
+            return
+
+    def wait_greeting(self, count: int, timeout: float) -> bool:
+        """Wait until the agent has started `count` times in all, or the channel failed; whether it has."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.greetings >= count or bool(self.failure), timeout)
+            return self.greetings >= count
+
+    def receive(self, data: bytes) -> None:
+        """Take what came from the guest."""
+        self._received += data
+        if not self._greeted:
+            _, found, self._received = self._received.partition(agent.HELLO)
+            if not found:
+                self._received = _
+                return
+            with self._sending:
+                self._connection.sendall(agent.HELLO)
+            with self._changed:
+                self._greeted = True
+                self.greetings += 1
+                self._changed.notify_all()
+        while len(self._received) >= agent.HEADER.size:
+            length, number, kind = agent.HEADER.unpack_from(self._received)
+            end = agent.HEADER.size + length
+            if len(self._received) < end:
+                return
+            body = bytes(self._received[agent.HEADER.size : end])
+            del self._received[:end]
+            if process := self._processes.get(number):
+                process.receive(kind, body)
+                if not process.running:
+                    del self._processes[number]
+
+    def reset(self, reason: str) -> None:
+        """The guest was reset: its processes are gone, and a new agent will greet."""
+        with self._changed:
+            self._greeted = False
+            self._received.clear()
+            lost, self._processes = self._processes, {}
+        for process in lost.values():
+            process.fail(reason)
+
+    def fail(self, reason: str) -> None:
+        """The guest is gone or as good as gone: nothing will be answered any more."""
+        with self._changed:
+            self.failure = self.failure or reason
+            self._changed.notify_all()
+        self.reset(reason)

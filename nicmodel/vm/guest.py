@@ -1,0 +1,367 @@
+"""A running guest: start it, run commands in it, stop it."""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import re
+import selectors
+import shlex
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nicmodel.vm import agent
+from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.image import DEFAULT_KERNEL, Kernel, build_image
+from nicmodel.vm.layout import Nic, arguments
+from nicmodel.vm.qemu import acceleration, find_qemu, spawn
+from nicmodel.vm.qmp import Qmp
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class GuestConfig:
+    """What a guest is made of.
+
+    Attributes:
+        nics: NICs; their servers must be listening when the guest starts.
+        vcpus: Virtual CPUs.
+        memory: Bytes, or a number with a unit, as QEMU writes it: "2G".
+        device_memory: Memory of devices, in bytes by name (at least 2 MiB each): see `DeviceMemory`.
+        layout: "q35", "two-nics", "switch" or "iommu": see `qemu-configs/`.
+        kernel: The kernel.
+        cmdline: Added to the kernel's command line.
+        arguments: Added to QEMU's arguments, such as `-netdev` and `-device` for other NICs.
+    """
+
+    nics: Sequence[Nic] = ()
+    vcpus: int = 2
+    memory: int | str = GIB
+    device_memory: Mapping[str, int] = field(default_factory=dict)
+    layout: str = "q35"
+    kernel: Kernel = DEFAULT_KERNEL
+    cmdline: str = ""
+    arguments: Sequence[str] = ()
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as "2G", "512M", "64k" or "4096" (units are powers of 1024)."""
+    if not (match := re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", text.strip(), re.IGNORECASE)):
+        raise VmError(f"'{text}' is not a size: write 2G, 512M or a number of bytes")
+    return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
+
+
+class DeviceMemory:
+    """Memory that stands for a device's (a GPU's, say): a memfd that is a NUMA node of the guest's without CPUs.
+
+    The guest reaches it like any memory, and puts a dma-buf there by binding a memfd to the node (mbind(2)). A NIC's
+    server sees it as one DMA window of its own, whose file is called `/memfd:<name>` in /proc/self/fd.
+
+    Attributes:
+        fd: The memfd.
+        size: Bytes.
+        node: The guest's number for the NUMA node.
+        array: The memory itself, shape (size,), not a copy.
+    """
+
+    def __init__(self, name: str, size: int, node: int) -> None:
+        self.size = size
+        self.node = node
+        self.fd = os.memfd_create(name)
+        os.ftruncate(self.fd, size)
+        self.array: NDArray[np.uint8] = np.frombuffer(mmap.mmap(self.fd, size), np.uint8)
+
+    def close(self) -> None:
+        """Close the memfd; `array` stays valid."""
+        os.close(self.fd)
+
+
+class CommandError(VmError):
+    """A command in the guest ended with a status other than 0.
+
+    Attributes:
+        result: What it said.
+    """
+
+    def __init__(self, command: str, result: Result) -> None:
+        said = (result.stderr or result.stdout).strip() or "it said nothing"
+        super().__init__(f"'{command}' in the guest ended with status {result.status}: {said}")
+        self.result = result
+
+
+class Guest:
+    """A guest. Use it as a context manager: it has booted inside the block, and is gone after it.
+
+    Args:
+        config: What it is made of.
+        console: File for the serial console's output; one in a temporary folder if None.
+        boot_timeout: Seconds from the start of QEMU until the guest takes commands.
+
+    Attributes:
+        accel: "kvm" or "tcg".
+        kernel_version: As `uname -r` prints it.
+        console: The serial console's output so far is in this file.
+        qmp: QEMU's monitor: `guest.qmp.execute("query-pci")`.
+        device_memory: By the names of the configuration.
+    """
+
+    accel: str
+    kernel_version: str
+    console: Path
+    qmp: Qmp
+    device_memory: dict[str, DeviceMemory]
+
+    def __init__(self, config: GuestConfig | None = None, *, console: Path | None = None, boot_timeout: float = 120):
+        self.config = config or GuestConfig()
+        self._console_wanted = console
+        self._boot_timeout = boot_timeout
+
+    def __enter__(self) -> Self:
+        self._cleanup = contextlib.ExitStack()
+        try:
+            self._start()
+            self._await_boot(1)
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.stop()
+        finally:
+            self._cleanup.close()
+
+    def run(
+        self, command: str | Sequence[str], *, timeout: float = 60, check: bool = True, input: bytes | None = None
+    ) -> Result:
+        """Run a command in the guest and wait for its end. Several threads may do so at once.
+
+        Args:
+            command: A line for the guest's shell, or a program and its arguments.
+            timeout: Seconds; then the command is killed.
+            check: Whether a status other than 0 is an error.
+            input: Its standard input; empty if None.
+
+        Raises:
+            CommandError: It failed, and `check` is set.
+            GuestTimeoutError: It took too long.
+            VmError: The guest crashed or ended; the message quotes its console.
+        """
+        process = self.start(command)
+        if input:
+            process.write(input)
+        process.close_input()
+        result = self._finish(process, timeout)
+        if check and result.status:
+            raise CommandError(process.command, result)
+        return result
+
+    def start(self, command: str | Sequence[str], terminal: tuple[int, int] | None = None) -> Process:
+        """Start a command in the guest in the background.
+
+        Args:
+            command: A line for the guest's shell, or a program and its arguments.
+            terminal: Run it on a terminal of so many rows and columns.
+        """
+        return self._channel.start(command, terminal)
+
+    def put(self, data: bytes | Path, path: str, mode: int = 0o755) -> None:
+        """Write a file in the guest: the given bytes, or the content of a file of the host's."""
+        content = data.read_bytes() if isinstance(data, Path) else data
+        quoted = shlex.quote(path)
+        self.run(f"cat > {quoted}.new && chmod {mode:o} {quoted}.new && mv {quoted}.new {quoted}", input=content)
+
+    def get(self, path: str) -> bytes:
+        """The content of a file in the guest."""
+        process = self.start(["cat", path])
+        result = self._finish(process, 60)
+        if result.status:
+            raise CommandError(process.command, result)
+        return process.output_bytes()
+
+    def dmesg(self) -> str:
+        """The kernel's log."""
+        return self.run("dmesg").stdout
+
+    def reboot(self) -> None:
+        """Reboot, in order: drivers shut their devices down. Returns when the guest takes commands again."""
+        greetings = self._channel.greetings
+        self.start("reboot -f")
+        self._await_boot(greetings + 1)
+
+    def stop(self, timeout: float = 15) -> None:
+        """Power off, in order; after `timeout` seconds, or if the guest hangs, end QEMU. Nothing happens if it is gone."""
+        if self._process.poll() is None and not self._channel.failure:
+            self.start("poweroff -f")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout)
+        if self._process.poll() is None:
+            with contextlib.suppress(VmError, OSError, TimeoutError):
+                self.qmp.execute("quit")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+        self.kill()
+
+    def kill(self) -> None:
+        """End QEMU at once (SIGKILL), as a crash would."""
+        self._process.kill()
+        self._process.wait()
+
+    def console_tail(self, lines: int = 15) -> str:
+        """The console's last lines."""
+        text = self.console.read_text(errors="replace") if self.console.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _start(self) -> None:
+        image = build_image(self.config.kernel)
+        qemu = find_qemu()
+        self.accel = acceleration(qemu, image)
+        self.kernel_version = image.version
+        folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nicmodel-")))
+        self.console = self._console_wanted or folder / "console.log"
+        self.device_memory = {}
+        for node, (name, size) in enumerate(self.config.device_memory.items(), 1):
+            self.device_memory[name] = DeviceMemory(name, size, node)
+            self._cleanup.callback(self.device_memory[name].close)
+        sockets = {name: socket.socketpair() for name in ("agent", "console", "qmp")}
+        passed = {name: pair[1].fileno() for name, pair in sockets.items()}
+        memory = {name: device.fd for name, device in self.device_memory.items()}
+        command = [*qemu.command, *qemu_arguments(self.config, image.kernel, image.initrd, self.accel)]
+        command += _channels(passed) + _device_memory(self.config, memory)
+        with (folder / "qemu.log").open("wb") as log:
+            self._process = spawn(
+                command, qemu.environment, stdout=log, stderr=log, pass_fds=(*passed.values(), *memory.values())
+            )
+        self._qemu_log = folder / "qemu.log"
+        self._cleanup.callback(self.kill)
+        for _, theirs in sockets.values():
+            theirs.close()
+        self._channel = Channel(sockets["agent"][0])
+        watcher = threading.Thread(
+            target=self._watch, args=(sockets["agent"][0], sockets["console"][0]), name="guest", daemon=True
+        )
+        watcher.start()
+        self._cleanup.callback(watcher.join)
+        self._cleanup.callback(self.kill)  # before the watcher is waited for: it ends with QEMU
+        try:
+            self.qmp = Qmp(sockets["qmp"][0], self._on_event)
+        except Exception as error:
+            self.kill()
+            raise VmError(f"QEMU did not start: {self._qemu_log.read_text().strip() or error}") from error
+        self._cleanup.callback(self.qmp.close)
+
+    def _await_boot(self, greetings: int) -> None:
+        """Wait until the agent has started `greetings` times."""
+        if not self._channel.wait_greeting(greetings, self._boot_timeout):
+            reason = self._channel.failure or f"the guest has not booted within {self._boot_timeout:g} s"
+            raise VmError(self._with_console(reason))
+
+    def _finish(self, process: Process, timeout: float) -> Result:
+        try:
+            return process.wait(timeout)
+        except GuestTimeoutError as error:
+            process.kill()
+            raise GuestTimeoutError(self._with_console(str(error))) from None
+        except VmError as error:
+            if self._channel.failure:
+                raise VmError(self._with_console(str(error))) from None
+            raise
+
+    def _with_console(self, reason: str) -> str:
+        return f"{reason}\nThe guest's console ended with:\n{self.console_tail()}"
+
+    def _on_event(self, name: str) -> None:
+        if name == "RESET":
+            self._channel.reset("the guest was reset")
+
+    def _watch(self, agent_socket: socket.socket, console_socket: socket.socket) -> None:
+        """Thread: take what the agent and the console say until QEMU ends."""
+        recent = b""
+        with (
+            agent_socket,
+            console_socket,
+            self.console.open("wb", buffering=0) as console,
+            selectors.DefaultSelector() as selector,
+        ):
+            selector.register(agent_socket, selectors.EVENT_READ)
+            selector.register(console_socket, selectors.EVENT_READ)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    try:
+                        data = os.read(key.fd, 1 << 18)
+                    except ConnectionResetError:
+                        data = b""
+                    if not data:
+                        selector.unregister(key.fileobj)
+                    elif key.fileobj is agent_socket:
+                        self._channel.receive(data)
+                    else:
+                        console.write(data)
+                        recent = (recent + data)[-4096:]
+                        if panic := re.search(rb"Kernel panic - not syncing: [^\r\n]*[\r\n]", recent):
+                            self._channel.fail(f"the guest crashed: {panic[0].decode(errors='replace').strip()}")
+        status = self._process.wait()
+        said = self._qemu_log.read_text(errors="replace").strip()
+        self._channel.fail(f"QEMU has ended (status {status})" + (f": {said}" if said else ""))
+
+
+def qemu_arguments(config: GuestConfig, kernel: Path, initrd: Path, accel: str) -> list[str]:
+    """QEMU's arguments for a guest, but for those that depend on descriptors of this process."""
+    variables = {
+        "KERNEL": str(kernel),
+        "INITRD": str(initrd),
+        # Interrupt remapping needs the split interrupt controller with KVM; it costs nothing without.
+        "ACCEL": "kvm,kernel-irqchip=split" if accel == "kvm" else accel,
+        "VCPUS": str(config.vcpus),
+        "MEMORY": f"{_memory(config)}B",
+        "CMDLINE": config.cmdline,
+    }
+    words = arguments(config.layout, config.nics, variables)
+    if config.device_memory:
+        # Once there are NUMA nodes, each names its memory, and the machine no longer does.
+        words = [word.removesuffix(",memory-backend=ram") for word in words]
+    return [*words, *config.arguments]
+
+
+def _memory(config: GuestConfig) -> int:
+    return parse_size(config.memory) if isinstance(config.memory, str) else config.memory
+
+
+def _channels(descriptors: Mapping[str, int]) -> list[str]:
+    """QEMU's arguments for monitor, console and the agent's port, each on a socket that QEMU inherits."""
+    words = []
+    for name, descriptor in descriptors.items():
+        words += ["-chardev", f"socket,id={name},fd={descriptor}"]
+    words += ["-qmp", "chardev:qmp", "-serial", "chardev:console"]
+    return [*words, "-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=agent,name={agent.PORT_NAME}"]
+
+
+def _device_memory(config: GuestConfig, descriptors: Mapping[str, int]) -> list[str]:
+    """QEMU's arguments for NUMA nodes: the guest's memory with all CPUs, then each device's memory without."""
+    if not descriptors:
+        return []
+    words = ["-numa", f"node,nodeid=0,cpus=0-{config.vcpus - 1},memdev=ram"]
+    total = _memory(config)
+    for node, (name, descriptor) in enumerate(descriptors.items(), 1):
+        size = config.device_memory[name]
+        total += size
+        words += ["-object", f"memory-backend-file,id={name},mem-path=/proc/self/fd/{descriptor},size={size},share=on"]
+        words += ["-numa", f"node,nodeid={node},memdev={name}"]
+    return ["-m", f"{total}B", *words]

@@ -1,0 +1,156 @@
+"""Find a QEMU that has `vfio-user-pci`, find out whether KVM works, and start processes that cannot outlive this one."""
+
+import concurrent.futures
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.image import Image
+from nicmodel.vm.packages import Packages, cache_dir, obtain, write_whole
+from nicmodel.vm.progress import step
+
+QEMU = Packages("qemu", ("qemu-system-x86",), suite="trixie-backports")
+"""The first Debian packages of QEMU with `vfio-user-pci` (QEMU 10.1)."""
+
+KVM_TRIAL_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """A QEMU to run.
+
+    Attributes:
+        command: How to call it; its arguments follow.
+        environment: Variables it needs besides the user's own.
+        version: As `--version` prints it.
+    """
+
+    command: tuple[str, ...]
+    version: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@cache
+def find_qemu() -> Qemu:
+    """$NICMODEL_QEMU, else the system's qemu-system-x86_64 if it has `vfio-user-pci`, else one from Debian's packages.
+
+    Raises:
+        VmError: $NICMODEL_QEMU has no `vfio-user-pci`, or the packages cannot be had.
+    """
+    if named := os.environ.get("NICMODEL_QEMU"):
+        if qemu := _usable((named,)):
+            return qemu
+        raise VmError(
+            f"{named} (NICMODEL_QEMU) does not run, or has no device vfio-user-pci: QEMU 10.1 or later has it"
+        )
+    if (system := shutil.which("qemu-system-x86_64")) and (qemu := _usable((system,))):
+        return qemu
+    return unpacked_qemu()
+
+
+def unpacked_qemu(*, update: bool = False) -> Qemu:
+    """QEMU from the packages of Debian's trixie-backports, whatever release the host has."""
+    tree = obtain(QEMU, update=update)
+    share = tree.path / "usr/share"
+    command = tree.command("usr/bin/qemu-system-x86_64", "-L", str(share / "qemu"), "-L", str(share / "seabios"))
+    modules = {"QEMU_MODULE_DIR": str(tree.path / "usr/lib/x86_64-linux-gnu/qemu")}
+    if qemu := _usable(tuple(command), modules):
+        return qemu
+    raise VmError(
+        f"QEMU {tree.versions['qemu-system-x86']} of {QEMU.suite} does not run on this host: {' '.join(command)}"
+    )
+
+
+def _usable(command: tuple[str, ...], environment: Mapping[str, str] | None = None) -> Qemu | None:
+    environment = dict(environment or {})
+
+    def ask(*arguments: str) -> str:
+        run = subprocess.run([*command, *arguments], capture_output=True, text=True, env=os.environ | environment)
+        return run.stdout
+
+    try:
+        if '"vfio-user-pci"' not in ask("-device", "help"):
+            return None
+        return Qemu(command, ask("--version").splitlines()[0], environment)
+    except OSError:
+        return None
+
+
+def acceleration(qemu: Qemu, image: Image) -> str:
+    """ "kvm" where it can run the guest's kernel, else "tcg"; $NICMODEL_ACCEL decides if it is set.
+
+    A /dev/kvm that opens is no proof: on some (nested) hosts it cannot run an unmodified kernel. So one is started, once
+    per boot of the host and QEMU version.
+    """
+    if named := os.environ.get("NICMODEL_ACCEL"):
+        return named
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg"
+    record = cache_dir() / "acceleration.json"
+    subject = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), qemu.version, image.version]
+    try:
+        known = json.loads(record.read_text())
+        if known["subject"] == subject:
+            return str(known["acceleration"])
+    except (OSError, ValueError, KeyError):
+        pass
+    with step("trying whether KVM runs the guest's kernel"):
+        found = "kvm" if _kvm_boots(qemu, image) else "tcg"
+    write_whole(record, json.dumps({"subject": subject, "acceleration": found}))
+    return found
+
+
+def _kvm_boots(qemu: Qemu, image: Image) -> bool:
+    """Start the kernel without an initramfs: where KVM works, it ends by itself, for want of a root file system."""
+    arguments = (
+        *("-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-accel", "kvm", "-cpu", "max"),
+        *("-smp", "2", "-m", "512M", "-serial", "stdio", "-no-reboot", "-kernel", str(image.kernel)),
+        *("-append", "console=ttyS0 panic=-1"),
+    )
+    process = spawn(
+        [*qemu.command, *arguments], qemu.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        return deadline.submit(_reaches_root, process.stdout).result(KVM_TRIAL_SECONDS)
+    except TimeoutError:
+        return False
+    finally:
+        process.kill()
+        process.wait()
+        deadline.shutdown()
+
+
+def _reaches_root(output: IO[str]) -> bool:
+    for line in output:
+        if "Unable to mount root fs" in line:
+            return True
+        if "KVM internal error" in line:
+            return False
+    return False
+
+
+# PR_SET_PDEATHSIG is about the thread that started the process, not about the whole parent: so one thread, which lives as
+# long as the interpreter, starts them all.
+_spawner = concurrent.futures.ThreadPoolExecutor(1, "spawner")
+
+
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen[Any]:
+    """Start a process that the kernel kills when this one ends, however it ends.
+
+    Args:
+        environment: Variables added to this process's own.
+        options: Passed on to `subprocess.Popen`.
+    """
+    options = {"stdin": subprocess.DEVNULL, "env": os.environ | dict(environment or {})} | options
+    bound = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+    return _spawner.submit(subprocess.Popen, bound, **options).result()
