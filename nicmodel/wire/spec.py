@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from nicmodel.wire.none import NoWire
 from nicmodel.wire.stream import StreamWire
 from nicmodel.wire.tap import TapWire
@@ -18,6 +20,9 @@ FORMS = {
     "none": "no network: frames sent are counted, none come",
 }
 
+#: KIND, KIND:ADDRESS or KIND:OPTION=VALUE. A path with an equals sign can be told from an option by a slash before it.
+_SPEC = re.compile(r"([a-z]+)(?::(?:([a-z]+)=)?(.*))?")
+
 
 def open_wire(spec: str) -> Wire:
     """The wire that `spec` names, in one of `FORMS`.
@@ -25,22 +30,21 @@ def open_wire(spec: str) -> Wire:
     Raises:
         WireError: it names none, or that wire cannot be opened.
     """
-    kind, _, rest = spec.partition(":")
-    way, equals, what = rest.partition("=")
-    match kind, way + equals:
-        case "tap", "fd=":
-            return TapWire(fd=_descriptor(spec, what))
-        case "tap", _ if rest and not equals:
-            return TapWire(rest)
-        case "stream", "fd=":
-            return StreamWire(fd=_descriptor(spec, what))
-        case "stream", "listen=" if what:
-            return StreamWire(listen=what)
-        case "stream", _ if rest and not equals:
-            return StreamWire(connect=rest)
-        case "none", "" if spec == "none":
+    parts = _SPEC.fullmatch(spec)
+    match parts.groups() if parts else ():
+        case "tap", None, str(name) if name:
+            return TapWire(name)
+        case "tap", "fd", fd:
+            return TapWire(fd=_descriptor(spec, fd))
+        case "stream", None, str(peer) if peer:
+            return StreamWire(connect=peer)
+        case "stream", "listen", address if address:
+            return StreamWire(listen=address)
+        case "stream", "fd", fd:
+            return StreamWire(fd=_descriptor(spec, fd))
+        case "none", None, None:
             return NoWire()
-        case "link", _:
+        case "link", _, _:
             raise WireError("link: a cable joins two NICs of one server; it cannot be opened for one alone")
     forms = "\n".join(f"  {form:<20} {meaning}" for form, meaning in FORMS.items())
     raise WireError(f"{spec!r} names no wire; the forms are\n{forms}")
