@@ -12,12 +12,21 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numba
+import numpy as np
 from numba.core import config
 
 F = TypeVar("F", bound=Callable[..., object])
+
+#: One element of an array of records, inside compiled code: its fields are attributes there.
+Record: TypeAlias = Any
+
+# Conversions, as compiled code needs them (it turns a sum of signed and unsigned into a float); integers to mypy.
+i64 = cast("Callable[[Any], int]", np.int64)
+u32 = cast("Callable[[Any], int]", np.uint32)
+u64 = cast("Callable[[Any], int]", np.uint64)
 
 JIT_DISABLED = bool(config.DISABLE_JIT)
 

@@ -81,9 +81,9 @@ if JIT_DISABLED:
         """Copy `count` bytes between two addresses of this process; the ranges must not overlap."""
         ctypes.memmove(int(destination), int(source), int(count))
 
-    def publish_u8(address: int, value: int) -> None:
-        """Store one byte so that no earlier store can be seen after it: the byte that holds a generation bit."""
-        store_u8(address, value)
+    def publish_u64(address: int, value: int) -> None:
+        """Store one aligned word so that no earlier store can be seen after it: the word with a generation bit."""
+        store_u64(address, value)
 
     def fence_acquire() -> None:
         """Order what follows after what was loaded before."""
@@ -101,14 +101,14 @@ else:
         return types.void(types.uint64, types.uint64, types.int64), codegen
 
     @intrinsic
-    def publish_u8(typingctx: Any, address: Any, value: Any) -> Any:
-        """Store one byte so that no earlier store can be seen after it: the byte that holds a generation bit."""
+    def publish_u64(typingctx: Any, address: Any, value: Any) -> Any:
+        """Store one aligned word so that no earlier store can be seen after it: the word with a generation bit."""
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            builder.store_atomic(args[1], _pointer(builder, args[0], 8), "release", 1)
+            builder.store_atomic(args[1], _pointer(builder, args[0], 64), "release", 8)
             return context.get_dummy_value()
 
-        return types.void(types.uint64, types.uint8), codegen
+        return types.void(types.uint64, types.uint64), codegen
 
     @intrinsic
     def fence_acquire(typingctx: Any) -> Any:

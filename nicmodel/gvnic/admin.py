@@ -1,0 +1,318 @@
+"""The admin queue: commands are fetched, executed in order and answered, all within the doorbell's write.
+
+Source: Linux drivers/net/ethernet/google/gve/gve_adminq.c. A status is written before the event counter moves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nicmodel.gvnic import commands as c
+from nicmodel.gvnic.commands import FlowOperation, Inner, Opcode, QueueFormat, Status
+from nicmodel.gvnic.layout import explain
+from nicmodel.gvnic.steering import SteeringError
+from nicmodel.packet.headers import L3, L4
+from nicmodel.vfio_user.dma import DmaFault
+
+if TYPE_CHECKING:
+    from nicmodel.gvnic.device import Nic
+
+log = logging.getLogger(__name__)
+
+#: Smallest and largest receive buffer that is accepted, bytes: what the length field of a completion can say.
+MIN_BUFFER, MAX_BUFFER = 256, 16256
+MAX_RING = 1 << 15
+
+
+class AdminError(Exception):
+    """A command that cannot be done: its status, and why for the log."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def _require(condition: bool, status: Status, reason: str) -> None:
+    if not condition:
+        raise AdminError(status, reason)
+
+
+def ptype_map() -> bytes:
+    """What GET_PTYPE_MAP answers: entry ``l3 << 3 | l4`` for each combination, the rest unknown."""
+    table = np.zeros(c.PTYPE_COUNT, c.PTYPE)
+    for l3 in L3:
+        for l4 in L4:
+            table[l3 << 3 | l4] = (l3, l4)
+    return table.tobytes()
+
+
+class AdminQueue:
+    """Executes commands on a `Nic`.
+
+    Attributes:
+        base: guest address of the queue; 0 while there is none.
+        slots: its number of commands.
+        counter: commands completed, 32 bits, as the event counter register shows it.
+        executed: number of commands by name and status, for display.
+    """
+
+    def __init__(self, nic: Nic) -> None:
+        self._nic = nic
+        self.base = 0
+        self.slots = 0
+        self.counter = 0
+        self.executed: Counter[str] = Counter()
+        self.driver_info: np.void | None = None
+        self._handlers: dict[Opcode, Callable[[np.void], None]] = {
+            Opcode.DESCRIBE_DEVICE: self._describe_device,
+            Opcode.CONFIGURE_DEVICE_RESOURCES: self._configure_device_resources,
+            Opcode.CREATE_TX_QUEUE: self._create_tx_queue,
+            Opcode.CREATE_RX_QUEUE: self._create_rx_queue,
+            Opcode.DESTROY_TX_QUEUE: self._destroy_tx_queue,
+            Opcode.DESTROY_RX_QUEUE: self._destroy_rx_queue,
+            Opcode.DECONFIGURE_DEVICE_RESOURCES: lambda _: self._nic.deconfigure(),
+            Opcode.CONFIGURE_RSS: self._configure_rss,
+            Opcode.SET_DRIVER_PARAMETER: self._set_driver_parameter,
+            Opcode.REPORT_STATS: self._report_stats,
+            Opcode.REPORT_LINK_SPEED: self._report_link_speed,
+            Opcode.GET_PTYPE_MAP: self._get_ptype_map,
+            Opcode.VERIFY_DRIVER_COMPATIBILITY: self._verify_driver_compatibility,
+            Opcode.QUERY_FLOW_RULES: self._query_flow_rules,
+            Opcode.REPORT_NIC_TIMESTAMP: self._report_nic_timestamp,
+            Opcode.QUERY_RSS: self._query_rss,
+            Opcode.EXTENDED_COMMAND: self._extended_command,
+        }
+
+    def start(self, base: int, length: int) -> None:
+        """Take a queue of `length` bytes at guest address `base`."""
+        self.base, self.slots, self.counter = base, length // c.SLOT_SIZE, 0
+
+    def stop(self) -> None:
+        """Forget the queue."""
+        self.base = self.slots = self.counter = 0
+
+    def ring(self, producer: int) -> None:
+        """The doorbell: execute all commands up to the free-running count `producer`."""
+        waiting = (producer - self.counter) & 0xFFFFFFFF
+        if not self.base or waiting > self.slots:
+            self._nic.count("admin_doorbell_ignored")
+            log.warning(
+                "admin doorbell %d ignored: %d commands completed, %d slots", producer, self.counter, self.slots
+            )
+            return
+        for _ in range(waiting):
+            address = self.base + self.counter % self.slots * c.SLOT_SIZE
+            try:
+                slot = self._nic.dma_read(address, c.SLOT_SIZE)
+                status = self._execute(slot)
+                self._nic.dma_write(address + 4, status.to_bytes(4, "big"))
+            except DmaFault as fault:
+                # Nowhere to put a status: the driver sees the count move and its own 0 in the status word.
+                self._nic.count("admin_queue_fault")
+                log.warning("admin queue: %s", fault)
+            if not self.base:  # the command was the last: the device was reset underneath
+                return
+            self.counter = (self.counter + 1) & 0xFFFFFFFF
+
+    def _execute(self, slot: bytes) -> Status:
+        number = int.from_bytes(slot[:4], "big")
+        try:
+            opcode = Opcode(number)
+            handler = self._handlers[opcode]
+        except (ValueError, KeyError):
+            log.warning("admin command %#x is not implemented", number)
+            self.executed[f"{number:#x} UNIMPLEMENTED"] += 1
+            return Status.UNIMPLEMENTED
+        payload = (
+            np.frombuffer(slot, c.PAYLOADS[opcode], 1, c.HEADER.itemsize)[0] if c.PAYLOADS[opcode] else np.void(b"")
+        )
+        status, reason = Status.PASSED, ""
+        try:
+            handler(payload)
+        except (AdminError, SteeringError) as error:
+            status, reason = error.status, str(error)
+        except DmaFault as fault:
+            status, reason = Status.INVALID_ARGUMENT, str(fault)
+        self.executed[f"{opcode.name} {status.name}"] += 1
+        if reason:
+            log.warning("admin %s %s: %s: %s", opcode.name, explain(payload), status.name, reason)
+        elif opcode != Opcode.REPORT_NIC_TIMESTAMP:  # comes four times a second
+            log.debug("admin %s %s", opcode.name, explain(payload))
+        return status
+
+    # Commands, in the order of their opcodes.
+
+    def _describe_device(self, p: np.void) -> None:
+        _require(p["version"] == c.DESCRIPTOR_VERSION, Status.INVALID_ARGUMENT, f"descriptor version {p['version']}")
+        answer = self._nic.profile.describe()
+        self._answer(int(p["descriptor_address"]), int(p["available_length"]), answer)
+
+    def _configure_device_resources(self, p: np.void) -> None:
+        _require(p["queue_format"] == QueueFormat.DQO_RDA, Status.INVALID_ARGUMENT, f"queue format {p['queue_format']}")
+        blocks, stride, base = int(p["num_irq_doorbells"]), int(p["irq_doorbell_stride"]), int(p["msix_base_index"])
+        _require(
+            0 < blocks < self._nic.profile.vectors, Status.INVALID_ARGUMENT, f"{blocks} notification blocks"
+        )  # fmt: skip
+        _require(stride >= 4, Status.INVALID_ARGUMENT, f"interrupt doorbell stride {stride}")
+        _require(base in (0, 1), Status.INVALID_ARGUMENT, f"MSI-X base index {base}")
+        for block in range(blocks):
+            index = self._nic.irq_doorbell(block)
+            self._nic.dma_write(int(p["irq_doorbell_address"]) + block * stride, index.to_bytes(4, "big"))
+        self._nic.configure(blocks=blocks, base=base, counters=(int(p["counter_array"]), int(p["num_counters"])))
+
+    def _create_tx_queue(self, p: np.void) -> None:
+        queue = self._new_queue(p, self._nic.state.tx)
+        entries, completions = int(p["ring_entries"]), int(p["completion_ring_entries"])
+        self._check_ring("TX", int(p["ring_address"]), entries, 16)
+        self._check_ring("TX completion", int(p["completion_ring_address"]), completions, 8)
+        self._queue_resources(p, self._nic.tx_doorbell(queue), queue)
+        self._nic.create_tx(
+            queue,
+            vector=int(p["notification_block"]),
+            ring=int(p["ring_address"]),
+            entries=entries,
+            completion_ring=int(p["completion_ring_address"]),
+            completion_entries=completions,
+        )
+
+    def _create_rx_queue(self, p: np.void) -> None:
+        queue = self._new_queue(p, self._nic.state.rx)
+        completions, buffers = int(p["completion_ring_entries"]), int(p["buffer_ring_entries"])
+        size, header = int(p["packet_buffer_size"]), int(p["header_buffer_size"])
+        self._check_ring("RX completion", int(p["completion_ring_address"]), completions, 32)
+        self._check_ring("RX buffer", int(p["buffer_ring_address"]), buffers, 32)
+        _require(MIN_BUFFER <= size <= MAX_BUFFER, Status.INVALID_ARGUMENT, f"receive buffers of {size} bytes")
+        offered = self._nic.profile.header_buffer_size
+        _require(header <= offered, Status.INVALID_ARGUMENT, f"header buffers of {header} bytes, {offered} offered")
+        self._queue_resources(p, self._nic.rx_doorbell(queue), self._nic.profile.queues + queue)
+        self._nic.create_rx(
+            queue,
+            vector=int(p["notification_block"]),
+            completion_ring=int(p["completion_ring_address"]),
+            completion_entries=completions,
+            buffer_ring=int(p["buffer_ring_address"]),
+            buffer_entries=buffers,
+            buffer_size=size,
+            header_size=header,
+            rsc=int(p["enable_rsc"] != 0),
+        )
+
+    def _new_queue(self, p: np.void, queues: np.ndarray) -> int:
+        queue, block = int(p["queue_id"]), int(p["notification_block"])
+        _require(self._nic.configured, Status.FAILED_PRECONDITION, "no device resources configured")
+        _require(queue < len(queues), Status.INVALID_ARGUMENT, f"queue {queue} of {len(queues)}")
+        _require(not queues[queue]["active"], Status.ALREADY_EXISTS, f"queue {queue} exists")
+        blocks = self._nic.blocks
+        _require(block < blocks, Status.INVALID_ARGUMENT, f"notification block {block} of {blocks}")
+        return queue
+
+    def _check_ring(self, name: str, address: int, entries: int, size: int) -> None:
+        _require(
+            0 < entries <= MAX_RING and entries & (entries - 1) == 0,
+            Status.INVALID_ARGUMENT,
+            f"{name} ring of {entries} entries",
+        )
+        _require(address % size == 0, Status.INVALID_ARGUMENT, f"{name} ring at {address:#x} is not aligned to {size}")
+
+    def _queue_resources(self, p: np.void, doorbell: int, counter: int) -> None:
+        resources = np.array((doorbell, counter), c.QUEUE_RESOURCES).tobytes()
+        self._nic.dma_write(int(p["queue_resources_address"]), resources)
+
+    def _destroy_tx_queue(self, p: np.void) -> None:
+        queue = int(p["queue_id"])
+        _require(queue < len(self._nic.state.tx), Status.NOT_FOUND, f"no TX queue {queue}")
+        self._nic.destroy_tx(queue)
+
+    def _destroy_rx_queue(self, p: np.void) -> None:
+        queue = int(p["queue_id"])
+        _require(queue < len(self._nic.state.rx), Status.NOT_FOUND, f"no RX queue {queue}")
+        self._nic.destroy_rx(queue)
+
+    def _configure_rss(self, p: np.void) -> None:
+        algorithm, types = int(p["hash_algorithm"]), int(p["hash_types"])
+        _require(algorithm in (0, c.RSS_HASH_TOEPLITZ), Status.INVALID_ARGUMENT, f"hash algorithm {algorithm}")
+        rss = self._nic.rss
+        key_size, table_size = int(p["key_size"]), int(p["lut_size"])
+        # Everything is fetched and checked before anything changes.
+        _require(key_size in (0, c.RSS_KEY_SIZE), Status.INVALID_ARGUMENT, f"RSS key of {key_size} bytes")
+        _require(table_size in (0, c.RSS_LUT_SIZE), Status.INVALID_ARGUMENT, f"RSS table of {table_size} entries")
+        key = self._nic.dma_read(int(p["key_address"]), key_size) if key_size else b""
+        table = self._nic.dma_read(int(p["lut_address"]), 4 * table_size) if table_size else b""
+        if table:
+            rss.set_table(np.frombuffer(table, ">u4").astype(np.int64))
+        if key:
+            rss.set_key(key)
+        if types:
+            rss.set_hash_types(types)
+
+    def _set_driver_parameter(self, p: np.void) -> None:
+        kind, value = int(p["type"]), int(p["value"])
+        _require(kind == c.DRIVER_PARAMETER_MTU, Status.INVALID_ARGUMENT, f"driver parameter {kind}")
+        _require(value <= self._nic.profile.max_mtu, Status.INVALID_ARGUMENT, f"MTU {value}")
+
+    def _report_stats(self, p: np.void) -> None:
+        address, length = int(p["address"]), int(p["length"])
+        if address == 0 or length == 0:
+            self._nic.statistics.detach()
+        else:
+            self._nic.dma_read(address, length)  # a fault now is better than one each interval
+            self._nic.statistics.attach(address, length, int(p["interval_ms"]))
+
+    def _report_link_speed(self, p: np.void) -> None:
+        self._nic.dma_write(int(p["address"]), self._nic.link_speed.to_bytes(8, "big"))
+
+    def _get_ptype_map(self, p: np.void) -> None:
+        self._answer(int(p["address"]), int(p["length"]), ptype_map())
+
+    def _verify_driver_compatibility(self, p: np.void) -> None:
+        length = int(p["length"])
+        _require(length >= c.DRIVER_INFO.itemsize, Status.INVALID_ARGUMENT, f"driver information of {length} bytes")
+        raw = self._nic.dma_read(int(p["address"]), c.DRIVER_INFO.itemsize)
+        info = self.driver_info = np.frombuffer(raw, c.DRIVER_INFO)[0]
+        log.info(
+            "driver: OS %d, %s %s",
+            info["os_type"],
+            info["os_version"].decode("latin1"),
+            info["os_build"].decode("latin1"),
+        )
+
+    def _query_flow_rules(self, p: np.void) -> None:
+        available = int(p["available_length"])
+        answer = self._nic.rules.query(int(p["query"]), int(p["starting_rule_id"]), available)
+        self._answer(int(p["address"]), available, answer)
+
+    def _report_nic_timestamp(self, p: np.void) -> None:
+        _require(self._nic.profile.timestamps, Status.UNIMPLEMENTED, "this device has no clock")
+        answer = np.zeros((), c.NIC_TIMESTAMP)
+        answer["nic_ns"] = self._nic.clock()
+        self._answer(int(p["address"]), int(p["length"]), answer.tobytes())
+
+    def _query_rss(self, p: np.void) -> None:
+        _require(self._nic.profile.rss_option, Status.UNIMPLEMENTED, "this device does not report its RSS settings")
+        self._answer(int(p["address"]), int(p["available_length"]), self._nic.rss.query())
+
+    def _extended_command(self, p: np.void) -> None:
+        opcode, length = int(p["inner_opcode"]), int(p["inner_length"])
+        _require(opcode == Inner.CONFIGURE_FLOW_RULE, Status.UNIMPLEMENTED, f"extended command {opcode:#x}")
+        size = c.CONFIGURE_FLOW_RULE.itemsize
+        _require(length >= size, Status.INVALID_ARGUMENT, f"extended command of {length} bytes, {size} expected")
+        inner = np.frombuffer(self._nic.dma_read(int(p["inner_address"]), size), c.CONFIGURE_FLOW_RULE)[0]
+        location = int(inner["location"])
+        operation = int(inner["operation"])
+        if operation == FlowOperation.ADD:
+            self._nic.rules.add(location, inner["rule"].tobytes())
+        elif operation == FlowOperation.DELETE:
+            self._nic.rules.delete(location)
+        elif operation == FlowOperation.RESET:
+            self._nic.rules.reset()
+        else:
+            raise AdminError(Status.INVALID_ARGUMENT, f"flow rule operation {operation}")
+
+    def _answer(self, address: int, available: int, answer: bytes) -> None:
+        _require(len(answer) <= available, Status.INVALID_ARGUMENT, f"{len(answer)} bytes into {available}")
+        self._nic.dma_write(address, answer)

@@ -1,0 +1,520 @@
+"""The NIC: a vfio-user device with a wire.
+
+What the guest does arrives as register writes and doorbells. Admin commands are executed at once; doorbells only note
+which queues have work, which is done when all messages that had arrived together are read (`Nic.flush`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from nicmodel.gvnic import registers as r
+from nicmodel.gvnic.admin import AdminQueue
+from nicmodel.gvnic.commands import RSS_LUT_SIZE
+from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS
+from nicmodel.gvnic.moderation import NEVER, moderate
+from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.receive import receive
+from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
+from nicmodel.gvnic.state import OUTCOME, Drop, Purpose, make_state
+from nicmodel.gvnic.statistics import Statistics
+from nicmodel.gvnic.steering import FlowRules, Rss
+from nicmodel.gvnic.transmit import transmit
+from nicmodel.packet.frames import Batch
+from nicmodel.pci.config import Command, ConfigSpace, MsixTable
+from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
+from nicmodel.vfio_user.dma import REGION
+from nicmodel.vfio_user.protocol import PciIrq, PciRegion
+from nicmodel.wire.wire import Wire
+
+log = logging.getLogger(__name__)
+
+_MSIX_TABLE, _MSIX_PENDING, _MSIX_SIZE = 0x0, 0x800, 0x1000
+
+#: The backlog: bytes and frames in all, frames for one queue, and how long a frame may wait for buffers.
+_HELD_BYTES = 1 << 20
+_HELD_FRAMES = 512
+_HELD_PER_QUEUE = 256
+_HELD_NS = 200_000_000
+
+#: A batch on its way out holds the largest TSO packet cut into the smallest segments that Linux asks for (88 bytes).
+_OUT_BYTES = 1 << 21
+_OUT_FRAMES = 4096
+
+
+class Loop(Protocol):
+    """The event loop, as far as the NIC needs it (`nicmodel.vfio_user.poll.Poller` is one)."""
+
+    clock: Callable[[], int]
+
+    def add(self, fd: int, on_readable: Callable[[], None]) -> None:
+        """Call back whenever `fd` can be read."""
+
+    def want_write(self, fd: int, on_writable: Callable[[], None] | None) -> None:
+        """Call back whenever `fd` can be written."""
+
+    def remove(self, fd: int) -> None:
+        """Forget `fd`."""
+
+    def call_at(self, t_ns: int, callback: Callable[[], None]) -> object:
+        """Call once at `t_ns`."""
+
+    def cancel(self, timer: object) -> None:
+        """Take back a `call_at`."""
+
+
+class Nic(Device):
+    """A gVNIC.
+
+    Args:
+        profile: what it offers.
+        wire: where its frames go; started by `start`.
+        poller: the event loop, whose clock is also the NIC's.
+        name: for logs.
+    """
+
+    def __init__(self, profile: Profile, wire: Wire, poller: Loop, *, name: str = "nic") -> None:
+        self.profile = profile
+        self.wire = wire
+        self.poller = poller
+        self.clock = poller.clock
+        self.name = name
+        self.counters: Counter[str] = Counter()
+        self.link: ClientLink | None = None
+        #: Whether the cable is plugged in; the driver sees it together with the wire's own state.
+        self.cable = True
+        self.driver_version = ""
+        self.state = make_state(
+            profile.queues, profile.vectors - 1, profile.max_flow_rules, RSS_LUT_SIZE, np.empty(0, REGION)
+        )
+        device = self.state.device
+        device["mac"] = int.from_bytes(profile.mac, "big")
+        device["max_frame"] = profile.max_frame
+        device["promiscuous"] = profile.promiscuous
+        device["timestamps"] = profile.timestamps
+        # Columns of the state that doorbells write, as views of their own: the hot path of the interpreter.
+        self._rx_tail = self.state.rx["buffer_tail"]
+        self._rx_entries = self.state.rx["buffer_entries"]
+        self._tx_tail = self.state.tx["tail"]
+        self._tx_entries = self.state.tx["entries"]
+        self._enabled = self.state.vectors["enabled"]
+        self._pending = self.state.vectors["pending"]
+        self._interval = self.state.vectors["interval"]
+
+        self.rss = Rss(self.state)
+        self.rules = FlowRules(self.state)
+        self.admin = AdminQueue(self)
+        self.statistics = Statistics(self)
+        self.config = ConfigSpace(
+            vendor=r.VENDOR_GOOGLE,
+            device=r.DEVICE_GVNIC,
+            subsystem=r.SUBSYSTEM_GVNIC,
+            class_code=r.CLASS_ETHERNET,
+            revision=profile.revision,
+            bars=(r.REGISTERS_SIZE, _MSIX_SIZE, r.DOORBELLS_SIZE),
+            msix=MsixTable(profile.vectors, Bar.MSIX, _MSIX_TABLE, _MSIX_PENDING),
+            on_reset=self.reset,
+        )
+        sizes = {Bar.REGISTERS: r.REGISTERS_SIZE, Bar.MSIX: _MSIX_SIZE, Bar.DOORBELLS: r.DOORBELLS_SIZE}
+        self.regions = [RegionInfo(sizes.get(number, 0)) for number in range(len(PciRegion))]  # type: ignore[call-overload]
+        self.regions[PciRegion.CONFIG] = RegionInfo(4096)
+        self.irq_counts = [0] * len(PciIrq)
+        self.irq_counts[PciIrq.MSIX] = profile.vectors
+        self.resettable = True
+
+        self.blocks = 0
+        self.status = DeviceStatus(0)
+        self._vector_base = 0
+        self._registers: dict[int, int] = {}
+        self._outcomes = np.zeros(_HELD_FRAMES, OUTCOME)
+        self._backlog = Batch(_HELD_BYTES, _HELD_FRAMES)
+        self._spare = Batch(_HELD_BYTES, _HELD_FRAMES)
+        self._held = np.zeros(2, np.int64)
+        self._out = Batch(_OUT_BYTES, _OUT_FRAMES)
+        self._out_used = np.zeros(2, np.int64)
+        self._tx_dirty: dict[int, None] = {}
+        self._rx_dirty = False
+        self._fired = np.zeros(max(profile.vectors, 1), np.int32)
+        self._timer: object | None = None
+
+    def start(self) -> None:
+        """Begin to take frames from the wire."""
+        self.wire.start(self.poller, self.deliver, self._transmit, self._link_changed)
+        self._link_changed()
+
+    def stop(self) -> None:
+        """Leave the wire."""
+        self.wire.stop()
+        self._cancel_timer()
+        self.statistics.detach()
+
+    # The client, its memory and its interrupts.
+
+    def attach(self, link: ClientLink) -> None:
+        """A client has come: its memory and interrupts are this device's now."""
+        self.link = link
+        self._set_regions()
+        log.info("%s: %s has connected", self.name, link.name)
+
+    def detach(self) -> None:
+        """The client has gone: as if power had been cut."""
+        if self.link is not None:
+            log.info("%s: %s has gone", self.name, self.link.name)
+        self.reset()
+        self.link = None
+        self.state = self.state._replace(regions=np.empty(0, REGION))
+
+    def dma_changed(self) -> None:
+        """The guest's memory map is another."""
+        self._set_regions()
+
+    def before_unmap(self, start: int, size: int) -> None:
+        """Nothing is under way between two calls into the device, so there is nothing to stop."""
+
+    def _set_regions(self) -> None:
+        assert self.link is not None
+        self.state = self.state._replace(regions=self.link.dma.regions)
+
+    def dma_read(self, address: int, count: int) -> bytes:
+        """Read guest memory for the admin queue.
+
+        Raises:
+            DmaFault: not all of it is mapped and readable.
+        """
+        assert self.link is not None
+        data = self.link.dma.read(address, count)
+        self._book_admin(address, count)
+        return data
+
+    def dma_write(self, address: int, data: bytes) -> None:
+        """Write guest memory for the admin queue; else as `dma_read`."""
+        assert self.link is not None
+        self.link.dma.write(address, data)
+        self._book_admin(address, len(data))
+
+    def _book_admin(self, address: int, count: int) -> None:
+        regions = self.state.regions
+        number = int(np.searchsorted(regions["start"], np.uint64(address), "right")) - 1
+        kind = int(regions[number]["kind"]) if number >= 0 else 0
+        self.state.ledger[-1, Purpose.ADMIN, kind] += count
+
+    def _trigger(self, vector: int) -> None:
+        if self.link is not None and self.config.command & Command.BUS_MASTER:
+            self.link.irqs[PciIrq.MSIX].trigger(vector)
+
+    # Registers and doorbells.
+
+    def region_read(self, region: int, offset: int, count: int) -> bytes:
+        """Read a BAR or the configuration space."""
+        if region == PciRegion.CONFIG:
+            return self.config.read(offset, count)
+        if region == Bar.REGISTERS:
+            image = bytearray(r.REGISTERS_SIZE)
+            for register, value in (
+                (r.DEVICE_STATUS, int(self.status)),
+                (r.MAX_TX_QUEUES, self.profile.queues),
+                (r.MAX_RX_QUEUES, self.profile.queues),
+                (r.ADMINQ_PFN, self._registers.get(r.ADMINQ_PFN.offset, 0)),
+                (r.ADMINQ_EVENT_COUNTER, self.admin.counter),
+            ):
+                image[register.offset : register.offset + register.size] = value.to_bytes(register.size, "big")
+            return bytes(image[offset : offset + count])
+        if region == Bar.MSIX and self.link is not None:
+            msix = self.link.irqs[PciIrq.MSIX]
+            pending = sum(1 << vector for vector in range(self.profile.vectors) if msix.pending(vector))
+            image = bytearray(_MSIX_SIZE)
+            image[_MSIX_PENDING : _MSIX_PENDING + 16] = pending.to_bytes(16, "little")
+            return bytes(image[offset : offset + count])
+        return bytes(count)
+
+    def region_write(self, region: int, offset: int, data: bytes | memoryview) -> None:
+        """Write a BAR or the configuration space."""
+        if region == Bar.DOORBELLS:
+            self._doorbell(offset, data)
+        elif region == PciRegion.CONFIG:
+            self.config.write(offset, data)
+            self._update_running()
+        elif region == Bar.REGISTERS:
+            for register in r.REGISTERS.values():
+                at = register.offset - offset
+                if register.writable and at >= 0 and at + register.size <= len(data):
+                    self._write_register(register, int.from_bytes(data[at : at + register.size], "big"))
+
+    def _write_register(self, register: r.Register, value: int) -> None:
+        self._registers[register.offset] = value
+        if register is r.ADMINQ_DOORBELL:
+            self.flush()  # doorbells that came before the command take effect before it
+            self.admin.ring(value)
+        elif register is r.ADMINQ_PFN:
+            if value:
+                self._run(value * r.ADMINQ_PAGE, r.ADMINQ_PAGE)
+                self._registers[register.offset] = value
+            else:
+                self._release()
+        elif register is r.DRIVER_STATUS:
+            if value & DriverStatus.RESET:
+                self._release()
+            elif value & DriverStatus.RUN:
+                high, low, length = (
+                    self._registers.get(part.offset, 0)
+                    for part in (r.ADMINQ_BASE_HI, r.ADMINQ_BASE_LO, r.ADMINQ_LENGTH)
+                )
+                self._run(high << 32 | low, length)
+        elif register is r.DRIVER_VERSION:
+            self.driver_version = (self.driver_version + chr(value))[-128:]
+            if value == ord("\n"):
+                log.info("%s: driver %s", self.name, self.driver_version.strip())
+                self.driver_version = ""
+
+    def irq_doorbell(self, block: int) -> int:
+        """Dword index in BAR 2 of a notification block's doorbell. Index 0 stays unused: stray writes go there."""
+        return 1 + block
+
+    def tx_doorbell(self, queue: int) -> int:
+        """Dword index in BAR 2 of a transmit queue's doorbell."""
+        return 1 + 2 * self.profile.queues + queue
+
+    def rx_doorbell(self, queue: int) -> int:
+        """Dword index in BAR 2 of a receive queue's doorbell."""
+        return 1 + 3 * self.profile.queues + queue
+
+    def _doorbell(self, offset: int, data: bytes | memoryview) -> None:
+        queues = self.profile.queues
+        value = int.from_bytes(data, "little")
+        index = (offset >> 2) - 1
+        if len(data) != 4 or offset & 3 or index < 0 or index >= 4 * queues:
+            self.counters["doorbell_unknown"] += 1
+        elif index < 2 * queues:
+            self._ring_irq(index, value)
+        elif index < 3 * queues:
+            queue = index - 2 * queues
+            if value < self._tx_entries[queue]:
+                self._tx_tail[queue] = value
+                self._tx_dirty[queue] = None
+            else:
+                self.counters["doorbell_beyond_ring"] += 1
+        else:
+            queue = index - 3 * queues
+            if value < self._rx_entries[queue]:
+                self._rx_tail[queue] = value
+                self._rx_dirty = True
+            else:
+                self.counters["doorbell_beyond_ring"] += 1
+
+    def _ring_irq(self, block: int, value: int) -> None:
+        if IRQ_DOORBELL.itr_index.mask & value >> IRQ_DOORBELL.itr_index.shift != ITR_NO_UPDATE:
+            self._interval[block] = (value >> IRQ_DOORBELL.interval.shift & IRQ_DOORBELL.interval.mask) * ITR_UNIT_NS
+        if value >> IRQ_DOORBELL.clear_pending.shift & 1:
+            self._pending[block] = 0
+        self._enabled[block] = value & 1
+
+    # Life of the device: reset, running, configured.
+
+    def _run(self, base: int, length: int) -> None:
+        """The driver has given an admin queue."""
+        self._release()
+        self.admin.start(base, length)
+        self.status &= ~DeviceStatus.DEVICE_IS_RESET
+        log.info("%s: admin queue of %d bytes at %#x", self.name, length, base)
+
+    def _release(self) -> None:
+        """The driver has let go: all DMA and all interrupts end before this returns."""
+        self.deconfigure()
+        self.admin.stop()
+        self._registers[r.ADMINQ_PFN.offset] = 0
+        self.status &= ~(DeviceStatus.RESET | DeviceStatus.REPORT_STATS)
+        self.status |= DeviceStatus.DEVICE_IS_RESET
+
+    def reset(self) -> None:
+        """Function level reset, DEVICE_RESET, or the client's end: back to power-on state."""
+        self._release()
+        self.config.reset()
+        self._registers.clear()
+        self.status &= ~DeviceStatus.DEVICE_IS_RESET
+
+    def request_reset(self) -> None:
+        """Ask the driver to reset the device and start over."""
+        self.status |= DeviceStatus.RESET
+        self._notify()
+
+    @property
+    def configured(self) -> bool:
+        """Whether CONFIGURE_DEVICE_RESOURCES has been done."""
+        return self.blocks > 0
+
+    def configure(self, *, blocks: int, base: int, counters: tuple[int, int]) -> None:
+        """CONFIGURE_DEVICE_RESOURCES: interrupt vectors of `blocks` notification blocks start at `base`."""
+        self.deconfigure()
+        address, count = counters
+        self.dma_write(address, bytes(4 * count))
+        self.blocks = blocks
+        self._vector_base = base
+        self._update_running()
+
+    def deconfigure(self) -> None:
+        """Take back all that `configure` and the commands after it have set up."""
+        for queue in range(self.profile.queues):
+            self._drop_tx(queue)
+            self._drop_rx(queue)
+        self._retry_held()
+        self.statistics.detach()
+        self.rules.reset()
+        self.rss.reset()
+        self.state.vectors[:] = 0
+        self._cancel_timer()
+        self.blocks = 0
+        self._update_running()
+
+    def _update_running(self) -> None:
+        running = self.configured and bool(self.config.command & Command.BUS_MASTER)
+        self.state.device["running"] = running
+
+    def create_rx(self, queue: int, **fields: int) -> None:
+        """Start a receive queue without buffers; `fields` are those of `RX_QUEUE`."""
+        self._fill(self.state.rx[queue : queue + 1], fields)
+        self.rss.spread(int(np.flatnonzero(self.state.rx["active"]).max()) + 1)
+
+    def create_tx(self, queue: int, **fields: int) -> None:
+        """Start a transmit queue; `fields` are those of `TX_QUEUE`."""
+        self._fill(self.state.tx[queue : queue + 1], fields)
+
+    @staticmethod
+    def _fill(record: np.ndarray, fields: dict[str, int]) -> None:
+        record[:] = 0
+        for name, value in fields.items():
+            record[name] = value
+        record["generation"] = 1
+        record["active"] = 1
+
+    def destroy_rx(self, queue: int) -> None:
+        """Stop a receive queue; the device does not touch its memory again."""
+        self._drop_rx(queue)
+        self._retry_held()
+
+    def destroy_tx(self, queue: int) -> None:
+        """Stop a transmit queue; what was posted and not fetched is forgotten."""
+        self._drop_tx(queue)
+
+    def _drop_rx(self, queue: int) -> None:
+        self.state.rx[queue : queue + 1] = 0
+
+    def _drop_tx(self, queue: int) -> None:
+        self.state.tx[queue : queue + 1] = 0
+        self._tx_dirty.pop(queue, None)
+
+    def count(self, name: str) -> None:
+        """Count an event of the control path."""
+        self.counters[name] += 1
+
+    # Link.
+
+    @property
+    def link_up(self) -> bool:
+        """Whether frames pass."""
+        return self.cable and self.wire.up
+
+    @property
+    def link_speed(self) -> int:
+        """Mbit/s."""
+        return self.profile.link_speed
+
+    def set_cable(self, plugged: bool) -> None:
+        """Plug the cable in or pull it."""
+        self.cable = plugged
+        self._link_changed()
+
+    def _link_changed(self) -> None:
+        before = self.status
+        self.status = self.status & ~DeviceStatus.LINK_UP | (DeviceStatus.LINK_UP if self.link_up else DeviceStatus(0))
+        if self.status != before:
+            log.info("%s: link is %s", self.name, "up" if self.link_up else "down")
+            self._notify()
+
+    def _notify(self) -> None:
+        """The management interrupt: the driver reads the device status."""
+        if self.configured:
+            self._trigger(self.blocks if self._vector_base == 0 else 0)
+
+    # Packets.
+
+    def deliver(self, batch: Batch) -> None:
+        """Frames from the wire: all end in a queue, in the backlog or in a counter before this returns."""
+        if not self.cable:
+            self.state.drops[-1, Drop.DEVICE_DOWN] += batch.count
+            return
+        self._receive(batch)
+        self._moderate()
+
+    def _receive(self, batch: Batch) -> None:
+        if len(self._outcomes) < batch.count:
+            self._outcomes = np.zeros(len(batch.frames), OUTCOME)
+        now = self.clock()
+        receive(
+            self.state, batch.data, batch.frames, batch.count, now, now - _HELD_NS, _HELD_PER_QUEUE,
+            self._backlog.data, self._backlog.frames, self._held, self._outcomes,
+        )  # fmt: skip
+
+    def _retry_held(self) -> None:
+        """Try the backlog again; what still finds no buffers goes into the other of the two backlogs."""
+        self._rx_dirty = False
+        if self._held[0] == 0:
+            return
+        again, self._backlog, self._spare = self._backlog, self._spare, self._backlog
+        again.count = int(self._held[0])
+        self._held[:] = 0
+        self.state.rx["held"] = 0
+        self._receive(again)
+
+    def _transmit(self) -> None:
+        """Take packets from the queues that have work, until none is left or the wire has to be waited for."""
+        out = self._out
+        while True:
+            if out.sent < out.count and not self._send(out):
+                return
+            out.clear()
+            self._out_used[:] = 0
+            if not self._tx_dirty:
+                return
+            while self._tx_dirty:
+                queue = next(iter(self._tx_dirty))
+                if transmit(
+                    self.state, queue, out.data, out.frames, self._out_used, self.wire.headroom, self.wire.offloads
+                ):  # fmt: skip
+                    break
+                del self._tx_dirty[queue]
+            out.count, out.used = int(self._out_used[0]), int(self._out_used[1])
+
+    def _send(self, out: Batch) -> bool:
+        if self.cable:
+            return self.wire.send(out)
+        self.state.drops[-1, Drop.DEVICE_DOWN] += out.count - out.sent
+        return True
+
+    def flush(self) -> None:
+        """All messages that had arrived together are read: do what they asked for."""
+        if not self.state.device["running"][0]:
+            return
+        if self._rx_dirty:
+            self._retry_held()
+        if self._tx_dirty:
+            self._transmit()
+        self._moderate()
+
+    def _moderate(self) -> None:
+        now = self.clock()
+        count, again = moderate(self.state.vectors, now, self._fired)
+        for vector in self._fired[:count].tolist():
+            self._trigger(self._vector_base + vector)
+        self._cancel_timer()
+        if again != NEVER:
+            self._timer = self.poller.call_at(again, self._moderate)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self.poller.cancel(self._timer)
+            self._timer = None

@@ -1,0 +1,152 @@
+"""DMA of the packet path: guest addresses checked against the memory map, bytes booked in the ledger.
+
+The map (`State.regions`) is sorted by address. Nearly every access falls into the region of the one before, so that
+region is tried first. A range may cross borders: behind a vIOMMU each page is a region of its own.
+"""
+
+from __future__ import annotations
+
+from nicmodel.gvnic.state import State
+from nicmodel.packet.compiled import compiled, i64, inlined, u32, u64
+from nicmodel.packet.memory import copy
+
+#: Rights, as in `nicmodel.vfio_user.dma.REGION`.
+READ = u32(1)
+WRITE = u32(2)
+
+_NOWHERE = u64(0)
+
+
+@compiled
+def _find(state: State, address: int) -> int:
+    """Number of the region that holds the byte at `address`, -1 if none does."""
+    regions = state.regions
+    low = 0
+    high = len(regions)
+    while low < high:
+        middle = (low + high) // 2
+        if regions[middle].start <= address:
+            low = middle + 1
+        else:
+            high = middle
+    found = low - 1
+    if found >= 0 and address - regions[found].start < regions[found].size:
+        return found
+    return -1
+
+
+@inlined
+def locate(state: State, address: int, count: int, right: int) -> int:
+    """Address in this process of `count` bytes at guest address `address` if one region holds them all, else 0.
+
+    ``state.device[0].region`` is then that region's number.
+    """
+    device = state.device[0]
+    found = device.region
+    if found < len(state.regions):
+        region = state.regions[found]
+        offset = address - region.start
+        if (
+            offset < region.size
+            and u64(count) <= region.size - offset
+            and region.host != _NOWHERE
+            and region.flags & right != 0
+        ):
+            return u64(region.host + offset)
+    found = _find(state, address)
+    if found < 0:
+        return _NOWHERE
+    region = state.regions[found]
+    offset = address - region.start
+    if u64(count) > region.size - offset or region.host == _NOWHERE or region.flags & right == 0:
+        return _NOWHERE
+    device.region = found
+    return u64(region.host + offset)
+
+
+@compiled
+def accessible(state: State, address: int, count: int, right: int) -> bool:
+    """Whether all `count` bytes can be reached, across regions if need be."""
+    left = u64(count)
+    position = address
+    while left > _NOWHERE:
+        found = _find(state, position)
+        if found < 0:
+            return False
+        region = state.regions[found]
+        if region.host == _NOWHERE or region.flags & right == 0:
+            return False
+        piece = region.size - (position - region.start)
+        if piece >= left:
+            return True
+        left -= piece
+        position += piece
+    return True
+
+
+@compiled
+def _write_across(state: State, row: int, purpose: int, address: int, source: int, count: int) -> bool:
+    if not accessible(state, address, count, WRITE):
+        return False
+    left = u64(count)
+    while left > _NOWHERE:
+        region = state.regions[_find(state, address)]
+        offset = address - region.start
+        piece = min(region.size - offset, left)
+        copy(region.host + offset, source, i64(piece))
+        state.ledger[row, purpose, region.kind] += i64(piece)
+        left -= piece
+        address += piece
+        source += piece
+    return True
+
+
+@compiled
+def _read_across(state: State, row: int, purpose: int, address: int, destination: int, count: int) -> bool:
+    if not accessible(state, address, count, READ):
+        return False
+    left = u64(count)
+    while left > _NOWHERE:
+        region = state.regions[_find(state, address)]
+        offset = address - region.start
+        piece = min(region.size - offset, left)
+        copy(destination, region.host + offset, i64(piece))
+        state.ledger[row, purpose, region.kind] += i64(piece)
+        left -= piece
+        address += piece
+        destination += piece
+    return True
+
+
+@inlined
+def write(state: State, row: int, purpose: int, address: int, source: int, count: int) -> bool:
+    """Write `count` bytes from this process's address `source` to guest address `address`.
+
+    Returns:
+        False, and nothing written, when any byte is outside of what the guest mapped for writing.
+    """
+    host = locate(state, address, count, WRITE)
+    if host == _NOWHERE:
+        return _write_across(state, row, purpose, address, source, count)
+    copy(host, source, count)
+    state.ledger[row, purpose, state.regions[state.device[0].region].kind] += count
+    return True
+
+
+@inlined
+def read(state: State, row: int, purpose: int, address: int, destination: int, count: int) -> bool:
+    """Read `count` bytes at guest address `address` to this process's address `destination`; else as `write`."""
+    host = locate(state, address, count, READ)
+    if host == _NOWHERE:
+        return _read_across(state, row, purpose, address, destination, count)
+    copy(destination, host, count)
+    state.ledger[row, purpose, state.regions[state.device[0].region].kind] += count
+    return True
+
+
+@inlined
+def fault(state: State, address: int) -> None:
+    """Remember a DMA fault: how many there were and where the last one was."""
+    device = state.device[0]
+    device.faults += 1
+    device.fault_address = address

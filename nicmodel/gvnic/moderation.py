@@ -1,0 +1,47 @@
+"""Interrupt moderation of the notification blocks, DQO style.
+
+A vector masks itself when it fires and is re-enabled by its doorbell; an event while it is masked stays pending. The
+driver does not look again after re-enabling, so what is pending must fire then. At most one interrupt per interval.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from nicmodel.gvnic.state import Records
+from nicmodel.packet.compiled import compiled
+
+#: `moderate` found no vector that has to be looked at later.
+NEVER = np.iinfo(np.int64).max
+
+
+@compiled
+def moderate(vectors: Records, now: int, fired: npt.NDArray[np.int32]) -> tuple[int, int]:
+    """Decide which vectors fire at `now` (ns on the device's clock).
+
+    Args:
+        vectors: the notification blocks' state (`VECTOR`).
+        now: the time.
+        fired: filled with the numbers of the vectors to signal; as long as `vectors`.
+
+    Returns:
+        How many entries of `fired` are valid, and when to call again (`NEVER` if no vector waits for its interval).
+    """
+    count = 0
+    again = NEVER
+    for number in range(len(vectors)):
+        vector = vectors[number]
+        if vector.pending == 0 or vector.enabled == 0:
+            continue
+        due = vector.last_fire + vector.interval
+        if now >= due:
+            vector.pending = 0
+            vector.enabled = 0
+            vector.last_fire = now
+            vector.fires += 1
+            fired[count] = number
+            count += 1
+        else:
+            again = min(again, due)
+    return count, again

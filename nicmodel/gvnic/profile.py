@@ -1,0 +1,147 @@
+"""What a device offers: the parameters that DESCRIBE_DEVICE, the option list and BAR 0 tell the driver."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nicmodel.gvnic import commands as c
+from nicmodel.gvnic.commands import Feature, OptionId
+
+#: Ethernet header and one VLAN tag: what a frame is longer than its MTU.
+FRAME_OVERHEAD = 14 + 4
+
+MAX_QUEUES = 63
+MIN_MTU, MAX_MTU = 68, 9216
+
+
+def random_mac() -> bytes:
+    """A locally administered unicast address."""
+    first, *rest = secrets.token_bytes(6)
+    return bytes([first & 0xFC | 0x02, *rest])
+
+
+def parse_mac(text: str) -> bytes:
+    """The six bytes of ``02:00:00:00:00:01``.
+
+    Raises:
+        ValueError: not the form, or a multicast address.
+    """
+    if not re.fullmatch(r"([0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}", text):
+        raise ValueError(f"{text!r} is not a MAC address of the form 02:00:00:00:00:01")
+    mac = bytes.fromhex(re.sub("[:-]", "", text))
+    if mac[0] & 1:
+        raise ValueError(f"{text} is a multicast address; the first byte of a station's address is even")
+    return mac
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Parameters of one device.
+
+    Attributes:
+        queues: maximum number of receive, and of transmit, queues (BAR 0).
+        default_queues: how many of each a driver uses unless told otherwise; at least 2 for devmem, since queue 0
+            cannot be restarted alone.
+        ring_entries: default entries of every ring; `min_ring` and `max_ring` bound what the driver may choose.
+        max_mtu: the MTU the interface comes up with.
+        packet_buffer_size: largest receive buffer, bytes; 4096 lets a devmem page be one buffer.
+        header_buffer_size: bytes of a header buffer; 0 takes header split away.
+        max_flow_rules: n-tuple rules; 0 takes steering away.
+        rss_option: offer QUERY_RSS; otherwise the driver keeps key and table itself, as on most machines.
+        timestamps: receive timestamps and the NIC clock.
+        revision: PCI revision. From 1 on a driver survives the loss of the device; both ways of setting up the admin
+            queue are accepted at any revision.
+        promiscuous: receive unicast frames to any address.
+        link_speed: Mbit/s.
+    """
+
+    mac: bytes = field(default_factory=random_mac)
+    queues: int = 8
+    default_queues: int = 4
+    ring_entries: int = 1024
+    min_ring: int = 256
+    max_ring: int = 4096
+    max_mtu: int = 8896
+    packet_buffer_size: int = 4096
+    header_buffer_size: int = 128
+    max_flow_rules: int = 1024
+    rss_option: bool = False
+    timestamps: bool = True
+    revision: int = 1
+    promiscuous: bool = False
+    link_speed: int = 100_000
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.queues <= MAX_QUEUES:
+            raise ValueError(f"{self.queues} queues: between 1 and {MAX_QUEUES} are possible")
+        if not MIN_MTU <= self.max_mtu <= MAX_MTU:
+            raise ValueError(f"MTU {self.max_mtu}: between {MIN_MTU} and {MAX_MTU} is possible")
+        if len(self.mac) != 6 or self.mac[0] & 1:
+            raise ValueError("a MAC address has six bytes, the first of them even")
+
+    @property
+    def vectors(self) -> int:
+        """MSI-X vectors: one for each queue and one for management."""
+        return 2 * self.queues + 1
+
+    @property
+    def max_frame(self) -> int:
+        """Longest frame that is received, bytes without FCS."""
+        return self.max_mtu + FRAME_OVERHEAD
+
+    @property
+    def features(self) -> Feature:
+        """The supported-features mask that goes into the queue-format option."""
+        mask = Feature.MODIFY_RING | Feature.JUMBO_FRAMES | Feature.BUFFER_SIZES
+        if self.max_flow_rules:
+            mask |= Feature.FLOW_STEERING
+        if self.rss_option:
+            mask |= Feature.RSS_CONFIG
+        if self.timestamps:
+            mask |= Feature.NIC_TIMESTAMP
+        return mask
+
+    def describe(self) -> bytes:
+        """What DESCRIBE_DEVICE answers: the device descriptor and the options, packed."""
+        mask = int(self.features)
+        ring = self.ring_entries
+        options: list[tuple[OptionId, np.dtype[np.void], tuple[int, ...]]] = [
+            (OptionId.DQO_RDA, c.OPTION_DQO_RDA, (mask, ring, ring)),
+            (
+                OptionId.MODIFY_RING,
+                c.OPTION_MODIFY_RING,
+                (mask, self.max_ring, self.max_ring, self.min_ring, self.min_ring),
+            ),
+            (OptionId.JUMBO_FRAMES, c.OPTION_JUMBO_FRAMES, (mask, self.max_mtu, 0)),
+            (
+                OptionId.BUFFER_SIZES,
+                c.OPTION_BUFFER_SIZES,
+                (mask, self.packet_buffer_size, self.header_buffer_size),
+            ),
+        ]
+        if self.max_flow_rules:
+            options.append((OptionId.FLOW_STEERING, c.OPTION_FLOW_STEERING, (mask, 0, self.max_flow_rules)))
+        if self.timestamps:
+            options.append((OptionId.NIC_TIMESTAMP, c.OPTION_NIC_TIMESTAMP, (mask,)))
+        if self.rss_option:
+            options.append((OptionId.RSS_CONFIG, c.OPTION_RSS_CONFIG, (mask, c.RSS_KEY_SIZE, c.RSS_LUT_SIZE)))
+        packed = b"".join(
+            np.array((number, form.itemsize, 0), c.OPTION_HEADER).tobytes() + np.array(values, form).tobytes()
+            for number, form, values in options
+        )
+        descriptor = np.zeros((), c.DEVICE_DESCRIPTOR)
+        descriptor["max_registered_pages"] = 65536
+        descriptor["tx_queue_entries"] = descriptor["rx_queue_entries"] = ring
+        descriptor["default_num_queues"] = min(self.default_queues, self.queues)
+        descriptor["mtu"] = min(self.max_mtu, 1500)
+        descriptor["counters"] = 2 * self.queues
+        descriptor["tx_pages_per_qpl"] = 512
+        descriptor["rx_pages_per_qpl"] = 1024
+        descriptor["mac"] = np.frombuffer(self.mac, np.uint8)
+        descriptor["num_device_options"] = len(options)
+        descriptor["total_length"] = c.DEVICE_DESCRIPTOR.itemsize + len(packed)
+        return descriptor.tobytes() + packed

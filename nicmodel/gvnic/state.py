@@ -1,0 +1,190 @@
+"""The device's state: numpy records, worked on in place by the compiled packet path and shown by Python.
+
+Sizes: M is the maximum number of receive (and of transmit) queues. Rows of `State.ledger` and `State.drops` are M
+receive queues, M transmit queues and one for the device itself.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from nicmodel.packet.headers import HEADERS
+from nicmodel.packet.match import RULE
+
+#: Most data descriptors of one packet, both ways; more is a driver's error.
+MAX_SEGMENTS = 512
+
+
+class Drop(IntEnum):
+    """Why a frame or packet ended here; 0 and `HELD` mean that it did not."""
+
+    NONE = 0
+    #: Waits in the backlog for buffers.
+    HELD = 1
+    #: Shorter than an Ethernet header.
+    RUNT = 2
+    #: Unicast to another station, and the device is not promiscuous.
+    NOT_OURS = 3
+    #: Longer than the maximum MTU allows.
+    OVER_MRU = 4
+    #: The queue chosen by rule or table does not exist.
+    NO_QUEUE = 5
+    #: The driver has posted too few buffers, and the backlog is full or the frame waited too long.
+    NO_BUFFERS = 6
+    #: A ring or buffer address is outside of what the guest mapped, or mapped without the right.
+    DMA_FAULT = 7
+    #: The device is not running: no queues, link down, or bus mastering off.
+    DEVICE_DOWN = 8
+    #: An aggregated frame that cannot be segmented.
+    BAD_GSO = 9
+    #: A transmit packet whose descriptors contradict each other or the contract.
+    BAD_DESCRIPTOR = 10
+
+
+class Purpose(IntEnum):
+    """What a DMA access is for: second index of the ledger."""
+
+    PAYLOAD = 0
+    HEADER = 1
+    DESCRIPTOR = 2
+    COMPLETION = 3
+    TRANSMIT = 4
+    ADMIN = 5
+
+
+#: Kinds of memory that are told apart: third index of the ledger.
+KINDS = 16
+
+DEVICE = np.dtype(
+    [
+        ("running", "<i4"),
+        ("promiscuous", "<i4"),
+        ("mac", "<i8"),
+        ("max_frame", "<i4"),
+        ("timestamps", "<i4"),
+        ("hash_types", "<i4"),
+        ("lut_size", "<i4"),
+        ("rule_count", "<i4"),
+        ("region", "<i4"),
+        ("fault_address", "<u8"),
+        ("faults", "<i8"),
+    ]
+)
+
+RX_QUEUE = np.dtype(
+    [
+        ("active", "<i4"),
+        ("vector", "<i4"),
+        ("completion_ring", "<u8"),
+        ("buffer_ring", "<u8"),
+        ("completion_entries", "<i4"),
+        ("completion_index", "<i4"),
+        ("generation", "<i4"),
+        ("buffer_entries", "<i4"),
+        ("buffer_head", "<i4"),
+        ("buffer_tail", "<i4"),
+        ("buffer_size", "<i4"),
+        ("header_size", "<i4"),
+        ("rsc", "<i4"),
+        ("held", "<i4"),
+        ("frames", "<i8"),
+        ("bytes", "<i8"),
+        ("split", "<i8"),
+        ("header_overflow", "<i8"),
+        ("aggregated", "<i8"),
+        ("bad_checksum", "<i8"),
+    ]
+)
+
+TX_QUEUE = np.dtype(
+    [
+        ("active", "<i4"),
+        ("vector", "<i4"),
+        ("ring", "<u8"),
+        ("completion_ring", "<u8"),
+        ("entries", "<i4"),
+        ("head", "<i4"),
+        ("tail", "<i4"),
+        ("completion_entries", "<i4"),
+        ("completion_index", "<i4"),
+        ("generation", "<i4"),
+        ("packets", "<i8"),
+        ("bytes", "<i8"),
+        ("segments", "<i8"),
+    ]
+)
+
+VECTOR = np.dtype(
+    [
+        ("enabled", "<i4"),
+        ("pending", "<i4"),
+        ("interval", "<i8"),
+        ("last_fire", "<i8"),
+        ("fires", "<i8"),
+    ]
+)
+
+#: Where one frame went. `verdict` is a `Drop`; `queue` -1 when none was chosen; `rule` the location of the flow rule or
+#: -1; `completion` the index of its first completion, `completions` how many (for a frame that was cut into segments:
+#: of all of them).
+OUTCOME = np.dtype(
+    [
+        ("verdict", "<i2"),
+        ("queue", "<i2"),
+        ("rule", "<i4"),
+        ("hash", "<u4"),
+        ("header", "<i4"),
+        ("completion", "<i4"),
+        ("completions", "<i4"),
+    ]
+)
+
+Records = npt.NDArray[np.void]
+
+
+class State(NamedTuple):
+    """All that receive and transmit work on; `regions` is exchanged when the guest's memory map changes."""
+
+    device: Records
+    rx: Records
+    tx: Records
+    vectors: Records
+    lut: npt.NDArray[np.int32]
+    hash_table: npt.NDArray[np.uint32]
+    rules: Records
+    rule_order: npt.NDArray[np.int32]
+    regions: Records
+    ledger: npt.NDArray[np.int64]
+    drops: npt.NDArray[np.int64]
+    headers: Records
+    segment: npt.NDArray[np.uint8]
+    hosts: npt.NDArray[np.uint64]
+    addresses: npt.NDArray[np.uint64]
+    lengths: npt.NDArray[np.int64]
+
+
+def make_state(queues: int, vectors: int, rules: int, lut_size: int, regions: Records) -> State:
+    """A device at rest with room for `queues` queues each way."""
+    rows = 2 * queues + 1
+    return State(
+        device=np.zeros(1, DEVICE),
+        rx=np.zeros(queues, RX_QUEUE),
+        tx=np.zeros(queues, TX_QUEUE),
+        vectors=np.zeros(vectors, VECTOR),
+        lut=np.zeros(lut_size, np.int32),
+        hash_table=np.zeros((36, 256), np.uint32),
+        rules=np.zeros(rules, RULE),
+        rule_order=np.zeros(rules, np.int32),
+        regions=regions,
+        ledger=np.zeros((rows, len(Purpose), KINDS), np.int64),
+        drops=np.zeros((rows, len(Drop)), np.int64),
+        headers=np.zeros(1, HEADERS),
+        segment=np.zeros(1 << 17, np.uint8),
+        hosts=np.zeros(MAX_SEGMENTS, np.uint64),
+        addresses=np.zeros(MAX_SEGMENTS, np.uint64),
+        lengths=np.zeros(MAX_SEGMENTS, np.int64),
+    )
