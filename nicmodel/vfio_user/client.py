@@ -100,6 +100,7 @@ class Client:
         path: The server's socket.
         timeout: Seconds to wait for a reply.
         negotiate: Send VERSION at once.
+        idle: Called before each wait for the server; runs a server that lives in the same thread.
 
     Attributes:
         server: The server's capabilities, after ``negotiate``.
@@ -108,8 +109,16 @@ class Client:
         OSError: nobody listens at ``path``, or VERSION was refused.
     """
 
-    def __init__(self, path: str, *, timeout: float = 5.0, negotiate: bool = True) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        timeout: float = 5.0,
+        negotiate: bool = True,
+        idle: Callable[[], object] = lambda: None,
+    ) -> None:
         self.timeout = timeout
+        self._idle = idle
         self.server = Capabilities()
         self._dma: DmaCallback | None = None
         self._next_id = 0
@@ -304,6 +313,7 @@ class Client:
         poller = select.poll()
         poller.register(self._channel.fileno(), select.POLLOUT)
         while not self._channel.flush():
+            self._idle()
             if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 raise TimeoutError(errno.ETIMEDOUT, "the server does not read")
 
@@ -322,6 +332,7 @@ class Client:
         poller = select.poll()
         poller.register(self._channel.fileno(), select.POLLIN)
         while (message := self._channel.next()) is None:
+            self._idle()
             if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 return None
             if not self._channel.fill():
@@ -330,7 +341,7 @@ class Client:
 
     def _keep(self, message: Message) -> None:
         code = (message.errno or errno.EIO) if message.flags & ERROR else 0
-        self._replies[message.id] = (code, bytes(message.payload), list(message.fds))
+        self._replies[message.id] = (code, bytes(message.payload), message.fds)
 
     def _serve(self, message: Message) -> None:
         """Answer a command of the server."""
@@ -350,6 +361,8 @@ class Client:
         if self._dma is None:
             raise OSError(errno.EFAULT, "no memory is served by messages")
         address, count = DMA_ACCESS.unpack_from(payload)
+        if count > MAX_DATA_XFER:
+            raise OSError(errno.E2BIG, f"{command_name(command)} of {count} bytes")
         if command == Command.DMA_READ:
             data = self._dma(address, count, None)
             assert data is not None
