@@ -24,7 +24,6 @@ MAX_QUEUED = 8 << 20
 
 _SCM_MAX_FD = 253  # the kernel's own limit per message: with room for all of them, none is cut off
 _ANCILLARY = socket.CMSG_SPACE(_SCM_MAX_FD * array.array("i").itemsize)
-_NO_FDS: Sequence[int] = ()
 
 
 class Message(NamedTuple):
@@ -35,7 +34,7 @@ class Message(NamedTuple):
     flags: int
     errno: int
     payload: memoryview
-    fds: Sequence[int]
+    fds: list[int]
 
 
 class Channel:
@@ -108,7 +107,7 @@ class Channel:
         if available < size:
             return None
         self._next = end = start + size
-        fds = self._fds.pop(self._base + start, _NO_FDS) if self._fds else _NO_FDS
+        fds = self._fds.pop(self._base + start, []) if self._fds else []
         return Message(message_id, command, flags, error, self._buffer[start + HEADER.size : end], fds)
 
     def waiting(self) -> list[Message]:
@@ -121,7 +120,7 @@ class Channel:
             if size < HEADER.size or end > self._end:
                 break
             payload = self._buffer[start + HEADER.size : end]
-            messages.append(Message(message_id, command, flags, error, payload, _NO_FDS))
+            messages.append(Message(message_id, command, flags, error, payload, []))
             start = end
         return messages
 

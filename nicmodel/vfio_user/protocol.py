@@ -69,6 +69,7 @@ IRQ_INFO = Struct("=IIII")  # argsz, IrqFlag, index, number of vectors
 IRQ_SET = Struct("=IIIII")  # argsz, IrqSet, index, first vector, number of vectors; then booleans
 REGION_ACCESS = Struct("=QII")  # offset, region, count; then the data
 DMA_ACCESS = Struct("=QQ")  # DMA address, count; then the data
+DMA_ACCESS_QEMU_10 = Struct("=QI")  # the same, then data and four bytes of padding: QEMU 10's reading of the text
 WRITE_MULTI = Struct("=Q")  # number of writes; then SINGLE_WRITEs
 SINGLE_WRITE = Struct("=QII8s")  # offset, region, count (at most 8), data
 
