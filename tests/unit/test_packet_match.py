@@ -1,0 +1,124 @@
+"""Flow rules against a search written with Python integers."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packet_frames import ETHER, Frame, as_array, examples, frames, parsed
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
+from scapy.packet import Packet, Raw
+
+from nicmodel.packet.headers import L3
+from nicmodel.packet.match import RULE, FlowType, match
+
+LOCATIONS = 1024
+PROTOCOLS = {6: FlowType.TCPV4, 17: FlowType.UDPV4, 132: FlowType.SCTPV4, 51: FlowType.AHV4, 50: FlowType.ESPV4}
+
+
+def table(installed: dict[int, dict[str, Any]]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.int32]]:
+    rules = np.zeros(LOCATIONS, RULE)
+    for location, values in installed.items():
+        rules[location]["installed"] = 1
+        for name, value in values.items():
+            if isinstance(value, bytes):
+                rules[location][name][: len(value)] = np.frombuffer(value, np.uint8)
+            else:
+                rules[location][name] = value
+    return rules, np.array(sorted(installed), np.int32)
+
+
+def first_match(installed: dict[int, dict[str, Any]], frame: Frame) -> int:
+    """The rules' meaning, by number and by location."""
+    found, whole = frame.expected, bytes(frame)
+    size = found["address_size"]
+    if found["protocol"] not in PROTOCOLS:
+        return -1
+    flow_type = PROTOCOLS[found["protocol"]] + (5 if found["l3"] == L3.IPV6 else 0)
+    have: dict[str, int | None] = {
+        "source": int.from_bytes(whole[found["source"] : found["source"] + size], "big"),
+        "destination": int.from_bytes(whole[found["destination"] : found["destination"] + size], "big"),
+        "source_port": found["source_port"] if found["ports"] else None,
+        "destination_port": found["destination_port"] if found["ports"] else None,
+        "spi": found["spi"] if found["has_spi"] else None,
+        "tos": found["tos"],
+    }
+    for location, rule in sorted(installed.items()):
+        if rule["flow_type"] == flow_type and all(
+            matches(number(rule.get(name, 0), size), number(rule.get(f"{name}_mask", 0), size), value)
+            for name, value in have.items()
+        ):
+            return location
+    return -1
+
+
+def number(value: bytes | int, size: int) -> int:
+    return int.from_bytes(value[:size], "big") if isinstance(value, bytes) else value
+
+
+def matches(wanted: int, mask: int, value: int | None) -> bool:
+    return mask == 0 if value is None else (wanted ^ value) & mask == 0
+
+
+@st.composite
+def rules_near(draw: st.DrawFn, frame: Frame) -> dict[str, Any]:
+    """A rule that asks for some of what the frame has, perhaps with one bit changed."""
+    found, whole = frame.expected, bytes(frame)
+    size = found["address_size"]
+    own = PROTOCOLS.get(found["protocol"], FlowType.TCPV4) + (5 if found["l3"] == L3.IPV6 else 0)
+    rule: dict[str, Any] = {"flow_type": draw(st.sampled_from([own, own, own, *FlowType])), "action": 3}
+    for name in draw(st.sets(st.sampled_from(["source", "destination"]))):
+        address = bytearray(whole[found[name] : found[name] + size].ljust(16, b"\0"))
+        address[draw(st.integers(0, 15))] ^= draw(st.sampled_from([0, 0, 0, 1]))
+        rule[name] = bytes(address)
+        rule[f"{name}_mask"] = draw(st.sampled_from([b"\xff" * 16, b"\xff" * 3 + bytes(13), b"\0\xf0" * 8]))
+        rule[f"{name}_mask"] = rule[f"{name}_mask"][: size or 16].ljust(16, b"\0")
+    for name in draw(st.sets(st.sampled_from(["source_port", "destination_port", "tos", "spi"]))):
+        rule[name] = found[name] ^ draw(st.sampled_from([0, 0, 0, 1, 0x80]))
+        rule[f"{name}_mask"] = draw(st.sampled_from([0xFF, 0x0F])) if name == "tos" else draw(
+            st.sampled_from([0xFFFF, 0xFF00, 0x7F])
+        )  # fmt: skip
+    return rule
+
+
+@examples
+@given(data=st.data(), frame=frames())
+def test_first_match_by_location(data: st.DataObject, frame: Frame) -> None:
+    installed = data.draw(st.dictionaries(st.integers(0, LOCATIONS - 1), rules_near(frame), max_size=8))
+    rules, order = table(installed)
+    before = rules.copy()
+    whole = as_array(bytes(frame))
+    location = match(rules, order, whole, 0, parsed(whole))
+    assert location == first_match(installed, frame)
+    if location >= 0:
+        before[location]["hits"] = 1
+    assert rules.tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("fragment", [ETHER / IP(flags="MF") / UDP(dport=5), ETHER / IP(frag=3) / UDP(dport=5)])
+def test_a_fragment_matches_no_rule_with_ports(fragment: Packet) -> None:
+    with_port = {"flow_type": FlowType.UDPV4, "destination_port": 0, "destination_port_mask": 0xFFFF}
+    rules, order = table({1: with_port, 9: {"flow_type": FlowType.UDPV4}})
+    whole = as_array(bytes(fragment))
+    assert match(rules, order, whole, 0, parsed(whole)) == 9
+
+
+def test_an_ipv6_fragment_is_of_the_protocol_behind_its_header() -> None:
+    rules, order = table({0: {"flow_type": FlowType.TCPV6}})
+    whole = as_array(bytes(ETHER / IPv6() / IPv6ExtHdrFragment(nh=6, offset=5) / Raw(bytes(40))))
+    assert match(rules, order, whole, 0, parsed(whole)) == 0
+
+
+def test_empty_slots_are_not_walked() -> None:
+    """An empty slot is all zero and would match every TCP packet."""
+    rules, order = table({1000: {"flow_type": FlowType.TCPV4, "source": socket.inet_aton("1.2.3.4")}})
+    rules[1000]["source_mask"][:4] = 255
+    for source, location in (("1.2.3.4", 1000), ("1.2.3.5", -1)):
+        whole = as_array(bytes(ETHER / IP(src=source) / TCP()))
+        assert match(rules, order, whole, 0, parsed(whole)) == location
