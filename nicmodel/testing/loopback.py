@@ -94,4 +94,5 @@ class Loopback:
         self.ram.close()
 
     def _turn(self) -> None:
-        self._poller.run_once(0)
+        for _ in range(2):  # a new client is accepted in one turn and heard in the next
+            self._poller.run_once(0)
