@@ -9,6 +9,7 @@ A guest can be reset in the middle of a frame. So the agent greets with `HELLO` 
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import selectors
@@ -16,7 +17,6 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
 from typing import IO
 
 PORT_NAME = "nicmodel.agent"
@@ -46,13 +46,17 @@ class Agent:
         self.greeted = bytearray()  # the host's HELLO, once it is there
 
     def serve(self) -> None:
+        """Greet, then handle what comes, for ever."""
         os.write(self.port, HELLO)
         self.selector.register(self.port, selectors.EVENT_READ, self.receive)
         while True:
             for key, _ in self.selector.select():
-                key.data()
+                # An earlier callback may have closed this file, and its number may be another's by now.
+                if self.selector.get_map().get(key.fileobj) == key:
+                    key.data()
 
     def receive(self) -> None:
+        """Take what the host has sent."""
         data = os.read(self.port, 1 << 16)
         if not data:
             sys.exit("the host closed the port")
@@ -69,6 +73,7 @@ class Agent:
             self.handle(number, kind, body)
 
     def handle(self, number: int, kind: int, body: bytes) -> None:
+        """Do what one frame asks for."""
         if kind == START:
             try:
                 self.processes[number] = Process(self, number, **json.loads(body))
@@ -84,112 +89,100 @@ class Agent:
                 process.resize(*json.loads(body))
 
     def send(self, number: int, kind: int, body: bytes) -> None:
+        """Send one frame."""
         frame = memoryview(HEADER.pack(len(body), number, kind) + body)
         while frame:
             frame = frame[os.write(self.port, frame) :]
 
 
 class Process:
-    """One command, its pipes or its terminal."""
+    """One command, with its pipes or its terminal."""
 
     def __init__(self, agent: Agent, number: int, argv: list[str], terminal: list[int] | None) -> None:
         self.agent = agent
         self.number = number
         self.pending = bytearray()
         self.end_of_input = False
-        self.terminal: int | None = None
-        self.outputs: dict[int, int] = {}  # descriptor -> kind of frame
-        self.files: list[IO[bytes]] = []
+        self.input: IO[bytes]
+        self.outputs: dict[IO[bytes], int]  # and the kind of frame for each
         if terminal:
-            self.terminal, slave = os.openpty()
-            self.resize(*terminal)
+            master, slave = os.openpty()
             self.child = subprocess.Popen(argv, cwd="/root", preexec_fn=lambda: os.login_tty(slave))
             os.close(slave)
-            self.input = self.terminal
-            self.outputs[self.terminal] = STDOUT
+            self.input = os.fdopen(os.dup(master), "wb", 0)
+            self.outputs = {os.fdopen(master, "rb", 0): STDOUT}
+            self.resize(*terminal)
         else:
             pipe = subprocess.PIPE
             self.child = subprocess.Popen(
                 argv, cwd="/root", bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
             )
             assert self.child.stdin and self.child.stdout and self.child.stderr
-            self.files = [self.child.stdin, self.child.stdout, self.child.stderr]
-            self.input = self.child.stdin.fileno()
-            self.outputs = {self.child.stdout.fileno(): STDOUT, self.child.stderr.fileno(): STDERR}
-        for descriptor in {self.input, *self.outputs}:
-            os.set_blocking(descriptor, False)
-        for descriptor in self.outputs:
-            self.watch(descriptor, selectors.EVENT_READ, lambda fd=descriptor: self.forward(fd))
-        self.pidfd = os.pidfd_open(self.child.pid)
-        self.watch(self.pidfd, selectors.EVENT_READ, self.exited)
+            self.input = self.child.stdin
+            self.outputs = {self.child.stdout: STDOUT, self.child.stderr: STDERR}
+        for file in (self.input, *self.outputs):
+            os.set_blocking(file.fileno(), False)
+        for file in self.outputs:
+            agent.selector.register(file, selectors.EVENT_READ, functools.partial(self.forward, file))
+        self.end = os.fdopen(os.pidfd_open(self.child.pid), "rb", 0)
+        agent.selector.register(self.end, selectors.EVENT_READ, self.exited)
 
-    def watch(self, descriptor: int, events: int, callback: Callable[[], object]) -> None:
-        self.agent.selector.register(descriptor, events, callback)
+    def close(self, file: IO[bytes]) -> None:
+        """Close `file`, if it is open. No longer watched, so that its number may come again for another file."""
+        if not file.closed:
+            with contextlib.suppress(KeyError):
+                self.agent.selector.unregister(file)
+            file.close()
 
-    def forget(self, descriptor: int) -> None:
-        with contextlib.suppress(KeyError):
-            self.agent.selector.unregister(descriptor)
-
-    def forward(self, descriptor: int) -> bool:
-        """Send what the process has written; false if there is nothing (any more)."""
+    def forward(self, file: IO[bytes]) -> bool:
+        """Send some of what the process has written; false if there is nothing (any more)."""
         try:
-            data = os.read(descriptor, 1 << 16)
-        except BlockingIOError:
-            return False
+            data = b"" if file.closed else file.read(1 << 16)
         except OSError:  # EIO: nobody holds the terminal any more
             data = b""
         if data:
-            self.agent.send(self.number, self.outputs[descriptor], data)
-        else:
-            self.forget(descriptor)
+            self.agent.send(self.number, self.outputs[file], data)
+        elif data is not None:  # None: nothing now, but the other end is open
+            self.close(file)
         return bool(data)
 
     def feed(self, data: bytes) -> None:
+        """Give `data` to its standard input; none at all ends it."""
         self.pending += data
         self.end_of_input |= not data
         self.flush()
 
     def flush(self) -> None:
         """Write to the process what it takes; come back when it takes more."""
-        if self.terminal is not None:
-            # One descriptor for both directions, watched for reading: typing is short enough to be written at once.
-            os.set_blocking(self.terminal, True)
-            os.write(self.terminal, self.pending)
-            os.set_blocking(self.terminal, False)
-            self.pending.clear()
+        if self.input.closed:
             return
-        self.forget(self.input)
-        if self.files[0].closed:
-            return
+        with contextlib.suppress(KeyError):
+            self.agent.selector.unregister(self.input)
         try:
             while self.pending:
-                del self.pending[: os.write(self.input, self.pending)]
-        except BlockingIOError:
-            self.watch(self.input, selectors.EVENT_WRITE, self.flush)
-            return
-        except BrokenPipeError:
+                if (written := self.input.write(self.pending)) is None:
+                    self.agent.selector.register(self.input, selectors.EVENT_WRITE, self.flush)
+                    return
+                del self.pending[:written]
+        except OSError:  # it does not read any more
             self.pending.clear()
         if self.end_of_input:
-            self.files[0].close()
+            self.close(self.input)
 
     def resize(self, rows: int, columns: int) -> None:
-        if self.terminal is not None:
-            fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        """Set the size of its terminal."""
+        fcntl.ioctl(self.input, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def exited(self) -> None:
         """Send the rest of the output and the status. Children that live on do not keep the command from ending."""
         status = self.child.wait()
-        for descriptor in self.outputs:
-            while self.forward(descriptor):
-                pass
+        for file in self.outputs:
+            for _ in range(256):  # more than a pipe or a terminal holds, but not for ever: a child may go on writing
+                if not self.forward(file):
+                    break
         self.agent.send(self.number, EXIT, json.dumps(status).encode())
-        for descriptor in {self.pidfd, self.input, *self.outputs}:
-            self.forget(descriptor)
-        os.close(self.pidfd)
-        if self.terminal is not None:
-            os.close(self.terminal)
-        for file in self.files:
-            file.close()
+        for file in (self.end, self.input, *self.outputs):
+            self.close(file)
         del self.agent.processes[self.number]
 
 

@@ -1,22 +1,20 @@
 """A running guest: start it, run commands in it, stop it."""
 
 import contextlib
-import fcntl
 import mmap
 import os
 import re
 import selectors
 import shlex
-import signal
 import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,7 +205,7 @@ class Guest:
         self._await_boot(greetings + 1)
 
     def stop(self, timeout: float = 15) -> None:
-        """Power off, in order; after `timeout` seconds, or if the guest hangs, end QEMU. Nothing happens if it is gone."""
+        """Power off, in order; after `timeout` seconds, or if the guest hangs, end QEMU. Does nothing if it is gone."""
         if self._process.poll() is None and not self._channel.failure:
             self.start("poweroff -f")
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -224,7 +222,7 @@ class Guest:
         self._process.kill()
         self._process.wait()
 
-    def console_tail(self, lines: int = 15) -> str:
+    def console_tail(self, lines: int = 40) -> str:
         """The console's last lines."""
         text = self.console.read_text(errors="replace") if self.console.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
@@ -315,8 +313,8 @@ class Guest:
                     else:
                         console.write(data)
                         recent = (recent + data)[-4096:]
-                        if panic := re.search(rb"Kernel panic - not syncing: [^\r\n]*[\r\n]", recent):
-                            self._channel.fail(f"the guest crashed: {panic[0].decode(errors='replace').strip()}")
+                        if panic := re.search(rb"---\[ end (Kernel panic[^\r\n]*) \]---", recent):
+                            self._channel.fail(f"the guest crashed: {panic[1].decode(errors='replace')}")
         status = self._process.wait()
         said = self._qemu_log.read_text(errors="replace").strip()
         self._channel.fail(f"QEMU has ended (status {status})" + (f": {said}" if said else ""))

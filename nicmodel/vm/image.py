@@ -1,13 +1,12 @@
 """The guest's image: an unmodified Debian kernel and an initramfs of Debian packages.
 
 The initramfs is two cpio archives, one after the other, which the kernel unpacks in turn (Linux,
-Documentation/driver-api/early-userspace/buffer-format.rst): a large one of packages and kernel modules, which changes only
-with them, and a small one of this project's own files in `guest/`. Neither is compressed: QEMU hands the file over by
-DMA at once, while a guest without KVM would spend seconds on decompression.
+Documentation/driver-api/early-userspace/buffer-format.rst): a large one of packages and kernel modules, which changes
+only with them, and a small one of this project's own files. Neither is compressed: QEMU hands the file over at once,
+while a guest without KVM would spend seconds on decompression.
 """
 
 import hashlib
-import json
 import lzma
 import os
 import re
@@ -111,6 +110,7 @@ def build_image(kernel: Kernel = DEFAULT_KERNEL, *, update: bool = False) -> Ima
     """The image for `kernel`: from the cache, else built, downloading what is missing.
 
     Args:
+        kernel: The kernel that it boots.
         update: Look for newer package versions first.
     """
     userland = obtain(USERLAND, update=update)

@@ -1,7 +1,7 @@
 """Machine layouts: the files of `qemu-configs/`, read and filled in.
 
-A layout file holds QEMU's arguments as a shell would read them (quotes, `${NAME}`, `${NAME:-default}`), so that the very
-same file also serves whoever starts QEMU by hand; each file says how.
+A layout file holds QEMU's arguments as a shell would read them (quotes, `${NAME}`, `${NAME:-default}`), so that the
+very same file also serves whoever starts QEMU by hand; each file says how.
 """
 
 import json

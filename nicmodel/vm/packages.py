@@ -88,6 +88,7 @@ def obtain(packages: Packages, *, update: bool = False) -> Tree:
     """The tree of `packages`: from the cache, else downloaded and unpacked.
 
     Args:
+        packages: The request.
         update: Ask the mirror for newer versions even if the cache holds the tree.
 
     Raises:

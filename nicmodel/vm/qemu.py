@@ -1,15 +1,16 @@
-"""Find a QEMU that has `vfio-user-pci`, find out whether KVM works, and start processes that cannot outlive this one."""
+"""Find a QEMU with `vfio-user-pci`, find out whether KVM works, and start processes that cannot outlive this one."""
 
 import concurrent.futures
 import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.image import Image
@@ -84,10 +85,10 @@ def _usable(command: tuple[str, ...], environment: Mapping[str, str] | None = No
 
 
 def acceleration(qemu: Qemu, image: Image) -> str:
-    """ "kvm" where it can run the guest's kernel, else "tcg"; $NICMODEL_ACCEL decides if it is set.
+    """The accelerator: "kvm" where it can run the guest's kernel, else "tcg"; $NICMODEL_ACCEL decides if it is set.
 
-    A /dev/kvm that opens is no proof: on some (nested) hosts it cannot run an unmodified kernel. So one is started, once
-    per boot of the host and QEMU version.
+    A /dev/kvm that opens is no proof: on some (nested) hosts it cannot run an unmodified kernel. So one is started,
+    once per boot of the host and QEMU version.
     """
     if named := os.environ.get("NICMODEL_ACCEL"):
         return named
@@ -117,28 +118,23 @@ def _kvm_boots(qemu: Qemu, image: Image) -> bool:
     process = spawn(
         [*qemu.command, *arguments], qemu.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    deadline = concurrent.futures.ThreadPoolExecutor(1)
+    deadline = threading.Timer(KVM_TRIAL_SECONDS, process.kill)
+    deadline.start()
     try:
-        return deadline.submit(_reaches_root, process.stdout).result(KVM_TRIAL_SECONDS)
-    except TimeoutError:
+        for line in process.stdout or ():
+            if "Unable to mount root fs" in line:
+                return True
+            if "KVM internal error" in line:
+                break
         return False
     finally:
+        deadline.cancel()
         process.kill()
         process.wait()
-        deadline.shutdown()
 
 
-def _reaches_root(output: IO[str]) -> bool:
-    for line in output:
-        if "Unable to mount root fs" in line:
-            return True
-        if "KVM internal error" in line:
-            return False
-    return False
-
-
-# PR_SET_PDEATHSIG is about the thread that started the process, not about the whole parent: so one thread, which lives as
-# long as the interpreter, starts them all.
+# PR_SET_PDEATHSIG is about the thread that started the process, not about the whole parent: so one thread, which lives
+# as long as the interpreter, starts them all.
 _spawner = concurrent.futures.ThreadPoolExecutor(1, "spawner")
 
 
@@ -148,9 +144,14 @@ def spawn(
     """Start a process that the kernel kills when this one ends, however it ends.
 
     Args:
+        command: Program and arguments.
         environment: Variables added to this process's own.
         options: Passed on to `subprocess.Popen`.
     """
-    options = {"stdin": subprocess.DEVNULL, "env": os.environ | dict(environment or {})} | options
     bound = ["setpriv", "--pdeathsig", "KILL", "--", *command]
-    return _spawner.submit(subprocess.Popen, bound, **options).result()
+    options = {"stdin": subprocess.DEVNULL, "env": os.environ | dict(environment or {}), **options}
+    return _spawner.submit(_popen, bound, options).result()
+
+
+def _popen(command: list[str], options: dict[str, Any]) -> subprocess.Popen[Any]:
+    return subprocess.Popen(command, **options)

@@ -1,6 +1,7 @@
 """QEMU's machine protocol (QMP) for code that is not asynchronous."""
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -55,10 +56,8 @@ class Qmp:
 
     async def _disconnect(self) -> None:
         self._events.cancel()
-        try:
+        with contextlib.suppress(QMPError, OSError, EOFError):  # QEMU was gone first
             await self._client.disconnect()
-        except (QMPError, OSError, EOFError):
-            pass  # QEMU was gone first
 
     async def _report(self, listener: EventListener) -> None:
         async for event in listener:
