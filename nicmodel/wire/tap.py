@@ -205,8 +205,11 @@ class TapWire:
                 self._blocked = True
                 self._poller.want_write(self._fd, self._on_writable)
                 return False
-            self._lose("interface_down" if error == errno.EIO else _named("refused", error), error)
-            batch.sent += 1
+            if error == errno.EBADFD:
+                self._gone()
+            else:
+                self._lose("interface_down" if error == errno.EIO else _named("refused", error))
+                batch.sent += 1
         self.counters["not_connected"] += batch.count - batch.sent
         batch.sent = batch.count
         return True
@@ -226,8 +229,10 @@ class TapWire:
         self.counters["rx_bytes"] += octets
         if batch.count:
             self._receive(batch)
-        if error not in (0, errno.EAGAIN, errno.EINTR):
-            self._lose(_named("unreadable", error), error)
+        if error == errno.EBADFD:
+            self._gone()
+        elif error not in (0, errno.EAGAIN):
+            self._lose(_named("unreadable", error))
 
     def _on_writable(self) -> None:
         if self._poller is not None:
@@ -235,17 +240,20 @@ class TapWire:
         self._blocked = False
         self._writable()
 
-    def _lose(self, reason: str, error: int) -> None:
-        """Count one frame; notice when the interface itself is gone."""
+    def _lose(self, reason: str) -> None:
         self.counters[reason] += 1
         if self.counters[reason] == 1:
-            log.warning("%s: losing frames: %s (%s)", self.name, reason, os.strerror(error))
-        if error == errno.EBADFD and self.up:
-            log.error("%s: the interface has been deleted", self.name)
-            self._leave()
-            self._link_changed()
-            if self._blocked:
-                self._writable()
+            log.warning("%s: losing frames: %s", self.name, reason)
+
+    def _gone(self) -> None:
+        """The interface has been deleted; nothing brings it back to this descriptor."""
+        if not self.up:
+            return
+        log.error("%s: the interface has been deleted", self.name)
+        self._leave()
+        self._link_changed()
+        if self._blocked:
+            self._writable()
 
     def _leave(self) -> None:
         if self._poller is not None and self.up:
