@@ -141,6 +141,17 @@ class Nic(Device):
         self._rx_dirty = False
         self._fired = np.zeros(max(profile.vectors, 1), np.int32)
         self._timer: object | None = None
+        self._offloads = int(wire.offloads)
+        self._load_packet_path()
+
+    def _load_packet_path(self) -> None:
+        """Run the compiled functions once on nothing: compiled at the first start ever, loaded from the cache later.
+
+        A client waits only seconds for an answer, so this must not happen when the first frame comes.
+        """
+        self._receive(self._spare)
+        transmit(self.state, 0, self._out.data, self._out.frames, self._out_used, self.wire.headroom, self._offloads)
+        moderate(self.state.vectors, 0, self._fired)
 
     def start(self) -> None:
         """Begin to take frames from the wire."""
@@ -483,7 +494,7 @@ class Nic(Device):
             while self._tx_dirty:
                 queue = next(iter(self._tx_dirty))
                 if transmit(
-                    self.state, queue, out.data, out.frames, self._out_used, self.wire.headroom, self.wire.offloads
+                    self.state, queue, out.data, out.frames, self._out_used, self.wire.headroom, self._offloads
                 ):  # fmt: skip
                     break
                 del self._tx_dirty[queue]
