@@ -92,8 +92,12 @@ class Poller:
         """Do not call it. One that has fired is ignored."""
         timer.callback = None
 
-    def run_once(self, timeout: float | None = None) -> None:
-        """Wait for the first event or timer, at most ``timeout`` seconds (None: forever), and call back for all."""
+    def run_once(self, timeout: float | None = None) -> bool:
+        """Wait for the first event or timer, at most ``timeout`` seconds (None: forever), and call back for all.
+
+        Returns:
+            Whether there was a descriptor's event or a timer; with a timeout of 0, call again until there is none.
+        """
         while self._timers and self._timers[0].callback is None:
             heapq.heappop(self._timers)
         if self._timers and timeout != 0:
@@ -102,13 +106,13 @@ class Poller:
                 timeout = 0
             else:
                 _libc.timerfd_settime(self._timerfd, 0, _ITIMERSPEC(0, 0, *divmod(until_due, 1_000_000_000)), None)
-        for fd, events in self._epoll.poll(timeout):
+        ready = self._epoll.poll(timeout)
+        for fd, events in ready:
             if events & ~select.EPOLLOUT and (reader := self._readers.get(fd)):
                 self._call(reader)
             if events & ~select.EPOLLIN and (writer := self._writers.get(fd)):
                 self._call(writer)
-        if self._timers:
-            self._run_timers()
+        return self._run_timers() or bool(ready)
 
     def serve_forever(self) -> None:
         """Run until ``stop`` is called."""
@@ -127,13 +131,19 @@ class Poller:
         os.close(self._wake)
         os.close(self._timerfd)
 
-    def _run_timers(self) -> None:
+    def _run_timers(self) -> bool:
+        """Call what is due; whether there was any."""
+        if not self._timers:
+            return False
         now = self.clock()
+        called = False
         while self._timers and self._timers[0].due <= now:
             timer = heapq.heappop(self._timers)
             callback, timer.callback = timer.callback, None
             if callback is not None:
                 self._call(callback)
+                called = True
+        return called
 
     def _woken(self) -> None:
         os.eventfd_read(self._wake)

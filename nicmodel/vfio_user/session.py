@@ -108,6 +108,7 @@ class Session:
         self._request_id = 0
         self._settled: set[int] = set()  # requests whose reply was taken early or is no longer waited for
         self._handlers: dict[int, Callable[[memoryview, list[int]], Buffer]] = {
+            Command.VERSION: self._version,
             Command.DMA_MAP: self._dma_map,
             Command.DMA_UNMAP: self._dma_unmap,
             Command.DEVICE_GET_INFO: self._device_get_info,
@@ -178,23 +179,22 @@ class Session:
 
     def _handle(self, message: Message) -> None:
         message_id, command, flags, _, payload, fds = message
+        if flags & TYPE_MASK != TYPE_COMMAND:
+            self._unexpected(message)
+            return
         try:
-            if flags & TYPE_MASK != TYPE_COMMAND:
-                self._unexpected(message)
-                return
             try:
                 reply = self._dispatch(command, payload, fds)
-            except OSError as error:
-                self._refuse(message_id, command, flags, error)
-                if command == Command.VERSION and self.link is None:
-                    raise ProtocolError(f"no agreement on the version: {error.strerror}") from None
-                return
-            if not flags & NO_REPLY:
-                size = HEADER.size + len(reply)
-                self._channel.send(HEADER.pack(message_id, command, size, TYPE_REPLY, 0), reply)
-        finally:
-            if fds:
+            finally:
+                # Those that no handler took; before the reply, so that the client may count on it.
                 close_all(fds)
+        except OSError as error:
+            self._refuse(message_id, command, flags, error)
+            if command == Command.VERSION and self.link is None:
+                raise ProtocolError(f"no agreement on the version: {error.strerror}") from None
+            return
+        if not flags & NO_REPLY:
+            self._channel.send(HEADER.pack(message_id, command, HEADER.size + len(reply), TYPE_REPLY, 0), reply)
 
     def _dispatch(self, command: int, payload: memoryview, fds: list[int]) -> Buffer:
         """Handle a command and return the payload of its reply. A handler removes from ``fds`` what it keeps.
@@ -202,13 +202,11 @@ class Session:
         Raises:
             OSError: the command is refused with this errno.
         """
-        if self.link is None:
-            if command != Command.VERSION:
-                raise ProtocolError(f"{command_name(command)} before VERSION")
-            return self._version(payload)
         name = command_name(command)
-        self._stats[name] += 1
+        if self.link is None and command != Command.VERSION:
+            raise ProtocolError(f"{name} before VERSION")
         handler = self._handlers.get(command)
+        self._stats[name if handler else "unsupported"] += 1
         if handler is None:
             known = command in Command.__members__.values()
             raise ProtocolError(f"{name} is not supported", errno.ENOTSUP if known else errno.ENOSYS)
@@ -235,6 +233,7 @@ class Session:
 
     def _unexpected(self, message: Message) -> None:
         """A message that is no command: a reply nobody waits for, or of no known type."""
+        close_all(message.fds)
         if message.flags & TYPE_MASK == TYPE_REPLY and message.id in self._settled:
             self._settled.discard(message.id)
             return
@@ -251,7 +250,9 @@ class Session:
 
     # ---------------------------------------------------------------- VERSION
 
-    def _version(self, payload: memoryview) -> Buffer:
+    def _version(self, payload: memoryview, fds: list[int]) -> Buffer:
+        if self.link is not None:
+            raise ProtocolError("VERSION for the second time")
         major, minor = _unpack(VERSION, payload)
         if major != VERSION_MAJOR:
             raise ProtocolError(f"the client speaks version {major}.{minor}")
@@ -261,7 +262,6 @@ class Session:
         ]
         self.link = ClientLink(self.name, DmaTable(self, on_fault=self._dma_fault), irqs)
         self._stats["clients"] += 1
-        self._stats["version"] += 1
         log.info("%s attached", self.name)
         if self.trace is not None:
             self.trace("attach", client=self.name, capabilities=self._client)
