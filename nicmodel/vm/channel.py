@@ -95,7 +95,7 @@ class Process:
         self._channel.send(self._number, agent.RESIZE, json.dumps([rows, columns]).encode())
 
     def wait_output(self, seen: int, timeout: float) -> bytes:
-        """Standard output beyond its first `seen` bytes once there is any; empty at the end or after `timeout` seconds."""
+        """Standard output beyond its first `seen` bytes; waits for some until the process ends or `timeout` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._stdout) > seen or not self.running, timeout)
             return bytes(self._stdout[seen:])

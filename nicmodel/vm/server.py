@@ -1,0 +1,135 @@
+"""A NIC server as a process of its own, ``nicmodel serve``, for guests that are started from Python."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from nicmodel.vm.errors import VmError
+
+#: The first start ever compiles the packet path.
+_START_TIMEOUT = 180.0
+_TIMEOUT = 10.0
+
+
+class NicServer:
+    """Context manager: a running ``nicmodel serve``.
+
+    Args:
+        arguments: for ``nicmodel serve``, but for ``--socket`` and ``--report``.
+        sockets: how many NICs.
+        folder: where sockets, log and report lie; a temporary folder if None.
+
+    Attributes:
+        sockets: where QEMU connects, one path per NIC.
+        pid: its process.
+
+    Raises:
+        VmError: it did not come up; the text is what it said.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str] = (), *, sockets: int = 1, folder: Path | None = None
+    ) -> None:  # fmt: skip
+        self._temporary = tempfile.TemporaryDirectory(prefix="nicmodel-") if folder is None else None
+        self._folder = Path(self._temporary.name) if self._temporary else Path(str(folder))
+        self.sockets = [self._folder / f"nic{number}.sock" for number in range(sockets)]
+        self._report = self._folder / "report.json"
+        self._lines: list[str] = []
+        self._arguments = arguments
+        self._process: subprocess.Popen[str] | None = None
+        self._ready = threading.Event()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:  # fmt: skip
+        self.stop()
+        if self._temporary:
+            self._temporary.cleanup()
+
+    def start(self) -> None:
+        """Start the process and wait until QEMU can connect."""
+        command = [sys.executable, "-m", "nicmodel.cli", "serve", "--report", str(self._report), *self._arguments]
+        for socket in self.sockets:
+            command += ["--socket", str(socket)]
+        self._ready.clear()
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not self._ready.wait(0.05):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise VmError("the NIC server did not start: " + (self.log().strip() or "it said nothing"))
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self._lines.append(line)
+            if line == "ready\n":
+                self._ready.set()
+
+    @property
+    def pid(self) -> int:
+        """Process number of the running server."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def log(self) -> str:
+        """All that it has printed."""
+        return "".join(self._lines)
+
+    def report(self) -> list[dict[str, Any]]:
+        """State and counters now, one `nicmodel.observe.snapshot` per NIC."""
+        before = self._stamp()
+        assert self._process is not None
+        self._process.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + _TIMEOUT
+        while self._stamp() == before:
+            if time.monotonic() > deadline or not self.running:
+                raise VmError("the NIC server gave no report:\n" + self.log())
+            time.sleep(0.01)
+        return self._load()
+
+    def _stamp(self) -> int:
+        try:
+            return self._report.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def _load(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self._report.read_text())
+        return found
+
+    def stop(self) -> list[dict[str, Any]]:
+        """End the server in order; its last report."""
+        if self._process is not None and self.running:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_TIMEOUT)
+        self.kill()
+        return self._load() if self._report.exists() else []
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
