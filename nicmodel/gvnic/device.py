@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from nicmodel.gvnic.moderation import NEVER, moderate
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.receive import receive
 from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
-from nicmodel.gvnic.state import OUTCOME, Drop, Purpose, make_state
+from nicmodel.gvnic.state import OUTCOME, SETTINGS, Drop, Purpose, make_state
 from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit import transmit
@@ -29,6 +27,7 @@ from nicmodel.packet.frames import Batch
 from nicmodel.pci.config import Command, ConfigSpace, MsixTable
 from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
 from nicmodel.vfio_user.dma import REGION
+from nicmodel.vfio_user.poll import Poller, Timer
 from nicmodel.vfio_user.protocol import PciIrq, PciRegion
 from nicmodel.wire.wire import Wire
 
@@ -47,25 +46,9 @@ _OUT_BYTES = 1 << 21
 _OUT_FRAMES = 4096
 
 
-class Loop(Protocol):
-    """The event loop, as far as the NIC needs it (`nicmodel.vfio_user.poll.Poller` is one)."""
-
-    clock: Callable[[], int]
-
-    def add(self, fd: int, on_readable: Callable[[], None]) -> None:
-        """Call back whenever `fd` can be read."""
-
-    def want_write(self, fd: int, on_writable: Callable[[], None] | None) -> None:
-        """Call back whenever `fd` can be written."""
-
-    def remove(self, fd: int) -> None:
-        """Forget `fd`."""
-
-    def call_at(self, t_ns: int, callback: Callable[[], None]) -> object:
-        """Call once at `t_ns`."""
-
-    def cancel(self, timer: object) -> None:
-        """Take back a `call_at`."""
+def _clear(queue: np.ndarray) -> None:
+    """Reset a queue's record, but for what it counts."""
+    queue[SETTINGS[queue.dtype]] = 0
 
 
 class Nic(Device):
@@ -78,7 +61,7 @@ class Nic(Device):
         name: for logs.
     """
 
-    def __init__(self, profile: Profile, wire: Wire, poller: Loop, *, name: str = "nic") -> None:
+    def __init__(self, profile: Profile, wire: Wire, poller: Poller, *, name: str = "nic") -> None:
         self.profile = profile
         self.wire = wire
         self.poller = poller
@@ -89,6 +72,8 @@ class Nic(Device):
         #: Whether the cable is plugged in; the driver sees it together with the wire's own state.
         self.cable = True
         self.driver_version = ""
+        #: Names of the kinds of memory in the ledger, of the client that is or was the last.
+        self.kinds = ["ram"]
         self.state = make_state(
             profile.queues, profile.vectors - 1, profile.max_flow_rules, RSS_LUT_SIZE, np.empty(0, REGION)
         )
@@ -140,7 +125,7 @@ class Nic(Device):
         self._tx_dirty: dict[int, None] = {}
         self._rx_dirty = False
         self._fired = np.zeros(max(profile.vectors, 1), np.int32)
-        self._timer: object | None = None
+        self._timer: Timer | None = None
         self._offloads = int(wire.offloads)
         self._load_packet_path()
 
@@ -169,6 +154,8 @@ class Nic(Device):
     def attach(self, link: ClientLink) -> None:
         """A client has come: its memory and interrupts are this device's now."""
         self.link = link
+        self.kinds = link.dma.kinds
+        self.state.ledger[:] = 0  # its kinds of memory are this client's
         self._set_regions()
         log.info("%s: %s has connected", self.name, link.name)
 
@@ -396,7 +383,7 @@ class Nic(Device):
 
     @staticmethod
     def _fill(record: np.ndarray, fields: dict[str, int]) -> None:
-        record[:] = 0
+        _clear(record)
         for name, value in fields.items():
             record[name] = value
         record["generation"] = 1
@@ -412,10 +399,10 @@ class Nic(Device):
         self._drop_tx(queue)
 
     def _drop_rx(self, queue: int) -> None:
-        self.state.rx[queue : queue + 1] = 0
+        _clear(self.state.rx[queue : queue + 1])
 
     def _drop_tx(self, queue: int) -> None:
-        self.state.tx[queue : queue + 1] = 0
+        _clear(self.state.tx[queue : queue + 1])
         self._tx_dirty.pop(queue, None)
 
     def count(self, name: str) -> None:

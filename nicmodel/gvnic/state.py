@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from nicmodel.packet.headers import HEADERS
 from nicmodel.packet.match import RULE
+from nicmodel.vfio_user.dma import MAX_KINDS
 
 #: Most data descriptors of one packet, both ways; more is a driver's error.
 MAX_SEGMENTS = 512
@@ -56,8 +57,8 @@ class Purpose(IntEnum):
     ADMIN = 5
 
 
-#: Kinds of memory that are told apart: third index of the ledger.
-KINDS = 16
+#: Kinds of memory that are told apart, third index of the ledger: those that `DmaTable.kinds` names, and "other".
+KINDS = MAX_KINDS + 1
 
 DEVICE = np.dtype(
     [
@@ -75,6 +76,10 @@ DEVICE = np.dtype(
     ]
 )
 
+#: What a queue counts since the server's start. It outlives the queue, which drivers create and destroy at will.
+_RX_COUNTERS = ("frames", "bytes", "split", "header_overflow", "aggregated", "bad_checksum")
+_TX_COUNTERS = ("packets", "bytes", "segments")
+
 RX_QUEUE = np.dtype(
     [
         ("active", "<i4"),
@@ -91,12 +96,7 @@ RX_QUEUE = np.dtype(
         ("header_size", "<i4"),
         ("rsc", "<i4"),
         ("held", "<i4"),
-        ("frames", "<i8"),
-        ("bytes", "<i8"),
-        ("split", "<i8"),
-        ("header_overflow", "<i8"),
-        ("aggregated", "<i8"),
-        ("bad_checksum", "<i8"),
+        *((name, "<i8") for name in _RX_COUNTERS),
     ]
 )
 
@@ -112,11 +112,13 @@ TX_QUEUE = np.dtype(
         ("completion_entries", "<i4"),
         ("completion_index", "<i4"),
         ("generation", "<i4"),
-        ("packets", "<i8"),
-        ("bytes", "<i8"),
-        ("segments", "<i8"),
+        *((name, "<i8") for name in _TX_COUNTERS),
     ]
 )
+
+#: Counters by queue type, and the fields that a queue's creation and destruction reset.
+COUNTERS = {RX_QUEUE: _RX_COUNTERS, TX_QUEUE: _TX_COUNTERS}
+SETTINGS = {dtype: [name for name in dtype.names or () if name not in COUNTERS[dtype]] for dtype in COUNTERS}
 
 VECTOR = np.dtype(
     [

@@ -14,6 +14,7 @@ from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import Stat
 from nicmodel.gvnic.state import Drop
 from nicmodel.vfio_user.dma import DmaFault
+from nicmodel.vfio_user.poll import Timer
 
 if TYPE_CHECKING:
     from nicmodel.gvnic.device import Nic
@@ -32,7 +33,7 @@ class Statistics:
         self._address = 0
         self._length = 0
         self._interval_ns = 0
-        self._timer: object | None = None
+        self._timer: Timer | None = None
 
     def attach(self, address: int, length: int, interval_ms: int) -> None:
         """Begin to write to `length` bytes at guest address `address`."""

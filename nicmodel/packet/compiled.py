@@ -65,6 +65,11 @@ if not os.environ.get("NUMBA_CACHE_DIR"):
     config.CACHE_DIR = str(_use_cache())
 
 
+def cache_is_empty() -> bool:
+    """Whether nothing has been compiled yet, so that the next use takes a while."""
+    return not JIT_DISABLED and not any(Path(config.CACHE_DIR).rglob("*.nbi"))
+
+
 def compiled(function: F) -> F:
     """Compile a function of the packet path: no Python objects inside, the GIL kept, code cached on disk."""
     result: F = numba.njit(cache=True, error_model="numpy")(function)

@@ -1,0 +1,5 @@
+"""``python -m nicmodel.cli``."""
+
+from nicmodel.cli.main import main
+
+main()

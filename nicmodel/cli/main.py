@@ -1,0 +1,49 @@
+"""The command ``nicmodel``: its sub-commands and how errors reach a person."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from nicmodel.vm.errors import VmError
+from nicmodel.wire.wire import WireError
+
+#: Sub-commands and where they are; only the one that is called is imported.
+_COMMANDS = {
+    "demo": "nicmodel.cli.demo",
+    "serve": "nicmodel.cli.serve",
+    "vm": "nicmodel.vm.cli",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="nicmodel")
+def cli() -> None:
+    """An emulated multi-queue NIC (Google's gVNIC) for QEMU guests, over vfio-user."""
+
+
+def main() -> None:
+    """Run the command line; an error is one sentence and exit status 1."""
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (VmError, WireError) as error:
+        click.echo(f"nicmodel: {error}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)

@@ -1,0 +1,163 @@
+"""``nicmodel serve``: NICs at sockets, until stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.profile import Profile, parse_mac, random_mac
+from nicmodel.observe.report import show
+from nicmodel.observe.snapshot import snapshot
+from nicmodel.packet.compiled import cache_is_empty
+from nicmodel.vfio_user.poll import Poller
+from nicmodel.vfio_user.server import AddressError, Server
+from nicmodel.wire.link import link
+from nicmodel.wire.spec import FORMS, open_wire
+from nicmodel.wire.wire import Wire
+
+_LINK = "link"
+_WIRES = "\n".join(
+    f"  {form:<20} {meaning}" for form, meaning in {**FORMS, _LINK: "two NICs of this server, back to back"}.items()
+)
+_HELP = """Serve a NIC at a UNIX socket until stopped (Ctrl-C).
+
+It outlives its guest: a reboot, QEMU's end and a new QEMU at the same socket are all served. Two NICs back to back, in
+one server: --wire link --socket a.sock --socket b.sock. Several NICs, each with a wire of its own: repeat --socket and
+--wire in the same order.
+
+\b
+Wires:
+"""
+_HELP_END = "\n\nSIGUSR1 prints the counters, or writes them where --report says."
+
+
+def _mac(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[bytes, ...]:
+    try:
+        return tuple(parse_mac(value) for value in values)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command(help=_HELP + _WIRES + _HELP_END)
+@click.option("--socket", "sockets", multiple=True, required=True, metavar="PATH", help="Where QEMU connects.")
+@click.option("--wire", "wires", multiple=True, default=("none",), show_default=True, metavar="WIRE",
+              help="Where frames go; see above.")  # fmt: skip
+@click.option("--queues", default=8, show_default=True, metavar="N", help="Receive, and transmit, queues at most.")
+@click.option("--default-queues", default=4, show_default=True, metavar="N",
+              help="How many of them the driver starts with.")  # fmt: skip
+@click.option("--mac", "macs", multiple=True, callback=_mac, metavar="MAC",
+              help="Address of the NIC; repeat for several NICs.  [default: random]")  # fmt: skip
+@click.option("--mtu", default=8896, show_default=True, metavar="BYTES",
+              help="Largest MTU; the interface comes up with it.")  # fmt: skip
+@click.option("--revision", default=1, show_default=True, type=click.IntRange(0, 255),
+              help="PCI revision. With 0, rmmod in a guest hangs once the server is gone.")  # fmt: skip
+@click.option("--promiscuous", is_flag=True, help="Take unicast frames to any address.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
+@click.option("-v", "--verbose", count=True, help="Log what the guest does; twice: each admin command.")
+def serve(
+    sockets: tuple[str, ...],
+    wires: tuple[str, ...],
+    queues: int,
+    default_queues: int,
+    macs: tuple[bytes, ...],
+    mtu: int,
+    revision: int,
+    promiscuous: bool,
+    report: Path | None,
+    verbose: int,
+) -> None:
+    """Serve NICs (the help text is the decorator's)."""
+    logging.basicConfig(level=[logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)], format="%(message)s")
+    logging.getLogger("numba").setLevel(logging.WARNING)
+    if len(macs) not in (0, len(sockets)):
+        raise click.UsageError(f"{len(macs)} MAC addresses for {len(sockets)} NICs: give none, or one for each")
+    profiles = []
+    for number in range(len(sockets)):
+        try:
+            mac = macs[number] if macs else random_mac()
+            profiles.append(
+                Profile(
+                    mac=mac, queues=queues, default_queues=default_queues, max_mtu=mtu, revision=revision,
+                    promiscuous=promiscuous,
+                )
+            )  # fmt: skip
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+    if not hasattr(os, "memfd_create"):
+        raise click.ClickException("this system has no memfd_create, which QEMU needs to share a guest's memory")
+    if cache_is_empty():
+        click.echo("compiling the packet path (once; about half a minute)", err=True)
+
+    poller = Poller()
+    ends = _open_wires(wires, len(sockets))
+    names = [f"nic{number}" for number in range(len(sockets))]
+    nics = [
+        Nic(profile, wire, poller, name=name) for profile, wire, name in zip(profiles, ends, names, strict=True)
+    ]  # fmt: skip
+    servers: list[Server] = []
+    try:
+        for nic, socket in zip(nics, sockets, strict=True):
+            servers.append(Server(socket, nic, poller=poller))
+        for nic in nics:
+            nic.start()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: poller.stop())
+        signal.signal(signal.SIGUSR1, lambda *_: _report(nics, servers, report))
+        _announce(nics, sockets)
+        poller.serve_forever()
+        _report(nics, servers, report)
+    except AddressError as error:
+        raise click.ClickException(str(error.strerror)) from None
+    finally:
+        for server in servers:
+            server.close()
+        for nic in nics:
+            nic.stop()
+
+
+def _open_wires(specs: tuple[str, ...], count: int) -> list[Wire]:
+    if specs == (_LINK,):
+        if count != 2:
+            raise click.UsageError(f"a link joins two NICs: give --socket twice, not {count} times")
+        return list(link())
+    if len(specs) != count:
+        raise click.UsageError(f"{len(specs)} wires for {count} NICs: repeat --wire for each --socket")
+    return [open_wire(spec) for spec in specs]
+
+
+def _announce(nics: list[Nic], sockets: tuple[str, ...]) -> None:
+    devices = " \\\n  ".join(
+        "-device '" + json.dumps(
+            {"driver": "vfio-user-pci", "rombar": 0, "socket": {"type": "unix", "path": str(Path(socket).resolve())}}
+        ) + "'"
+        for socket in sockets
+    )  # fmt: skip
+    for nic, socket in zip(nics, sockets, strict=True):
+        click.echo(f"{nic.name}: {nic.profile.mac.hex(':')} at {socket}, wire {nic.wire.name}")
+    click.echo(
+        "QEMU (10.1 or later) needs, besides its own arguments:\n\n"
+        "  -machine q35,memory-backend=ram -m 2G \\\n"
+        "  -object memory-backend-memfd,id=ram,size=2G,share=on \\\n"
+        f"  {devices}\n\n"
+        "ready"
+    )
+    sys.stdout.flush()
+
+
+def _report(nics: list[Nic], servers: list[Server], path: Path | None) -> None:
+    snapshots = [snapshot(nic, server.stats) for nic, server in zip(nics, servers, strict=True)]
+    if path is None:
+        show(snapshots)
+        return
+    # A reader finds the old report or the new one, never half of one.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(snapshots, indent=1))
+    temporary.replace(path)

@@ -1,0 +1,100 @@
+"""A NIC's state and counters at one moment, as plain data: for reports, JSON and tests."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.state import COUNTERS, SETTINGS, Drop, Purpose
+from nicmodel.packet.match import FlowType
+
+#: Version of the dictionary's form; grows when a field changes its meaning or goes away.
+VERSION = 1
+
+
+def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """All that is known of a NIC.
+
+    Args:
+        nic: the device.
+        protocol: counters of its vfio-user server.
+
+    Returns:
+        JSON-ready: identity and link; per queue its settings, counters, ``drops`` by name and ``dma`` bytes by purpose
+        and kind of memory; the same for the device as a whole; flow rules with hits; admin commands by name and status;
+        wire and server counters; ``peak_memory`` of this process in bytes. Counters run since the server's start,
+        ``dma`` since the client connected.
+    """
+    state, kinds = nic.state, nic.kinds
+    queues = nic.profile.queues
+    rules = state.rules
+    info = nic.admin.driver_info
+    return {
+        "version": VERSION,
+        "name": nic.name,
+        "mac": nic.profile.mac.hex(":"),
+        "client": nic.link.name if nic.link else None,
+        "driver": None
+        if info is None
+        else {
+            "os_type": int(info["os_type"]),
+            "version": ".".join(str(info[f"driver_{part}"]) for part in ("major", "minor", "sub")),
+            "os_version": info["os_version"].decode("latin1"),
+            "os_build": info["os_build"].decode("latin1"),
+        },
+        "link_up": nic.link_up,
+        "device_status": int(nic.status),
+        "rx_queues": [
+            _queue(state.rx[queue], queue, state.drops[queue], state.ledger[queue], kinds) for queue in range(queues)
+        ],
+        "tx_queues": [
+            _queue(state.tx[queue], queue, state.drops[queues + queue], state.ledger[queues + queue], kinds)
+            for queue in range(queues)
+        ],
+        "drops": _drops(state.drops.sum(axis=0)),
+        "device_drops": _drops(state.drops[-1]),
+        "dma": _ledger(state.ledger.sum(axis=0), kinds),
+        "dma_faults": int(state.device["faults"][0]),
+        "interrupts": state.vectors["fires"].tolist(),
+        "rules": [
+            {
+                "location": int(location),
+                "flow_type": FlowType(rules[location]["flow_type"]).name,
+                "queue": int(rules[location]["action"]),
+                "hits": int(rules[location]["hits"]),
+            }
+            for location in nic.rules.locations()
+        ],
+        "events": dict(nic.counters),
+        "admin": dict(nic.admin.executed),
+        "wire": {"name": nic.wire.name, **nic.wire.counters},
+        "vfio_user": dict(protocol or {}),
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _queue(record: np.void, number: int, drops: np.ndarray, ledger: np.ndarray, kinds: list[str]) -> dict[str, Any]:
+    fields = [*SETTINGS[record.dtype], *COUNTERS[record.dtype]]
+    return {
+        "queue": number,
+        **{name: int(record[name]) for name in fields},
+        "drops": _drops(drops),
+        "dma": _ledger(ledger, kinds),
+    }
+
+
+def _drops(row: np.ndarray) -> dict[str, int]:
+    return {reason.name.lower(): int(row[reason]) for reason in Drop if reason > Drop.HELD and row[reason]}
+
+
+def _ledger(table: np.ndarray, kinds: list[str]) -> dict[str, dict[str, int]]:
+    """Bytes by purpose and kind, without the zeros."""
+    return {
+        purpose.name.lower(): {kind: int(count) for kind, count in zip(kinds, table[purpose], strict=False) if count}
+        for purpose in Purpose
+        if table[purpose].any()
+    }
