@@ -119,7 +119,7 @@ def _write_frames(
         frame = frames[index]
         length = int(frame["length"])
         start = int(frame["offset"])
-        if start < VNET_HEADER:
+        if start < VNET_HEADER or start + length > len(data):
             return index, octets, errno.EINVAL
         at = start - VNET_HEADER
         gso = int(frame["gso"])
@@ -149,7 +149,7 @@ class TapWire:
             finds a name.
         offloads: let GSO and bare checksums through, both ways.
         fd: descriptor of a tap that somebody else has opened, perhaps in another network namespace, with IFF_TAP,
-            IFF_NO_PI and IFF_VNET_HDR. The wire closes it.
+            IFF_NO_PI and IFF_VNET_HDR. It is the wire's from then on.
 
     Losses counted: ``interface_down``, the interface is not up; ``refused_<errno>``, the kernel did not take a frame;
     ``unreadable_<errno>``, it could not hand one over; ``not_connected``, the interface has been deleted.
@@ -205,11 +205,10 @@ class TapWire:
                 self._blocked = True
                 self._poller.want_write(self._fd, self._on_writable)
                 return False
-            if error == errno.EBADFD:
-                self._gone()
-            else:
-                self._lose("interface_down" if error == errno.EIO else _named("refused", error))
-                batch.sent += 1
+            if error == errno.EBADFD:  # the interface is gone; the poller says so too, and there the link goes down
+                break
+            self._lose("interface_down" if error == errno.EIO else _named("refused", error))
+            batch.sent += 1
         self.counters["not_connected"] += batch.count - batch.sent
         batch.sent = batch.count
         return True
@@ -229,6 +228,8 @@ class TapWire:
         self.counters["rx_bytes"] += octets
         if batch.count:
             self._receive(batch)
+        if not self.up:  # the receiver has stopped the wire
+            return
         if error == errno.EBADFD:
             self._gone()
         elif error not in (0, errno.EAGAIN):
@@ -247,12 +248,11 @@ class TapWire:
 
     def _gone(self) -> None:
         """The interface has been deleted; nothing brings it back to this descriptor."""
-        if not self.up:
-            return
         log.error("%s: the interface has been deleted", self.name)
         self._leave()
         self._link_changed()
         if self._blocked:
+            self._blocked = False
             self._writable()
 
     def _leave(self) -> None:

@@ -331,16 +331,19 @@ def test_tcp() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     a = Nic(StreamWire(connect=f"127.0.0.1:{port}"))
-    a.poll()
+    a.poller.run_once(1)
     assert a.link == []
     b = Nic(StreamWire(listen=f"127.0.0.1:{port}"))
     a.now += RETRY_NS
-    for _ in range(5):
-        a.poll()
-        b.poll()
-    assert a.wire.up and b.wire.up
+    for _ in range(100):
+        a.poller.run_once(0.01)
+        b.poller.run_once(0.01)
+        if a.wire.up and b.wire.up:
+            break
+    assert a.link == b.link == [True]
     assert a.wire.send(Batch.of([b"over", b"TCP"], headroom=PREFIX))
-    b.poller.run_once(1)
+    while len(b.received) < 2:
+        b.poller.run_once(1)
     assert b.received == [b"over", b"TCP"]
     b.close()
     a.poller.run_once(1)
