@@ -151,6 +151,7 @@ class RxQueue(Queue):
         descriptors: the buffer descriptor of each buffer id, as words: shape (entries, 4), uint64.
         buffer_ring: the buffer queue as words, shape (entries, 4), uint64.
         completion_ring: the completion queue, shape (entries, 32), uint8.
+        errors: completions with `rx_error`, which end the packet they belong to.
     """
 
     def __init__(
@@ -169,6 +170,7 @@ class RxQueue(Queue):
         self.config = config
         self.payload_memory = payload_memory
         self._ptypes = ptypes
+        self.errors = 0
         self._partial: list[_Piece] = []
 
         self.buffer_ring_address = self._allocate(entries * RX_BUFFER.size)
@@ -264,7 +266,12 @@ class RxQueue(Queue):
             state.completion = (state.completion + 1) & mask
             if state.completion == 0:
                 state.generation ^= 1
-            self._partial.append(self._take(completion))
+            piece = self._take(completion)
+            if completion["rx_error"]:
+                self._partial.clear()
+                self.errors += 1
+                continue
+            self._partial.append(piece)
             if completion["end_of_packet"]:
                 packets.append(self._packet())
         if repost:
@@ -287,7 +294,7 @@ class RxQueue(Queue):
         check(length <= config.buffer_size, "more bytes than the buffer holds")
         check(completion["header_length"] <= config.header_size, "more bytes than the header buffer holds")
         check(not (self._partial and completion["split_header"]), "header split in the middle of a packet")
-        check(not completion["rx_error"], "rx_error set")
+        check(not (completion["split_header"] and completion["header_buffer_overflow"]), "split, and overflowed")
         state.head = (state.head + 1) & (config.entries - 1)
         self._free[state.free] = identity
         state.free += 1

@@ -1,0 +1,1 @@
+"""The device through a driver in Python, over its real socket."""
