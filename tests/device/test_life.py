@@ -271,7 +271,7 @@ def find_capability(driver: Driver, wanted: int) -> int:
 
 
 def test_device_requests_reset(driver: Driver, lab: Loopback) -> None:
-    """*Steps*: the device asks. *Verify*: management interrupt, the bit, and the bit is gone after the driver's reset."""
+    """*Steps*: the device asks. *Verify*: management interrupt and bit; the driver's reset clears it."""
     driver.open(ring_entries=ENTRIES)
     lab.nic.request_reset()
     assert driver.fired(driver.management_vector) == 1
