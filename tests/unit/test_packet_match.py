@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from packet_frames import ETHER, Frame, as_array, examples, frames, parsed
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
+from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 from nicmodel.packet.headers import L3
@@ -113,6 +114,30 @@ def test_an_ipv6_fragment_is_of_the_protocol_behind_its_header() -> None:
     rules, order = table({0: {"flow_type": FlowType.TCPV6}})
     whole = as_array(bytes(ETHER / IPv6() / IPv6ExtHdrFragment(nh=6, offset=5) / Raw(bytes(40))))
     assert match(rules, order, whole, 0, parsed(whole)) == 0
+
+
+@pytest.mark.parametrize(
+    ("flow_type", "packet"),
+    [
+        (FlowType.TCPV4, IP(tos=0x5A) / TCP(sport=0x1234, dport=0x5678)),
+        (FlowType.SCTPV6, IPv6(tc=0x5A) / SCTP(sport=0x1234, dport=0x5678)),
+        (FlowType.ESPV4, IP(tos=0x5A, proto=50) / Raw(bytes.fromhex("8765432100000001"))),
+        (FlowType.AHV6, IPv6(tc=0x5A, nh=51) / Raw(bytes.fromhex("3b020000876543210000000100000000"))),
+    ],
+    ids=lambda value: value.name if isinstance(value, FlowType) else "",
+)
+def test_every_field_counts_where_its_mask_says(flow_type: FlowType, packet: Packet) -> None:
+    whole = as_array(bytes(ETHER / packet))
+    headers = parsed(whole)
+    fields = {"tos": 0x5A, "spi": 0x87654321} if headers[0]["has_spi"] else {
+        "tos": 0x5A, "source_port": 0x1234, "destination_port": 0x5678,
+    }  # fmt: skip
+    for name, value in fields.items():
+        for wrong_bit in (0x00, 0x01, 0x80):
+            for mask in (0x01, 0x7F, 0xFF):
+                rule = {"flow_type": flow_type, name: value ^ wrong_bit, f"{name}_mask": mask}
+                rules, order = table({5: rule})
+                assert match(rules, order, whole, 0, headers) == (-1 if wrong_bit & mask else 5)
 
 
 def test_empty_slots_are_not_walked() -> None:

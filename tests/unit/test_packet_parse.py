@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from packet_frames import ETHER, Frame, as_array, as_dict, examples, frames, parsed
-from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import (
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    IPv6ExtHdrSegmentRouting,
+)
 from scapy.layers.l2 import Dot1Q
 from scapy.packet import Packet, Raw
 
@@ -73,6 +79,45 @@ def test_a_length_that_contradicts_ends_at_the_ip_header(packet: Packet) -> None
     found = as_dict(parsed(as_array(bytes(packet))))
     assert (found["l3"], found["l4"], found["malformed"]) == (L3.IPV4, L4.UNKNOWN, 1)
     assert (found["payload"], found["ports"], found["has_spi"]) == (34, 0, 0)
+    assert found["length"] >= 34
+
+
+@pytest.mark.parametrize(
+    ("packet", "ends"),
+    [
+        (ETHER / Dot1Q() / IP(len=0, options=[IPOption_NOP()] * 4) / TCP(options=[("NOP", None)] * 4), (18, 42, 66)),
+        (ETHER / IPv6(plen=0) / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / UDP(), (14, 54, 62, 70, 78)),
+        (ETHER / IPv6(plen=0) / IPv6ExtHdrRouting(addresses=["::1"]) / TCP(), (14, 54, 78, 98)),
+    ],
+    ids=["IPv4", "IPv6 options", "IPv6 route"],
+)
+def test_every_length_ends_at_the_last_whole_header(packet: Packet, ends: tuple[int, ...]) -> None:
+    """An IP length of zero makes the frame's length count, so only the headers' own ends are left."""
+    whole = bytes(packet)
+    assert len(whole) == ends[-1]
+    for length in range(ends[0], len(whole)):
+        found = as_dict(parsed(as_array(whole[:length])))
+        assert found["payload"] == found["l4_offset"] == max(end for end in ends if end <= length)
+        assert (found["l4"], found["malformed"]) == (L4.UNKNOWN, 1)
+    found = as_dict(parsed(as_array(whole)))
+    assert (found["l4_offset"], found["payload"], found["malformed"]) == (*ends[-2:], 0)
+
+
+@pytest.mark.parametrize(
+    ("header", "final"),
+    [
+        (IPv6ExtHdrRouting(type=0, addresses=["::1", "::2", "::3"], segleft=2), 54 + 40),
+        (IPv6ExtHdrRouting(type=2, addresses=["::1"], segleft=1), 54 + 8),
+        (IPv6ExtHdrSegmentRouting(addresses=["::1", "::2", "::3"], segleft=2), 54 + 8),
+        (IPv6ExtHdrRouting(type=0, addresses=["::1", "::2", "::3"], segleft=0), 14 + 24),
+        (IPv6ExtHdrRouting(type=0, addresses=[], segleft=1), 14 + 24),
+    ],
+    ids=["type 0", "type 2", "segment routing", "arrived", "no address"],
+)
+def test_final_destination_is_the_end_of_the_route(header: Packet, final: int) -> None:
+    found = as_dict(parsed(as_array(bytes(ETHER / IPv6() / header / TCP()))))
+    assert (found["destination"], found["final_destination"]) == (14 + 24, final)
+    assert (found["l4"], found["ipv6_ex_add"]) == (L4.TCP, 1)
 
 
 def test_a_third_vlan_tag_is_not_looked_behind() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from packet_frames import ETHER, Frame, as_array, examples, frames, parsed
@@ -14,6 +15,7 @@ from nicmodel.packet.checksum import complete, pseudo
 from nicmodel.packet.headers import L4
 from nicmodel.packet.segment import segment_header
 
+PATTERN = np.random.default_rng(1).integers(0, 256, 3000, np.uint8).tobytes()
 CWR, PSH, FIN = 0x80, 0x08, 0x01
 
 
@@ -49,13 +51,15 @@ def rebuilt(segment: Packet) -> Packet:
 
 @examples
 @given(
-    frame=frames(l4=("tcp", "udp"), fragments=False, padded=False, payload=st.binary(min_size=1, max_size=3000)),
-    mss=st.integers(1, 1500),
+    frame=frames(
+        l4=("tcp", "udp"), fragments=False, padded=False, payload=st.integers(1, 3000).map(lambda size: PATTERN[:size])
+    ),
+    cuts=st.integers(1, 20),
 )
-def test_segments_reassemble(frame: Frame, mss: int) -> None:
+def test_segments_reassemble(frame: Frame, cuts: int) -> None:
     original, kind = frame.packet, TCP if frame.expected["l4"] == L4.TCP else UDP
     payload = bytes(original[kind].payload)
-    mss = max(mss, len(payload) // 20 + 1)
+    mss = -(-len(payload) // cuts)
     found = segments(bytes(original), mss)
     assert len(found) == -(-len(payload) // mss)
     assert b"".join(segment[frame.expected["payload"] :] for segment in found) == payload
@@ -70,6 +74,13 @@ def test_segments_reassemble(frame: Frame, mss: int) -> None:
         expected[kind].remove_payload()
         expected[kind].add_payload(Raw(payload[index * mss : (index + 1) * mss]))
         assert bytes(rebuilt(expected)) == segment
+
+
+def test_only_the_first_segment_has_cwr_and_only_the_last_psh_and_fin() -> None:
+    whole = bytes(ETHER / IP(id=65535) / TCP(flags=0xFF) / bytes(25))
+    found = [Ether(segment) for segment in segments(whole, 10)]
+    assert [int(segment[TCP].flags) for segment in found] == [0xF6, 0x76, 0x7F]
+    assert [segment[IP].id for segment in found] == [65535, 0, 1]
 
 
 def test_lengths_of_the_template_are_not_used() -> None:
