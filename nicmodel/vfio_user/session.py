@@ -260,12 +260,13 @@ class Session:
         irqs = [
             InterruptSet(count, automasked=index == PciIrq.INTX) for index, count in enumerate(self._device.irq_counts)
         ]
-        self.link = ClientLink(self.name, DmaTable(self, on_fault=self._dma_fault), irqs)
+        link = ClientLink(self.name, DmaTable(self, on_fault=self._dma_fault), irqs)
+        self._device.attach(link)
+        self.link = link
         self._stats["clients"] += 1
         log.info("%s attached", self.name)
         if self.trace is not None:
             self.trace("attach", client=self.name, capabilities=self._client)
-        self._device.attach(self.link)
         offered = {name: value for name, value in _OFFERED.items() if name in proposed}
         data = version_data(offered, len(payload) - VERSION.size)
         return VERSION.pack(VERSION_MAJOR, min(minor, VERSION_MINOR)) + data

@@ -95,6 +95,9 @@ class Lab:
         self.poller = Poller()
         self.server = Server(path, self.device, poller=self.poller)
         self._thread = threading.Thread(target=self.poller.serve_forever)
+        self._idle = threading.Event()
+        self._probe = os.eventfd(0)
+        self.poller.add(self._probe, self._answer)
         self._thread.start()
         self._clients: list[Client] = []
 
@@ -138,6 +141,17 @@ class Lab:
             assert time.monotonic() < deadline, "it does not happen"
             time.sleep(0.001)
 
+    def settle(self) -> None:
+        """Wait until the server has seen its client leave and has done all there is to do about it."""
+        self.until(lambda: self.server.link is None)
+        self._idle.clear()
+        os.eventfd_write(self._probe, 1)
+        assert self._idle.wait(5)
+
+    def _answer(self) -> None:
+        os.eventfd_read(self._probe)
+        self._idle.set()
+
     def close(self) -> None:
         for client in self._clients:
             client.close()
@@ -145,6 +159,7 @@ class Lab:
         self._thread.join()
         self.server.close()
         self.poller.close()
+        os.close(self._probe)
 
 
 @pytest.fixture

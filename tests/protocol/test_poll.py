@@ -1,0 +1,148 @@
+"""The event loop: readiness, timers on any clock, and callbacks that fail."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from nicmodel.vfio_user import Poller
+
+
+@pytest.fixture
+def poller() -> Iterator[Poller]:
+    created = Poller()
+    yield created
+    created.close()
+
+
+def test_readable(poller: Poller) -> None:
+    read_end, write_end = os.pipe()
+    got: list[bytes] = []
+    poller.add(read_end, lambda: got.append(os.read(read_end, 10)))
+    poller.run_once(0)
+    assert got == []
+    os.write(write_end, b"x")
+    poller.run_once(1)
+    assert got == [b"x"]
+    os.close(write_end)
+    poller.run_once(1)
+    assert got == [b"x", b""]  # the end of file is readable too
+    poller.remove(read_end)
+    poller.remove(read_end)
+    poller.run_once(0)
+    assert len(got) == 2
+    os.close(read_end)
+
+
+def test_writable_until_told_otherwise(poller: Poller) -> None:
+    eventfd = os.eventfd(0)
+    calls: list[int] = []
+    poller.add(eventfd, lambda: None)
+    poller.want_write(eventfd, lambda: calls.append(1))
+    poller.run_once(1)
+    poller.run_once(1)
+    poller.want_write(eventfd, None)
+    poller.run_once(0)
+    assert len(calls) == 2
+    poller.remove(eventfd)
+    os.close(eventfd)
+
+
+def test_removed_by_an_earlier_callback_of_the_same_round(poller: Poller) -> None:
+    fds = [os.eventfd(1) for _ in range(2)]
+    called: list[int] = []
+
+    def only_one(index: int) -> None:
+        called.append(index)
+        poller.remove(fds[1 - index])
+
+    for index, fd in enumerate(fds):
+        poller.add(fd, lambda index=index: only_one(index))  # type: ignore[misc]
+    poller.run_once(1)
+    assert len(called) == 1
+    for fd in fds:
+        poller.remove(fd)
+        os.close(fd)
+
+
+def test_timers_fire_in_order_and_once() -> None:
+    now = 1000
+    poller = Poller(clock=lambda: now)
+    fired: list[str] = []
+    poller.call_at(3000, lambda: fired.append("late"))
+    poller.call_at(2000, lambda: fired.append("early"))
+    cancelled = poller.call_at(2500, lambda: fired.append("never"))
+    poller.cancel(cancelled)
+    poller.run_once(0)
+    assert fired == []
+    now = 2000
+    poller.run_once(0)
+    assert fired == ["early"]
+    now = 10_000
+    poller.run_once(None)  # something is due, so this does not wait
+    poller.run_once(0)
+    assert fired == ["early", "late"]
+    poller.cancel(cancelled)
+    poller.close()
+
+
+def test_timer_set_by_a_timer_waits_for_its_time() -> None:
+    now = 0
+    poller = Poller(clock=lambda: now)
+    fired: list[int] = []
+
+    def tick() -> None:
+        fired.append(now)
+        poller.call_at(now + 10, tick)
+
+    poller.call_at(10, tick)
+    for now in range(0, 45, 5):  # noqa: B007
+        poller.run_once(0)
+    assert fired == [10, 20, 30, 40]
+    poller.close()
+
+
+def test_timers_are_finer_than_a_millisecond(poller: Poller) -> None:
+    late: list[int] = []
+    for count in range(20):
+        due = time.monotonic_ns() + 200_000
+        poller.call_at(due, lambda due=due: late.append(time.monotonic_ns() - due))  # type: ignore[misc]
+        while len(late) == count:
+            poller.run_once(1)
+    assert all(delay >= 0 for delay in late)
+    assert min(late) < 500_000
+
+
+def test_failing_callbacks_do_not_end_the_loop(poller: Poller, caplog: pytest.LogCaptureFixture) -> None:
+    fired: list[int] = []
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    poller.call_at(0, fail)
+    poller.call_at(1, lambda: fired.append(1))
+    poller.run_once(0)
+    assert fired == [1]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_interrupt_ends_the_loop(poller: Poller) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    poller.call_at(0, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        poller.serve_forever()
+
+
+def test_stop_from_another_thread_and_from_a_callback(poller: Poller) -> None:
+    thread = threading.Timer(0.01, poller.stop)
+    thread.start()
+    poller.serve_forever()
+    thread.join()
+    poller.call_at(0, poller.stop)
+    poller.serve_forever()
