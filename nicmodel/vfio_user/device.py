@@ -50,12 +50,13 @@ class Device:
 
     Attributes:
         regions: By region index; a PCI device has nine (``PciRegion``). Read whenever it is needed.
-        irq_counts: Vectors by IRQ type; a PCI device has five types (``PciIrq``). Read when a client connects.
+        irq_counts: Vectors by IRQ type; a PCI device has five types (``PciIrq``). Read when a client connects. QEMU
+            warns about a device without an ERR vector.
         resettable: DEVICE_RESET is offered.
     """
 
     regions: Sequence[RegionInfo] = (RegionInfo(0),) * 9
-    irq_counts: Sequence[int] = (0,) * 5
+    irq_counts: Sequence[int] = (0, 0, 0, 1, 1)
     resettable: bool = True
 
     def attach(self, link: ClientLink) -> None:

@@ -103,6 +103,7 @@ class Session:
         self._stats = stats
         self._on_backlog = on_backlog
         self._handling = False
+        self._closed = False
         self._client = Capabilities()
         self._dma_layout: Struct | None = None
         self._request_id = 0
@@ -163,6 +164,7 @@ class Session:
             if self.trace is not None:
                 self.trace("detach", client=self.name)
             self.link = None
+        self._closed = True
         self._channel.close()
 
     # ---------------------------------------------------------------- messages
@@ -170,7 +172,7 @@ class Session:
     def _handle_all(self) -> None:
         self._handling = True
         try:
-            while (message := self._channel.next()) is not None:
+            while not self._closed and (message := self._channel.next()) is not None:
                 self._handle(message)
         finally:
             if self.link is not None:
@@ -193,7 +195,7 @@ class Session:
             if command == Command.VERSION and self.link is None:
                 raise ProtocolError(f"no agreement on the version: {error.strerror}") from None
             return
-        if not flags & NO_REPLY:
+        if not (flags & NO_REPLY or self._closed):
             self._channel.send(HEADER.pack(message_id, command, HEADER.size + len(reply), TYPE_REPLY, 0), reply)
 
     def _dispatch(self, command: int, payload: memoryview, fds: list[int]) -> Buffer:
@@ -228,7 +230,7 @@ class Session:
         log.debug("%s: %s refused: %s", self.name, command_name(command), error)
         if self.trace is not None:
             self.trace("error", command=command_name(command), errno=code, reason=error.strerror)
-        if not flags & NO_REPLY:
+        if not (flags & NO_REPLY or self._closed):
             self._channel.send(HEADER.pack(message_id, command, HEADER.size, TYPE_REPLY | ERROR, code))
 
     def _unexpected(self, message: Message) -> None:
@@ -242,9 +244,10 @@ class Session:
         if self.trace is not None:
             self.trace("error", command=command_name(message.command), errno=errno.EINVAL, reason="unexpected message")
 
-    def _guard(self, callback: Callable[[], None]) -> None:
+    def _guard(self, callback: Callable[..., None], *arguments: int) -> None:
+        """Call the device where its failure must not stop the server from what has to follow."""
         try:
-            callback()
+            callback(*arguments)
         except Exception:
             log.exception("the device failed")
 
@@ -287,7 +290,7 @@ class Session:
         )
         if self.trace is not None:
             self.trace("dma_map", address=address, size=size, offset=offset, flags=flags, descriptor=bool(fds))
-        self._device.dma_changed()
+        self._guard(self._device.dma_changed)
         return b""
 
     def _dma_unmap(self, payload: memoryview, fds: list[int]) -> Buffer:
@@ -298,15 +301,15 @@ class Session:
             if address or size:
                 raise ProtocolError("DMA_UNMAP of all regions with an address")
             for region in self._dma.regions:
-                self._device.before_unmap(int(region["start"]), int(region["size"]))
+                self._guard(self._device.before_unmap, int(region["start"]), int(region["size"]))
             self._dma.unmap_all()
         else:
             self._dma.find(address, size)
-            self._device.before_unmap(address, size)
+            self._guard(self._device.before_unmap, address, size)
             self._dma.unmap(address, size)
         if self.trace is not None:
             self.trace("dma_unmap", address=address, size=size, flags=flags)
-        self._device.dma_changed()
+        self._guard(self._device.dma_changed)
         return payload[: DMA_UNMAP.size]
 
     @property

@@ -144,6 +144,10 @@ class Lab:
     def settle(self) -> None:
         """Wait until the server has seen its client leave and has done all there is to do about it."""
         self.until(lambda: self.server.link is None)
+        self.idle()
+
+    def idle(self) -> None:
+        """Wait until the server has finished what it is doing; a reply comes before ``Device.flush``."""
         self._idle.clear()
         os.eventfd_write(self._probe, 1)
         assert self._idle.wait(5)

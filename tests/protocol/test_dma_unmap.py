@@ -41,6 +41,7 @@ def test_views_of_the_table_do_not_keep_memory(lab: Lab, client: Client) -> None
 def test_the_device_is_told_before_and_after(lab: Lab, client: Client, memory: Memory) -> None:
     client.dma_map(0x10000, PAGE, memory.fd)
     client.dma_map(0x20000, PAGE, memory.fd)
+    lab.idle()
     lab.device.calls.clear()
     client.dma_unmap(0x20000, PAGE)
     # before_unmap still sees both regions, dma_changed only the one that is left.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import struct
 import time
 
@@ -91,6 +92,24 @@ def test_descriptors_of_a_message_that_never_ends(lab: Lab, memory: Memory) -> N
             client.raw(message[:length], fds=[memory.fd])
         lab.settle()
         assert open_descriptors() == before
+
+
+def test_descriptors_that_cannot_be_received_are_not_taken_for_absent(lab: Lab, client: Client, memory: Memory) -> None:
+    """Else the region would count as one without a descriptor."""
+    client.device_info()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+    fillers = [os.dup(memory.fd) for _ in range(highest - open_descriptors() + 3)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(fillers) + 1, hard))
+    try:
+        with pytest.raises(ConnectionError):
+            client.dma_map(0, PAGE, memory.fd)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in fillers:
+            os.close(fd)
+    assert not lab.calls("dma_changed")
+    assert lab.server.stats["dropped"] == 1
 
 
 def test_a_client_that_reads_nothing_is_dropped(lab: Lab, client: Client) -> None:

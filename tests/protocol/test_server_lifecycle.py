@@ -190,6 +190,17 @@ def test_device_that_fails_to_detach_or_flush(lab: Lab) -> None:
     assert open_descriptors() == before
 
 
+def test_device_that_fails_to_let_memory_go(lab: Lab, client: Client) -> None:
+    memory = Memory(PAGE, "held-on-to")
+    mapped = mappings_of("held-on-to")
+    client.dma_map(0, PAGE, memory.fd)
+    lab.device.before_unmap = fail  # type: ignore[assignment, method-assign]
+    lab.device.dma_changed = fail  # type: ignore[method-assign]
+    client.dma_unmap(0, PAGE)
+    assert mappings_of("held-on-to") == mapped
+    memory.close()
+
+
 def test_closing_the_server_drops_its_client(path: str, poller: Poller) -> None:
     device = Recorder()
     server = Server(path, device, poller=poller)
@@ -203,11 +214,13 @@ def test_closing_the_server_drops_its_client(path: str, poller: Poller) -> None:
     assert ("detach",) in device.calls
 
 
-def test_device_may_close_its_server(lab: Lab, client: Client) -> None:
+def test_device_may_close_its_server(lab: Lab, client: Client, caplog: pytest.LogCaptureFixture) -> None:
     lab.device.on_write = lambda link: lab.server.close()
     with pytest.raises(ConnectionError):
         client.region_write(0, 0, b"bye")
+    lab.settle()
     assert lab.calls("detach") == [("detach",)]
+    assert not caplog.records
 
 
 def test_trace_tells_what_happens(lab: Lab, client: Client, memory: Memory) -> None:
