@@ -293,7 +293,7 @@ def _deliver_segments(
 
 @compiled
 def _deliver(
-    state: State, data: npt.NDArray[np.uint8], frame: Record, now: int, outcome: Record
+    state: State, data: npt.NDArray[np.uint8], frame: Record, now: int, oldest: int, outcome: Record
 ) -> int:  # fmt: skip
     """Take one frame all the way; the result is a `Drop`."""
     device = state.device[0]
@@ -325,6 +325,8 @@ def _deliver(
     outcome.queue = queue
     if queue < 0 or queue >= len(state.rx) or state.rx[queue].active == 0:
         return _NO_QUEUE
+    if frame.time != 0 and i64(frame.time) < oldest:
+        return _NO_BUFFERS
     rx = state.rx[queue]
     hash_value = i64(outcome.hash)
     timestamp = now & 0xFFFFFFFF
@@ -433,13 +435,10 @@ def receive(
         outcome.header = 0
         outcome.completion = 0
         outcome.completions = 0
-        verdict = i64(_deliver(state, data, frame, now, outcome))
+        verdict = i64(_deliver(state, data, frame, now, oldest, outcome))
         queue = i64(outcome.queue)
         if verdict == _HELD:
-            if frame.time != 0 and i64(frame.time) < oldest:
-                verdict = i64(_NO_BUFFERS)
-            else:
-                verdict = i64(_hold(state, data, frame, now, limit, held_data, held_frames, held, queue))
+            verdict = i64(_hold(state, data, frame, now, limit, held_data, held_frames, held, queue))
         outcome.verdict = verdict
         if outcome.rule >= 0 and verdict != _HELD:
             state.rules[outcome.rule].hits += u64(1)
