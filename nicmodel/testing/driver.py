@@ -153,6 +153,7 @@ class Driver:
         self._eventfds: list[int] = []
         self._stats = 0  # guest address of the statistics region
         self._kept: list[int] = []  # memory that lives as long as the device's resources
+        self._spread: int | None = None  # how many queues the RSS table was made for; None: not made by the driver
         self._last_sync = 0  # the NIC's clock when it was last asked
         self.map(self.ram)
 
@@ -312,7 +313,7 @@ class Driver:
         if description.has_timestamps:
             self.nic_timestamp()
         if description.rss_sizes is None:
-            self.set_rss(DEFAULT_KEY, self.default_table())
+            self._spread_rss(self._default_queues(self.max_rx_queues))
         self.report_stats()
 
     def configure_resources(self) -> None:
@@ -364,7 +365,6 @@ class Driver:
         """
         description = self._described()
         descriptor = description.descriptor
-        default = int(descriptor["default_num_queues"]) or self.max_rx_queues
         if header_split and not description.header_buffer_size:
             raise ValueError("the device has no header split")
         config = RxConfig(
@@ -373,9 +373,12 @@ class Driver:
             header_size=description.header_buffer_size if header_split else 0,
             rsc=rsc,
         )
-        for number in range(tx_queues or min(default, self.max_tx_queues)):
+        rx_queues = rx_queues or self._default_queues(self.max_rx_queues)
+        if self._spread not in (None, rx_queues):
+            self._spread_rss(rx_queues)
+        for number in range(tx_queues or self._default_queues(self.max_tx_queues)):
             self.tx[number] = self.make_tx(number, ring_entries or int(descriptor["tx_queue_entries"]))
-        for number in range(rx_queues or min(default, self.max_rx_queues)):
+        for number in range(rx_queues):
             self.rx[number] = self.make_rx(number, config, payload_memory)
         self.admin_batch(queue.create_command() for queue in self.tx.values())
         self.admin_batch(queue.create_command() for queue in self.rx.values())
@@ -510,11 +513,6 @@ class Driver:
 
     # RSS
 
-    def default_table(self, queues: int | None = None) -> list[int]:
-        """The table that Linux starts with: queues in turn."""
-        count = queues or int(self._described().descriptor["default_num_queues"]) or self.max_rx_queues
-        return [entry % min(count, self.max_rx_queues) for entry in range(RSS_LUT_SIZE)]
-
     def set_rss(
         self,
         key: bytes | None = None,
@@ -523,6 +521,8 @@ class Driver:
         hash_types: HashType = LINUX_HASH_TYPES,
     ) -> None:
         """Set the Toeplitz key (40 bytes) and the table from hash to receive queue; None leaves either as it is.
+
+        Until a table is set here, `open` spreads over the queues it opens.
 
         Raises:
             AdminError: the device refused.
@@ -538,9 +538,15 @@ class Driver:
                 address = place + PAGE - len(entries)
                 self.ram.write(address, entries)
                 fields |= {"lut_size": len(table), "lut_address": address}
+                self._spread = None
             self.admin(Opcode.CONFIGURE_RSS, **fields)
         finally:
             self.ram.free(place)
+
+    def _spread_rss(self, queues: int) -> None:
+        """The table that Linux starts with and keeps until a user sets one: so many queues in turn."""
+        self.set_rss(DEFAULT_KEY, [entry % queues for entry in range(RSS_LUT_SIZE)])
+        self._spread = queues
 
     def query_rss(self) -> RssConfig:
         """Ask for key and table.
@@ -668,6 +674,9 @@ class Driver:
         if self.description is None:
             raise RuntimeError("the device has not been described: probe() first")
         return self.description
+
+    def _default_queues(self, largest: int) -> int:
+        return min(int(self._described().descriptor["default_num_queues"]) or largest, largest)
 
     def _keep(self, size: int) -> int:
         """Zeroed memory that the device may use until the release."""

@@ -126,8 +126,8 @@ class GuestMemory:
         return self.view(address, count * dtype.itemsize).view(dtype)
 
     def read(self, address: int, size: int) -> bytes:
-        """Copy bytes out."""
-        return self.view(address, size).tobytes()
+        """Copy bytes out; of no bytes, any address will do."""
+        return b"" if not size else self.view(address, size).tobytes()
 
     def write(self, address: int, data: bytes) -> None:
         """Copy bytes in."""

@@ -266,20 +266,20 @@ class RxQueue(Queue):
             state.completion = (state.completion + 1) & mask
             if state.completion == 0:
                 state.generation ^= 1
-            piece = self._take(completion)
+            descriptor = self._take(completion)
             if completion["rx_error"]:
                 self._partial.clear()
                 self.errors += 1
                 continue
-            self._partial.append(piece)
+            self._partial.append(self._read(completion, descriptor))
             if completion["end_of_packet"]:
                 packets.append(self._packet())
         if repost:
             self.post()
         return packets
 
-    def _take(self, completion: dict[str, int]) -> _Piece:
-        """Match a completion with the oldest buffer that the device has, and take the bytes out of that."""
+    def _take(self, completion: dict[str, int]) -> bytes:
+        """Match a completion with the oldest buffer that the device has, and free that; its descriptor."""
         state, config = self.state, self.config
 
         def check(holds: bool, fault: str) -> None:
@@ -288,7 +288,7 @@ class RxQueue(Queue):
 
         check(self.visible > 0, "completion without a buffer")
         identity, length = completion["buffer_id"], completion["packet_length"]
-        descriptor = self.buffer_ring[state.head].tobytes()
+        descriptor: bytes = self.buffer_ring[state.head].tobytes()
         check(identity == RX_BUFFER.buffer_id.get(descriptor), "buffers are not completed in ring order")
         check(completion["rxdid"] == RXDID and completion["descriptor_done"] == 1, "completion not marked as done")
         check(length <= config.buffer_size, "more bytes than the buffer holds")
@@ -298,13 +298,17 @@ class RxQueue(Queue):
         state.head = (state.head + 1) & (config.entries - 1)
         self._free[state.free] = identity
         state.free += 1
-        address = RX_BUFFER.buffer_address.get(descriptor)
+        return descriptor
+
+    def _read(self, completion: dict[str, int], descriptor: bytes) -> _Piece:
+        """What one completion brings."""
+        address, length = RX_BUFFER.buffer_address.get(descriptor), completion["packet_length"]
         header = b""
         if completion["split_header"]:
             header = self._ram.read(RX_BUFFER.header_address.get(descriptor), completion["header_length"])
         return _Piece(
             completion,
-            RxBuffer(identity, address, length, self.payload_memory.name),
+            RxBuffer(completion["buffer_id"], address, length, self.payload_memory.name),
             header,
             self.payload_memory.read(address, length),
         )

@@ -10,10 +10,13 @@ import pytest
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.loopback import Loopback
+from nicmodel.testing.memory import GuestMemory
 from nicmodel.testing.wire import TestWire
 
 from .frames import NIC_MAC
 
+#: Guest memory: little, so that looking at all of it is quick.
+RAM_SIZE = 16 << 20
 #: The smallest ring that Linux's doorbell habits leave any buffers visible in: many laps in little time.
 ENTRIES = 64
 
@@ -24,7 +27,10 @@ def make_lab(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Loopbac
     with ExitStack() as stack:
 
         def make(*, wire: TestWire | None = None, scheme: Any = "base", **profile: Any) -> Loopback:
-            return stack.enter_context(Loopback(Profile(mac=parse_mac(NIC_MAC), **profile), wire=wire, scheme=scheme))
+            ram = GuestMemory("ram", size=RAM_SIZE)
+            return stack.enter_context(
+                Loopback(Profile(mac=parse_mac(NIC_MAC), **profile), wire=wire, scheme=scheme, ram=ram)
+            )
 
         yield make
     errors = [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
