@@ -33,6 +33,7 @@ STDOUT = 5  # bytes
 STDERR = 6  # bytes
 EXIT = 7  # JSON: exit status, or minus the signal's number
 FAILED = 8  # text: why the command could not be started
+FROM_GUEST = (STDOUT, STDERR, EXIT, FAILED)
 
 
 class Agent:
@@ -52,7 +53,7 @@ class Agent:
         while True:
             for key, _ in self.selector.select():
                 # An earlier callback may have closed this file, and its number may be another's by now.
-                if self.selector.get_map().get(key.fileobj) == key:
+                if self.selector.get_map().get(key.fd) == key:
                     key.data()
 
     def receive(self) -> None:

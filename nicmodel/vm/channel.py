@@ -1,5 +1,6 @@
 """The host's end of the guest's agent: start processes in the guest and follow them (protocol: `agent.py`)."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -147,6 +148,7 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._sending = threading.Lock()
+        self._receiving = threading.Lock()
         self._changed = threading.Condition()
         self._received = bytearray()
         self._processes: dict[int, Process] = {}
@@ -190,35 +192,53 @@ class Channel:
 
     def receive(self, data: bytes) -> None:
         """Take what came from the guest."""
-        self._received += data
-        if not self._greeted:
-            _, found, self._received = self._received.partition(agent.HELLO)
-            if not found:
-                self._received = _
-                return
-            with self._sending:
-                self._connection.sendall(agent.HELLO)
-            with self._changed:
-                self._greeted = True
-                self.greetings += 1
-                self._changed.notify_all()
-        while len(self._received) >= agent.HEADER.size:
-            length, number, kind = agent.HEADER.unpack_from(self._received)
-            end = agent.HEADER.size + length
-            if len(self._received) < end:
-                return
-            body = bytes(self._received[agent.HEADER.size : end])
-            del self._received[:end]
-            if process := self._processes.get(number):
-                process.receive(kind, body)
-                if not process.running:
-                    del self._processes[number]
+        with self._receiving:
+            self._received += data
+            while self._take_greeting() if not self._greeted else self._take_frame():
+                pass
+
+    def _take_greeting(self) -> bool:
+        """Look for the agent's HELLO and answer it; whether it was there."""
+        _, found, after = self._received.partition(agent.HELLO)
+        if not found:
+            return False
+        self._received = after
+        with self._sending:
+            self._connection.sendall(agent.HELLO)
+        with self._changed:
+            self._greeted = True
+            self.greetings += 1
+            self._changed.notify_all()
+        return True
+
+    def _take_frame(self) -> bool:
+        """Hand the next frame to its process; false if it is not complete yet."""
+        if len(self._received) < agent.HEADER.size:
+            return False
+        length, number, kind = agent.HEADER.unpack_from(self._received)
+        if kind not in agent.FROM_GUEST:  # no frame, but the greeting of an agent that took another's place
+            self._lose_processes("the agent failed and was restarted; the guest's console says why")
+            return True
+        end = agent.HEADER.size + length
+        if len(self._received) < end:
+            return False
+        body = bytes(self._received[agent.HEADER.size : end])
+        del self._received[:end]
+        if process := self._processes.get(number):
+            process.receive(kind, body)
+            if not process.running:
+                del self._processes[number]
+        return True
 
     def reset(self, reason: str) -> None:
         """The guest was reset: its processes are gone, and a new agent will greet."""
+        with self._receiving:
+            self._received.clear()
+            self._lose_processes(reason)
+
+    def _lose_processes(self, reason: str) -> None:
         with self._changed:
             self._greeted = False
-            self._received.clear()
             lost, self._processes = self._processes, {}
         for process in lost.values():
             process.fail(reason)
@@ -228,4 +248,6 @@ class Channel:
         with self._changed:
             self.failure = self.failure or reason
             self._changed.notify_all()
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # frees threads that are sending
         self.reset(reason)

@@ -47,7 +47,18 @@ LEFT_OUT = re.compile(
 """Folders of the packages that no guest needs, or that it makes itself."""
 
 MODULES = (
-    *("gve", "virtio_net", "vmxnet3", "e1000e", "igb", "virtio_blk", "virtio_rng", "vfio_pci"),
+    *(
+        "virtio_pci",
+        "virtio_console",
+        "gve",
+        "virtio_net",
+        "vmxnet3",
+        "e1000e",
+        "igb",
+        "virtio_blk",
+        "virtio_rng",
+        "vfio_pci",
+    ),
     *("tun", "tap", "veth", "dummy", "ifb", "bridge", "macvlan", "ipvlan", "vxlan", "8021q", "bonding", "tls"),
     *("sch_fq", "sch_fq_codel", "sch_netem", "sch_ingress", "sch_mqprio", "sch_prio", "sch_tbf", "sch_htb"),
     *("cls_u32", "cls_flower", "cls_bpf", "cls_matchall", "act_mirred", "act_gact", "act_skbedit", "tcp_bbr"),
@@ -170,7 +181,7 @@ def _copy_userland(userland: Tree, root: Path) -> None:
         return [name for name in names if LEFT_OUT.search(os.path.normpath(os.path.join(inside, name)))]
 
     shutil.copytree(userland.path, root, symlinks=True, ignore=ignore, copy_function=os.link, dirs_exist_ok=True)
-    for name in ("dev", "proc", "sys", "run", "tmp", "var/lib", "mnt"):
+    for name in ("dev", "proc", "sys", "run", "tmp", "mnt", "var/lib", "usr/local/bin", "usr/local/sbin"):
         (root / name).mkdir(parents=True, exist_ok=True)
     busybox = root / "usr/bin/busybox"
     for applet in subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split():

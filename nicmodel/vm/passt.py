@@ -28,7 +28,7 @@ class Passt:
     """A running passt. Use it as a context manager; it serves one client after the other on `socket`.
 
     The guest gets `address`/24 by DHCP, or takes it itself. What it sends to `gateway` reaches the host's loopback; the
-    rest goes where the host's own routes lead, and names are resolved by the host's name server. A host without any route but loopback will do.
+    rest goes where the host's own routes lead. A host without any route but loopback will do.
 
     Args:
         forward: Port of the guest's by port of the host's: TCP connections to 127.0.0.1 on the one reach the guest on

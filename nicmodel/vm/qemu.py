@@ -95,7 +95,7 @@ def acceleration(qemu: Qemu, image: Image) -> str:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     record = cache_dir() / "acceleration.json"
-    subject = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), qemu.version, image.version]
+    subject = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), qemu.version]
     try:
         known = json.loads(record.read_text())
         if known["subject"] == subject:

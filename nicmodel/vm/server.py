@@ -28,6 +28,7 @@ class NicServer:
     Args:
         arguments: for ``nicmodel serve``, but for ``--socket`` and ``--report``.
         sockets: how many NICs.
+        prefix: put before the command, such as ``("ip", "netns", "exec", "name")``.
         folder: where sockets, log and report lie; a temporary folder if None.
 
     Attributes:
@@ -39,14 +40,20 @@ class NicServer:
     """
 
     def __init__(
-        self, arguments: Sequence[str] = (), *, sockets: int = 1, folder: Path | None = None
-    ) -> None:  # fmt: skip
+        self,
+        arguments: Sequence[str] = (),
+        *,
+        sockets: int = 1,
+        prefix: Sequence[str] = (),
+        folder: Path | None = None,
+    ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="nicmodel-") if folder is None else None
         self._folder = Path(self._temporary.name) if self._temporary else Path(str(folder))
         self.sockets = [self._folder / f"nic{number}.sock" for number in range(sockets)]
         self._report = self._folder / "report.json"
         self._lines: list[str] = []
         self._arguments = arguments
+        self._prefix = prefix
         self._process: subprocess.Popen[str] | None = None
         self._ready = threading.Event()
 
@@ -63,7 +70,16 @@ class NicServer:
 
     def start(self) -> None:
         """Start the process and wait until QEMU can connect."""
-        command = [sys.executable, "-m", "nicmodel.cli", "serve", "--report", str(self._report), *self._arguments]
+        command = [
+            *self._prefix,
+            sys.executable,
+            "-m",
+            "nicmodel.cli",
+            "serve",
+            "--report",
+            str(self._report),
+            *self._arguments,
+        ]
         for socket in self.sockets:
             command += ["--socket", str(socket)]
         self._ready.clear()

@@ -1,0 +1,141 @@
+"""Programs for the guest, compiled here: the kernel's own `ncdevmem`, and the C sources of `guest/`.
+
+They are compiled by Debian's compiler in a tree of unpacked packages, entered by chroot: so the host needs no compiler,
+and the result fits the guest.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.guest import Guest
+from nicmodel.vm.image import DEFAULT_KERNEL, GUEST_FILES, kernel_packages
+from nicmodel.vm.packages import Packages, building, cache_dir, locked, obtain
+from nicmodel.vm.progress import step
+
+COMPILER = Packages(
+    "compiler",
+    (
+        # linux-libc-dev of backports has the interfaces of the newest kernel, devmem TCP among them.
+        *("base-files", "dash", "coreutils", "sed", "grep", "findutils", "make", "gcc", "libc6-dev", "linux-libc-dev"),
+        # The kernel generates its netlink library with Python.
+        *("python3-minimal", "libpython3-stdlib", "python3-yaml", "python3-jsonschema"),
+    ),
+    suite="trixie-backports",
+)
+
+# MAINTAINERS: the netlink code generator looks for it in every folder upwards, and never ends without it.
+SOURCE_PARTS = ("MAINTAINERS", "Makefile", "Documentation/netlink", "include", "scripts", "arch/x86", "tools")
+
+GUEST_TOOLS = ("devmem_receiver", "devmem_sender")
+
+
+def build_guest_tools() -> Path:
+    """Folder of the programs compiled from `guest/`, one for each of `GUEST_TOOLS`. They are linked statically."""
+    sources = sorted([*GUEST_FILES.glob("*.c"), *GUEST_FILES.glob("*.h")])
+    content = b"".join(source.read_bytes() for source in sources)
+    script = "".join(
+        f"gcc -std=gnu11 -O2 -Wall -Wextra -Werror -static -o /out/{tool} {tool}.c devmem.c\n" for tool in GUEST_TOOLS
+    )
+    return _build("guest-tools", content, {source: f"work/{source.name}" for source in sources}, script)
+
+
+def build_ncdevmem() -> Path:
+    """The kernel's own devmem test program, unmodified: tools/testing/selftests/drivers/net/hw/ncdevmem.c."""
+    source = kernel_source()
+    script = (
+        "cd tools/testing/selftests/drivers/net/hw\n"
+        # The interfaces' headers come with the compiler's tree: TARGETS and KHDR_INCLUDES ask for no others.
+        "make OUTPUT=/out CC=gcc TARGETS= KHDR_INCLUDES= /out/ncdevmem\n"
+    )
+    return _build("ncdevmem", source.name.encode(), {source: "work"}, script) / "ncdevmem"
+
+
+def install_guest_tools(guest: Guest) -> None:
+    """Put the programs of `guest/` where the guest's shell finds them."""
+    folder = build_guest_tools()
+    for tool in GUEST_TOOLS:
+        guest.put(folder / tool, f"/usr/local/bin/{tool}")
+
+
+def kernel_source() -> Path:
+    """The parts of the default kernel's source that its user-space tools and selftests are built from."""
+    linux = obtain(kernel_packages(DEFAULT_KERNEL))
+    release = re.search(r"linux-image-(\d+\.\d+)\.", " ".join(linux.versions))
+    if not release:
+        raise VmError(f"no kernel release in {', '.join(linux.versions)}")
+    package = f"linux-source-{release[1]}"
+    source = obtain(Packages("linux-source", (package,), DEFAULT_KERNEL.suite, keep="linux-source-"))
+    path = cache_dir() / "source" / source.id
+    with locked(path.with_suffix(".lock"), "unpacking the kernel's source"), building(path) as unfinished:
+        if unfinished:
+            members = [f"{package}/{part}" for part in SOURCE_PARTS]
+            archive = source.path / f"usr/src/{package}.tar.xz"
+            with step("unpacking the kernel's source"):
+                _check(["tar", "-xf", str(archive), "-C", str(unfinished), "--strip-components=1", *members], "tar")
+    return path
+
+
+def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) -> Path:
+    """Run `script` in the compiler's tree, in /work; what it leaves in /out is the result, cached.
+
+    Args:
+        name: What is built.
+        identity: Stands for the content of the sources.
+        sources: Files and folders of the host's and where they go in the tree, read only.
+        script: For /bin/sh; ends at the first failure.
+    """
+    compiler = obtain(COMPILER)
+    key = hashlib.sha256(b"\0".join([compiler.id.encode(), identity, script.encode()])).hexdigest()[:12]
+    path = cache_dir() / "tools" / f"{name}-{key}"
+    with locked(path.with_suffix(".lock"), f"the build of {name}"), building(path) as unfinished:
+        if unfinished:
+            with (
+                tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as folder,
+                step(f"compiling {name}"),
+            ):
+                root = Path(folder)
+                _link_tree(compiler.path, root)
+                (root / "out").mkdir()
+                for source, target in sources.items():
+                    _link_tree(source, root / target)
+                _check([*_enter(root), "/bin/sh", "-ec", f"export PATH=/usr/bin; cd /work\n{script}"], name)
+                for product in (root / "out").iterdir():
+                    if product.is_file() and os.access(product, os.X_OK):
+                        shutil.move(product, unfinished)
+    return path
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Hard links to `source`'s files: cheap, and compilers and make replace files rather than write into them."""
+    if source.is_dir():
+        shutil.copytree(source, target, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
+    else:
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(source, target)
+
+
+def _enter(root: Path) -> list[str]:
+    """How to run a command with `root` as its root folder, which gets a /dev/null."""
+    (root / "dev").mkdir(exist_ok=True)
+    null = root / "dev/null"
+    try:
+        os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        return ["chroot", str(root)]
+    except PermissionError:
+        # An ordinary user: a user namespace, and the host's device over an empty file.
+        null.touch()
+        inside = 'mount --bind /dev/null "$1/dev/null" && exec chroot "$@"'
+        return ["unshare", "--map-root-user", "--mount", "sh", "-c", inside, "sh", str(root)]
+
+
+def _check(command: list[str], what: str) -> None:
+    run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if run.returncode:
+        raise VmError(f"{what} could not be built:\n" + "\n".join(run.stdout.splitlines()[-20:]))

@@ -1,0 +1,175 @@
+"""The bench: one guest with four NICs of one server, each on another wire.
+
+- ``link0`` and ``link1`` are back to back; `link1` is in the guest's network namespace "peer".
+- ``tap`` leads to a network namespace of the host's, whose stack answers (root only).
+- ``user`` leads to the host's loopback through passt.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+from nicmodel.vm.guest import Guest, GuestConfig
+from nicmodel.vm.layout import Nic
+from nicmodel.vm.packages import Packages, obtain
+from nicmodel.vm.passt import Passt
+from nicmodel.vm.server import NicServer
+
+IPERF = Packages("iperf3", ("iperf3",), suite="trixie")
+
+#: The guest port of each host port that passt forwards is the same number.
+DEVMEM_PORT, PLAIN_PORT, IPERF_PORT = 15201, 15202, 15203
+
+#: Device memory of the guest: room for several udmabufs.
+HBM = 192 << 20
+
+#: What the kernel's log must never say.
+TROUBLE = re.compile(
+    r"AQ command failed|WARNING:|BUG:|Oops|Invalid RX buffer_id|RX buffer_id is not allocated|Invalid TX completion tag"
+    r"|No pending data completion|Timeout on tx queue|Unrecoverable platform error|NETDEV WATCHDOG|Call Trace"
+    r"|Reset failed|State not recoverable|hung task"
+)
+
+
+@dataclass(frozen=True)
+class Port:
+    """A NIC of the bench: its number at the server, its interface in the guest, its far end's address."""
+
+    number: int
+    interface: str
+    address: str
+    peer: str
+    address6: str = ""
+    peer6: str = ""
+
+    @property
+    def mac(self) -> str:
+        return f"02:00:00:00:00:{self.number + 1:02x}"
+
+
+LINK0 = Port(0, "eth0", "10.1.0.1", "10.1.0.2", "fd00:1::1", "fd00:1::2")
+LINK1 = Port(1, "eth1", "10.1.0.2", "10.1.0.1", "fd00:1::2", "fd00:1::1")
+TAP = Port(2, "eth2", "10.2.0.1", "10.2.0.2", "fd00:2::1", "fd00:2::2")
+USER = Port(3, "eth3", "10.0.2.15", "10.0.2.2")
+
+
+def iperf3(*arguments: str) -> list[str]:
+    """iperf3 on the host: Debian's, whatever the host has."""
+    return obtain(IPERF).command("usr/bin/iperf3", *arguments)
+
+
+class Lab:
+    """The bench, running. `run` is a command in the guest."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.has_tap = os.geteuid() == 0 and shutil.which("ip") is not None
+        self.namespace = f"nicmodel-{os.getpid()}"
+        wires = ["link", "link", "none", "none"]
+        prefix: tuple[str, ...] = ()
+        if self.has_tap:
+            subprocess.run(["ip", "netns", "add", self.namespace], check=True)
+            stack.callback(subprocess.run, ["ip", "netns", "del", self.namespace], check=True)
+            prefix = ("ip", "netns", "exec", self.namespace)
+            wires[2] = "tap:tap0"
+        ports = (DEVMEM_PORT, PLAIN_PORT, IPERF_PORT)
+        self.passt = stack.enter_context(Passt({port: port for port in ports}, mtu=8896))
+        wires[3] = f"stream:{self.passt.socket}"
+        arguments = [word for wire in wires for word in ("--wire", wire)]
+        arguments += [word for port in (LINK0, LINK1, TAP, USER) for word in ("--mac", port.mac)]
+        self.server = stack.enter_context(NicServer(["-v", *arguments], sockets=4, prefix=prefix))
+        config = GuestConfig(
+            nics=[Nic(path) for path in self.server.sockets],
+            device_memory={"hbm": HBM},
+        )
+        self.guest = stack.enter_context(Guest(config, boot_timeout=180))
+        self.run = self.guest.run
+        if self.has_tap:
+            self.on_host(["ip", "addr", "add", f"{TAP.peer}/24", "dev", "tap0"])
+            self.on_host(["ip", "addr", "add", f"{TAP.peer6}/64", "dev", "tap0", "nodad"])
+            self.on_host(["ip", "link", "set", "tap0", "up", "mtu", "8896"])
+            self.on_host(["ip", "link", "set", "lo", "up"])
+        self.set_up()
+
+    @classmethod
+    def running(cls) -> Iterator[Self]:
+        """For a fixture: the bench, taken down afterwards."""
+        with ExitStack() as stack:
+            yield cls(stack)
+
+    def set_up(self) -> None:
+        """Drivers and addresses in the guest, as after each boot or module reload."""
+        self.run("modprobe gve; ip link set lo up; ip netns add peer 2>/dev/null; ip -n peer link set lo up")
+        self.run("for i in 0 1 2 3; do until [ -e /sys/class/net/eth$i ]; do sleep 0.1; done; done", timeout=20)
+        self.run("ip link set eth1 netns peer")
+        for port in (LINK0, LINK1, TAP, USER):
+            peer = "-n peer" if port is LINK1 else ""
+            self.run(f"ip {peer} addr add {port.address}/24 dev {port.interface}")
+            if port.address6:
+                self.run(f"ip {peer} addr add {port.address6}/64 dev {port.interface} nodad")
+            self.run(f"ip {peer} link set {port.interface} up")
+        self.await_carrier()
+
+    def await_carrier(self, *ports: Port) -> None:
+        """Wait until the interfaces are up."""
+        for port in ports or (LINK0, LINK1, TAP, USER):
+            inside = "ip netns exec peer " if port is LINK1 else ""
+            carrier = f"/sys/class/net/{port.interface}/carrier"
+            self.run(f"{inside}sh -c 'until [ \"$(cat {carrier} 2>/dev/null)\" = 1 ]; do sleep 0.05; done'", timeout=20)
+
+    def in_peer(self, command: str, **options: Any) -> str:
+        """Run a shell command in the guest's namespace "peer"; what it prints."""
+        return self.run(["ip", "netns", "exec", "peer", "sh", "-c", command], **options).stdout
+
+    def on_host(self, command: list[str]) -> str:
+        """Run a command in the host's namespace at the far end of the tap; what it prints."""
+        return subprocess.run(
+            ["ip", "netns", "exec", self.namespace, *command], check=True, text=True, capture_output=True
+        ).stdout
+
+    def report(self, port: Port) -> dict[str, Any]:
+        """State and counters of a NIC now."""
+        return self.server.report()[port.number]
+
+    @contextmanager
+    def quiet_log(self) -> Iterator[None]:
+        """The kernel must have nothing to complain about meanwhile."""
+        before = len(self.guest.dmesg())
+        yield
+        trouble = [line for line in self.guest.dmesg()[before:].splitlines() if TROUBLE.search(line)]
+        assert not trouble, "the guest's kernel complains:\n" + "\n".join(trouble)
+
+    def split(self, port: Port, on: bool) -> None:
+        """Switch header split."""
+        inside = "ip netns exec peer " if port is LINK1 else ""
+        state = "on" if on else "off"
+        shown = self.run(f"{inside}ethtool -g {port.interface}").stdout
+        if not re.search(rf"TCP data split:\s*{state}", shown.split("Current")[1]):
+            self.run(f"{inside}ethtool -G {port.interface} tcp-data-split {state}")
+        self.await_carrier(port)
+
+    def tcp_listen(self, port: int, command: str = "cat >/dev/null", where: str = "") -> Any:
+        """Start a TCP server in the guest that pipes each connection into a command; returns when it listens."""
+        process = self.guest.start(f"{where} socat -u TCP-LISTEN:{port},reuseaddr,fork EXEC:'{command}'")
+        self.run(f"{where} sh -c 'until ss -ltn | grep -q :{port}; do sleep 0.05; done'", timeout=20)
+        return process
+
+
+def frames_dropped(report: Mapping[str, Any]) -> dict[str, int]:
+    """Drops by name of a NIC's report, without those that every network has: frames for other stations."""
+    return {name: count for name, count in report["drops"].items() if name != "not_ours"}
+
+
+def wait_until(condition: Any, timeout: float = 20, pause: float = 0.1) -> None:
+    """Poll until `condition()` is true."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout} s in vain"
+        time.sleep(pause)
