@@ -64,12 +64,12 @@ def match(
     offset: int,
     headers: npt.NDArray[np.void],
 ) -> int:
-    """The location of the first rule that a parsed frame matches, whose `hits` it counts; -1 if there is none.
+    """The location of the first rule that a parsed frame matches, -1 if there is none.
 
     A frame whose ports are unknown (a fragment) matches only rules that do not ask for ports; likewise for the SPI.
 
     Args:
-        rules: shape (locations,), `RULE`; changed only in `hits`.
+        rules: shape (locations,), `RULE`. Not changed: a frame that waits for buffers is matched more than once.
         order: locations of the installed rules, ascending, shape (installed,), int32.
         data: bytes, shape (n,), uint8.
         offset: position of the first byte of the frame.
@@ -89,7 +89,6 @@ def match(
         else:
             same = _same_addresses(rule, data, offset, h, 16)
         if same:
-            rule["hits"] += np.uint64(1)
             return int(location)
     return -1
 

@@ -97,8 +97,6 @@ def test_first_match_by_location(data: st.DataObject, frame: Frame) -> None:
     whole = as_array(bytes(frame))
     location = match(rules, order, whole, 0, parsed(whole))
     assert location == first_match(installed, frame)
-    if location >= 0:
-        before[location]["hits"] = 1
     assert rules.tobytes() == before.tobytes()
 
 
