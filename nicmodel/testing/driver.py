@@ -586,7 +586,7 @@ class Driver:
         if location is None:
             taken = set(self.flow_rule_ids())
             location = next(free for free in reversed(range(self.flow_rule_counts()[1])) if free not in taken)
-        self._configure_flow_rule(FlowOperation.ADD, location, spec.encode(queue))
+        self.configure_flow_rule(FlowOperation.ADD, location, spec.encode(queue))
         return location
 
     def delete_flow_rule(self, location: int) -> None:
@@ -595,11 +595,30 @@ class Driver:
         Raises:
             AdminError: NOT_FOUND if there is none at that location.
         """
-        self._configure_flow_rule(FlowOperation.DELETE, location)
+        self.configure_flow_rule(FlowOperation.DELETE, location)
 
     def reset_flow_rules(self) -> None:
         """Remove all rules."""
-        self._configure_flow_rule(FlowOperation.RESET, 0)
+        self.configure_flow_rule(FlowOperation.RESET, 0)
+
+    def configure_flow_rule(self, operation: FlowOperation, location: int, rule: np.void | None = None) -> None:
+        """Execute CONFIGURE_FLOW_RULE with these fields; `rule` is a `FLOW_RULE`, zeros if None.
+
+        Raises:
+            AdminError: the device refused.
+        """
+        command = np.zeros((), CONFIGURE_FLOW_RULE)
+        command["operation"] = operation
+        command["location"] = location
+        command["rule"] = np.zeros((), FLOW_RULE) if rule is None else rule
+        self._with_answer(
+            Opcode.EXTENDED_COMMAND,
+            "inner_address",
+            CONFIGURE_FLOW_RULE.itemsize,
+            command.tobytes(),
+            inner_opcode=Inner.CONFIGURE_FLOW_RULE,
+            inner_length=CONFIGURE_FLOW_RULE.itemsize,
+        )
 
     def flow_rule_counts(self) -> tuple[int, int]:
         """How many rules are installed, and how many there can be."""
@@ -693,20 +712,6 @@ class Driver:
             return self.ram.read(place, size)
         finally:
             self.ram.free(place)
-
-    def _configure_flow_rule(self, operation: FlowOperation, location: int, rule: np.void | None = None) -> None:
-        command = np.zeros((), CONFIGURE_FLOW_RULE)
-        command["operation"] = operation
-        command["location"] = location
-        command["rule"] = np.zeros((), FLOW_RULE) if rule is None else rule
-        self._with_answer(
-            Opcode.EXTENDED_COMMAND,
-            "inner_address",
-            CONFIGURE_FLOW_RULE.itemsize,
-            command.tobytes(),
-            inner_opcode=Inner.CONFIGURE_FLOW_RULE,
-            inner_length=CONFIGURE_FLOW_RULE.itemsize,
-        )
 
     def _query_flow_rules(self, query: FlowQuery, start: int) -> tuple[np.void, bytes]:
         """Header and body of the answer."""
