@@ -167,6 +167,8 @@ static struct message transact(int fd, const struct message *request, const char
 		/* With NETLINK_CAP_ACK the request's payload is not quoted: attributes follow its header. */
 		if (reply.header.nlmsg_flags & NLM_F_ACK_TLVS)
 			words = get(error + 1, (uint8_t *)&reply + size, NLMSGERR_ATTR_MSG, 1);
+		if (!words && (error->error == -ERANGE || error->error == -EINVAL))
+			words = "no such queue, or one that cannot be restarted alone (gve: queue 0)";
 		die("%s: %s%s%s", what, strerror(-error->error), words ? ": " : "", words ? words : "");
 	}
 	return reply;

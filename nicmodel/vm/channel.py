@@ -161,10 +161,10 @@ class Channel:
         """Start a process.
 
         Args:
-            command: A line for the guest's shell, or a program and its arguments.
+            command: A line for the guest's shell (bash), or a program and its arguments.
             terminal: Run it on a terminal of so many rows and columns; else on pipes.
         """
-        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        argv = ["/bin/bash", "-c", command] if isinstance(command, str) else list(command)
         with self._changed:
             self._last_number += 1
             number = self._last_number
