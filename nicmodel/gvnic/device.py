@@ -140,7 +140,7 @@ class Nic(Device):
 
     def start(self) -> None:
         """Begin to take frames from the wire."""
-        self.wire.start(self.poller, self.deliver, self._transmit, self._link_changed)
+        self.wire.start(self.poller, self.deliver, self._wire_writable, self._link_changed)
         self._link_changed()
 
     def stop(self) -> None:
@@ -467,6 +467,11 @@ class Nic(Device):
         self._held[:] = 0
         self.state.rx["held"] = 0
         self._receive(again)
+
+    def _wire_writable(self) -> None:
+        """The wire takes frames again."""
+        self._transmit()
+        self._moderate()
 
     def _transmit(self) -> None:
         """Take packets from the queues that have work, until none is left or the wire has to be waited for."""
