@@ -27,11 +27,16 @@ class Result:
     status: int
 
 
+Sink = Callable[[int, bytes], object]
+"""Takes a process's output as it comes: descriptor (1 or 2) and bytes. Called in a thread that serves all processes."""
+
+
 class Process:
     """A process in the guest. Methods may be called from any thread."""
 
-    def __init__(self, channel: "Channel", number: int, command: str) -> None:
+    def __init__(self, channel: "Channel", number: int, command: str, sink: Sink | None = None) -> None:
         self.command = command
+        self._sink = sink
         self._channel = channel
         self._number = number
         self._changed = threading.Condition()
@@ -40,11 +45,11 @@ class Process:
         self._status: int | None = None
         self._failure = ""
 
-    def wait(self, timeout: float = 60) -> Result:
+    def wait(self, timeout: float | None = 60) -> Result:
         """Wait for the end.
 
         Args:
-            timeout: Seconds; the process goes on if it has not ended by then.
+            timeout: Seconds, None for ever; the process goes on if it has not ended by then.
 
         Raises:
             VmError: It did not end in time, could not be started, or the guest ended first.
@@ -95,13 +100,7 @@ class Process:
         """Tell the size of the terminal that it runs on."""
         self._channel.send(self._number, agent.RESIZE, json.dumps([rows, columns]).encode())
 
-    def wait_output(self, seen: int, timeout: float) -> bytes:
-        """Standard output beyond its first `seen` bytes; waits for some until the process ends or `timeout` seconds."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._stdout) > seen or not self.running, timeout)
-            return bytes(self._stdout[seen:])
-
-    def _wait_until(self, condition: Callable[[], bool], timeout: float, complaint: str) -> None:
+    def _wait_until(self, condition: Callable[[], bool], timeout: float | None, complaint: str) -> None:
         with self._changed:
             self._changed.wait_for(lambda: condition() or bool(self._failure), timeout)
             if condition():
@@ -115,6 +114,9 @@ class Process:
 
     def receive(self, kind: int, body: bytes) -> None:
         """Take a frame of the agent's."""
+        if self._sink and kind in (agent.STDOUT, agent.STDERR):
+            self._sink(1 if kind == agent.STDOUT else 2, body)
+            return
         with self._changed:
             if kind == agent.STDOUT:
                 self._stdout += body
@@ -157,18 +159,21 @@ class Channel:
         self.greetings = 0
         self.failure = ""
 
-    def start(self, command: str | Sequence[str], terminal: tuple[int, int] | None = None) -> Process:
+    def start(
+        self, command: str | Sequence[str], terminal: tuple[int, int] | None = None, sink: Sink | None = None
+    ) -> Process:
         """Start a process.
 
         Args:
             command: A line for the guest's shell (bash), or a program and its arguments.
             terminal: Run it on a terminal of so many rows and columns; else on pipes.
+            sink: Gets the output, which is not kept then.
         """
         argv = ["/bin/bash", "-c", command] if isinstance(command, str) else list(command)
         with self._changed:
             self._last_number += 1
             number = self._last_number
-            process = Process(self, number, command if isinstance(command, str) else " ".join(argv))
+            process = Process(self, number, command if isinstance(command, str) else " ".join(argv), sink)
             if self.failure:
                 process.fail(self.failure)
                 return process

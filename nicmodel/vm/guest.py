@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nicmodel.vm import agent
-from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result
+from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result, Sink
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.image import DEFAULT_KERNEL, Kernel, build_image
+from nicmodel.vm.image import DEFAULT_KERNEL, Image, Kernel, build_image
 from nicmodel.vm.layout import Nic, arguments
 from nicmodel.vm.qemu import acceleration, find_qemu, spawn
 from nicmodel.vm.qmp import Qmp
@@ -152,7 +152,7 @@ class Guest:
         """Run a command in the guest and wait for its end. Several threads may do so at once.
 
         Args:
-            command: A line for the guest's shell, or a program and its arguments.
+            command: A line for the guest's shell (bash), or a program and its arguments.
             timeout: Seconds; then the command is killed.
             check: Whether a status other than 0 is an error.
             input: Its standard input; empty if None.
@@ -171,14 +171,17 @@ class Guest:
             raise CommandError(process.command, result)
         return result
 
-    def start(self, command: str | Sequence[str], terminal: tuple[int, int] | None = None) -> Process:
+    def start(
+        self, command: str | Sequence[str], terminal: tuple[int, int] | None = None, sink: Sink | None = None
+    ) -> Process:
         """Start a command in the guest in the background.
 
         Args:
-            command: A line for the guest's shell, or a program and its arguments.
+            command: A line for the guest's shell (bash), or a program and its arguments.
             terminal: Run it on a terminal of so many rows and columns.
+            sink: Gets the output as it comes; otherwise it is kept.
         """
-        return self._channel.start(command, terminal)
+        return self._channel.start(command, terminal, sink)
 
     def put(self, data: bytes | Path, path: str, mode: int = 0o755) -> None:
         """Write a file in the guest: the given bytes, or the content of a file of the host's."""
@@ -241,8 +244,11 @@ class Guest:
         sockets = {name: socket.socketpair() for name in ("agent", "console", "qmp")}
         passed = {name: pair[1].fileno() for name, pair in sockets.items()}
         memory = {name: device.fd for name, device in self.device_memory.items()}
-        command = [*qemu.command, *qemu_arguments(self.config, image.kernel, image.initrd, self.accel)]
-        command += _channels(passed) + _device_memory(self.config, memory)
+        backends = {
+            name: f"memory-backend-file,mem-path=/proc/self/fd/{descriptor}" for name, descriptor in memory.items()
+        }
+        command = [*qemu.command, *qemu_arguments(self.config, image, self.accel), *_channels(passed)]
+        command += _numa_nodes(self.config, backends)
         with (folder / "qemu.log").open("wb") as log:
             self._process = spawn(
                 command, qemu.environment, stdout=log, stderr=log, pass_fds=(*passed.values(), *memory.values())
@@ -320,11 +326,20 @@ class Guest:
         self._channel.fail(f"QEMU has ended (status {status})" + (f": {said}" if said else ""))
 
 
-def qemu_arguments(config: GuestConfig, kernel: Path, initrd: Path, accel: str) -> list[str]:
-    """QEMU's arguments for a guest, but for those that depend on descriptors of this process."""
+def print_command(config: GuestConfig) -> str:
+    """A command line for the shell that starts such a guest by hand, its console on the terminal."""
+    image = build_image(config.kernel)
+    qemu = find_qemu()
+    words = [*qemu.shell_words(), *qemu_arguments(config, image, acceleration(qemu, image)), "-serial", "stdio"]
+    words += _numa_nodes(config, dict.fromkeys(config.device_memory, "memory-backend-memfd"))
+    return " ".join(f"\\\n  {shlex.quote(word)}" if word.startswith("-") else shlex.quote(word) for word in words)
+
+
+def qemu_arguments(config: GuestConfig, image: Image, accel: str) -> list[str]:
+    """QEMU's arguments for a guest, but for its console, the agent's port and devices' memory."""
     variables = {
-        "KERNEL": str(kernel),
-        "INITRD": str(initrd),
+        "KERNEL": str(image.kernel),
+        "INITRD": str(image.initrd),
         # Interrupt remapping needs the split interrupt controller with KVM; it costs nothing without.
         "ACCEL": "kvm,kernel-irqchip=split" if accel == "kvm" else accel,
         "VCPUS": str(config.vcpus),
@@ -351,15 +366,20 @@ def _channels(descriptors: Mapping[str, int]) -> list[str]:
     return [*words, "-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=agent,name={agent.PORT_NAME}"]
 
 
-def _device_memory(config: GuestConfig, descriptors: Mapping[str, int]) -> list[str]:
-    """QEMU's arguments for NUMA nodes: the guest's memory with all CPUs, then each device's memory without."""
-    if not descriptors:
+def _numa_nodes(config: GuestConfig, backends: Mapping[str, str]) -> list[str]:
+    """QEMU's arguments for NUMA nodes: the guest's memory with all CPUs, then each device's memory without.
+
+    Args:
+        config: The guest.
+        backends: QEMU's memory backend for each of the devices' memories, by name.
+    """
+    if not backends:
         return []
     words = ["-numa", f"node,nodeid=0,cpus=0-{config.vcpus - 1},memdev=ram"]
     total = _memory(config)
-    for node, (name, descriptor) in enumerate(descriptors.items(), 1):
+    for node, (name, backend) in enumerate(backends.items(), 1):
         size = config.device_memory[name]
         total += size
-        words += ["-object", f"memory-backend-file,id={name},mem-path=/proc/self/fd/{descriptor},size={size},share=on"]
+        words += ["-object", f"{backend},id={name},size={size},share=on"]
         words += ["-numa", f"node,nodeid={node},memdev={name}"]
     return ["-m", f"{total}B", *words]

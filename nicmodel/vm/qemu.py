@@ -37,6 +37,11 @@ class Qemu:
     version: str
     environment: dict[str, str] = field(default_factory=dict)
 
+    def shell_words(self) -> list[str]:
+        """The command for a shell, its environment included."""
+        settings = [f"{name}={value}" for name, value in self.environment.items()]
+        return ["env", *settings, *self.command] if settings else list(self.command)
+
 
 @cache
 def find_qemu() -> Qemu:

@@ -58,10 +58,11 @@ def build_ncdevmem() -> Path:
 
 
 def install_guest_tools(guest: Guest) -> None:
-    """Put the programs of `guest/` where the guest's shell finds them."""
+    """Put the programs of `guest/`, and ncdevmem, where the guest's shell finds them."""
     folder = build_guest_tools()
     for tool in GUEST_TOOLS:
         guest.put(folder / tool, f"/usr/local/bin/{tool}")
+    guest.put(build_ncdevmem(), "/usr/local/bin/ncdevmem")
 
 
 def kernel_source() -> Path:

@@ -1,0 +1,120 @@
+"""The command `nicmodel vm`."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from nicmodel.vm import shell
+from nicmodel.vm.guest import Guest, GuestConfig, parse_size, print_command
+from nicmodel.vm.image import DEFAULT_KERNEL, KERNELS, build_image, kernel_named
+from nicmodel.vm.layout import LAYOUTS, Nic
+from nicmodel.vm.qemu import find_qemu, unpacked_qemu
+from nicmodel.vm.tools import build_guest_tools, build_ncdevmem, install_guest_tools
+
+
+@click.command()
+@click.option("--nic", "nics", multiple=True, metavar="SOCKET",
+              help="Plug in the NIC that `nicmodel serve` serves at this socket. Repeat for more.")  # fmt: skip
+@click.option("--vcpus", type=click.IntRange(1, 64), default=2, show_default=True, help="Virtual CPUs.")
+@click.option("--memory", default="1G", show_default=True, metavar="SIZE", help="Memory, such as 512M or 2G.")
+@click.option("--layout", type=click.Choice(list(LAYOUTS)), default="q35", show_default=True,
+              help="The machine: the NIC on the root bus (q35), two of them, behind a PCIe switch, behind an IOMMU. "
+                   "The files of qemu-configs/ say more.")  # fmt: skip
+@click.option("--kernel", default=DEFAULT_KERNEL.name, show_default=True, metavar="NAME",
+              help=f"The newest cloud kernel of a Debian suite ({', '.join(KERNELS)}), or a package of backports: "
+                   "linux-image-<version>.")  # fmt: skip
+@click.option("--cmdline", default="", metavar="WORDS",
+              help="Added to the kernel's command line. modprobe.blacklist=gve leaves the driver to be loaded "
+                   "by hand.")  # fmt: skip
+@click.option("--device-memory", multiple=True, metavar="NAME=SIZE",
+              help="Memory of a device, as a NUMA node without CPUs (node 1, 2, …): bind memory there for "
+                   "devmem.")  # fmt: skip
+@click.option("--tools", is_flag=True,
+              help="Install devmem_receiver, devmem_sender and the kernel's ncdevmem in the guest. They are "
+                   "compiled once.")  # fmt: skip
+@click.option("--console", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write the serial console (the kernel's messages) there.")  # fmt: skip
+@click.option("--run", "command", metavar="COMMAND", help="Run this and exit with its status, instead of a shell.")
+@click.option(
+    "--prepare",
+    is_flag=True,
+    help="Only download and build what a guest needs; print where it is, as settings for a shell.",
+)
+@click.option("--update", is_flag=True, help="Look for newer packages first. Otherwise what is there is used, offline.")
+@click.option("--print", "only_print", is_flag=True, help="Only print the QEMU command line.")
+@click.argument("qemu_arguments", nargs=-1, metavar="[-- QEMU ARGUMENTS]")
+def vm(
+    nics: tuple[str, ...],
+    vcpus: int,
+    memory: str,
+    layout: str,
+    kernel: str,
+    cmdline: str,
+    device_memory: tuple[str, ...],
+    tools: bool,
+    console: Path | None,
+    command: str | None,
+    prepare: bool,
+    update: bool,
+    only_print: bool,
+    qemu_arguments: tuple[str, ...],
+) -> None:
+    """Boot a guest and open a shell in it, as root. The guest is gone when the shell ends; Ctrl-] ends it too.
+
+    Everything comes from Debian packages, downloaded once through this host's own apt into ~/.cache/nicmodel: an
+    unmodified kernel (its driver gve binds to the NIC), the programs in the guest, and QEMU if the host's has no
+    vfio-user-pci. Nothing is installed, and no rights are needed. Without KVM the guest boots in about 10 seconds.
+
+    \b
+    A guest with a NIC, in two terminals:
+      nicmodel serve --socket /tmp/nic.sock --wire tap:tap0
+      nicmodel vm --nic /tmp/nic.sock
+
+    \b
+    One command, for a script:
+      nicmodel vm --nic /tmp/nic.sock --run 'ethtool -i eth0'
+
+    Environment: NICMODEL_MIRROR (a Debian mirror), NICMODEL_QEMU (a QEMU binary), NICMODEL_ACCEL (kvm or tcg),
+    XDG_CACHE_HOME.
+    """
+    chosen = kernel_named(kernel)
+    if update:
+        build_image(chosen, update=True)
+        unpacked_qemu(update=True)
+    if prepare:
+        image = build_image(chosen)
+        made = {"KERNEL": image.kernel, "INITRD": image.initrd, "QEMU": shlex.join(find_qemu().shell_words())}
+        if tools:
+            made |= {"TOOLS": build_guest_tools(), "NCDEVMEM": build_ncdevmem()}
+        for name, value in made.items():
+            click.echo(f"{name}={shlex.quote(str(value))}")
+        return
+    config = GuestConfig(
+        nics=[Nic(socket) for socket in nics],
+        vcpus=vcpus,
+        memory=memory,
+        device_memory=dict(_named_size(text) for text in device_memory),
+        layout=layout,
+        kernel=chosen,
+        cmdline=cmdline,
+        arguments=qemu_arguments,
+    )
+    if only_print:
+        click.echo(print_command(config))
+        return
+    with Guest(config, console=console) as guest:
+        if tools:
+            install_guest_tools(guest)
+        if command is None:
+            click.echo(f"Linux {guest.kernel_version} ({guest.accel}). Ctrl-] or exit ends the guest.", err=True)
+        status = shell.interactive(guest) if command is None else shell.run(guest, command)
+    sys.exit(status)
+
+
+def _named_size(text: str) -> tuple[str, int]:
+    name, equals, size = text.partition("=")
+    if not name.isidentifier() or not equals:
+        raise click.BadParameter(f"'{text}': write NAME=SIZE, such as hbm=256M", param_hint="--device-memory")
+    return name, parse_size(size)
