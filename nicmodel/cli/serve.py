@@ -28,9 +28,8 @@ _WIRES = "\n".join(
 )
 _HELP = """Serve a NIC at a UNIX socket until stopped (Ctrl-C).
 
-It outlives its guest: a reboot, QEMU's end and a new QEMU at the same socket are all served. Two NICs back to back, in
-one server: --wire link --socket a.sock --socket b.sock. Several NICs, each with a wire of its own: repeat --socket and
---wire in the same order.
+It outlives its guest: a reboot, QEMU's end and a new QEMU at the same socket are all served. Several NICs, each with a
+wire of its own: repeat --socket and --wire in the same order. Two of them back to back: --wire link for both.
 
 \b
 Wires:
@@ -124,13 +123,25 @@ def serve(
 
 
 def _open_wires(specs: tuple[str, ...], count: int) -> list[Wire]:
+    """One wire for each NIC; each two that say "link" are the ends of one cable."""
     if specs == (_LINK,):
-        if count != 2:
-            raise click.UsageError(f"a link joins two NICs: give --socket twice, not {count} times")
-        return list(link())
+        specs = (_LINK, _LINK)
     if len(specs) != count:
         raise click.UsageError(f"{len(specs)} wires for {count} NICs: repeat --wire for each --socket")
-    return [open_wire(spec) for spec in specs]
+    if specs.count(_LINK) % 2:
+        raise click.UsageError("a link joins two NICs: say --wire link for both")
+    wires: list[Wire] = []
+    other: Wire | None = None
+    for spec in specs:
+        if spec != _LINK:
+            wires.append(open_wire(spec))
+        elif other is None:
+            wire, other = link()
+            wires.append(wire)
+        else:
+            wires.append(other)
+            other = None
+    return wires
 
 
 def _announce(nics: list[Nic], sockets: tuple[str, ...]) -> None:

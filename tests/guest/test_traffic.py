@@ -157,8 +157,8 @@ def test_a_file_arrives_as_it_was_through_the_tap(lab: Lab, split: bool) -> None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as peer:
         try:
             # The guest sends back what it has received.
-            echo = 'sh -c "cat > /tmp/f; cat /tmp/f"'
-            lab.run(f"socat -t 30 TCP:{TAP.peer}:5401,retry=20,interval=0.2 EXEC:'{echo}'", timeout=90)
+            lab.guest.put(b"#!/bin/sh\ncat > /tmp/f\ncat /tmp/f\n", "/tmp/echo")
+            lab.run(f"socat -t 30 TCP:{TAP.peer}:5401,retry=20,interval=0.2 EXEC:/tmp/echo", timeout=90)
             assert peer.stdout is not None
             sent, back = peer.stdout.read().split()
             assert sent == back
