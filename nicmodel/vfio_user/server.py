@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -17,6 +18,8 @@ from .protocol import ProtocolError
 from .session import Session, Trace
 
 log = logging.getLogger(__name__)
+
+_MAX_PATH = 107  # sun_path of unix(7), without its NUL
 
 
 class EventLoop(Protocol):
@@ -179,39 +182,41 @@ class Server:
 
 
 def _listen(path: str) -> socket.socket:
-    """Create a listening socket, replacing one whose server is dead."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    """Create a listening socket, replacing one whose server is dead.
+
+    It is set up under another name, so that who waits for the file to appear can connect as soon as it does.
+    """
+    nascent = path + "~"
+    if len(os.fsencode(nascent)) > _MAX_PATH:
+        raise AddressError(
+            errno.ENAMETOOLONG, f"The path of the socket may have {_MAX_PATH - 1} bytes, this one is longer: {path}"
+        )
+    _check_free(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        listener.setblocking(False)
-        _remove_stale(path)
-        listener.bind(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(nascent)
+        listener.bind(nascent)
         listener.listen(8)
-    except AddressError:
-        listener.close()
-        raise
+        os.rename(nascent, path)
     except OSError as error:
         listener.close()
-        if "too long" in str(error):  # Python's own check, without an errno
-            raise AddressError(
-                errno.ENAMETOOLONG, f"The path of a UNIX socket has at most 107 bytes, this one is longer: {path}"
-            ) from None
         raise AddressError(error.errno, f"Cannot create the socket {path}: {error.strerror}.") from None
     return listener
 
 
-def _remove_stale(path: str) -> None:
+def _check_free(path: str) -> None:
+    """See that there is nothing at ``path``, or just the socket of a dead server."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
         return  # nothing there, or bind will say what is wrong
     if not stat.S_ISSOCK(mode):
         raise AddressError(errno.EEXIST, f"{path} exists and is not a socket.")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
             return
         except BlockingIOError:
             pass  # its backlog is full

@@ -78,7 +78,6 @@ class Session:
         device: Whom the client talks to; it is attached once the client has sent VERSION.
         stats: Counters by name, kept from client to client.
         trace: Told of everything that happens, or None.
-
         on_backlog: Called when messages were read ahead, by a DMA message's wait outside of ``receive``: call
             ``resume`` soon.
 

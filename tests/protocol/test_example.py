@@ -13,7 +13,8 @@ from nicmodel.vfio_user import Client, PciRegion
 
 def test_example(tmp_path: Path) -> None:
     path = str(tmp_path / "example.sock")
-    with subprocess.Popen([sys.executable, "-m", "nicmodel.vfio_user.example", path]) as process:
+    process = subprocess.Popen([sys.executable, "-m", "nicmodel.vfio_user.example", path])
+    try:
         deadline = time.monotonic() + 10
         while not os.path.exists(path):
             assert time.monotonic() < deadline
@@ -25,4 +26,7 @@ def test_example(tmp_path: Path) -> None:
             assert client.region_read(PciRegion.BAR0, 0x10, 4) == b"kept"
         process.terminate()
         assert process.wait(5) == 0
+    finally:
+        process.kill()
+        process.wait()
     assert not os.path.exists(path)
