@@ -12,9 +12,9 @@ from nicmodel.vfio_user.protocol import HEADER, VERSION, Capabilities, ProtocolE
 
 from .conftest import Lab
 
-# What QEMU 11.1 sends, captured.
+# What QEMU 11.1.3 sends, byte for byte.
 QEMU_CAPABILITIES = (
-    b'{"capabilities": {"max_data_xfer_size": 1048576, "max_msg_fds": 16, "max_dma_maps": 65535, "pgsizes": 4096, '
+    b'{"capabilities": {"pgsizes": 4096, "max_msg_fds": 16, "max_dma_maps": 65535, "max_data_xfer_size": 1048576, '
     b'"migration": {"max_bitmap_size": 268435456, "pgsize": 4096}, "write_multiple": true}}\0'
 )
 
