@@ -281,3 +281,17 @@ def test_many_servers_on_one_loop(tmp_path: Path, poller: Poller) -> None:
     for server in servers:
         server.close()
     assert open_descriptors() == before
+
+
+def test_client_and_server_in_one_thread(path: str, poller: Poller) -> None:
+    device = Recorder()
+
+    def run_server() -> None:
+        for _ in range(2):  # one round accepts the connection, the next reads from it
+            poller.run_once(0)
+
+    with Server(path, device, poller=poller), Client(path, timeout=1, idle=run_server) as client:
+        client.region_write(0, 0, b"one", posted=True)
+        assert not device.calls.count(("write", 0, 0, b"one"))
+        assert client.region_read(0, 0, 3) == b"one"
+        assert device.calls[-1] == ("flush",)
