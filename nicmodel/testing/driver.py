@@ -453,8 +453,8 @@ class Driver:
         return self.rx[queue].poll(repost=repost)
 
     def poll_all(self) -> list[RxPacket]:
-        """Packets received on all queues, by queue."""
-        return [packet for queue in self.rx.values() for packet in queue.poll()]
+        """Packets received on all queues since the last call, in the order of the queues."""
+        return [packet for number in sorted(self.rx) for packet in self.poll(number)]
 
     def send(
         self,
