@@ -108,7 +108,7 @@ class Process:
         self.outputs: dict[IO[bytes], int]  # and the kind of frame for each
         if terminal:
             master, slave = os.openpty()
-            self.child = subprocess.Popen(argv, cwd="/root", preexec_fn=lambda: os.login_tty(slave))
+            self.child = subprocess.Popen(argv, preexec_fn=lambda: os.login_tty(slave))
             os.close(slave)
             self.input = os.fdopen(os.dup(master), "wb", 0)
             self.outputs = {os.fdopen(master, "rb", 0): STDOUT}
@@ -116,7 +116,7 @@ class Process:
         else:
             pipe = subprocess.PIPE
             self.child = subprocess.Popen(
-                argv, cwd="/root", bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+                argv, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
             )
             assert self.child.stdin and self.child.stdout and self.child.stderr
             self.input = self.child.stdin

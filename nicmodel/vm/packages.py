@@ -273,22 +273,24 @@ def mirror() -> str:
     """
     if named := os.environ.get("NICMODEL_MIRROR"):
         return named
-    fields = "$(CREATED_BY)|$(ORIGIN)|$(LABEL)|$(REPO_URI)"
-    try:
-        listed = subprocess.run(["apt-get", "indextargets", "--format", fields], capture_output=True, text=True)
-    except FileNotFoundError:
-        raise VmError("apt-get is missing: guests are made of Debian packages; use a Debian or Ubuntu host") from None
-    targets = [line.split("|") for line in listed.stdout.splitlines() if line.startswith("Packages|")]
-    # Origin and label are known only where `apt-get update` has run: before that, tell the archive by its keyring.
-    for _, origin, label, uri in targets:
-        if (origin, label) == ("Debian", "Debian"):
-            return uri
-    for _, origin, _, uri in targets:
-        if origin == "$(ORIGIN)" and uri.rstrip("/").endswith("/debian"):
-            return uri
+    for line in _ask_apt("indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)"):
+        if found := re.fullmatch(r"Debian Debian (\S+)", line):
+            return found[1]
+    # Where `apt-get update` has never run, apt knows only addresses: '<archive>/dists/<suite>/InRelease' ...
+    for line in _ask_apt("update", "--print-uris"):
+        if found := re.match(r"'(\S+/debian)/+dists/", line):
+            return found[1]
     raise VmError(
         "apt on this host has no Debian mirror: name one in the environment, NICMODEL_MIRROR=http://<host>/debian"
     )
+
+
+def _ask_apt(*arguments: str) -> list[str]:
+    try:
+        run = subprocess.run(["apt-get", *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise VmError("apt-get is missing: guests are made of Debian packages; use a Debian or Ubuntu host") from None
+    return run.stdout.splitlines()
 
 
 def _explain(output: str, suite: str) -> str:
