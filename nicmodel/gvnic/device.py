@@ -108,7 +108,7 @@ class Nic(Device):
         sizes = {Bar.REGISTERS: r.REGISTERS_SIZE, Bar.MSIX: _MSIX_SIZE, Bar.DOORBELLS: r.DOORBELLS_SIZE}
         self.regions = [RegionInfo(sizes.get(number, 0)) for number in range(len(PciRegion))]  # type: ignore[call-overload]
         self.regions[PciRegion.CONFIG] = RegionInfo(4096)
-        self.irq_counts = [0] * len(PciIrq)
+        self.irq_counts = list(Device.irq_counts)
         self.irq_counts[PciIrq.MSIX] = profile.vectors
         self.resettable = True
 

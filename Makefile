@@ -1,0 +1,45 @@
+# Two commands do all: `make demo` and `make test`. Everything is set up on first use, in .venv and in the user's cache.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint unit protocol device guest clean help
+
+help:
+	@echo "make demo      devmem TCP from end to end: a stock guest, the emulated NIC, a verified transfer"
+	@echo "make test      the whole test suite, linters and type checks included"
+	@echo "make lint      ruff, mypy and import-linter only"
+	@echo "make unit      one ring of tests; also: protocol, device, guest"
+	@echo "make clean     remove the Python environment (downloads stay in the user's cache folder)"
+
+demo: $(READY)
+	@$(BIN)/nicmodel demo
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+unit protocol device guest: $(READY)
+	$(BIN)/pytest tests/$@
+
+# The stamp is written last: an installation that was interrupted is done again.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "nicmodel needs Python 3.11 or later; $(PYTHON) is `$(PYTHON) --version`. Say which: make PYTHON=…"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments here: apt install python3-venv"; exit 1; }
+	@echo "Setting up the Python environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' || \
+		{ echo "The Python packages could not be installed: is the package index reachable?"; exit 1; }
+	@touch $@
+
+clean:
+	rm -rf $(VENV)
