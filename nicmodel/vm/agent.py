@@ -3,8 +3,8 @@
 Both directions carry frames: length of the body (32 bits), number of the process that it is about (32 bits, chosen by
 the host), kind (8 bits), all big-endian, then the body. Many processes run at once.
 
-A guest can be reset in the middle of a frame. So the agent greets with `HELLO` when it starts, the host answers with
-`HELLO`, and each side drops what it receives before that.
+A guest can be reset in the middle of a frame. So the agent greets when it starts, with `HELLO` and a number made up for
+the occasion; the host sends the same back; and each side drops what it receives before that.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from typing import IO
 
 PORT_NAME = "nicmodel.agent"
 HELLO = b"\0nicmodel agent\n"
+NONCE = 8  # bytes that follow
 HEADER = struct.Struct(">IIB")
 
 # From the host.
@@ -44,11 +45,12 @@ class Agent:
         self.selector = selectors.DefaultSelector()
         self.processes: dict[int, Process] = {}
         self.received = bytearray()
-        self.greeted = bytearray()  # the host's HELLO, once it is there
+        self.greeting = HELLO + os.urandom(NONCE)
+        self.greeted = False
 
     def serve(self) -> None:
         """Greet, then handle what comes, for ever."""
-        os.write(self.port, HELLO)
+        os.write(self.port, self.greeting)
         self.selector.register(self.port, selectors.EVENT_READ, self.receive)
         while True:
             for key, _ in self.selector.select():
@@ -63,8 +65,11 @@ class Agent:
             sys.exit("the host closed the port")
         self.received += data
         if not self.greeted:
-            _, self.greeted, self.received = self.received.partition(HELLO)
-        while self.greeted and len(self.received) >= HEADER.size:
+            _, found, after = self.received.partition(self.greeting)
+            if not found:
+                return
+            self.greeted, self.received = True, after
+        while len(self.received) >= HEADER.size:
             length, number, kind = HEADER.unpack_from(self.received)
             end = HEADER.size + length
             if len(self.received) < end:
@@ -115,9 +120,7 @@ class Process:
             self.resize(*terminal)
         else:
             pipe = subprocess.PIPE
-            self.child = subprocess.Popen(
-                argv, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-            )
+            self.child = subprocess.Popen(argv, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
             assert self.child.stdin and self.child.stdout and self.child.stderr
             self.input = self.child.stdin
             self.outputs = {self.child.stdout: STDOUT, self.child.stderr: STDERR}

@@ -203,13 +203,13 @@ class Channel:
                 pass
 
     def _take_greeting(self) -> bool:
-        """Look for the agent's HELLO and answer it; whether it was there."""
+        """Look for the agent's greeting and answer it; whether it was there."""
         _, found, after = self._received.partition(agent.HELLO)
-        if not found:
+        if not found or len(after) < agent.NONCE:
             return False
-        self._received = after
+        self._received = after[agent.NONCE :]
         with self._sending:
-            self._connection.sendall(agent.HELLO)
+            self._connection.sendall(found + after[: agent.NONCE])
         with self._changed:
             self._greeted = True
             self.greetings += 1

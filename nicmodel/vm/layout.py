@@ -23,6 +23,8 @@ LAYOUTS = {
     "iommu": "intel-iommu.args",
 }
 
+VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
 
 @dataclass(frozen=True)
 class Nic:
@@ -56,39 +58,39 @@ def arguments(layout: str, nics: Sequence[Nic], variables: Mapping[str, str]) ->
     except KeyError:
         raise VmError(f"no layout '{layout}': say one of {', '.join(LAYOUTS)}") from None
     sockets = {f"SOCKET{n}": str(nic.socket) for n, nic in enumerate(nics)}
+    wanted = set(re.findall(r"\$\{(SOCKET\d+)\}", text))
+    if wanted and wanted != set(sockets):
+        raise VmError(f"layout '{layout}' wants {len(wanted)} NICs, and {len(nics)} are given")
     words = []
     for line in text.splitlines():
         if re.search(r"\$\{(SOCKET|N)\b", line):
             for n, nic in enumerate(nics):
-                filled = _fill(line, {**variables, "N": str(n), "SOCKET": str(nic.socket)}, layout)
-                words += [_with_properties(word, nic) for word in filled]
+                words += _fill(line, {**variables, "N": str(n), "SOCKET": str(nic.socket)}, nic)
         elif numbered := re.search(r"\$\{SOCKET(\d+)\}", line):
-            filled = _fill(line, sockets, layout)
-            words += [_with_properties(word, nics[int(numbered[1])]) for word in filled]
+            words += _fill(line, sockets, nics[int(numbered[1])])
         else:
-            words += _fill(line, variables, layout)
+            words += _fill(line, variables)
     return words
 
 
-def _fill(line: str, variables: Mapping[str, str], layout: str) -> list[str]:
-    """The words of `line`, variables replaced inside them as by a shell."""
+def _fill(line: str, variables: Mapping[str, str], nic: Nic | None = None) -> list[str]:
+    """The words of `line`, variables replaced inside them as by a shell; a device in JSON gets the NIC's properties."""
 
     def value(match: re.Match[str]) -> str:
         name, default = match.groups()
-        if not (found := variables.get(name) or default) and name.startswith("SOCKET"):
-            raise VmError(f"layout '{layout}' wants more NICs: there is none for {name}")
-        return found or ""
+        return variables.get(name) or default or ""
 
-    words = shlex.split(line, comments=True)
-    return [re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, word) for word in words]
+    def value_in_json(match: re.Match[str]) -> str:
+        return json.dumps(value(match))[1:-1]
 
-
-def _with_properties(word: str, nic: Nic) -> str:
-    """Add the NIC's own properties to a device that is written as JSON; other words are left alone."""
-    if not word.startswith("{"):
-        return word
-    # QEMU accepts single quotes in JSON, which saves the layout files from quoting quotes.
-    device = json.loads(word.replace("'", '"')) | dict(nic.properties)
-    if nic.id:
-        device["id"] = nic.id
-    return json.dumps(device)
+    words = []
+    for word in shlex.split(line, comments=True):
+        if nic and word.startswith("{"):
+            # QEMU accepts single quotes in JSON, which saves the layout files from quoting quotes.
+            device = json.loads(VARIABLE.sub(value_in_json, word.replace("'", '"'))) | dict(nic.properties)
+            if nic.id:
+                device["id"] = nic.id
+            words.append(json.dumps(device))
+        else:
+            words.append(VARIABLE.sub(value, word))
+    return words

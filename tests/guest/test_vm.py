@@ -2,9 +2,14 @@
 
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +17,10 @@ from nicmodel.vm.channel import GuestTimeoutError
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import CommandError, Guest, GuestConfig
 from nicmodel.vm.image import KERNELS
+from nicmodel.vm.layout import Nic
+from nicmodel.vm.tools import build_ncdevmem, install_guest_tools
 
 pytestmark = pytest.mark.guest
-
-VIRTIO_NET = ("-netdev", "user,id=n0,restrict=on", "-device", "virtio-net-pci,netdev=n0")
 
 
 def test_the_kernel_is_debians_own(vm_guest: Guest) -> None:
@@ -164,20 +169,81 @@ def test_qemus_own_words_reach_the_user() -> None:
         pass
 
 
+def test_compiled_tools_run_in_the_guest(vm_guest: Guest) -> None:
+    install_guest_tools(vm_guest)
+    assert vm_guest.get("/usr/local/bin/ncdevmem") == build_ncdevmem().read_bytes()
+    assert "usage: devmem_receiver" in vm_guest.run("devmem_receiver", check=False).stderr
+    refused = vm_guest.run("devmem_receiver --interface lo --port 1 --queues 0", check=False)
+    assert refused.stderr.startswith("binding the dma-buf to lo, queue 0: ")
+    refused = vm_guest.run("devmem_receiver --interface lo --port 1 --queues 0 --size 5000", check=False)
+    assert refused.stderr == "a dma-buf of 5000 bytes: the size must be a multiple of the page size, 4096\n"
+    refused = vm_guest.run("devmem_sender --interface lo --connect 127.0.0.1 --port 1 --bytes 1M", check=False)
+    assert refused.stderr.startswith("binding the dma-buf to lo: ")
+
+
+def test_qemu_dies_with_the_process_that_started_it() -> None:
+    program = (
+        "import os, signal, threading\n"
+        "from nicmodel.vm.guest import Guest\n"
+        "guest = Guest()\n"
+        # Started by a thread that has ended: that must not end QEMU, only the end of the process.
+        "thread = threading.Thread(target=guest.__enter__); thread.start(); thread.join()\n"
+        "print(guest.qmp.execute('query-status')['status'], guest._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    status, pid = run.stdout.split()
+    assert status == "running"
+    for _ in range(50):
+        if not Path(f"/proc/{pid}/status").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail("QEMU still runs")
+
+
 def test_qmp(vm_guest: Guest) -> None:
     assert vm_guest.qmp.execute("query-status")["status"] == "running"
     with pytest.raises(VmError, match=r"device_del.*nic9"):
         vm_guest.qmp.execute("device_del", {"id": "nic9"})
 
 
-@pytest.mark.parametrize("layout", ["q35", "switch", "iommu"])
-def test_layouts_boot(layout: str) -> None:
-    with Guest(GuestConfig(layout=layout, arguments=VIRTIO_NET)) as guest:
+@contextmanager
+def served(folder: Path, count: int) -> Iterator[list[Nic]]:
+    """So many NICs that a `nicmodel serve` of their own serves, without a network."""
+    nics = [Nic(folder / f"nic{n}.sock") for n in range(count)]
+    options = [word for nic in nics for word in ("--socket", str(nic.socket), "--wire", "none")]
+    command = [sys.executable, "-m", "nicmodel.cli", "serve", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout
+            assert any(line == "ready\n" for line in server.stdout), "the server did not start"
+            yield nics
+        finally:
+            server.terminate()
+
+
+@pytest.mark.parametrize(("layout", "count"), [("q35", 1), ("two-nics", 2), ("switch", 2), ("iommu", 1)])
+def test_the_driver_binds_in_every_layout(layout: str, count: int, tmp_path: Path) -> None:
+    with served(tmp_path, count) as nics, Guest(GuestConfig(nics=nics, layout=layout)) as guest:
+        drivers = guest.run("for n in /sys/class/net/eth*; do basename $(readlink $n/device/driver); done").stdout
+        assert drivers.split() == ["gve"] * count
+        path = guest.run("readlink -f /sys/class/net/eth0/device").stdout
+        # Bridges above the NIC: none on the root bus; root port, upstream and downstream port with the switch.
+        assert path.count("/0000:") == (4 if layout == "switch" else 1)
+        assert guest.run("ls /sys/class/iommu").stdout.split() == (["dmar0"] if layout == "iommu" else [])
+
+
+def test_a_driver_can_be_left_to_be_loaded_by_hand(tmp_path: Path) -> None:
+    with served(tmp_path, 1) as nics, Guest(GuestConfig(nics=nics, cmdline="modprobe.blacklist=gve")) as guest:
+        assert guest.run("ls /sys/class/net").stdout.split() == ["lo"]
+        guest.run("modprobe gve")
+        assert guest.run("ls /sys/class/net").stdout.split() == ["eth0", "lo"]
+
+
+def test_extra_arguments_reach_qemu() -> None:
+    arguments = ("-netdev", "user,id=n0,restrict=on", "-device", "virtio-net-pci,netdev=n0")
+    with Guest(GuestConfig(arguments=arguments)) as guest:
         assert guest.run("cat /sys/class/net/eth0/address").stdout.startswith("52:54:00")
-        if layout == "switch":
-            assert guest.run("grep -h . /sys/bus/pci/devices/*/class | grep -c 0x0604").stdout.strip() == "2"
-        if layout == "iommu":
-            assert "dmar0" in guest.run("ls /sys/class/iommu").stdout
 
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "trixie-backports"])

@@ -195,6 +195,17 @@ def test_after_a_reset_what_is_left_of_old_frames_is_dropped(guest: Guest) -> No
     assert guest.channel.start("echo again").wait(10).stdout == "again\n"
 
 
+def test_the_answer_to_another_agents_greeting_is_no_greeting(guest: Guest) -> None:
+    """The host's answer to one agent may reach the next: it must not take what follows for frames."""
+    guest.agent.kill()
+    guest.agent.wait()
+    guest.channel.reset("the guest was reset")
+    guest.ours.sendall(agent.HELLO + b"12345678" + agent.HEADER.pack(1000, 77, agent.STDIN) + bytes(500))
+    guest.start_agent()
+    assert guest.channel.wait_greeting(2, 10)
+    assert guest.channel.start("echo again").wait(10).stdout == "again\n"
+
+
 def test_failure_reaches_those_who_wait_and_those_who_come_later(guest: Guest) -> None:
     waiting = guest.channel.start("sleep 100")
     threading.Timer(0.2, guest.channel.fail, ["the guest crashed"]).start()
@@ -208,9 +219,9 @@ def test_frames_may_arrive_byte_by_byte() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         channel = Channel(ours)
-        for byte in b"noise" + agent.HELLO:
+        for byte in b"noise" + agent.HELLO + b"12345678":
             channel.receive(bytes([byte]))
-        assert theirs.recv(100) == agent.HELLO
+        assert theirs.recv(100) == agent.HELLO + b"12345678"
         process = channel.start(["x"])
         frames = agent.HEADER.pack(3, 1, agent.STDOUT) + b"abc" + agent.HEADER.pack(2, 1, agent.EXIT) + b"42"
         for byte in frames:
