@@ -125,11 +125,11 @@ def serve(
 def _open_wires(specs: tuple[str, ...], count: int) -> list[Wire]:
     """One wire for each NIC; each two that say "link" are the ends of one cable."""
     if specs == (_LINK,):
-        specs = (_LINK, _LINK)
+        specs = (_LINK,) * max(count, 1)
     if len(specs) != count:
         raise click.UsageError(f"{len(specs)} wires for {count} NICs: repeat --wire for each --socket")
     if specs.count(_LINK) % 2:
-        raise click.UsageError("a link joins two NICs: say --wire link for both")
+        raise click.UsageError("a link joins two NICs: give --socket for both")
     wires: list[Wire] = []
     other: Wire | None = None
     for spec in specs:
@@ -147,7 +147,8 @@ def _open_wires(specs: tuple[str, ...], count: int) -> list[Wire]:
 def _announce(nics: list[Nic], sockets: tuple[str, ...]) -> None:
     devices = " \\\n  ".join(
         "-device '" + json.dumps(
-            {"driver": "vfio-user-pci", "rombar": 0, "socket": {"type": "unix", "path": str(Path(socket).resolve())}}
+            {"driver": "vfio-user-pci", "rombar": 0, "socket": {"type": "unix", "path": str(Path(socket).resolve())}},
+            separators=(",", ":"),
         ) + "'"
         for socket in sockets
     )  # fmt: skip
