@@ -25,6 +25,9 @@ from nicmodel.vm.errors import VmError
 from nicmodel.vm.packages import Packages, Tree, cache_dir, locked, obtain
 from nicmodel.vm.progress import step
 
+UNUSED_SECONDS = 24 * 3600
+"""Images that nobody has asked for so long are deleted: each change to the recipe makes a new one of 200 MB."""
+
 GUEST_FILES = Path(__file__).parents[2] / "guest"
 
 USERLAND = Packages(
@@ -131,6 +134,11 @@ def build_image(kernel: Kernel = DEFAULT_KERNEL, *, update: bool = False) -> Ima
     with locked(folder / "lock", "the guest's image"):
         base = _base(folder, userland, linux, version)
         initrd = _with_overlay(base)
+        for file in (base, initrd):
+            os.utime(file)
+        for old in folder.glob(f"{version}-*"):
+            if time.time() - old.stat().st_mtime > UNUSED_SECONDS:
+                old.unlink()
     return Image(_vmlinuz(linux, version), initrd, version)
 
 
@@ -248,9 +256,6 @@ def _with_overlay(base: Path) -> Path:
     key = hashlib.sha256(content).hexdigest()[:12]
     initrd = base.with_name(f"{base.stem}-{key}.initrd")
     if not initrd.exists():
-        for old in base.parent.glob(f"{base.stem}-*.initrd"):
-            if time.time() - old.stat().st_mtime > 3600:  # not one that another process is about to start
-                old.unlink()
         unfinished = initrd.with_suffix(".unfinished")
         with unfinished.open("wb") as file:
             with base.open("rb") as archive:
