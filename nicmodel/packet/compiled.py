@@ -7,6 +7,7 @@ compiled code; any change starts a fresh folder. ``NUMBA_DISABLE_JIT=1`` runs th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -72,11 +73,44 @@ def cache_is_empty() -> bool:
 
 def compiled(function: F) -> F:
     """Compile a function of the packet path: no Python objects inside, the GIL kept, code cached on disk."""
+    if JIT_DISABLED:
+        return _interpreted(function)
     result: F = numba.njit(cache=True, error_model="numpy")(function)
     return result
 
 
 def inlined(function: F) -> F:
     """As `compiled`, for small functions that belong inside their caller (LLVM decides; this only asks)."""
+    if JIT_DISABLED:
+        return _interpreted(function)
     result: F = numba.njit(cache=True, error_model="numpy", inline="never", forceinline=True)(function)
     return result
+
+
+class _FieldsFirst(np.void):  # type: ignore[misc]  # final to type checkers only
+    """A record whose fields are attributes, also those that numpy has attributes of that name for."""
+
+    def __getattribute__(self, name: str) -> Any:
+        fields = super().__getattribute__("dtype").fields
+        return self[name] if fields and name in fields else super().__getattribute__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+
+def _interpreted(function: F) -> F:
+    """The function as it is, but with structured arrays whose fields are attributes, as they are to Numba."""
+
+    def attributes(argument: Any) -> Any:
+        if isinstance(argument, np.ndarray) and argument.dtype.names:
+            return argument.view(np.dtype((_FieldsFirst, argument.dtype)))
+        if isinstance(argument, tuple) and hasattr(argument, "_fields"):
+            return type(argument)(*map(attributes, argument))
+        return argument
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        with np.errstate(over="ignore"):  # compiled integers wrap around silently, and are meant to
+            return function(*map(attributes, arguments))
+
+    return cast("F", call)
