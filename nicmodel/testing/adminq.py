@@ -64,6 +64,13 @@ def encode_command(opcode: Opcode, **fields: int) -> bytes:
     return (header.tobytes() + payload.tobytes()).ljust(SLOT_SIZE, b"\0")
 
 
+def decode_command(slot: bytes) -> dict[str, int]:
+    """The payload fields of a slot by name: what `encode_command` was given, and the others."""
+    opcode = Opcode(int(np.frombuffer(slot, HEADER, 1)["opcode"][0]))
+    payload = np.frombuffer(slot, PAYLOADS[opcode], 1, HEADER.itemsize)[0]
+    return {name: int(payload[name]) for name in payload.dtype.names or ()}
+
+
 class AdminQueue:
     """The ring, from its set-up to its release.
 

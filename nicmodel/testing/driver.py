@@ -123,6 +123,8 @@ class Driver:
         irq_doorbells: BAR 2 index of each block's doorbell.
         counters: the counter array, shape (counters,), big-endian.
         ptypes: the packet-type map, shape (1024,), `PTYPE`.
+        eventfds: what each vector signals; empty before `probe`.
+        stats_region: the statistics region, shape (bytes,), uint8.
         rx: receive queues by number.
         tx: transmit queues by number.
     """
@@ -150,8 +152,8 @@ class Driver:
         self.ptypes: npt.NDArray[np.void] = np.zeros(PTYPE_COUNT, PTYPE)
         self.rx: dict[int, RxQueue] = {}
         self.tx: dict[int, TxQueue] = {}
-        self._eventfds: list[int] = []
-        self._stats = 0  # guest address of the statistics region
+        self.eventfds: list[int] = []
+        self.stats_region: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
         self._kept: list[int] = []  # memory that lives as long as the device's resources
         self._spread: int | None = None  # how many queues the RSS table was made for; None: not made by the driver
         self._last_sync = 0  # the NIC's clock when it was last asked
@@ -177,9 +179,9 @@ class Driver:
     def disconnect(self) -> None:
         """Let go of the device without a word, as a guest that is killed."""
         self.client.close()
-        for eventfd in self._eventfds:
+        for eventfd in self.eventfds:
             os.close(eventfd)
-        self._eventfds = []
+        self.eventfds = []
         if self._owns_ram:
             self.ram.close()
 
@@ -274,7 +276,7 @@ class Driver:
         for address in self._kept:
             self.ram.free(address)
         self._kept.clear()
-        self._stats = 0
+        self.stats_region = np.zeros(0, np.uint8)
 
     def verify_compatibility(self, os_type: OsType = OsType.LINUX, capabilities: int = LINUX_CAPABILITIES) -> None:
         """Tell the device who is there."""
@@ -494,7 +496,7 @@ class Driver:
     def fired(self, vector: int) -> int:
         """How often a vector was signalled since the last call."""
         try:
-            return os.eventfd_read(self._eventfds[vector])
+            return os.eventfd_read(self.eventfds[vector])
         except BlockingIOError:
             return 0
 
@@ -673,19 +675,19 @@ class Driver:
         """Give the device a statistics region, sized for all queues there can be."""
         entries = self.max_tx_queues * STATS_DRIVER_TX + self.max_rx_queues * (STATS_DRIVER_RX + STATS_DEVICE_RX)
         length = STATS_HEADER_SIZE + entries * STATS_ENTRY.itemsize
-        self._stats = self._keep(length)
-        self.admin(Opcode.REPORT_STATS, address=self._stats, length=length, interval_ms=STATS_INTERVAL_MS)
+        address = self._keep(length)
+        self.admin(Opcode.REPORT_STATS, address=address, length=length, interval_ms=STATS_INTERVAL_MS)
+        self.stats_region = self.ram.view(address, length)
 
     def read_stats(self) -> dict[tuple[int, Stat], int]:
         """What the device has written to the statistics region, by receive queue and name.
 
         The device's entries are the region's last ones, four for each receive queue there is.
         """
-        total = self.max_tx_queues * STATS_DRIVER_TX + self.max_rx_queues * (STATS_DRIVER_RX + STATS_DEVICE_RX)
-        entries = self.ram.records(self._stats + STATS_HEADER_SIZE, STATS_ENTRY, total)
+        entries = self.stats_region[STATS_HEADER_SIZE:].view(STATS_ENTRY)
         return {
             (int(entry["queue_id"]), Stat(int(entry["name"]))): int(entry["value"])
-            for entry in entries[total - STATS_DEVICE_RX * len(self.rx) :]
+            for entry in entries[len(entries) - STATS_DEVICE_RX * len(self.rx) :]
             if entry["name"]
         }
 
@@ -733,14 +735,14 @@ class Driver:
         self.blocks = (vectors - 1) & ~1
         self.max_tx_queues = min(self.max_tx_queues, self.blocks // 2)
         self.max_rx_queues = min(self.max_rx_queues, self.blocks // 2)
-        self._eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(self.blocks + 1)]
-        self.client.set_irqs(PciIrq.MSIX, 0, self._eventfds)
+        self.eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(self.blocks + 1)]
+        self.client.set_irqs(PciIrq.MSIX, 0, self.eventfds)
 
     def _withdraw_vectors(self) -> None:
         self.client.disable_irqs(PciIrq.MSIX)
-        for eventfd in self._eventfds:
+        for eventfd in self.eventfds:
             os.close(eventfd)
-        self._eventfds = []
+        self.eventfds = []
 
     def _check_doorbells(self) -> None:
         """Every doorbell must be one queue's or block's alone, and every counter inside the array."""

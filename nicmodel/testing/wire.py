@@ -90,9 +90,9 @@ class TestWire:
         sent, self.sent = self.sent, []
         return [frame.data for frame in sent]
 
-    def unblock(self) -> None:
-        """Take everything from now on, and tell the NIC so."""
-        self.room = None
+    def unblock(self, room: int | None = None) -> None:
+        """Take so many frames more, or everything from now on, and tell the NIC so."""
+        self.room = room
         self._writable()
 
     def set_link(self, up: bool) -> None:

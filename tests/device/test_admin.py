@@ -6,7 +6,6 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from nicmodel.gvnic import registers as r
@@ -24,7 +23,7 @@ from nicmodel.gvnic.commands import (
     Status,
 )
 from nicmodel.packet.rss import HashType
-from nicmodel.testing.adminq import AdminError, AdminTimeout, encode_command
+from nicmodel.testing.adminq import AdminError, AdminTimeout, decode_command, encode_command
 from nicmodel.testing.driver import LINUX_HASH_TYPES, Driver
 from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.loopback import Loopback
@@ -48,18 +47,12 @@ def refused(driver: Driver, opcode: Opcode, **fields: int) -> int:
 
 def rx_fields(driver: Driver, queue: int = 0, **changes: int) -> dict[str, int]:
     """Fields of a valid CREATE_RX_QUEUE, some of them changed."""
-    slot = driver.make_rx(queue, RxConfig(entries=ENTRIES)).create_command()
-    return fields_of(Opcode.CREATE_RX_QUEUE, slot) | changes
+    return decode_command(driver.make_rx(queue, RxConfig(entries=ENTRIES)).create_command()) | changes
 
 
 def tx_fields(driver: Driver, queue: int = 0, **changes: int) -> dict[str, int]:
     """Fields of a valid CREATE_TX_QUEUE, some of them changed."""
-    return fields_of(Opcode.CREATE_TX_QUEUE, driver.make_tx(queue, ENTRIES).create_command()) | changes
-
-
-def fields_of(opcode: Opcode, slot: bytes) -> dict[str, int]:
-    payload = np.frombuffer(slot, PAYLOADS[opcode], 1, 8)[0]
-    return {name: int(payload[name]) for name in payload.dtype.names or ()}
+    return decode_command(driver.make_tx(queue, ENTRIES).create_command()) | changes
 
 
 # Mechanics

@@ -255,7 +255,7 @@ def test_vector_without_eventfd(lab: Loopback, driver: Driver) -> None:
     assert fired(driver) == {}
     pending = driver.client.region_read(1, 0x800, 8)
     assert int.from_bytes(pending, "little") == 1 << vector
-    driver.client.set_irqs(PciIrq.MSIX, vector, [driver._eventfds[vector]])
+    driver.client.set_irqs(PciIrq.MSIX, vector, [driver.eventfds[vector]])
     assert fired(driver) == {vector: 1}
     assert not any(driver.client.region_read(1, 0x800, 8))
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from nicmodel.gvnic.commands import Opcode, Stat
+from nicmodel.gvnic.descriptors import RX_COMPLETION
+from nicmodel.testing.adminq import decode_command
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.loopback import Loopback
@@ -175,18 +177,16 @@ def test_rings_of_different_sizes(lab: Loopback) -> None:
     driver = lab.driver
     driver.probe()
     queue = driver.make_rx(0, RxConfig(entries=ENTRIES))
-    slot = bytearray(queue.create_command())
-    slot[52:54] = (2 * ENTRIES).to_bytes(2, "big")
     ring = driver.ram.allocate_zeroed(2 * ENTRIES * 32)
-    slot[32:40] = ring.to_bytes(8, "big")
-    driver.admin_batch([bytes(slot)])
+    longer = {"completion_ring_address": ring, "completion_ring_entries": 2 * ENTRIES}
+    driver.admin(Opcode.CREATE_RX_QUEUE, **decode_command(queue.create_command()) | longer)
     driver.set_rss(table=[0] * 128)
     for lap in range(6 * ENTRIES):
         if lap % 32 == 0:
             queue.ring((lap + 32) % ENTRIES)
             queue.buffer_ring[:] = queue.descriptors
         lab.receive(tcp(1))
-        generation = lab.ram.view(ring, 2 * ENTRIES * 32)[lap % (2 * ENTRIES) * 32 + 5] >> 6 & 1
+        generation = RX_COMPLETION.generation.get(lab.ram.read(ring + lap % (2 * ENTRIES) * 32, 32))
         assert generation == 1 - lap // (2 * ENTRIES) % 2
 
 
@@ -225,7 +225,7 @@ def test_statistics_region(lab: Loopback, driver: Driver) -> None:
 
 def test_statistics_leave_the_drivers_part_alone(lab: Loopback, driver: Driver) -> None:
     """The device writes the last entries only, fewer when there are fewer queues."""
-    region = lab.ram.view(driver._stats, 8 + 12 * 8 * 16)
+    region = driver.stats_region
     region[:] = POISON
     lab.advance(20_000 * MS)
     assert (region[: -3 * 4 * 16] == POISON).all()
@@ -238,7 +238,7 @@ def test_statistics_leave_the_drivers_part_alone(lab: Loopback, driver: Driver) 
 
 def test_statistics_interval(lab: Loopback, driver: Driver) -> None:
     """Every interval, and never after the driver took the region back."""
-    region = lab.ram.view(driver._stats, 8 + 12 * 8 * 16)
+    region = driver.stats_region
     for _ in range(3):
         region[:] = POISON
         lab.advance(19_999 * MS)

@@ -11,7 +11,9 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from nicmodel.gvnic.commands import Opcode
 from nicmodel.gvnic.descriptors import (
+    TX_COMPLETION,
     TX_GENERAL_CONTEXT,
     TX_PACKET,
     TX_TSO_CONTEXT,
@@ -20,6 +22,7 @@ from nicmodel.gvnic.descriptors import (
 )
 from nicmodel.gvnic.state import Drop
 from nicmodel.packet.frames import FrameFlag, Gso, Offload
+from nicmodel.testing.adminq import decode_command
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.memory import GuestMemory
@@ -148,22 +151,22 @@ def test_completion_ring_of_another_size(lab: Loopback, driver: Driver, factor: 
     """DPDK makes it four times as long as the descriptor ring."""
     queue = driver.make_tx(5, ENTRIES)
     entries = factor * ENTRIES
-    slot = bytearray(queue.create_command())
-    slot[50:52] = entries.to_bytes(2, "big")
     long_ring = driver.ram.allocate_zeroed(8 * entries)
-    slot[40:48] = long_ring.to_bytes(8, "big")
-    driver.admin_batch([bytes(slot)])
+    create(driver, queue, completion_ring_address=long_ring, completion_ring_entries=entries)
     for _ in range(entries + 10):
-        tag = queue.take_tag()
-        queue.put(packet_descriptor(driver, tcp(1), tag))
+        queue.put(packet_descriptor(driver, tcp(1), tag=3))
         queue.state.head = queue.state.tail  # nobody asks for reports here
-        queue._tags.append(tag)
         queue.kick()
         assert sent(lab) == [tcp(1)]
-    ring = driver.ram.view(long_ring, 8 * entries).view("<u2").reshape(-1, 4)[:, 0]
-    assert (ring[:10] >> 15 == 0).all()  # second lap
-    assert (ring[10:] >> 15 == 1).all()
-    assert (ring & 0x7FF == 5).all()
+    ring = [TX_COMPLETION.decode(driver.ram.read(long_ring + 8 * number, 8)) for number in range(entries)]
+    assert [completion["generation"] for completion in ring] == [0] * 10 + [1] * (entries - 10)
+    assert {completion["queue_id"] for completion in ring} == {5}
+    assert {completion["tag_or_head"] for completion in ring} == {3}
+
+
+def create(driver: Driver, queue: TxQueue, **changes: int) -> None:
+    """Create a transmit queue, some fields of the command changed."""
+    driver.admin(Opcode.CREATE_TX_QUEUE, **decode_command(queue.create_command()) | changes)
 
 
 def packet_descriptor(driver: Driver, frame: bytes, tag: int, **fields: int) -> bytes:
@@ -218,8 +221,7 @@ def test_blocked_wire(lab: Loopback, queue: TxQueue) -> None:
     lab.run()
     assert lab.wire.take() == []
     for _ in range(10):
-        lab.wire.room = 3
-        lab.wire._writable()
+        lab.wire.unblock(room=3)
         lab.run()
     lab.wire.unblock()
     assert lab.wire.take() == frames
@@ -612,9 +614,7 @@ def test_doorbell_outside_of_the_ring(lab: Loopback, driver: Driver, queue: TxQu
 def test_ring_in_unmapped_memory(lab: Loopback, driver: Driver) -> None:
     """The queue does nothing, the device goes on."""
     queue = driver.make_tx(5, ENTRIES)
-    slot = bytearray(queue.create_command())
-    slot[24:32] = (0xDEAD_0000).to_bytes(8, "big")
-    driver.admin_batch([bytes(slot)])
+    create(driver, queue, ring_address=0xDEAD_0000)
     queue.put(packet_descriptor(driver, tcp(1), queue.take_tag()))
     queue.kick()
     assert sent(lab) == []
@@ -625,9 +625,7 @@ def test_ring_in_unmapped_memory(lab: Loopback, driver: Driver) -> None:
 
 def test_completion_ring_in_unmapped_memory(lab: Loopback, driver: Driver) -> None:
     queue = driver.make_tx(5, ENTRIES)
-    slot = bytearray(queue.create_command())
-    slot[40:48] = (0xDEAD_0000).to_bytes(8, "big")
-    driver.admin_batch([bytes(slot)])
+    create(driver, queue, completion_ring_address=0xDEAD_0000)
     queue.send(tcp(1))
     assert sent(lab) == [tcp(1)]
     assert lab.nic.state.device["faults"][0] >= 1
