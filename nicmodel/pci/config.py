@@ -13,7 +13,8 @@ from enum import IntFlag
 
 SIZE = 4096
 
-_COMMAND = 0x04
+#: Offset of the command register.
+COMMAND = 0x04
 _STATUS = 0x06
 _BAR0 = 0x10
 _SUBSYSTEM = 0x2C
@@ -71,7 +72,7 @@ class ConfigSpace:
         self._writable = bytearray(SIZE)
         self._on_reset = on_reset
         self._put(0x00, "<HH", vendor, device)
-        self._put(_COMMAND, "<HH", 0, _STATUS_CAPABILITY_LIST, writable=struct.pack("<HH", 0x0547, 0))
+        self._put(COMMAND, "<HH", 0, _STATUS_CAPABILITY_LIST, writable=struct.pack("<HH", 0x0547, 0))
         self._put(0x08, "<I", class_code << 8 | revision)
         self._put(0x0C, "<BB", 0, 0, writable=b"\xff\xff")
         for number, size in enumerate(bars):
@@ -98,7 +99,7 @@ class ConfigSpace:
     @property
     def command(self) -> Command:
         """The command register."""
-        return Command(struct.unpack_from("<H", self._bytes, _COMMAND)[0])
+        return Command(struct.unpack_from("<H", self._bytes, COMMAND)[0])
 
     def bar(self, number: int) -> int:
         """The address that software has given a BAR; 0 while it has none."""

@@ -59,7 +59,7 @@ from nicmodel.gvnic.registers import (
     DeviceStatus,
 )
 from nicmodel.packet.rss import HashType
-from nicmodel.pci.config import Command
+from nicmodel.pci.config import COMMAND, Command
 from nicmodel.testing.adminq import AdminQueue, encode_command
 from nicmodel.testing.bars import Doorbells, Registers
 from nicmodel.testing.description import Description
@@ -86,9 +86,8 @@ RX_INTERVAL_US = 20
 #: Period of the statistics region's updates, ms.
 STATS_INTERVAL_MS = 20_000
 
-_PCI_COMMAND = 0x04
+#: Where the device writes the blocks' doorbell indices, each is the first word of a cache line.
 _IRQ_DOORBELL_STRIDE = 64
-#: Doorbells are published with the notification blocks' indices only; what they index lies in BAR 2.
 _IRQ_DOORBELL = np.dtype(">u4")
 
 
@@ -251,7 +250,7 @@ class Driver:
     def set_bus_master(self, on: bool = True) -> None:
         """Let the device respond to its BARs, and start DMA and interrupts of its own; or forbid the latter."""
         command = Command.MEMORY | (Command.BUS_MASTER if on else Command(0))
-        self.client.region_write(PciRegion.CONFIG, _PCI_COMMAND, command.to_bytes(2, "little"))
+        self.client.region_write(PciRegion.CONFIG, COMMAND, command.to_bytes(2, "little"))
 
     def setup_adminq(self) -> None:
         """Give the device an admin queue."""
@@ -285,13 +284,8 @@ class Driver:
         info["driver_major"] = 1
         info["capabilities"][0] = capabilities
         info["os_version"] = b"nicmodel"
-        self._with_answer(
-            Opcode.VERIFY_DRIVER_COMPATIBILITY,
-            "address",
-            DRIVER_INFO.itemsize,
-            info.tobytes(),
-            length=DRIVER_INFO.itemsize,
-        )
+        size = DRIVER_INFO.itemsize
+        self._with_answer(Opcode.VERIFY_DRIVER_COMPATIBILITY, "address", size, info.tobytes(), length=size)
 
     def describe(self) -> Description:
         """Ask the device what it is."""
@@ -308,10 +302,8 @@ class Driver:
         description = self._described()
         self._provide_vectors()
         self.configure_resources()
-        self.ptypes = np.frombuffer(
-            self._with_answer(Opcode.GET_PTYPE_MAP, "address", PTYPE_COUNT * PTYPE.itemsize,
-                              length=PTYPE_COUNT * PTYPE.itemsize), PTYPE
-        )  # fmt: skip
+        size = PTYPE_COUNT * PTYPE.itemsize
+        self.ptypes = np.frombuffer(self._with_answer(Opcode.GET_PTYPE_MAP, "address", size, length=size), PTYPE)
         if description.has_timestamps:
             self.nic_timestamp()
         if description.rss_sizes is None:
@@ -735,6 +727,8 @@ class Driver:
         self.blocks = (vectors - 1) & ~1
         self.max_tx_queues = min(self.max_tx_queues, self.blocks // 2)
         self.max_rx_queues = min(self.max_rx_queues, self.blocks // 2)
+        if self.eventfds:
+            self._withdraw_vectors()
         self.eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(self.blocks + 1)]
         self.client.set_irqs(PciIrq.MSIX, 0, self.eventfds)
 

@@ -12,14 +12,16 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, PadN
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Raw
 
+from nicmodel.gvnic.commands import Opcode
 from nicmodel.gvnic.descriptors import RX_BUFFER
 from nicmodel.gvnic.state import Drop, Purpose
 from nicmodel.packet.frames import FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
+from nicmodel.testing.adminq import decode_command
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.memory import PAGE, GuestMemory
-from nicmodel.testing.rx import RxPacket, RxQueue
+from nicmodel.testing.rx import RxConfig, RxPacket, RxQueue
 from nicmodel.vfio_user.protocol import DmaFlag
 
 from .conftest import ENTRIES
@@ -396,6 +398,22 @@ def test_header_buffers_unmapped(lab: Loopback) -> None:
     assert queue.poll() == []
     assert queue.errors == 1
     assert len(receive(lab, tcp(1))) == 1
+
+
+@pytest.mark.parametrize("ring", ["buffer_ring_address", "completion_ring_address"])
+@pytest.mark.parametrize("address", [0xDEAD_0000, 0xFFFF_FFFF_FFFF_F800])
+def test_ring_in_unmapped_memory(lab: Loopback, ring: str, address: int) -> None:
+    """The queue receives nothing, the fault is counted, other queues go on."""
+    opened(lab)
+    queue = lab.driver.make_rx(1, RxConfig(entries=ENTRIES))
+    lab.driver.admin(Opcode.CREATE_RX_QUEUE, **decode_command(queue.create_command()) | {ring: address})
+    queue.post()
+    lab.driver.set_rss(table=[1] * 128)
+    lab.receive(tcp(100))
+    assert lab.nic.state.device["faults"][0] >= 1
+    assert queue.poll() == []
+    lab.driver.set_rss(table=[0] * 128)
+    assert [packet.frame for packet in receive(lab, tcp(100))] == [tcp(100)]
 
 
 def test_memory_unmapped_while_running(lab: Loopback, hbm: GuestMemory) -> None:
