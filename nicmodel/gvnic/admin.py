@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 #: Smallest and largest receive buffer that is accepted, bytes: what the length field of a completion can say.
 MIN_BUFFER, MAX_BUFFER = 256, 16256
 MAX_RING = 1 << 15
+#: The device descriptor has 16 bits for their number.
+MAX_COUNTERS = 0xFFFF
 
 
 class AdminError(Exception):
@@ -160,10 +162,12 @@ class AdminQueue:
         )  # fmt: skip
         _require(stride >= 4, Status.INVALID_ARGUMENT, f"interrupt doorbell stride {stride}")
         _require(base in (0, 1), Status.INVALID_ARGUMENT, f"MSI-X base index {base}")
+        counters = int(p["num_counters"])
+        _require(counters <= MAX_COUNTERS, Status.INVALID_ARGUMENT, f"{counters} counters")
         for block in range(blocks):
             index = self._nic.irq_doorbell(block)
             self._nic.dma_write(int(p["irq_doorbell_address"]) + block * stride, index.to_bytes(4, "big"))
-        self._nic.configure(blocks=blocks, base=base, counters=(int(p["counter_array"]), int(p["num_counters"])))
+        self._nic.configure(blocks=blocks, base=base, counters=(int(p["counter_array"]), counters))
 
     def _create_tx_queue(self, p: np.void) -> None:
         queue = self._new_queue(p, self._nic.state.tx)

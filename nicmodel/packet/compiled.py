@@ -32,7 +32,7 @@ u64 = cast("Callable[[Any], int]", np.uint64)
 JIT_DISABLED = bool(config.DISABLE_JIT)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_ROOMS = ("packet", "gvnic", "wire", "testing")
+_ROOMS = ("packet", "gvnic", "wire")
 _CACHES_KEPT = 4
 
 

@@ -260,6 +260,7 @@ def resources(driver: Driver, **changes: int) -> dict[str, int]:
         {"irq_doorbell_address": 0xFFFF_FFFF_FFFF_FFF0},
         {"irq_doorbell_stride": 0x8000_0000},
         {"num_counters": 0xFFFF_FFFF},
+        {"num_counters": 0x1_0000},
     ],
 )
 def test_bad_resources(lab: Loopback, changes: dict[str, int]) -> None:
