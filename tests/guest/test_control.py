@@ -1,0 +1,476 @@
+"""Every knob that the driver offers, turned while traffic runs: the traffic must go on, and the device must follow."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from lab import LINK0, LINK1, Lab, Port, wait_until
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.ipsec import AH, ESP
+from scapy.layers.l2 import Ether
+from scapy.layers.sctp import SCTP
+from scapy.packet import Packet
+
+from nicmodel.vm.channel import Process
+
+pytestmark = pytest.mark.guest
+
+STREAMS = 4
+STREAM_PORT = 5500
+#: Bytes that must arrive at each end before a change counts as survived.
+ENOUGH = 400_000
+#: The largest coalescing interval that the driver takes, µs: 12 bits of 2 µs each.
+LONGEST_INTERVAL = 8190
+
+#: What both ends of a stream run: send a file over and over, and compare what comes with the same file.
+EXCHANGE = b"""#!/bin/bash
+while cat /tmp/block; do :; done &
+cmp - <(while cat /tmp/block; do :; done) >&2
+kill $!
+"""
+#: SO_MAX_PACING_RATE: slow enough to leave an emulated CPU time for other commands.
+PACING = "setsockopt=1:47:x" + (400_000).to_bytes(4, "little").hex()
+
+
+class Traffic:
+    """TCP streams over the cable, both ways at once, each byte compared: a wrong one, or a reset, ends the stream."""
+
+    def __init__(self, lab: Lab, streams: list[Process]) -> None:
+        self.lab = lab
+        self.streams = streams
+
+    def received(self) -> list[int]:
+        """Bytes that each end of the cable has received."""
+        return [sum(queue["bytes"] for queue in self.lab.report(port)["rx_queues"]) for port in (LINK0, LINK1)]
+
+    def goes_on(self) -> None:
+        """Both ends receive again, and no stream has ended."""
+        before = self.received()
+        wait_until(
+            lambda: all(now - then > ENOUGH for now, then in zip(self.received(), before, strict=True)), timeout=60
+        )
+        for stream in self.streams:
+            assert stream.running, f"a stream ended: {stream.output()}"
+
+
+@contextmanager
+def streams(lab: Lab) -> Iterator[Traffic]:
+    lab.guest.put(EXCHANGE, "/tmp/exchange")
+    lab.run("head -c 1000003 /dev/urandom > /tmp/block")
+    address = f"{STREAM_PORT},reuseaddr,fork,{PACING}"
+    listener = lab.guest.start(["ip", "netns", "exec", "peer", "socat", f"TCP-LISTEN:{address}", "EXEC:/tmp/exchange"])
+    try:
+        lab.in_peer(f"until ss -ltn | grep -q :{STREAM_PORT}; do sleep 0.05; done")
+        command = f"exec socat TCP:{LINK0.peer}:{STREAM_PORT},{PACING} EXEC:/tmp/exchange"
+        traffic = Traffic(lab, [lab.guest.start(command) for _ in range(STREAMS)])
+        traffic.goes_on()
+        yield traffic
+    finally:
+        lab.run("pkill socat; pkill exchange; pkill -x cat; rm -f /tmp/exchange /tmp/block; true")
+        listener.wait()
+
+
+@pytest.fixture
+def traffic(lab: Lab) -> Iterator[Traffic]:
+    with streams(lab) as running:
+        yield running
+
+
+def ethtool(lab: Lab, port: Port, option: str, *arguments: str) -> str:
+    """Run ethtool in the namespace of the interface; what it prints."""
+    inside = "ip netns exec peer " if port is LINK1 else ""
+    return lab.run(f"{inside}ethtool {option} {port.interface} {' '.join(arguments)}").stdout
+
+
+def active(lab: Lab, port: Port, way: str) -> list[int]:
+    """Numbers of the queues that exist."""
+    return [queue["queue"] for queue in lab.report(port)[f"{way}_queues"] if queue["active"]]
+
+
+def test_down_and_up(traffic: Traffic) -> None:
+    lab = traffic.lab
+    for _ in range(3):
+        lab.run("ip link set eth0 down")
+        assert active(lab, LINK0, "rx") == active(lab, LINK0, "tx") == []
+        lab.run("ip link set eth0 up")
+        lab.run(f"ip addr replace {LINK0.address6}/64 dev eth0 nodad")
+        lab.await_carrier(LINK0)
+        traffic.goes_on()
+
+
+def test_numbers_of_queues(traffic: Traffic) -> None:
+    lab = traffic.lab
+    try:
+        for rx, tx in ((8, 8), (1, 1), (2, 5), (7, 3), (4, 4)):
+            ethtool(lab, LINK0, "-L", f"rx {rx} tx {tx}")
+            assert active(lab, LINK0, "rx") == list(range(rx))
+            assert active(lab, LINK0, "tx") == list(range(tx))
+            traffic.goes_on()
+    finally:
+        ethtool(lab, LINK0, "-L", "rx 4 tx 4")
+
+
+def test_sizes_of_rings(traffic: Traffic) -> None:
+    lab = traffic.lab
+    try:
+        for rx, tx in ((256, 256), (4096, 256), (512, 4096), (1024, 1024)):
+            ethtool(lab, LINK0, "-G", f"rx {rx} tx {tx}")
+            report = lab.report(LINK0)
+            assert report["rx_queues"][0]["buffer_entries"] == rx
+            assert report["tx_queues"][0]["entries"] == tx
+            traffic.goes_on()
+    finally:
+        ethtool(lab, LINK0, "-G", "rx 1024 tx 1024")
+
+
+def test_receive_buffers_and_header_split(traffic: Traffic) -> None:
+    lab = traffic.lab
+    try:
+        for length, split in ((2048, "on"), (2048, "off"), (4096, "on"), (4096, "off")):
+            ethtool(lab, LINK0, "-G", f"rx-buf-len {length} tcp-data-split {split}")
+            before = lab.report(LINK0)["rx_queues"]
+            assert before[0]["buffer_size"] == length
+            assert (before[0]["header_size"] > 0) == (split == "on")
+            traffic.goes_on()
+            after = lab.report(LINK0)["rx_queues"]
+            counted = sum(now["split"] - then["split"] for now, then in zip(after, before, strict=True))
+            assert (counted > 0) == (split == "on")
+    finally:
+        ethtool(lab, LINK0, "-G", "rx-buf-len 4096")
+        lab.split(LINK0, False)
+
+
+def hash_of(key: bytes, source: str, destination: str, sport: int, dport: int) -> int:
+    """Toeplitz by its definition: for every set bit of addresses and ports, the 32 bits of the key from there on."""
+    message = socket.inet_aton(source) + socket.inet_aton(destination) + struct.pack(">HH", sport, dport)
+    window = int.from_bytes(key, "big")
+    result = 0
+    for position in range(8 * len(message)):
+        if message[position // 8] & 0x80 >> position % 8:
+            result ^= window >> (8 * len(key) - 32 - position) & 0xFFFFFFFF
+    return result
+
+
+def indirection(lab: Lab) -> tuple[list[int], bytes]:
+    """Table and key, as the driver shows them."""
+    shown = ethtool(lab, LINK0, "-x")
+    rows = re.findall(r"^ +\d+:((?: +\d+)+)$", shown, re.MULTILINE)
+    key = re.search(r"^RSS hash key:\n([0-9a-f:]+)$", shown, re.MULTILINE)
+    assert key
+    return [int(entry) for row in rows for entry in row.split()], bytes.fromhex(key[1].replace(":", ""))
+
+
+def test_rss_follows_table_and_key(lab: Lab) -> None:
+    """Datagrams of 64 flows land on the queues that table and key, as the driver shows them, say."""
+    flows, repeats = 64, 20
+    base, dport = 20000, 7777
+    program = (
+        "import socket, time\n"
+        f"for port in range({base}, {base + flows}):\n"
+        "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:\n"
+        "        sender.bind(('', port))\n"
+        f"        for _ in range({repeats}): sender.sendto(bytes(20), ('{LINK0.address}', {dport}))\n"
+        "    time.sleep(0.01)\n"
+    )
+
+    def received() -> list[int]:
+        return [queue["frames"] for queue in lab.report(LINK0)["rx_queues"]]
+
+    def spread() -> list[int]:
+        """Send; frames that came to each queue, but for the few that others send, in multiples of `repeats`."""
+        before = received()
+        lab.run(["ip", "netns", "exec", "peer", "python3", "-c", program], timeout=120)
+        wait_until(lambda: sum(received()) - sum(before) >= flows * repeats)
+        return [(now - then) // repeats for now, then in zip(received(), before, strict=True)]
+
+    sink = lab.guest.start(f"exec socat -u UDP-RECV:{dport} OPEN:/dev/null")
+    key = ":".join(f"{byte:02x}" for byte in range(0x11, 0x11 + 40))
+    settings = ("equal 2", "weight 1 0 3 0", f"hkey {key}", "start 1 equal 3", "default")
+    try:
+        default = indirection(lab)
+        for setting in settings:
+            ethtool(lab, LINK0, "-X", setting)
+            table, shown_key = indirection(lab)
+            assert len(table) == 128
+            expected = [0] * 8
+            for port in range(base, base + flows):
+                expected[table[hash_of(shown_key, LINK1.address, LINK0.address, port, dport) % 128]] += 1
+            assert spread() == expected, setting
+            if setting == "equal 2":
+                assert set(table) == {0, 1}
+            elif setting.startswith("weight"):
+                assert (table.count(0), table.count(2)) == (32, 96)
+            elif setting.startswith("hkey"):
+                assert shown_key.hex(":") == key
+        assert table == default[0]
+    finally:
+        ethtool(lab, LINK0, "-X", "default")
+        ethtool(lab, LINK0, "-X", f"hkey {default[1].hex(':')}")
+        sink.kill()
+
+
+def test_rss_under_traffic(traffic: Traffic) -> None:
+    lab = traffic.lab
+    try:
+        for setting, allowed in (("equal 1", {0}), ("start 2 equal 2", {2, 3}), ("weight 0 1 0 0", {1})):
+            ethtool(lab, LINK0, "-X", setting)
+            before = lab.report(LINK0)["rx_queues"]
+            traffic.goes_on()
+            after = lab.report(LINK0)["rx_queues"]
+            moved = {queue for queue in range(8) if after[queue]["bytes"] - before[queue]["bytes"] > 0}
+            # What has no hash goes by the table's first entry, which each of these settings names too.
+            assert moved and moved <= allowed, setting
+    finally:
+        ethtool(lab, LINK0, "-X", "default")
+    traffic.goes_on()
+
+
+def test_interrupt_coalescing(traffic: Traffic) -> None:
+    """With the longest interval, no vector fires more often than once in it, whatever the traffic."""
+    lab = traffic.lab
+    try:
+        ethtool(lab, LINK0, "-C", f"rx-usecs {LONGEST_INTERVAL} tx-usecs {LONGEST_INTERVAL}")
+        shown = ethtool(lab, LINK0, "-c")
+        assert f"rx-usecs:\t{LONGEST_INTERVAL}" in shown and f"tx-usecs:\t{LONGEST_INTERVAL}" in shown
+        started = time.monotonic()
+        before = lab.report(LINK0)["interrupts"]
+        traffic.goes_on()
+        fired = [now - then for now, then in zip(lab.report(LINK0)["interrupts"], before, strict=True)]
+        at_most = (time.monotonic() - started) / (LONGEST_INTERVAL * 1e-6) + 2
+        assert 0 < max(fired) <= at_most
+        ethtool(lab, LINK0, "-C", "rx-usecs 0 tx-usecs 0")
+        traffic.goes_on()
+    finally:
+        ethtool(lab, LINK0, "-C", "rx-usecs 20 tx-usecs 50")
+    traffic.goes_on()
+
+
+def test_aggregation_by_the_device(traffic: Traffic) -> None:
+    lab = traffic.lab
+    try:
+        ethtool(lab, LINK0, "-K", "rx-gro-hw off")
+        before = lab.report(LINK0)["rx_queues"]
+        assert not any(queue["rsc"] for queue in before)
+        traffic.goes_on()
+        after = lab.report(LINK0)["rx_queues"]
+        assert [queue["aggregated"] for queue in after] == [queue["aggregated"] for queue in before]
+    finally:
+        ethtool(lab, LINK0, "-K", "rx-gro-hw on")
+    assert all(queue["rsc"] for queue in lab.report(LINK0)["rx_queues"][:4])
+    traffic.goes_on()
+
+
+def test_segmentation(traffic: Traffic) -> None:
+    """Without it, no packet that the driver hands over is longer than a frame."""
+    lab = traffic.lab
+
+    def packets_and_bytes() -> tuple[int, int]:
+        queues = lab.report(LINK0)["tx_queues"]
+        return sum(queue["packets"] for queue in queues), sum(queue["bytes"] for queue in queues)
+
+    def mean_size() -> float:
+        """Send 4 MB as fast as it goes, beside the streams."""
+        packets, size = packets_and_bytes()
+        lab.run(f"head -c 4000000 /dev/zero | socat -u - TCP:{LINK0.peer}:5501", timeout=120)
+        packets_now, size_now = packets_and_bytes()
+        return (size_now - size) / (packets_now - packets)
+
+    lab.tcp_listen(5501, where="ip netns exec peer")
+    largest_frame = 8896 + 14
+    assert mean_size() > largest_frame
+    try:
+        ethtool(lab, LINK0, "-K", "tso off")
+        lab.run("sleep 0.5")  # for what had been queued before
+        assert mean_size() <= largest_frame
+        traffic.goes_on()
+    finally:
+        ethtool(lab, LINK0, "-K", "tso on")
+    traffic.goes_on()
+
+
+def test_checksums_by_the_cpu(traffic: Traffic) -> None:
+    """Neither the device's transmit checksums nor its verdicts on received ones."""
+    lab = traffic.lab
+    try:
+        for port in (LINK0, LINK1):
+            ethtool(lab, port, "-K", "tx off rx off")
+            traffic.goes_on()
+    finally:
+        for port in (LINK0, LINK1):
+            # Segmentation went off with the checksums it needs.
+            ethtool(lab, port, "-K", "tx on rx on tso on tx-udp-segmentation on rx-gro-hw on")
+    traffic.goes_on()
+
+
+#: By ethtool's name of the flow type: further fields of the rule, how ethtool lists the rule's type, and a frame's
+#: headers that match. The driver passes on neither TOS nor, for IPv6, the mask of the SPI.
+FLOWS: dict[str, tuple[str, str, Packet]] = {
+    "tcp4": ("src-port 7001 dst-port 7002", "TCP over IPv4", TCP(sport=7001, dport=7002, flags="R")),
+    "udp4": ("src-port 7003 dst-port 7004", "UDP over IPv4", UDP(sport=7003, dport=7004)),
+    "sctp4": ("src-port 7005 dst-port 7006", "SCTP over IPv4", SCTP(sport=7005, dport=7006)),
+    "ah4": ("spi 7007", "IPSEC AH over IPv4", AH(spi=7007, icv=bytes(12), nh=17)),
+    "esp4": ("spi 7008", "IPSEC ESP over IPv4", ESP(spi=7008, data=bytes(32))),
+    "tcp6": ("src-port 7011 dst-port 7012", "TCP over IPv6", TCP(sport=7011, dport=7012, flags="R")),
+    "udp6": ("src-port 7013 dst-port 7014", "UDP over IPv6", UDP(sport=7013, dport=7014)),
+    "sctp6": ("src-port 7015 dst-port 7016", "SCTP over IPv6", SCTP(sport=7015, dport=7016)),
+    "ah6": ("spi 7017", "IPSEC AH over IPv6", AH(spi=7017, icv=bytes(12), nh=17)),
+    "esp6": ("spi 7018", "IPSEC ESP over IPv6", ESP(spi=7018, data=bytes(32))),
+}  # fmt: skip
+
+
+def listed(lab: Lab) -> dict[int, dict[str, str]]:
+    """Flow rules as the driver lists them: fields by ethtool's names, by location."""
+    rules: dict[int, dict[str, str]] = {}
+    for part in ethtool(lab, LINK0, "-n").split("Filter: ")[1:]:
+        location, *lines = part.splitlines()
+        fields = (line.strip().partition(": ")[::2] for line in lines if ": " in line)
+        rules[int(location)] = dict(fields)
+    return rules
+
+
+def send_raw(lab: Lab, frames: list[Packet]) -> None:
+    """Put frames on the cable at LINK1, as they are."""
+    program = (
+        "import socket, sys\n"
+        "with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:\n"
+        "    sender.bind(('eth1', 0))\n"
+        "    for line in sys.stdin: sender.send(bytes.fromhex(line))\n"
+    )
+    lines = "".join(bytes(frame).hex() + "\n" for frame in frames)
+    lab.run(["ip", "netns", "exec", "peer", "python3", "-c", program], input=lines.encode())
+
+
+def addresses(flow: str) -> tuple[str, str]:
+    """Source and destination of a flow over the cable to LINK0."""
+    return (LINK0.peer6, LINK0.address6) if flow.endswith("6") else (LINK0.peer, LINK0.address)
+
+
+def test_flow_rules_of_every_type(traffic: Traffic) -> None:
+    """Added, listed as they were added, hit by the frames that match and by no other, deleted."""
+    lab = traffic.lab
+    rules: dict[str, int] = {}
+    with ExitStack() as undo:
+        ethtool(lab, LINK0, "-K", "ntuple on")
+        undo.callback(ethtool, lab, LINK0, "-K", "ntuple off")
+        for number, (flow, (fields, _, _)) in enumerate(FLOWS.items()):
+            source, target = addresses(flow)
+            rule = f"flow-type {flow} src-ip {source} dst-ip {target} {fields} action {number % 4}"
+            said = ethtool(lab, LINK0, "-N", rule)
+            added = re.search(r"Added rule with ID (\d+)", said)
+            assert added, said
+            rules[flow] = int(added[1])
+
+        shown = listed(lab)
+        assert set(shown) == set(rules.values())
+        for number, (flow, (fields, kind, _)) in enumerate(FLOWS.items()):
+            source, target = addresses(flow)
+            exact = "::" if flow.endswith("6") else "0.0.0.0"
+            expected = {
+                "Rule Type": kind,
+                "Src IP addr": f"{source} mask: {exact}",
+                "Dest IP addr": f"{target} mask: {exact}",
+                "Action": f"Direct to queue {number % 4}",
+            }
+            values = fields.split()[1::2]
+            if len(values) == 2:
+                expected |= {"Src port": f"{values[0]} mask: 0x0", "Dest port": f"{values[1]} mask: 0x0"}
+            else:
+                expected["SPI"] = f"{values[0]} mask: {'0xffffffff' if flow.endswith('6') else '0x0'}"
+            assert {name: shown[rules[flow]][name] for name in expected} == expected
+
+        frames: list[Packet] = []
+        hits = {}
+        for repeats, (flow, (_, _, headers)) in enumerate(FLOWS.items(), 1):
+            source, target = addresses(flow)
+            network = (IPv6 if flow.endswith("6") else IP)(src=source, dst=target)
+            frames += [Ether(src=LINK1.mac, dst=LINK0.mac) / network / headers / bytes(50)] * repeats
+            hits[rules[flow]] = repeats
+        send_raw(lab, frames)
+        assert {rule["location"]: rule["hits"] for rule in lab.report(LINK0)["rules"]} == hits
+        traffic.goes_on()
+
+        for rule_location in rules.values():
+            ethtool(lab, LINK0, "-N", f"delete {rule_location}")
+        assert listed(lab) == {} and lab.report(LINK0)["rules"] == []
+    traffic.goes_on()
+
+
+def test_flow_rules_steer_running_streams(traffic: Traffic) -> None:
+    """Every stream to one queue, whatever the table says; the rule outlives rings and goes with ntuple."""
+    lab = traffic.lab
+    with ExitStack() as undo:
+        ethtool(lab, LINK0, "-K", "ntuple on")
+        undo.callback(ethtool, lab, LINK0, "-K", "ntuple off")
+        ethtool(lab, LINK0, "-N", f"flow-type tcp4 src-port {STREAM_PORT} action 2 loc 9")
+        for change in ("", "rx 512", "rx 1024"):
+            if change:
+                ethtool(lab, LINK0, "-G", change)
+            before = [queue["bytes"] for queue in lab.report(LINK0)["rx_queues"]]
+            traffic.goes_on()
+            moved = [now["bytes"] - then for now, then in zip(lab.report(LINK0)["rx_queues"], before, strict=True)]
+            assert moved[2] > ENOUGH and sum(moved) - moved[2] < ENOUGH / 10
+        # The rule still leads to queue 2: fewer queues than that are refused.
+        assert lab.run("ethtool -L eth0 rx 2", check=False).status
+    assert lab.report(LINK0)["rules"] == []
+    traffic.goes_on()
+
+
+def test_statistics(traffic: Traffic) -> None:
+    lab = traffic.lab
+
+    def counters() -> dict[str, int]:
+        return {name: int(value) for name, value in re.findall(r"^ +(\S+): (\d+)$", ethtool(lab, LINK0, "-S"), re.M)}
+
+    before = counters()
+    traffic.goes_on()
+    after = counters()
+    for name in ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes"):
+        assert after[name] > before[name]
+    for trouble in ("rx_desc_err_dropped_pkt", "tx_timeouts", "dma_mapping_error", "rx_queue_drop_cnt[0]"):
+        assert after[trouble] == before[trouble]
+
+
+def test_reset(traffic: Traffic) -> None:
+    lab = traffic.lab
+    try:
+        for _ in range(3):
+            verifications = lab.report(LINK0)["admin"]["VERIFY_DRIVER_COMPATIBILITY PASSED"]
+            ethtool(lab, LINK0, "--reset", "all")
+            lab.await_carrier(LINK0)
+            assert lab.report(LINK0)["admin"]["VERIFY_DRIVER_COMPATIBILITY PASSED"] == verifications + 1
+            traffic.goes_on()
+    finally:
+        lab.run(f"ip addr replace {LINK0.address6}/64 dev eth0 nodad")
+
+
+def test_driver_reloads(lab: Lab) -> None:
+    """Twenty times, with a ping in between; each time the device is handed back in order."""
+    rounds = 20
+    round_trip = f"""
+        set -e
+        rmmod gve
+        modprobe gve
+        until [ -e /sys/class/net/eth1 ]; do sleep 0.02; done
+        ip link set eth1 netns peer
+        ip -n peer addr add {LINK1.address}/24 dev eth1
+        ip -n peer link set eth1 up
+        ip addr add {LINK0.address}/24 dev eth0
+        ip link set eth0 up
+        ping -q -c 1 -w 10 {LINK0.peer}
+    """
+    returned = "DECONFIGURE_DEVICE_RESOURCES PASSED"
+    before = lab.report(LINK0)["admin"].get(returned, 0)
+    for _ in range(rounds):
+        lab.run(round_trip, timeout=60)
+    lab.run("rmmod gve")
+    for port in (LINK0, LINK1):
+        assert active(lab, port, "rx") == active(lab, port, "tx") == []
+    lab.set_up()
+    assert lab.report(LINK0)["admin"][returned] == before + rounds + 1
