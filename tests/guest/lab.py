@@ -157,7 +157,7 @@ class Lab:
 
     def tcp_listen(self, port: int, command: str = "cat >/dev/null", where: str = "") -> Any:
         """Start a TCP server in the guest that pipes each connection into a command; returns when it listens."""
-        process = self.guest.start(f"{where} socat -u TCP-LISTEN:{port},reuseaddr,fork EXEC:'{command}'")
+        process = self.guest.start(f"{where} socat -u TCP-LISTEN:{port},reuseaddr,fork SYSTEM:'{command}'")
         self.run(f"{where} sh -c 'until ss -ltn | grep -q :{port}; do sleep 0.05; done'", timeout=20)
         return process
 
