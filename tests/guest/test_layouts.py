@@ -1,0 +1,130 @@
+"""Every machine of `qemu-configs/` with the NIC in it, carrying traffic; and the README's other device."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from lab import TROUBLE
+
+from nicmodel.vm.guest import Guest, GuestConfig
+from nicmodel.vm.layout import FOLDER, LAYOUTS, Nic
+from nicmodel.vm.server import NicServer
+
+pytestmark = pytest.mark.guest
+
+MEBIBYTES = 16
+
+
+@contextmanager
+def machine(layout: str) -> Iterator[tuple[Guest, NicServer]]:
+    """A guest of the layout with two NICs back to back: eth0, 10.1.0.1, and eth1 in namespace "peer", 10.1.0.2."""
+    with (
+        NicServer(["--wire", "link"], sockets=2) as server,
+        Guest(GuestConfig(nics=[Nic(path) for path in server.sockets], layout=layout), boot_timeout=180) as guest,
+    ):
+        guest.run(
+            """
+            set -e
+            ip netns add peer
+            ip link set eth1 netns peer
+            ip addr add 10.1.0.1/24 dev eth0
+            ip -n peer addr add 10.1.0.2/24 dev eth1
+            ip link set eth0 up
+            ip -n peer link set eth1 up
+            """
+        )
+        yield guest, server
+        assert not [line for line in guest.dmesg().splitlines() if TROUBLE.search(line)]
+
+
+def ping(guest: Guest) -> None:
+    """Datagrams from one byte to the largest frame, and none is lost."""
+    guest.run("ping -q -c 1 -w 20 10.1.0.2")  # waits for the link
+    for size in (1, 1472, 4096, 8868):
+        said = guest.run(f"ping -q -c 20 -i 0.01 -W 10 -M do -s {size} 10.1.0.2").stdout
+        assert "20 received" in said, said
+
+
+def transfer(guest: Guest) -> None:
+    """A file over TCP arrives as it was."""
+    receiver = guest.start("ip netns exec peer socat -u TCP-LISTEN:5400,reuseaddr - | sha256sum")
+    guest.run("ip netns exec peer sh -c 'until ss -ltn | grep -q :5400; do sleep 0.05; done'")
+    guest.run(f"head -c {MEBIBYTES}M /dev/urandom > /tmp/file; socat -u FILE:/tmp/file TCP:10.1.0.2:5400", timeout=120)
+    assert receiver.wait(120).stdout == guest.run("sha256sum < /tmp/file").stdout
+
+
+#: How many bridges there are above the NIC: root port, upstream and downstream port with the switch.
+PLAIN_LAYOUTS = {"q35": 0, "two-nics": 0, "switch": 3}
+
+
+def test_every_file_is_a_layout_that_is_tested() -> None:
+    assert {path.name for path in FOLDER.iterdir()} == set(LAYOUTS.values())
+    assert set(LAYOUTS) == {*PLAIN_LAYOUTS, "iommu"}
+
+
+@pytest.mark.parametrize(("layout", "bridges"), PLAIN_LAYOUTS.items())
+def test_traffic(layout: str, bridges: int) -> None:
+    with machine(layout) as (guest, server):
+        path = guest.run("readlink -f /sys/class/net/eth0/device").stdout
+        assert path.count("/0000:") == bridges + 1
+        ping(guest)
+        transfer(guest)
+        assert [report["dma_faults"] for report in server.report()] == [0, 0]
+
+
+def test_traffic_through_an_iommu() -> None:
+    """Rings and buffers have I/O virtual addresses, and each mapping of 4 KiB is a DMA_MAP of its own."""
+    with machine("iommu") as (guest, server):
+        assert "DMAR: Intel(R) Virtualization Technology for Directed I/O" in guest.dmesg()
+        assert guest.run("cat /sys/class/net/eth0/device/iommu_group/type").stdout.startswith("DMA")
+        # What the guest has mapped when its NICs are up, that a guest without IOMMU does not: ring pages and buffers.
+        before = server.report()
+        mapped = [report["vfio_user"]["dma_map"] - report["vfio_user"]["dma_unmap"] for report in before]
+        assert min(mapped) > 1000
+        # Above its memory: no address of the guest's physical memory, whatever the mapping.
+        assert all(queue["completion_ring"] >= 1 << 30 for queue in before[0]["rx_queues"] if queue["active"])
+        for split in ("on", "off"):
+            guest.run(f"ethtool -G eth0 tcp-data-split {split}", timeout=120)
+            ping(guest)
+            transfer(guest)
+        after = server.report()
+        assert sum(queue["bad_checksum"] for report in after for queue in report["rx_queues"]) == 0
+        assert [report["dma_faults"] for report in after] == [0, 0]
+        # Unloading takes every mapping back.
+        guest.run("rmmod gve", timeout=120)
+        for report, held in zip(server.report(), mapped, strict=True):
+            assert report["vfio_user"]["dma_map"] - report["vfio_user"]["dma_unmap"] < held / 10
+
+
+def test_the_30_line_device_in_a_guest(tmp_path: Path) -> None:
+    """The guest finds it, and its BAR keeps what the guest writes."""
+    path = tmp_path / "scratch.sock"
+    process = subprocess.Popen([sys.executable, "-m", "nicmodel.vfio_user.example", str(path)])
+    try:
+        deadline = time.monotonic() + 30
+        while not path.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        with Guest(GuestConfig(nics=[Nic(path)])) as guest:
+            program = (
+                "import glob, mmap, pathlib, struct\n"
+                "for device in map(pathlib.Path, glob.glob('/sys/bus/pci/devices/*')):\n"
+                "    if (device / 'vendor').read_text() == '0x1234\\n' and"
+                " (device / 'device').read_text() == '0x5678\\n':\n"
+                "        (device / 'enable').write_text('1')\n"
+                "        with (device / 'resource0').open('r+b') as file:\n"
+                "            registers = memoryview(mmap.mmap(file.fileno(), 4096)).cast('I')\n"
+                "        registers[4], registers[1023] = 0x12345678, 0x9abcdef0\n"
+                "        print(hex(registers[4]), hex(registers[5]), hex(registers[1023]))\n"
+            )
+            said = guest.run(["python3", "-c", program]).stdout
+            assert said.split() == ["0x12345678", "0x0", "0x9abcdef0"]
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0
