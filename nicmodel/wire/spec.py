@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from nicmodel.wire.dgram import DgramWire
 from nicmodel.wire.none import NoWire
 from nicmodel.wire.stream import StreamWire
 from nicmodel.wire.tap import TapWire
@@ -17,6 +18,7 @@ FORMS = {
     "stream:HOST:PORT": "connect over TCP",
     "stream:listen=PATH": "listen at a UNIX socket, or at HOST:PORT",
     "stream:fd=N": "a connected stream socket, inherited as descriptor N",
+    "dgram:local=ADDRESS,remote=ADDRESS": "datagrams (QEMU's -netdev dgram); both addresses PATH, or both HOST:PORT",
     "none": "no network: frames sent are counted, none come",
 }
 
@@ -42,6 +44,10 @@ def open_wire(spec: str) -> Wire:
             return StreamWire(listen=address)
         case "stream", "fd", fd:
             return StreamWire(fd=_descriptor(spec, fd))
+        case "dgram", "local", str(addresses):
+            local, _, remote = addresses.partition(",remote=")
+            if local and remote:
+                return DgramWire(local=local, remote=remote)
         case "none", None, None:
             return NoWire()
         case "link", _, _:

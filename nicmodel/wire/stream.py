@@ -11,9 +11,7 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import socket
-import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +21,7 @@ import numpy.typing as npt
 from nicmodel.packet.compiled import compiled
 from nicmodel.packet.frames import MAX_FRAME, Batch, Offload
 from nicmodel.packet.words import load_be32, store_be32
+from nicmodel.wire.address import bind, resolve
 from nicmodel.wire.wire import SPEED, Poller, WireError, new_counters
 
 log = logging.getLogger(__name__)
@@ -31,9 +30,6 @@ log = logging.getLogger(__name__)
 PREFIX = 4
 #: Pause between two attempts to connect, ns.
 RETRY_NS = 500_000_000
-
-_UNIX_PATH_MAX = 107  # unix(7): sun_path, less its terminator
-_HOST_PORT = re.compile(r"(?P<host>[^/]+):(?P<port>[0-9]+)")
 
 
 @compiled
@@ -122,10 +118,12 @@ class StreamWire:
         self._inherited: socket.socket | None = None
         if connect is not None:
             self.name = f"stream:{connect}"
-            self._target = _resolve(connect)
+            self._target = resolve(connect, socket.SOCK_STREAM)
         elif listen is not None:
             self.name = f"stream:listen={listen}"
-            self._listener = _listen(*_resolve(listen))
+            family, address = resolve(listen, socket.SOCK_STREAM)
+            self._listener = bind(family, socket.SOCK_STREAM, address)
+            self._listener.listen()
         elif fd is not None:
             self.name = f"stream:fd={fd}"
             self._inherited = _inherit(fd)
@@ -283,22 +281,25 @@ class StreamWire:
         start, end = 0, self._held + got
         self._held = 0
         found = len(batch.frames)
-        while found == len(batch.frames):
-            batch.clear()
-            found, start, octets, claimed = _parse(batch.data, start, end, batch.frames)
-            batch.count, batch.used = found, start
-            self.counters["rx_frames"] += found
-            self.counters["rx_bytes"] += octets
-            if found:
-                self._receive(batch)
-            if self._peer is not peer:  # the wire was stopped meanwhile
-                return
-            if claimed >= 0:
-                self.counters["protocol_error"] += 1
-                self._drop(f"protocol error: a frame of {claimed} bytes, where 1 to {MAX_FRAME} are possible")
-                return
-        batch.data[: end - start] = batch.data[start:end]
-        self._held = end - start
+        try:
+            while found == len(batch.frames):
+                batch.clear()
+                found, start, octets, claimed = _parse(batch.data, start, end, batch.frames)
+                batch.count, batch.used = found, start
+                self.counters["rx_frames"] += found
+                self.counters["rx_bytes"] += octets
+                if found:
+                    self._receive(batch)
+                if self._peer is not peer:  # the wire was stopped meanwhile
+                    return
+                if claimed >= 0:
+                    self.counters["protocol_error"] += 1
+                    self._drop(f"protocol error: a frame of {claimed} bytes, where 1 to {MAX_FRAME} are possible")
+                    return
+        finally:  # also when the receiver failed: what follows is to be found where a frame begins
+            if self._peer is peer:
+                batch.data[: end - start] = batch.data[start:end]
+                self._held = end - start
 
     # Frames out
 
@@ -379,43 +380,6 @@ class StreamWire:
         if flushed and self._blocked:
             self._blocked = False
             self._writable()
-
-
-def _resolve(text: str) -> tuple[int, Any]:
-    """Family and address of a path or of HOST:PORT."""
-    if not (match := _HOST_PORT.fullmatch(text)):
-        if len(os.fsencode(text)) > _UNIX_PATH_MAX:
-            raise WireError(f"stream:{text}: the path of a UNIX socket has at most {_UNIX_PATH_MAX} bytes")
-        return socket.AF_UNIX, text
-    try:
-        found = socket.getaddrinfo(match["host"].strip("[]"), int(match["port"]), type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise WireError(f"stream:{text}: {error.strerror}") from error
-    family, _, _, _, address = found[0]
-    return family, address
-
-
-def _listen(family: int, address: Any) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if family == socket.AF_UNIX:
-            _remove_stale(address)
-        else:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise WireError(f"cannot listen at {address}: {error.strerror or error}") from error
-    return listener
-
-
-def _remove_stale(path: str) -> None:
-    """Remove the socket at `path` if nobody listens there."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        if probe.connect_ex(path) == errno.ECONNREFUSED and stat.S_ISSOCK(os.stat(path).st_mode):
-            os.unlink(path)
 
 
 def _inherit(fd: int) -> socket.socket:

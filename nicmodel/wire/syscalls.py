@@ -1,11 +1,13 @@
-"""The two system calls that a tap costs for each frame, callable from compiled code.
+"""The system calls that frames cost, callable from compiled code.
 
-Both return what the kernel itself returns: the number of bytes, or minus the errno.
+All return what the kernel itself returns: the number of bytes (of messages, for the calls that take many), or minus the
+errno.
 """
 
 from __future__ import annotations
 
 import ctypes
+import socket
 
 import numpy as np
 from numba import types
@@ -13,11 +15,15 @@ from numba import types
 from nicmodel.packet.compiled import JIT_DISABLED, inlined
 from nicmodel.packet.memory import load_u32
 
+MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
+
 if JIT_DISABLED:
     _libc = ctypes.CDLL(None, use_errno=True)
     for _function in (_libc.read, _libc.write):
         _function.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
         _function.restype = ctypes.c_ssize_t
+    _libc.recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
+    _libc.sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
 
     def read(fd: int, address: int, count: int) -> int:
         """Read into memory of this process."""
@@ -29,10 +35,24 @@ if JIT_DISABLED:
         result = int(_libc.write(fd, int(address), int(count)))
         return result if result >= 0 else -ctypes.get_errno()
 
+    def recvmmsg(fd: int, address: int, count: int) -> int:
+        """Receive into `count` messages (struct mmsghdr) at `address`, without blocking."""
+        result = int(_libc.recvmmsg(fd, int(address), int(count), MSG_DONTWAIT, None))
+        return result if result >= 0 else -ctypes.get_errno()
+
+    def sendmmsg(fd: int, address: int, count: int) -> int:
+        """Send `count` messages (struct mmsghdr) at `address`, without blocking."""
+        result = int(_libc.sendmmsg(fd, int(address), int(count), MSG_DONTWAIT))
+        return result if result >= 0 else -ctypes.get_errno()
+
 else:
     # Linked by name against the C library that the interpreter itself uses, so that compiled code can be cached.
     _read = types.ExternalFunction("read", types.intp(types.intc, types.intp, types.intp))
     _write = types.ExternalFunction("write", types.intp(types.intc, types.intp, types.intp))
+    _recvmmsg = types.ExternalFunction(
+        "recvmmsg", types.intc(types.intc, types.intp, types.uintc, types.intc, types.intp)
+    )
+    _sendmmsg = types.ExternalFunction("sendmmsg", types.intc(types.intc, types.intp, types.uintc, types.intc))
     _errno_location = types.ExternalFunction("__errno_location", types.intp())
 
     @inlined
@@ -47,6 +67,22 @@ else:
     def write(fd: int, address: int, count: int) -> int:
         """Write from memory of this process."""
         result = _write(fd, address, count)
+        if result < 0:
+            return -int(np.int64(load_u32(_errno_location())))
+        return int(result)
+
+    @inlined
+    def recvmmsg(fd: int, address: int, count: int) -> int:
+        """Receive into `count` messages (struct mmsghdr) at `address`, without blocking."""
+        result = _recvmmsg(fd, address, count, MSG_DONTWAIT, 0)
+        if result < 0:
+            return -int(np.int64(load_u32(_errno_location())))
+        return int(result)
+
+    @inlined
+    def sendmmsg(fd: int, address: int, count: int) -> int:
+        """Send `count` messages (struct mmsghdr) at `address`, without blocking."""
+        result = _sendmmsg(fd, address, count, MSG_DONTWAIT)
         if result < 0:
             return -int(np.int64(load_u32(_errno_location())))
         return int(result)

@@ -140,6 +140,27 @@ def test_impossible_length(pair: tuple[Nic, socket.socket], length: int, caplog:
         peer.sendall(b"more")
 
 
+def test_receiver_that_fails(pair: tuple[Nic, socket.socket], caplog: pytest.LogCaptureFixture) -> None:
+    """Steps: two frames and half of a third arrive; the NIC raises on the first batch. Then the rest arrives.
+    Verify: the third frame is found whole.
+    """
+    nic, peer = pair
+
+    def fail(batch: Batch) -> None:
+        raise RuntimeError("the NIC has failed")
+
+    nic.wire._receive = fail
+    octets = framed(b"one", b"two", b"three")
+    peer.sendall(octets[:-2])
+    nic.poll()
+    assert "the NIC has failed" in caplog.text
+    nic.wire._receive = nic.received.extend
+    peer.sendall(octets[-2:])
+    nic.poll()
+    assert nic.received == [b"three"]
+    assert nic.wire.up
+
+
 def test_truncated(pair: tuple[Nic, socket.socket]) -> None:
     nic, peer = pair
     peer.sendall(framed(b"whole", b"cut short")[:-1])
