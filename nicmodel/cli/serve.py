@@ -19,13 +19,11 @@ from nicmodel.packet.compiled import cache_is_empty
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.vfio_user.server import AddressError, Server
 from nicmodel.wire.link import link
-from nicmodel.wire.spec import FORMS, open_wire
+from nicmodel.wire.spec import FORMS, listing, open_wire
 from nicmodel.wire.wire import Wire
 
 _LINK = "link"
-_WIRES = "\n".join(
-    f"  {form:<20} {meaning}" for form, meaning in {**FORMS, _LINK: "two NICs of this server, back to back"}.items()
-)
+_WIRES = listing({**FORMS, _LINK: "two NICs of this server, back to back"})
 _HELP = """Serve a NIC at a UNIX socket until stopped (Ctrl-C).
 
 It outlives its guest: a reboot, QEMU's end and a new QEMU at the same socket are all served. Several NICs, each with a

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from nicmodel.wire.dgram import DgramWire
 from nicmodel.wire.none import NoWire
+from nicmodel.wire.packet import PacketWire
 from nicmodel.wire.stream import StreamWire
 from nicmodel.wire.tap import TapWire
 from nicmodel.wire.wire import Wire, WireError
@@ -14,11 +16,12 @@ from nicmodel.wire.wire import Wire, WireError
 FORMS = {
     "tap:NAME": "a tap interface; made if there is none",
     "tap:fd=N": "an open tap, inherited as descriptor N",
+    "packet:INTERFACE": "an interface that is there: a veth end, a real one; takes root",
     "stream:PATH": "connect to a UNIX socket (passt, QEMU's -netdev stream)",
     "stream:HOST:PORT": "connect over TCP",
     "stream:listen=PATH": "listen at a UNIX socket, or at HOST:PORT",
     "stream:fd=N": "a connected stream socket, inherited as descriptor N",
-    "dgram:local=ADDRESS,remote=ADDRESS": "datagrams (QEMU's -netdev dgram); both addresses PATH, or both HOST:PORT",
+    "dgram:local=A,remote=B": "datagrams (QEMU's -netdev dgram); both PATH, or both HOST:PORT",
     "none": "no network: frames sent are counted, none come",
 }
 
@@ -38,6 +41,8 @@ def open_wire(spec: str) -> Wire:
             return TapWire(name)
         case "tap", "fd", fd:
             return TapWire(fd=_descriptor(spec, fd))
+        case "packet", None, str(interface) if interface:
+            return PacketWire(interface)
         case "stream", None, str(peer) if peer:
             return StreamWire(connect=peer)
         case "stream", "listen", address if address:
@@ -52,8 +57,13 @@ def open_wire(spec: str) -> Wire:
             return NoWire()
         case "link", _, _:
             raise WireError("link: a cable joins two NICs of one server; it cannot be opened for one alone")
-    forms = "\n".join(f"  {form:<20} {meaning}" for form, meaning in FORMS.items())
-    raise WireError(f"{spec!r} names no wire; the forms are\n{forms}")
+    raise WireError(f"{spec!r} names no wire; the forms are\n{listing(FORMS)}")
+
+
+def listing(forms: Mapping[str, str]) -> str:
+    """Forms and what they stand for, in two columns."""
+    width = max(map(len, forms))
+    return "\n".join(f"  {form:<{width}}  {meaning}" for form, meaning in forms.items())
 
 
 def _descriptor(spec: str, text: str) -> int:

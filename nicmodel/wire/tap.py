@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.packet.compiled import compiled
-from nicmodel.packet.frames import MAX_FRAME, Batch, FrameFlag, Gso, Offload
-from nicmodel.packet.memory import load_u16, store_u16
-from nicmodel.packet.parse import TCP_SIZE, UDP_SIZE
-from nicmodel.packet.words import load_byte, store_byte
+from nicmodel.packet.frames import MAX_FRAME, Batch, Offload
+from nicmodel.packet.memory import store_u16
+from nicmodel.wire import vnet
 from nicmodel.wire.syscalls import read, write
 from nicmodel.wire.wire import SPEED, Poller, WireError, new_counters
 
@@ -42,14 +41,8 @@ TUN_F_TSO_ECN = 0x08
 TUN_F_USO4 = 0x20
 TUN_F_USO6 = 0x40
 
-#: struct virtio_net_hdr_mrg_rxbuf: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers.
-VNET_HEADER = 12
-GSO_ECN = 0x80  # VIRTIO_NET_HDRGSO_ECN, beside the type: a TCP frame with CWR set
-TCP_CWR = 0x80  # in the flags byte of a TCP header
-
-# As plain numbers: compiled code knows no IntFlag.
-_NEEDS_CSUM = int(FrameFlag.NEEDS_CSUM)
-_CSUM_FLAGS = int(FrameFlag.NEEDS_CSUM | FrameFlag.CSUM_VALID)
+#: struct virtio_net_hdr_mrg_rxbuf: a virtio-net header, and num_buffers.
+VNET_HEADER = vnet.VNET_HEADER + 2
 
 _TSO = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
 #: What to ask the kernel for, best first. USO came with Linux 6.2, and only in both versions of IP at once.
@@ -77,27 +70,7 @@ def _read_frames(fd: int, data: npt.NDArray[np.uint8], frames: npt.NDArray[np.vo
         if got < 0:
             return count, used, octets, -got
         length = got - VNET_HEADER
-        flags = load_byte(data, used) & _CSUM_FLAGS
-        gso = load_byte(data, used + 1) & ~GSO_ECN
-        header = load_u16(base + used + 2)
-        csum_start = load_u16(base + used + 6)
-        start = used + VNET_HEADER
-        if gso != Gso.NONE and flags & _NEEDS_CSUM:
-            # The kernel's hdr_len is how much of the frame it holds in one piece, which may be more than the headers.
-            if gso == Gso.UDP_L4:
-                header = csum_start + UDP_SIZE
-            elif csum_start + TCP_SIZE <= length:
-                header = csum_start + (load_byte(data, start + csum_start + 12) >> 4) * 4
-        frame = frames[count]
-        frame["offset"] = start
-        frame["length"] = length
-        frame["time"] = 0
-        frame["flags"] = flags
-        frame["gso"] = gso
-        frame["segment"] = load_u16(base + used + 4)
-        frame["header"] = header
-        frame["csum_start"] = csum_start
-        frame["csum_offset"] = load_u16(base + used + 8)
+        vnet.load_record(base + used, data, used + VNET_HEADER, length, frames[count])
         used += got
         octets += length
         count += 1
@@ -122,18 +95,8 @@ def _write_frames(
         if start < VNET_HEADER or start + length > len(data):
             return index, octets, errno.EINVAL
         at = start - VNET_HEADER
-        gso = int(frame["gso"])
-        if gso == Gso.TCPV4 or gso == Gso.TCPV6:
-            tcp = int(frame["csum_start"])
-            if tcp + TCP_SIZE <= length and load_byte(data, start + tcp + 13) & TCP_CWR:
-                gso |= GSO_ECN
-        store_byte(data, at, frame["flags"])
-        store_byte(data, at + 1, gso)
-        store_u16(base + at + 2, frame["header"])
-        store_u16(base + at + 4, frame["segment"])
-        store_u16(base + at + 6, frame["csum_start"])
-        store_u16(base + at + 8, frame["csum_offset"])
-        store_u16(base + at + 10, 0)
+        vnet.store_record(base + at, data, frame)
+        store_u16(base + at + vnet.VNET_HEADER, 0)
         done = write(fd, base + at, VNET_HEADER + length)
         if done < 0:
             return index, octets, -done

@@ -49,7 +49,7 @@ def test_demo() -> None:
 
 
 def test_serve_and_vm(tmp_path: Path) -> None:
-    [serve], [shell, command] = commands("serve"), commands("vm")
+    serve, [shell, command] = commands("serve")[0], commands("vm")
     assert shell == command[: len(shell)]
     socket = str(tmp_path / "nic.sock")
 

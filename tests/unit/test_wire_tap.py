@@ -1,23 +1,17 @@
-"""A tap in a network namespace of its own, with the kernel's stack on its other side.
-
-The namespace belongs to one thread and to the descriptors opened in it, so it is gone with them, however a test ends.
-"""
+"""A tap in a network namespace of its own, with the kernel's stack on its other side."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import select
 import socket
 import struct
-import subprocess
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from namespace import Namespace, own_namespace
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -30,7 +24,6 @@ from nicmodel.wire import tap
 from nicmodel.wire.tap import VNET_HEADER, TapWire
 from nicmodel.wire.wire import WireError
 
-CLONE_NEWNET = 0x40000000
 UDP_SEGMENT = 103  # linux/udp.h
 UDP_GRO = 104
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h
@@ -40,43 +33,12 @@ HOST_MAC, PEER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 HOST, PEER = "192.0.2.1", "192.0.2.2"
 HOST6, PEER6 = "2001:db8::1", "2001:db8::2"
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class Namespace:
-    """Runs functions in a thread that has a network namespace to itself."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
-        self.run(self._unshare)
-
-    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._thread.submit(function, *args, **kwargs).result()
-
-    def ip(self, *words: str) -> str:
-        return self.run(subprocess.check_output, ["ip", *words], text=True)
-
-    def close(self) -> None:
-        self._thread.shutdown()
-
-    @staticmethod
-    def _unshare() -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.unshare(CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         pytest.skip("no /dev/net/tun")
-    try:
-        namespace = Namespace()
-    except OSError as error:
-        pytest.skip(f"no network namespace of one's own: {error}")
-    yield namespace
-    namespace.close()
+    yield from own_namespace()
 
 
 class Nic:

@@ -1,0 +1,56 @@
+"""Every `nicmodel serve` of the README runs as printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from namespace import Namespace, own_namespace
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+COMMANDS = re.findall(r"^ +nicmodel (serve .*)$", README, re.MULTILINE)
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        pytest.skip("no /dev/net/tun")
+    yield from own_namespace()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_example(command: str, namespace: Namespace, tmp_path: Path) -> None:
+    """Steps: start it in a namespace with a veth pair; wait until it is ready; end it.
+    Verify: it names its wires, ends cleanly, and leaves no socket behind.
+    """
+    namespace.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+    words = shlex.split(command.replace("/tmp/", f"{tmp_path}/"))
+    before = set(tmp_path.iterdir())
+    server = namespace.run(
+        subprocess.Popen[str], [sys.executable, "-m", "nicmodel.cli", *words], stdout=subprocess.PIPE, text=True,
+        cwd=tmp_path,
+    )  # fmt: skip
+    said = ""
+    with server:
+        assert server.stdout is not None
+        try:
+            for line in server.stdout:
+                said += line
+                if line == "ready\n":
+                    break
+            assert said.endswith("ready\n")
+            assert server.poll() is None
+        finally:
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+    wires = [words[number + 1] for number, word in enumerate(words) if word == "--wire"]
+    for wire in wires:
+        assert f", wire {wire}" in said
+    assert not [path for path in set(tmp_path.iterdir()) - before if path.is_socket()]
