@@ -60,6 +60,7 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
         "dma": _ledger(state.ledger.sum(axis=0), kinds),
         "dma_faults": int(state.device["faults"][0]),
         "interrupts": state.vectors["fires"].tolist(),
+        "vectors": {name: state.vectors[name].tolist() for name in ("enabled", "pending", "interval", "last_fire")},
         "rules": [
             {
                 "location": int(location),
