@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from nicmodel.wire.dgram import DgramWire
 from nicmodel.wire.none import NoWire
 from nicmodel.wire.packet import PacketWire
+from nicmodel.wire.pcap import Pace, PcapWire
 from nicmodel.wire.stream import StreamWire
 from nicmodel.wire.tap import TapWire
 from nicmodel.wire.wire import Wire, WireError
@@ -22,11 +23,15 @@ FORMS = {
     "stream:listen=PATH": "listen at a UNIX socket, or at HOST:PORT",
     "stream:fd=N": "a connected stream socket, inherited as descriptor N",
     "dgram:local=A,remote=B": "datagrams (QEMU's -netdev dgram); both PATH, or both HOST:PORT",
+    "pcap:FILE": "replay a capture; add any of ,pace=original|max|FRAMES_PER_SECOND ,loop=N ,after=FRAMES_SENT",
+    "pcap:write=FILE": "record what the NIC sends; also pcap:FILE,write=FILE",
     "none": "no network: frames sent are counted, none come",
 }
 
 #: KIND, KIND:ADDRESS or KIND:OPTION=VALUE. A path with an equals sign can be told from an option by a slash before it.
 _SPEC = re.compile(r"([a-z]+)(?::(?:([a-z]+)=)?(.*))?")
+#: A comma may also be part of a file's name.
+_PCAP_OPTION = re.compile(r",(write|pace|loop|after)=")
 
 
 def open_wire(spec: str) -> Wire:
@@ -53,6 +58,10 @@ def open_wire(spec: str) -> Wire:
             local, _, remote = addresses.partition(",remote=")
             if local and remote:
                 return DgramWire(local=local, remote=remote)
+        case "pcap", None, str(rest) if rest:
+            return _open_pcap(spec, rest)
+        case "pcap", "write", str(rest) if rest:
+            return _open_pcap(spec, f",write={rest}")
         case "none", None, None:
             return NoWire()
         case "link", _, _:
@@ -64,6 +73,29 @@ def listing(forms: Mapping[str, str]) -> str:
     """Forms and what they stand for, in two columns."""
     width = max(map(len, forms))
     return "\n".join(f"  {form:<{width}}  {meaning}" for form, meaning in forms.items())
+
+
+def _open_pcap(spec: str, text: str) -> Wire:
+    """The wire of ``FILE,OPTION=VALUE…``, where one of FILE and the option ``write`` may be missing."""
+    replay, *rest = _PCAP_OPTION.split(text)
+    options = dict(zip(rest[::2], rest[1::2], strict=True))
+    write = options.pop("write", None)
+    if options and not replay:
+        raise WireError(f"{spec!r}: there is nothing to replay")
+    pace: Pace
+    match options.get("pace", "original"):
+        case ("original" | "max") as word:
+            pace = word
+        case text:
+            pace = _number(spec, "pace", text, 1)
+    loop, after = (_number(spec, name, options.get(name, str(value)), 0) for name, value in (("loop", 1), ("after", 0)))
+    return PcapWire(replay or None, write=write, pace=pace, loop=loop, after=after)
+
+
+def _number(spec: str, option: str, text: str, least: int) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise WireError(f"{spec!r}: {option}= takes a number from {least} on")
+    return int(text)
 
 
 def _descriptor(spec: str, text: str) -> int:

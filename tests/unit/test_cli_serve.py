@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 from namespace import Namespace, own_namespace
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.utils import wrpcap
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 COMMANDS = re.findall(r"^ +nicmodel (serve .*)$", README, re.MULTILINE)
@@ -27,11 +30,12 @@ def namespace() -> Iterator[Namespace]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_example(command: str, namespace: Namespace, tmp_path: Path) -> None:
-    """Steps: start it in a namespace with a veth pair; wait until it is ready; end it.
+    """Steps: start it in a namespace with a veth pair and a capture; wait until it is ready; end it.
     Verify: it names its wires, ends cleanly, and leaves no socket behind.
     """
     namespace.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
     words = shlex.split(command.replace("/tmp/", f"{tmp_path}/"))
+    wrpcap(str(tmp_path / "traffic.pcap"), Ether() / IP() / UDP())
     before = set(tmp_path.iterdir())
     server = namespace.run(
         subprocess.Popen[str], [sys.executable, "-m", "nicmodel.cli", *words], stdout=subprocess.PIPE, text=True,
@@ -50,7 +54,6 @@ def test_example(command: str, namespace: Namespace, tmp_path: Path) -> None:
         finally:
             server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
-    wires = [words[number + 1] for number, word in enumerate(words) if word == "--wire"]
-    for wire in wires:
-        assert f", wire {wire}" in said
+    kinds = [words[number + 1].partition(":")[0] for number, word in enumerate(words) if word == "--wire"]
+    assert re.findall(r"^nic\d: .*, wire (\w+)", said, re.MULTILINE) == kinds
     assert not [path for path in set(tmp_path.iterdir()) - before if path.is_socket()]

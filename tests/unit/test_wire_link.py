@@ -127,7 +127,7 @@ def test_stream_specs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "tap", "tap:", "tap:x=y", "stream", "stream:", "stream:listen=", "none:x", "pcap:f", "TAP:x"]
+    "spec", ["", "tap", "tap:", "tap:x=y", "stream", "stream:", "stream:listen=", "none:x", "pcap", "pcap:x=y", "TAP:x"]
 )
 def test_bad_spec_is_told_the_forms(spec: str) -> None:
     with pytest.raises(WireError) as raised:
