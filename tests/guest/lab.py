@@ -162,6 +162,23 @@ class Lab:
         return process
 
 
+def connect_pair(guest: Guest) -> None:
+    """Set up a guest with two NICs back to back: eth0, 10.1.0.1, and eth1 in namespace "peer", 10.1.0.2."""
+    guest.run(
+        f"""
+        set -e
+        ip netns add peer
+        ip link set eth1 netns peer
+        ip addr add {LINK0.address}/24 dev eth0
+        ip -n peer addr add {LINK1.address}/24 dev eth1
+        ip link set eth0 up
+        ip -n peer link set eth1 up
+        ping -q -c 1 -w 20 {LINK1.address}
+        """,
+        timeout=120,
+    )
+
+
 def frames_dropped(report: Mapping[str, Any]) -> dict[str, int]:
     """Drops by name of a NIC's report, without those that every network has: frames for other stations."""
     return {name: count for name, count in report["drops"].items() if name != "not_ours"}

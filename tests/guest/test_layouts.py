@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab import TROUBLE
+from lab import TROUBLE, connect_pair
 
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import FOLDER, LAYOUTS, Nic
@@ -23,29 +23,18 @@ MEBIBYTES = 16
 
 @contextmanager
 def machine(layout: str) -> Iterator[tuple[Guest, NicServer]]:
-    """A guest of the layout with two NICs back to back: eth0, 10.1.0.1, and eth1 in namespace "peer", 10.1.0.2."""
+    """A guest of the layout with two NICs back to back."""
     with (
         NicServer(["--wire", "link"], sockets=2) as server,
         Guest(GuestConfig(nics=[Nic(path) for path in server.sockets], layout=layout), boot_timeout=180) as guest,
     ):
-        guest.run(
-            """
-            set -e
-            ip netns add peer
-            ip link set eth1 netns peer
-            ip addr add 10.1.0.1/24 dev eth0
-            ip -n peer addr add 10.1.0.2/24 dev eth1
-            ip link set eth0 up
-            ip -n peer link set eth1 up
-            """
-        )
+        connect_pair(guest)
         yield guest, server
         assert not [line for line in guest.dmesg().splitlines() if TROUBLE.search(line)]
 
 
 def ping(guest: Guest) -> None:
     """Datagrams from one byte to the largest frame, and none is lost."""
-    guest.run("ping -q -c 1 -w 20 10.1.0.2")  # waits for the link
     for size in (1, 1472, 4096, 8868):
         said = guest.run(f"ping -q -c 20 -i 0.01 -W 10 -M do -s {size} 10.1.0.2").stdout
         assert "20 received" in said, said
