@@ -1,0 +1,179 @@
+"""A real server against clients that mean harm: it answers, drops or counts, and serves the next guest as ever.
+
+The in-process rings go into breadth (tests/protocol/test_malformed.py, tests/device/test_garbage.py); here is what
+only a process of its own shows, that it is still there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from lab import connect_pair
+
+from nicmodel.gvnic.commands import SLOT_SIZE, Opcode
+from nicmodel.gvnic.registers import Bar
+from nicmodel.testing.adminq import AdminError
+from nicmodel.testing.driver import Driver
+from nicmodel.testing.memory import PAGE
+from nicmodel.vfio_user import Client, Command
+from nicmodel.vfio_user.protocol import HEADER, MAX_MESSAGE, REGION_ACCESS, PciRegion
+from nicmodel.vm.guest import Guest, GuestConfig
+from nicmodel.vm.layout import Nic
+from nicmodel.vm.server import NicServer
+
+pytestmark = pytest.mark.guest
+
+#: Parts of arguments: small numbers, large ones, and the driver's memory, which begins at 256 MiB and ends at 512 MiB.
+WORDS = [0, 1, 2, 0xFFFF, 0x0FFF_F000, 0x1000_0000, 0x1FFF_FFF8, 0x7FFF_FFFF, 0xDEAD_0000, 0xFFFF_FFFF]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[NicServer]:
+    """Two NICs back to back, which all tests of this file wear out in turn."""
+    with NicServer(["--wire", "link"], sockets=2) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def it_lives(server: NicServer) -> Iterator[None]:
+    """After each test it serves a well-behaved driver, and no exception has reached its log."""
+    yield
+    with Driver(server.sockets[0]) as driver:
+        driver.probe()
+        driver.open()
+        driver.remove()
+    assert "Traceback" not in server.log()
+
+
+@pytest.fixture
+def driver(server: NicServer) -> Iterator[Driver]:
+    with Driver(server.sockets[0]) as driver:
+        driver.probe()
+        yield driver
+
+
+@pytest.mark.parametrize("negotiate", [True, False])
+def test_messages_of_noise(server: NicServer, negotiate: bool) -> None:
+    noise = random.Random(1)
+    for _ in range(40):
+        with Client(str(server.sockets[0]), negotiate=negotiate) as client:
+            try:
+                for _ in range(20):
+                    payload = noise.randbytes(noise.randrange(80))
+                    command = noise.choice([*Command, 0, 99, 0xFFFF])
+                    client.raw(HEADER.pack(1, command, HEADER.size + len(payload), 0x10, 0), payload)
+                client.raw(noise.randbytes(200))
+            except ConnectionError:
+                continue  # thrown out already
+
+
+@pytest.mark.parametrize("size", [0, HEADER.size - 1, MAX_MESSAGE + 1, 0xFFFF_FFFF])
+def test_impossible_lengths(server: NicServer, size: int) -> None:
+    with Client(str(server.sockets[0])) as client:
+        client.raw(HEADER.pack(1, Command.REGION_READ, size, 0, 0))
+        assert client.closed_by_server()
+
+
+def test_descriptors_by_the_hundred(server: NicServer) -> None:
+    fd = os.memfd_create("flood")
+    try:
+        with Client(str(server.sockets[0])) as client:
+            for _ in range(50):
+                client.raw(HEADER.pack(1, Command.DEVICE_RESET, HEADER.size, 0x10, 0), fds=[fd] * 100)
+            client.device_info()
+    finally:
+        os.close(fd)
+
+
+def test_memory_that_is_not_there(server: NicServer) -> None:
+    """A file that is shorter than what is to be mapped of it would end the server with SIGBUS at the first access."""
+    fd = os.memfd_create("short")
+    os.ftruncate(fd, PAGE)
+    read_end, write_end = os.pipe()
+    try:
+        with Client(str(server.sockets[0])) as client:
+            for start, size, descriptor, offset in (
+                (0, 16 * PAGE, fd, 0),
+                (0, PAGE, fd, PAGE),
+                (0, PAGE, fd, (1 << 64) - PAGE),
+                (0, PAGE, read_end, 0),
+                ((1 << 64) - PAGE, 2 * PAGE, fd, 0),
+                (0, 0, fd, 0),
+                (0, 1 << 63, fd, 0),
+            ):
+                with pytest.raises(OSError) as refused:
+                    client.dma_map(start, size, descriptor, offset)
+                assert refused.value.errno in (errno.EINVAL, errno.EACCES)
+    finally:
+        for descriptor in (fd, read_end, write_end):
+            os.close(descriptor)
+
+
+def test_registers_out_of_range(server: NicServer) -> None:
+    with Client(str(server.sockets[0])) as client:
+        for region in (*PciRegion, 9, 0xFFFF_FFFF):
+            size = client.region_info(region).size if region < 9 else 0
+            for offset, count in ((size, 4), (size - 2, 4), ((1 << 64) - 4, 8), (0, size + 1), (0, MAX_MESSAGE)):
+                if offset >= 0:
+                    with pytest.raises(OSError) as refused:
+                        client.request(Command.REGION_READ, REGION_ACCESS.pack(offset, region, count))
+                    assert refused.value.errno == errno.EINVAL
+
+
+def test_every_register_and_doorbell_takes_anything(driver: Driver) -> None:
+    driver.open()
+    noise = random.Random(2)
+    for _ in range(2000):
+        driver.client.region_write(Bar.DOORBELLS, 4 * noise.randrange(256), noise.randbytes(4), posted=True)
+    for _ in range(2000):
+        offset, length = noise.randrange(64), noise.choice([1, 2, 4])
+        driver.client.region_write(Bar.REGISTERS, offset, noise.randbytes(length), posted=True)
+    driver.device_status()
+
+
+def test_admin_commands_of_noise(driver: Driver) -> None:
+    """Known opcodes with arguments that mean little."""
+    noise = random.Random(3)
+    for _ in range(100):
+        slots = []
+        for _ in range(20):
+            opcode = noise.choice([*Opcode, 0x7777])
+            body = b"".join(noise.choice(WORDS).to_bytes(4, "big") for _ in range((SLOT_SIZE - 8) // 4))
+            slots.append(int(opcode).to_bytes(4, "big") + bytes(4) + body)
+        with pytest.raises(AdminError):
+            driver.admin_batch(slots)
+
+
+def test_rings_of_noise(driver: Driver) -> None:
+    """Descriptors that point anywhere, and doorbells that announce them."""
+    driver.open(header_split=True)
+    noise = random.Random(4)
+    for tx in driver.tx.values():
+        for _ in range(20):
+            tx.ring[:] = np.frombuffer(noise.randbytes(tx.ring.size), np.uint8).reshape(tx.ring.shape)
+            driver.doorbells.ring(tx.doorbell_index, noise.randrange(tx.entries))
+    driver.device_status()
+
+
+def test_memory_that_goes_away(driver: Driver) -> None:
+    """All of it, under open queues and commands that wait."""
+    driver.open()
+    for queue in driver.tx:
+        driver.send(queue, bytes(1000))
+    driver.unmap(driver.ram)
+    for index in range(64):
+        driver.doorbells.ring(index, 1)
+    driver.device_status()
+
+
+def test_then_a_guest_boots_and_pings(server: NicServer) -> None:
+    nics = [Nic(path) for path in server.sockets]
+    with Guest(GuestConfig(nics=nics), boot_timeout=180) as guest:
+        connect_pair(guest)
+        said = guest.run("ping -q -c 50 -i 0.01 -W 10 -s 4000 10.1.0.2").stdout
+        assert "50 received" in said, said
