@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -20,14 +21,23 @@ from nicmodel.vfio_user.poll import Poller
 from nicmodel.vfio_user.server import AddressError, Server
 from nicmodel.wire.link import link
 from nicmodel.wire.spec import FORMS, listing, open_wire
+from nicmodel.wire.switch import Switch
 from nicmodel.wire.wire import Wire
 
 _LINK = "link"
-_WIRES = listing({**FORMS, _LINK: "two NICs of this server, back to back"})
+#: switch, switch:NAME, switch:uplink=WIRE or switch:NAME,uplink=WIRE.
+_SWITCH = re.compile(r"switch(?::(?P<name>[\w.-]+))?(?:(?(name),|:)uplink=(?P<uplink>.+))?")
+_JOINED = {
+    _LINK: "two NICs of this server, back to back",
+    "switch": "any number of NICs of this server; switch:NAME to have several",
+    "switch:uplink=WIRE": "and one of the wires above to the outside; also switch:NAME,uplink=WIRE",
+}
+_WIRES = listing({**FORMS, **_JOINED})
 _HELP = """Serve a NIC at a UNIX socket until stopped (Ctrl-C).
 
 It outlives its guest: a reboot, QEMU's end and a new QEMU at the same socket are all served. Several NICs, each with a
 wire of its own: repeat --socket and --wire in the same order. Two of them back to back: --wire link for both.
+Any number at a switch: --wire switch for all.
 
 \b
 Wires:
@@ -121,17 +131,20 @@ def serve(
 
 
 def _open_wires(specs: tuple[str, ...], count: int) -> list[Wire]:
-    """One wire for each NIC; each two that say "link" are the ends of one cable."""
-    if specs == (_LINK,):
-        specs = (_LINK,) * max(count, 1)
+    """One wire for each NIC; each two that say "link" are the ends of one cable, all that name a switch have a port."""
+    if len(specs) == 1 and (specs[0] == _LINK or _SWITCH.fullmatch(specs[0])):
+        specs *= count
     if len(specs) != count:
         raise click.UsageError(f"{len(specs)} wires for {count} NICs: repeat --wire for each --socket")
     if specs.count(_LINK) % 2:
         raise click.UsageError("a link joins two NICs: give --socket for both")
+    switches = _make_switches(specs)
     wires: list[Wire] = []
     other: Wire | None = None
     for spec in specs:
-        if spec != _LINK:
+        if switch := _SWITCH.fullmatch(spec):
+            wires.append(switches[switch["name"]].port())
+        elif spec != _LINK:
             wires.append(open_wire(spec))
         elif other is None:
             wire, other = link()
@@ -140,6 +153,21 @@ def _open_wires(specs: tuple[str, ...], count: int) -> list[Wire]:
             wires.append(other)
             other = None
     return wires
+
+
+def _make_switches(specs: tuple[str, ...]) -> dict[str | None, Switch]:
+    """The switches that `specs` speak of, by name; any port may be the one that tells of the uplink."""
+    uplinks: dict[str | None, str | None] = {}
+    for spec in specs:
+        if switch := _SWITCH.fullmatch(spec):
+            name, uplink = switch["name"], switch["uplink"]
+            if uplink and uplinks.get(name) not in (None, uplink):
+                raise click.UsageError(f"a switch has one uplink: {uplinks[name]} or {uplink}?")
+            uplinks[name] = uplink or uplinks.get(name)
+    return {
+        name: Switch(f"switch:{name}" if name else "switch", open_wire(uplink) if uplink else None)
+        for name, uplink in uplinks.items()
+    }
 
 
 def _announce(nics: list[Nic], sockets: tuple[str, ...]) -> None:

@@ -129,6 +129,18 @@ class Batch:
             batch.append(frame, flags=flags, headroom=headroom)
         return batch
 
+    @classmethod
+    def over(cls, data: npt.NDArray[np.uint8], frames: npt.NDArray[np.void]) -> Batch:
+        """A batch of just these frames, over bytes that are there already."""
+        batch = cls(0, 0)
+        batch.data, batch.frames = data, frames
+        batch.count, batch.used = len(frames), len(data)
+        return batch
+
+    def rest(self) -> Batch:
+        """The frames that have not been sent yet, as a batch over the same memory."""
+        return Batch.over(self.data, self.frames[self.sent : self.count])
+
     def __len__(self) -> int:
         return self.count
 

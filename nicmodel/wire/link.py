@@ -75,7 +75,7 @@ class LinkWire:
             self.counters["tx_bytes"] += octets
             peer.counters["rx_frames"] += count
             peer.counters["rx_bytes"] += octets
-            peer._receive(_rest(batch))
+            peer._receive(batch.rest())
         batch.sent = batch.count
         return True
 
@@ -84,14 +84,6 @@ class LinkWire:
         self._receive, self._link_changed = None, _nobody
         if not self._cut:
             self._peer._link_changed()
-
-
-def _rest(batch: Batch) -> Batch:
-    """The frames that have not been sent yet, as a batch over the same memory."""
-    rest = Batch(0, 0)
-    rest.data, rest.frames = batch.data, batch.frames[batch.sent :]
-    rest.count, rest.used = batch.count - batch.sent, batch.used
-    return rest
 
 
 def _nobody() -> None:

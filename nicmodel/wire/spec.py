@@ -64,8 +64,8 @@ def open_wire(spec: str) -> Wire:
             return _open_pcap(spec, f",write={rest}")
         case "none", None, None:
             return NoWire()
-        case "link", _, _:
-            raise WireError("link: a cable joins two NICs of one server; it cannot be opened for one alone")
+        case "link" | "switch" as kind, _, _:
+            raise WireError(f"{kind}: it joins NICs of one server; it cannot be opened for one alone")
     raise WireError(f"{spec!r} names no wire; the forms are\n{listing(FORMS)}")
 
 

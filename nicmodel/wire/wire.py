@@ -65,7 +65,10 @@ class Wire(Protocol):
     offloads: Offload
     speed: int
     up: bool
-    counters: dict[str, int]
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Described above; an attribute of most wires."""
 
     def start(
         self,

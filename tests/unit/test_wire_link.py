@@ -135,9 +135,10 @@ def test_bad_spec_is_told_the_forms(spec: str) -> None:
     assert all(form in str(raised.value) for form in FORMS)
 
 
-def test_link_spec() -> None:
-    with pytest.raises(WireError, match="joins two NICs"):
-        open_wire("link")
+@pytest.mark.parametrize("spec", ["link", "switch", "switch:uplink=none"])
+def test_what_joins_nics(spec: str) -> None:
+    with pytest.raises(WireError, match="it joins NICs"):
+        open_wire(spec)
 
 
 @pytest.mark.parametrize("spec", ["tap:fd=", "tap:fd=-1", "stream:fd=x", "stream:fd=²"])
