@@ -1,1 +1,1 @@
-"""Where frames come from and go to: tap, stream, link."""
+"""Where frames come from and go to: tap, packet, stream, dgram, pcap, link, switch."""
