@@ -202,6 +202,21 @@ def test_uplink() -> None:
     assert lab.nics[0].wire.counters["uplink_tx_frames"] == 2
 
 
+def test_uplink_gets_a_flood_before_nics_do() -> None:
+    """A NIC completes partial checksums where they lie, which an uplink that takes them bare must not see."""
+    uplink = TestWire(offloads=Offload.ALL)
+    lab = Lab(2, uplink)
+
+    def overwrite(batch: Batch) -> None:
+        batch.data[:] = 0
+
+    lab.nics[1].wire.start(lab.poller, overwrite, lambda: None, lambda: None)
+    batch = Batch.of([frame(0, BROADCAST)])
+    lab.nics[0].wire.send(batch)
+    assert uplink.take() == [frame(0, BROADCAST)]
+    assert not batch.data.any()
+
+
 @pytest.mark.parametrize("offloads", [Offload.NONE, Offload.ALL])
 def test_uplink_that_is_full(offloads: Offload) -> None:
     """Steps: the uplink takes one frame and no more; NICs go on sending until they have to wait; it takes all.

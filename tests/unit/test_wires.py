@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from namespace import own_namespace
 from scapy.layers.inet import IP, TCP, UDP
@@ -20,7 +21,10 @@ from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap
 
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.packet.checksum import complete
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
+from nicmodel.packet.headers import HEADERS
+from nicmodel.packet.parse import parse
 from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.wire import TestWire
 from nicmodel.vfio_user.poll import Poller
@@ -179,10 +183,17 @@ def cable(_: Path, frames: list[Frame]) -> Iterator[tuple[Wire, Bring]]:
 @contextmanager
 def switch(_: Path, frames: list[Frame]) -> Iterator[tuple[Wire, Bring]]:
     made = Switch()
-    ours, theirs = made.port(), made.port()
+    theirs, another, ours = made.port(), made.port(), made.port()
+
+    def complete_checksums(batch: Batch) -> None:  # in place, as a NIC does that gets the same flood
+        headers = np.zeros(1, HEADERS)
+        for record in batch.frames[batch.frames["flags"] == FrameFlag.NEEDS_CSUM]:
+            parse(batch.data, int(record["offset"]), int(record["length"]), headers)
+            complete(batch.data, int(record["offset"]), headers, False)
 
     def bring(lab: Loopback, frames: list[Frame]) -> None:
         theirs.start(lab.nic.poller, lambda _: None, lambda: None, lambda: None)
+        another.start(lab.nic.poller, complete_checksums, lambda: None, lambda: None)
         theirs.send(batch_of(frames))
 
     yield ours, bring
