@@ -7,6 +7,7 @@ of that buffer. Sending never blocks either: what the socket does not take is qu
 from __future__ import annotations
 
 import array
+import contextlib
 import mmap
 import os
 import socket
@@ -62,7 +63,19 @@ class Channel:
             close_all(fds)
         self._fds.clear()
         self._outgoing.clear()
+        self._discard_input()
         self.socket.close()
+
+    def _discard_input(self) -> None:
+        """Let the peer see the connection's end, not its failure.
+
+        A UNIX socket that is closed with data unread gives the peer ECONNRESET, at which QEMU 11.1 aborts. After the
+        shutdown nothing more can come.
+        """
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+            while self.socket.recv(1 << 16):
+                pass  # descriptors that come along are closed by the kernel
 
     def fill(self, *, reuse: bool = True) -> bool:
         """Read what waits in the socket, by one ``recvmsg``.

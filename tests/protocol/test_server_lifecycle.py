@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from nicmodel.vfio_user import AddressError, AddressInUse, Client, Device, DmaFault, PciIrq, Poller, Server
+from nicmodel.vfio_user import AddressError, AddressInUse, Client, Command, Device, DmaFault, PciIrq, Poller, Server
 from nicmodel.vfio_user.protocol import HEADER
 
 from .conftest import PAGE, Lab, Memory, Recorder, mappings_of, open_descriptors
@@ -46,6 +46,21 @@ def test_socket_appears_and_disappears(path: str, poller: Poller) -> None:
     server.close()
     assert not os.path.exists(path)
     assert open_descriptors() == before
+
+
+def test_a_client_with_unread_messages_sees_an_orderly_end(path: str, poller: Poller) -> None:
+    """Not a reset connection, at which QEMU 11.1 aborts."""
+    server = Server(path, Device(), poller=poller)
+    loop = threading.Thread(target=poller.serve_forever)
+    loop.start()
+    client = Client(path)
+    poller.stop()
+    loop.join()
+    client.send(Command.DEVICE_GET_INFO, bytes(16))
+    server.close()
+    with socket.socket(fileno=os.dup(client.fileno())) as end:
+        assert end.recv(1) == b""
+    client.close()
 
 
 def test_socket_of_a_dead_server_is_replaced(path: str, poller: Poller) -> None:
