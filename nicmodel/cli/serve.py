@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.profile import Profile, parse_mac, random_mac
+from nicmodel.gvnic.profile import PROFILES, named_profile, parse_mac, random_mac
 from nicmodel.observe.report import show
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.compiled import cache_is_empty
@@ -42,6 +42,7 @@ Any number at a switch: --wire switch for all.
 \b
 Wires:
 """
+_PROFILES = "\n\n\b\nProfiles:\n" + listing({name: meaning for name, (meaning, _) in PROFILES.items()})
 _HELP_END = "\n\nSIGUSR1 prints the counters, or writes them where --report says."
 
 
@@ -52,19 +53,21 @@ def _mac(_context: click.Context, _parameter: click.Parameter, values: tuple[str
         raise click.BadParameter(str(error)) from None
 
 
-@click.command(help=_HELP + _WIRES + _HELP_END)
+@click.command(help=_HELP + _WIRES + _PROFILES + _HELP_END)
 @click.option("--socket", "sockets", multiple=True, required=True, metavar="PATH", help="Where QEMU connects.")
 @click.option("--wire", "wires", multiple=True, default=("none",), show_default=True, metavar="WIRE",
               help="Where frames go; see above.")  # fmt: skip
-@click.option("--queues", default=8, show_default=True, metavar="N", help="Receive, and transmit, queues at most.")
-@click.option("--default-queues", default=4, show_default=True, metavar="N",
-              help="How many of them the driver starts with.")  # fmt: skip
+@click.option("--profile", "profile_name", type=click.Choice(list(PROFILES)), default="default", show_default=True,
+              help="What kind of gVNIC; see above. The options below change it.")  # fmt: skip
+@click.option("--queues", type=int, metavar="N", help="Receive, and transmit, queues at most.  [default: 8]")
+@click.option("--default-queues", type=int, metavar="N",
+              help="How many of them the driver starts with.  [default: 4]")  # fmt: skip
 @click.option("--mac", "macs", multiple=True, callback=_mac, metavar="MAC",
               help="Address of the NIC; repeat for several NICs.  [default: random]")  # fmt: skip
-@click.option("--mtu", default=8896, show_default=True, metavar="BYTES",
-              help="Largest MTU; the interface comes up with it.")  # fmt: skip
-@click.option("--revision", default=1, show_default=True, type=click.IntRange(0, 255),
-              help="PCI revision. With 0, rmmod in a guest hangs once the server is gone.")  # fmt: skip
+@click.option("--mtu", type=int, metavar="BYTES",
+              help="Largest MTU; the interface comes up with it.  [default: 8896]")  # fmt: skip
+@click.option("--revision", type=click.IntRange(0, 255),
+              help="PCI revision. With 0, rmmod in a guest hangs once the server is gone.  [default: 1]")  # fmt: skip
 @click.option("--promiscuous", is_flag=True, help="Take unicast frames to any address.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
@@ -72,11 +75,12 @@ def _mac(_context: click.Context, _parameter: click.Parameter, values: tuple[str
 def serve(
     sockets: tuple[str, ...],
     wires: tuple[str, ...],
-    queues: int,
-    default_queues: int,
+    profile_name: str,
+    queues: int | None,
+    default_queues: int | None,
     macs: tuple[bytes, ...],
-    mtu: int,
-    revision: int,
+    mtu: int | None,
+    revision: int | None,
     promiscuous: bool,
     report: Path | None,
     verbose: int,
@@ -86,18 +90,15 @@ def serve(
     logging.getLogger("numba").setLevel(logging.WARNING)
     if len(macs) not in (0, len(sockets)):
         raise click.UsageError(f"{len(macs)} MAC addresses for {len(sockets)} NICs: give none, or one for each")
-    profiles = []
-    for number in range(len(sockets)):
-        try:
-            mac = macs[number] if macs else random_mac()
-            profiles.append(
-                Profile(
-                    mac=mac, queues=queues, default_queues=default_queues, max_mtu=mtu, revision=revision,
-                    promiscuous=promiscuous,
-                )
-            )  # fmt: skip
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
+    given = {"queues": queues, "default_queues": default_queues, "max_mtu": mtu, "revision": revision}
+    changes = {name: value for name, value in given.items() if value is not None} | {"promiscuous": promiscuous}
+    try:
+        profiles = [
+            named_profile(profile_name, mac=macs[number] if macs else random_mac(), **changes)
+            for number in range(len(sockets))
+        ]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     if not hasattr(os, "memfd_create"):
         raise click.ClickException("this system has no memfd_create, which QEMU needs to share a guest's memory")
     if cache_is_empty():

@@ -14,6 +14,7 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import FlowOperation, Inner, Opcode, QueueFormat, Status
+from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_SLOT, GQI_TX_PACKET
 from nicmodel.gvnic.layout import explain
 from nicmodel.gvnic.steering import SteeringError
 from nicmodel.packet.headers import L3, L4
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 #: Smallest and largest receive buffer that is accepted, bytes: what the length field of a completion can say.
 MIN_BUFFER, MAX_BUFFER = 256, 16256
 MAX_RING = 1 << 15
+#: Receive buffers of the GQI formats, and the size of a registered page, where an old driver does not say them.
+GQI_BUFFER, PAGE_SIZE = 2048, 4096
 #: The device descriptor has 16 bits for their number.
 MAX_COUNTERS = 0xFFFF
 
@@ -73,6 +76,8 @@ class AdminQueue:
         self._handlers: dict[Opcode, Callable[[np.void], None]] = {
             Opcode.DESCRIBE_DEVICE: self._describe_device,
             Opcode.CONFIGURE_DEVICE_RESOURCES: self._configure_device_resources,
+            Opcode.REGISTER_PAGE_LIST: self._register_page_list,
+            Opcode.UNREGISTER_PAGE_LIST: self._unregister_page_list,
             Opcode.CREATE_TX_QUEUE: self._create_tx_queue,
             Opcode.CREATE_RX_QUEUE: self._create_rx_queue,
             Opcode.DESTROY_TX_QUEUE: self._destroy_tx_queue,
@@ -155,7 +160,7 @@ class AdminQueue:
         self._answer(int(p["descriptor_address"]), int(p["available_length"]), answer)
 
     def _configure_device_resources(self, p: np.void) -> None:
-        _require(p["queue_format"] == QueueFormat.DQO_RDA, Status.INVALID_ARGUMENT, f"queue format {p['queue_format']}")
+        queue_format = self._queue_format(int(p["queue_format"]))
         blocks, stride, base = int(p["num_irq_doorbells"]), int(p["irq_doorbell_stride"]), int(p["msix_base_index"])
         _require(
             0 < blocks < self._nic.profile.vectors, Status.INVALID_ARGUMENT, f"{blocks} notification blocks"
@@ -167,11 +172,60 @@ class AdminQueue:
         for block in range(blocks):
             index = self._nic.irq_doorbell(block)
             self._nic.dma_write(int(p["irq_doorbell_address"]) + block * stride, index.to_bytes(4, "big"))
-        self._nic.configure(blocks=blocks, base=base, counters=(int(p["counter_array"]), counters))
+        self._nic.configure(
+            queue_format=queue_format, blocks=blocks, base=base, counters=(int(p["counter_array"]), counters)
+        )
+
+    def _queue_format(self, number: int) -> QueueFormat:
+        offered = self._nic.profile.formats
+        if number == QueueFormat.UNSPECIFIED:  # drivers older than the field: a page list per queue tells which GQI
+            number = QueueFormat.GQI_QPL if QueueFormat.GQI_QPL in offered else QueueFormat.GQI_RDA
+        _require(number in offered, Status.INVALID_ARGUMENT, f"queue format {number}")
+        return QueueFormat(number)
+
+    def _register_page_list(self, p: np.void) -> None:
+        number, count, size = int(p["page_list_id"]), int(p["num_pages"]), int(p["page_size"]) or PAGE_SIZE
+        pages = self._nic.pages
+        _require(number not in pages, Status.ALREADY_EXISTS, f"page list {number} exists")
+        _require(
+            0 < count <= pages.capacity - pages.pages, Status.RESOURCE_EXHAUSTED, f"{count} pages more than are left"
+        )
+        _require(size >= PAGE_SIZE and size & (size - 1) == 0, Status.INVALID_ARGUMENT, f"pages of {size} bytes")
+        addresses = np.frombuffer(self._nic.dma_read(int(p["list_address"]), 8 * count), ">u8")
+        pages.register(number, addresses.astype(np.uint64), size)
+
+    def _unregister_page_list(self, p: np.void) -> None:
+        number = int(p["page_list_id"])
+        _require(number in self._nic.pages, Status.NOT_FOUND, f"no page list {number}")
+        in_use = self._nic.pages.fields(number)["pages"]
+        for queues in (self._nic.state.rx, self._nic.state.tx):
+            _require(not (queues["pages"] == in_use).any(), Status.FAILED_PRECONDITION, f"page list {number} is in use")
+        self._nic.pages.unregister(number)
+
+    def _page_list(self, p: np.void) -> dict[str, int]:
+        """What a GQI queue's record says of its page list; nothing for raw addressing."""
+        number = int(p["page_list_id"])
+        if number == c.NO_PAGE_LIST:
+            return {}
+        _require(number in self._nic.pages, Status.INVALID_ARGUMENT, f"page list {number} is not registered")
+        return self._nic.pages.fields(number)
 
     def _create_tx_queue(self, p: np.void) -> None:
         queue = self._new_queue(p, self._nic.state.tx)
         entries, completions = int(p["ring_entries"]), int(p["completion_ring_entries"])
+        if self._nic.gqi:
+            entries = entries or self._nic.profile.ring_entries
+            self._check_ring("TX", int(p["ring_address"]), entries, GQI_TX_PACKET.itemsize)
+            self._queue_resources(p, self._nic.tx_doorbell(queue), queue)
+            self._nic.create_tx(
+                queue,
+                vector=int(p["notification_block"]),
+                ring=int(p["ring_address"]),
+                entries=entries,
+                completion_ring=self._nic.counter_array + 4 * queue,
+                **self._page_list(p),
+            )
+            return
         self._check_ring("TX", int(p["ring_address"]), entries, 16)
         self._check_ring("TX completion", int(p["completion_ring_address"]), completions, 8)
         self._queue_resources(p, self._nic.tx_doorbell(queue), queue)
@@ -188,6 +242,24 @@ class AdminQueue:
         queue = self._new_queue(p, self._nic.state.rx)
         completions, buffers = int(p["completion_ring_entries"]), int(p["buffer_ring_entries"])
         size, header = int(p["packet_buffer_size"]), int(p["header_buffer_size"])
+        if self._nic.gqi:
+            entries = completions or self._nic.profile.ring_entries
+            size = size or GQI_BUFFER
+            self._check_ring("RX descriptor", int(p["completion_ring_address"]), entries, GQI_RX_DESCRIPTOR.itemsize)
+            self._check_ring("RX data", int(p["buffer_ring_address"]), entries, GQI_RX_SLOT.itemsize)
+            _require(MIN_BUFFER <= size <= MAX_BUFFER, Status.INVALID_ARGUMENT, f"receive buffers of {size} bytes")
+            self._queue_resources(p, self._nic.rx_doorbell(queue), self._nic.profile.queues + queue)
+            self._nic.create_rx(
+                queue,
+                vector=int(p["notification_block"]),
+                completion_ring=int(p["completion_ring_address"]),
+                completion_entries=entries,
+                buffer_ring=int(p["buffer_ring_address"]),
+                buffer_entries=entries,
+                buffer_size=size,
+                **self._page_list(p),
+            )
+            return
         self._check_ring("RX completion", int(p["completion_ring_address"]), completions, 32)
         self._check_ring("RX buffer", int(p["buffer_ring_address"]), buffers, 32)
         _require(MIN_BUFFER <= size <= MAX_BUFFER, Status.INVALID_ARGUMENT, f"receive buffers of {size} bytes")

@@ -118,6 +118,8 @@ CREATE_RX_QUEUE = record(
     ("padding", "u1"),
     ("header_buffer_size", ">u2"),
 )
+#: `page_list_id` of a queue whose addresses are DMA addresses.
+NO_PAGE_LIST = 0xFFFFFFFF
 DESTROY_QUEUE = record(("queue_id", ">u4"))
 DECONFIGURE_DEVICE_RESOURCES = record()
 CONFIGURE_RSS = record(
@@ -214,6 +216,8 @@ class Feature(IntFlag):
 OPTION_HEADER = record(("id", ">u2"), ("length", ">u2"), ("required_features", ">u4"))
 #: The last two fields of the DQO-RDA option are the queue sizes of older drivers (Linux up to 6.7, DPDK of 2023).
 OPTION_DQO_RDA = record(("supported", ">u4"), ("tx_completion_entries", ">u2"), ("rx_buffer_entries", ">u2"))
+OPTION_DQO_QPL = record(("supported", ">u4"), ("tx_pages_per_qpl", ">u2"), ("rx_pages_per_qpl", ">u2"))
+OPTION_GQI = record(("supported", ">u4"))
 OPTION_MODIFY_RING = record(
     ("supported", ">u4"), ("max_rx", ">u2"), ("max_tx", ">u2"), ("min_rx", ">u2"), ("min_tx", ">u2")
 )  # fmt: skip

@@ -1,13 +1,13 @@
-"""Descriptors of the DQO queue formats, all little-endian.
+"""Descriptors of the DQO queue formats, little-endian, and of the GQI formats, big-endian.
 
-Source: Linux drivers/net/ethernet/google/gve/gve_desc_dqo.h.
+Source: Linux drivers/net/ethernet/google/gve/gve_desc_dqo.h and gve_desc.h.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
-from nicmodel.gvnic.layout import Layout, at
+from nicmodel.gvnic.layout import Layout, at, record
 
 #: Buffer queue: an empty buffer on its way from driver to device.
 RX_BUFFER = Layout(
@@ -124,3 +124,80 @@ IRQ_DOORBELL = Layout(
 #: `IRQ_DOORBELL.itr_index` that leaves the interval alone, and the interval's unit in ns.
 ITR_NO_UPDATE = 3
 ITR_UNIT_NS = 2000
+
+# GQI formats. Fields are whole bytes, so these are records.
+
+#: One buffer of a receive queue: its DMA address, or its byte offset in the queue's page list.
+GQI_RX_SLOT = record(("address", ">u8"))
+
+#: One per buffer used; `length` counts the padding before the frame in its first buffer. The sequence number in
+#: `flags_seq` is what makes a descriptor valid, so that 64-bit word is stored last.
+GQI_RX_DESCRIPTOR = record(
+    ("reserved", "u1", (48,)),
+    ("hash", ">u4"),
+    ("mss", ">u2"),
+    ("reserved2", ">u2"),
+    ("header_length", "u1"),
+    ("header_offset", "u1"),
+    ("checksum", ">u2"),
+    ("length", ">u2"),
+    ("flags_seq", ">u2"),
+)
+
+#: Bytes that the device leaves free before a frame, so that its IP header is aligned.
+GQI_RX_PAD = 2
+#: Sequence numbers run from 1 to this and start again at 1; 0 is a descriptor not written yet.
+GQI_SEQUENCE = 7
+
+
+class GqiRxFlag(IntFlag):
+    """Flags beside the sequence number in `GQI_RX_DESCRIPTOR.flags_seq`."""
+
+    FRAGMENT = 1 << 6
+    IPV4 = 1 << 7
+    IPV6 = 1 << 8
+    TCP = 1 << 9
+    UDP = 1 << 10
+    ERROR = 1 << 11
+    #: More buffers of this packet follow.
+    CONTINUES = 1 << 13
+
+
+class GqiTxType(IntEnum):
+    """Upper four bits of a transmit descriptor's first byte."""
+
+    STANDARD = 0
+    TSO = 1
+    SEGMENT = 2
+    METADATA = 3
+
+
+#: First descriptor of a packet. Offsets count in units of two bytes: the L4 header from the start of the frame, the
+#: checksum from the L4 header. Bit 0 of `type_flags` asks for the L4 checksum.
+GQI_TX_PACKET = record(
+    ("type_flags", "u1"),
+    ("l4_checksum_offset", "u1"),
+    ("l4_header_offset", "u1"),
+    ("descriptors", "u1"),
+    ("length", ">u2"),
+    ("segment_length", ">u2"),
+    ("segment_address", ">u8"),
+)
+
+#: Further pieces of a packet. `mss` and the offset of the L3 header, in units of two bytes, matter for TSO only.
+GQI_TX_SEGMENT = record(
+    ("type_flags", "u1"),
+    ("l3_offset", "u1"),
+    ("reserved", ">u2"),
+    ("mss", ">u2"),
+    ("segment_length", ">u2"),
+    ("segment_address", ">u8"),
+)
+
+
+class GqiIrqDoorbell(IntFlag):
+    """Interrupt doorbell of the GQI formats, a big-endian 32-bit write."""
+
+    ACK = 1 << 31
+    MASK = 1 << 30
+    EVENT = 1 << 29

@@ -13,9 +13,10 @@ import numpy as np
 
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.admin import AdminQueue
-from nicmodel.gvnic.commands import RSS_LUT_SIZE
-from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS
+from nicmodel.gvnic.commands import RSS_LUT_SIZE, QueueFormat
+from nicmodel.gvnic.descriptors import GQI_RX_PAD, IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS, GqiIrqDoorbell
 from nicmodel.gvnic.moderation import NEVER, moderate
+from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.receive import receive
 from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
@@ -23,6 +24,7 @@ from nicmodel.gvnic.state import OUTCOME, SETTINGS, Drop, Purpose, make_state
 from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit import transmit
+from nicmodel.gvnic.transmit_gqi import transmit_gqi
 from nicmodel.packet.frames import Batch
 from nicmodel.pci.config import Command, ConfigSpace, MsixTable
 from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
@@ -113,6 +115,8 @@ class Nic(Device):
         self.resettable = True
 
         self.blocks = 0
+        self.queue_format = QueueFormat.UNSPECIFIED
+        self.pages = PageLists(profile.max_registered_pages)
         self.status = DeviceStatus(0)
         self._vector_base = 0
         self._registers: dict[int, int] = {}
@@ -126,6 +130,8 @@ class Nic(Device):
         self._rx_dirty = False
         self._fired = np.zeros(max(profile.vectors, 1), np.int32)
         self._timer: Timer | None = None
+        self.gqi = False
+        self.counter_array = 0
         self._offloads = int(wire.offloads)
         self._load_packet_path()
 
@@ -135,7 +141,8 @@ class Nic(Device):
         A client waits only seconds for an answer, so this must not happen when the first frame comes.
         """
         self._receive(self._spare)
-        transmit(self.state, 0, self._out.data, self._out.frames, self._out_used, self.wire.headroom, self._offloads)
+        for send in (transmit, transmit_gqi):
+            send(self.state, 0, self._out.data, self._out.frames, self._out_used, self.wire.headroom, self._offloads)
         moderate(self.state.vectors, 0, self._fired)
 
     def start(self) -> None:
@@ -283,7 +290,7 @@ class Nic(Device):
 
     def _doorbell(self, offset: int, data: bytes | memoryview) -> None:
         queues = self.profile.queues
-        value = int.from_bytes(data, "little")
+        value = int.from_bytes(data, "big" if self.gqi else "little")
         index = (offset >> 2) - 1
         if len(data) != 4 or offset & 3 or index < 0 or index >= 4 * queues:
             self.counters["doorbell_unknown"] += 1
@@ -291,20 +298,24 @@ class Nic(Device):
             self._ring_irq(index, value)
         elif index < 3 * queues:
             queue = index - 2 * queues
-            if value < self._tx_entries[queue]:
+            if value < self._tx_entries[queue] or self.gqi:
                 self._tx_tail[queue] = value
                 self._tx_dirty[queue] = None
             else:
                 self.counters["doorbell_beyond_ring"] += 1
         else:
             queue = index - 3 * queues
-            if value < self._rx_entries[queue]:
+            if value < self._rx_entries[queue] or self.gqi:
                 self._rx_tail[queue] = value
                 self._rx_dirty = True
             else:
                 self.counters["doorbell_beyond_ring"] += 1
 
     def _ring_irq(self, block: int, value: int) -> None:
+        if self.gqi:
+            # What came since the vector fired is pending, so unmasking fires again; ACK and EVENT say nothing more.
+            self._enabled[block] = value & GqiIrqDoorbell.MASK == 0
+            return
         if IRQ_DOORBELL.itr_index.mask & value >> IRQ_DOORBELL.itr_index.shift != ITR_NO_UPDATE:
             self._interval[block] = (value >> IRQ_DOORBELL.interval.shift & IRQ_DOORBELL.interval.mask) * ITR_UNIT_NS
         if value >> IRQ_DOORBELL.clear_pending.shift & 1:
@@ -345,12 +356,19 @@ class Nic(Device):
         """Whether CONFIGURE_DEVICE_RESOURCES has been done."""
         return self.blocks > 0
 
-    def configure(self, *, blocks: int, base: int, counters: tuple[int, int]) -> None:
-        """CONFIGURE_DEVICE_RESOURCES: interrupt vectors of `blocks` notification blocks start at `base`."""
-        self.deconfigure()
+    def configure(
+        self, *, queue_format: QueueFormat, blocks: int, base: int, counters: tuple[int, int]
+    ) -> None:  # fmt: skip
+        """CONFIGURE_DEVICE_RESOURCES: vectors of `blocks` notification blocks from `base` on; counters somewhere."""
+        if self.configured:
+            self.deconfigure()
         address, count = counters
         self.dma_write(address, bytes(4 * count))
         self.blocks = blocks
+        self.queue_format = queue_format
+        self.gqi = queue_format in (QueueFormat.GQI_RDA, QueueFormat.GQI_QPL)
+        self.state.device["gqi"] = self.gqi
+        self.counter_array = address
         self._vector_base = base
         self._update_running()
 
@@ -361,6 +379,7 @@ class Nic(Device):
             self._drop_rx(queue)
         self._retry_held()
         self.statistics.detach()
+        self.pages.clear()
         self.rules.reset()
         self.rss.reset()
         self.state.vectors[:] = 0
@@ -374,16 +393,17 @@ class Nic(Device):
 
     def create_rx(self, queue: int, **fields: int) -> None:
         """Start a receive queue without buffers; `fields` are those of `RX_QUEUE`."""
-        self._fill(self.state.rx[queue : queue + 1], fields)
+        padding = GQI_RX_PAD if self.gqi else 0
+        self._fill(self.state.rx[queue : queue + 1], fields["buffer_entries"], {"padding": padding, **fields})
         self.rss.spread(int(np.flatnonzero(self.state.rx["active"]).max()) + 1)
 
     def create_tx(self, queue: int, **fields: int) -> None:
         """Start a transmit queue; `fields` are those of `TX_QUEUE`."""
-        self._fill(self.state.tx[queue : queue + 1], fields)
+        self._fill(self.state.tx[queue : queue + 1], fields["entries"], fields)
 
-    @staticmethod
-    def _fill(record: np.ndarray, fields: dict[str, int]) -> None:
+    def _fill(self, record: np.ndarray, entries: int, fields: dict[str, int]) -> None:
         _clear(record)
+        record["position_mask"] = 0xFFFFFFFF if self.gqi else entries - 1
         for name, value in fields.items():
             record[name] = value
         record["generation"] = 1
@@ -485,9 +505,8 @@ class Nic(Device):
                 return
             while self._tx_dirty:
                 queue = next(iter(self._tx_dirty))
-                if transmit(
-                    self.state, queue, out.data, out.frames, self._out_used, self.wire.headroom, self._offloads
-                ):  # fmt: skip
+                send = transmit_gqi if self.gqi else transmit
+                if send(self.state, queue, out.data, out.frames, self._out_used, self.wire.headroom, self._offloads):
                     break
                 del self._tx_dirty[queue]
             out.count, out.used = int(self._out_used[0]), int(self._out_used[1])

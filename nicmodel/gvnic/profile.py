@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from nicmodel.gvnic import commands as c
-from nicmodel.gvnic.commands import Feature, OptionId
+from nicmodel.gvnic.commands import Feature, OptionId, QueueFormat
 
 #: Ethernet header and one VLAN tag: what a frame is longer than its MTU.
 FRAME_OVERHEAD = 14 + 4
 
 MAX_QUEUES = 63
 MIN_MTU, MAX_MTU = 68, 9216
+
+
+#: Pages of a page list, as the descriptor advises drivers; a receive list has to cover a ring of 1024.
+_TX_PAGES, _RX_PAGES = 512, 1024
 
 
 def random_mac() -> bytes:
@@ -43,6 +48,7 @@ class Profile:
     """Parameters of one device.
 
     Attributes:
+        formats: queue formats on offer; the driver chooses.
         queues: maximum number of receive, and of transmit, queues (BAR 0).
         default_queues: how many of each a driver uses unless told otherwise; at least 2 for devmem, since queue 0
             cannot be restarted alone.
@@ -57,9 +63,11 @@ class Profile:
             queue are accepted at any revision.
         promiscuous: receive unicast frames to any address.
         link_speed: Mbit/s.
+        max_registered_pages: pages in all page lists together, for the QPL formats.
     """
 
     mac: bytes = field(default_factory=random_mac)
+    formats: tuple[QueueFormat, ...] = (QueueFormat.DQO_RDA, QueueFormat.GQI_QPL)
     queues: int = 8
     default_queues: int = 4
     ring_entries: int = 1024
@@ -74,12 +82,15 @@ class Profile:
     revision: int = 1
     promiscuous: bool = False
     link_speed: int = 100_000
+    max_registered_pages: int = 65536
 
     def __post_init__(self) -> None:
         if not 1 <= self.queues <= MAX_QUEUES:
             raise ValueError(f"{self.queues} queues: between 1 and {MAX_QUEUES} are possible")
         if not MIN_MTU <= self.max_mtu <= MAX_MTU:
             raise ValueError(f"MTU {self.max_mtu}: between {MIN_MTU} and {MAX_MTU} is possible")
+        if not self.formats or not set(self.formats) <= set(QueueFormat) - {QueueFormat.UNSPECIFIED}:
+            raise ValueError("a device offers at least one queue format")
         if len(self.mac) != 6 or self.mac[0] & 1:
             raise ValueError("a MAC address has six bytes, the first of them even")
 
@@ -109,8 +120,14 @@ class Profile:
         """What DESCRIBE_DEVICE answers: the device descriptor and the options, packed."""
         mask = int(self.features)
         ring = self.ring_entries
-        options: list[tuple[OptionId, np.dtype[np.void], tuple[int, ...]]] = [
-            (OptionId.DQO_RDA, c.OPTION_DQO_RDA, (mask, ring, ring)),
+        by_format: dict[QueueFormat, tuple[OptionId, np.dtype[np.void], tuple[int, ...]]] = {
+            QueueFormat.DQO_RDA: (OptionId.DQO_RDA, c.OPTION_DQO_RDA, (mask, ring, ring)),
+            QueueFormat.DQO_QPL: (OptionId.DQO_QPL, c.OPTION_DQO_QPL, (mask, _TX_PAGES, _RX_PAGES)),
+            QueueFormat.GQI_RDA: (OptionId.GQI_RDA, c.OPTION_GQI, (mask,)),
+            QueueFormat.GQI_QPL: (OptionId.GQI_QPL, c.OPTION_GQI, (mask,)),
+        }
+        options = [
+            *(by_format[queue_format] for queue_format in self.formats),
             (
                 OptionId.MODIFY_RING,
                 c.OPTION_MODIFY_RING,
@@ -134,14 +151,57 @@ class Profile:
             for number, form, values in options
         )
         descriptor = np.zeros((), c.DEVICE_DESCRIPTOR)
-        descriptor["max_registered_pages"] = 65536
+        descriptor["max_registered_pages"] = self.max_registered_pages
         descriptor["tx_queue_entries"] = descriptor["rx_queue_entries"] = ring
         descriptor["default_num_queues"] = min(self.default_queues, self.queues)
         descriptor["mtu"] = min(self.max_mtu, 1500)
         descriptor["counters"] = 2 * self.queues
-        descriptor["tx_pages_per_qpl"] = 512
-        descriptor["rx_pages_per_qpl"] = 1024
+        descriptor["tx_pages_per_qpl"] = _TX_PAGES
+        descriptor["rx_pages_per_qpl"] = _RX_PAGES
         descriptor["mac"] = np.frombuffer(self.mac, np.uint8)
         descriptor["num_device_options"] = len(options)
         descriptor["total_length"] = c.DEVICE_DESCRIPTOR.itemsize + len(packed)
         return descriptor.tobytes() + packed
+
+
+#: Profiles by name: what to change of the default for each, and what it is for.
+PROFILES: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": ("DQO with raw addressing, jumbo frames, all features; GQI with page lists for older drivers", {}),
+    "afxdp": (
+        "a maximum MTU that AF_XDP zero copy can do with; twice the queues in use, for XDP's own transmit queues",
+        {"max_mtu": 1500, "queues": 16, "default_queues": 4},
+    ),
+    "dqo-qpl": ("DQO with page lists only", {"formats": (QueueFormat.DQO_QPL,)}),
+    "gqi-rda": ("GQI with raw addressing only", {"formats": (QueueFormat.GQI_RDA,)}),
+    "legacy": (
+        "GQI with page lists only, 1500-byte frames, no header split, steering or clock, revision 0: the first gVNICs",
+        {
+            "formats": (QueueFormat.GQI_QPL,),
+            "max_mtu": 1500,
+            "max_flow_rules": 0,
+            "header_buffer_size": 0,
+            "timestamps": False,
+            "revision": 0,
+        },
+    ),
+    "gce": (
+        "what the cloud offers, as far as is known: 16 queues, all formats but DQO-QPL, RSS settings readable",
+        {
+            "formats": (QueueFormat.DQO_RDA, QueueFormat.GQI_RDA, QueueFormat.GQI_QPL),
+            "queues": 16,
+            "default_queues": 16,
+            "rss_option": True,
+            "revision": 0,
+        },
+    ),
+}
+
+
+def named_profile(name: str, **changes: Any) -> Profile:
+    """A profile of `PROFILES`, with some of its fields changed.
+
+    Raises:
+        KeyError: there is no such profile.
+        ValueError: the values do not make a device.
+    """
+    return Profile(**{**PROFILES[name][1], **changes})

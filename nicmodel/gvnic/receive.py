@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RXDID
 from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
+from nicmodel.gvnic.receive_gqi import place_gqi
 from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
 from nicmodel.packet.checksum import ChecksumError, complete, verifiable, verify
 from nicmodel.packet.compiled import Record, compiled, i64, u64
@@ -141,7 +142,7 @@ def _reject(state: State, queue: int, count: int) -> None:
 def _buffers_needed(rx: Record, header: int, length: int) -> int:
     """Buffers that a packet of `length` bytes takes when `header` bytes of it go to the header buffer."""
     size = i64(rx.buffer_size)
-    return max(1, (length - header + size - 1) // size)
+    return max(1, (length - header + i64(rx.padding) + size - 1) // size)
 
 
 @compiled
@@ -161,6 +162,8 @@ def _place(
     `header` is the split point, 0 when nothing goes to the header buffer, -1 when the header does not fit it. `word0`
     and `word1` are the completion's fields that hold for the whole packet. Enough buffers are known to be there.
     """
+    if state.device[0].gqi != 0:
+        return place_gqi(state, queue, data, offset, hash_value)
     rx = state.rx[queue]
     length = i64(state.headers[0].length)
     overflow = 0
@@ -249,7 +252,7 @@ def _room(rx: Record, needed: int) -> int:
     entries = i64(rx.buffer_entries)
     if needed >= entries:
         return _NO_BUFFERS
-    visible = (i64(rx.buffer_tail) - i64(rx.buffer_head)) & (entries - 1)
+    visible = (i64(rx.buffer_tail) - i64(rx.buffer_head)) & rx.position_mask
     if rx.held > 0 or visible < needed:
         return _HELD
     return _NONE

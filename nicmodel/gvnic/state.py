@@ -63,6 +63,7 @@ KINDS = MAX_KINDS + 1
 DEVICE = np.dtype(
     [
         ("running", "<i4"),
+        ("gqi", "<i4"),
         ("promiscuous", "<i4"),
         ("mac", "<i8"),
         ("max_frame", "<i4"),
@@ -75,6 +76,12 @@ DEVICE = np.dtype(
         ("faults", "<i8"),
     ]
 )
+
+# The fields of the queues serve both families of formats. DQO: heads and tails are indices, and a receive queue has a
+# buffer ring and a completion ring. GQI: heads and tails are free-running 32-bit counts, the "completion ring" of a
+# receive queue is its descriptor ring and that of a transmit queue is its counter; `sequence` is the last sequence
+# number written, `pages` the address of the page list in this process (0: addresses are DMA addresses). The distance
+# between two positions is their difference under `position_mask`.
 
 #: What a queue counts since the server's start. It outlives the queue, which drivers create and destroy at will.
 _RX_COUNTERS = ("frames", "bytes", "split", "header_overflow", "aggregated", "bad_checksum")
@@ -90,12 +97,18 @@ RX_QUEUE = np.dtype(
         ("completion_index", "<i4"),
         ("generation", "<i4"),
         ("buffer_entries", "<i4"),
-        ("buffer_head", "<i4"),
-        ("buffer_tail", "<i4"),
+        ("buffer_head", "<i8"),
+        ("buffer_tail", "<i8"),
         ("buffer_size", "<i4"),
         ("header_size", "<i4"),
         ("rsc", "<i4"),
         ("held", "<i4"),
+        ("position_mask", "<i8"),
+        ("padding", "<i4"),
+        ("sequence", "<i4"),
+        ("page_size", "<i4"),
+        ("page_count", "<i8"),
+        ("pages", "<u8"),
         *((name, "<i8") for name in _RX_COUNTERS),
     ]
 )
@@ -106,12 +119,16 @@ TX_QUEUE = np.dtype(
         ("vector", "<i4"),
         ("ring", "<u8"),
         ("completion_ring", "<u8"),
+        ("head", "<i8"),
+        ("tail", "<i8"),
         ("entries", "<i4"),
-        ("head", "<i4"),
-        ("tail", "<i4"),
         ("completion_entries", "<i4"),
         ("completion_index", "<i4"),
         ("generation", "<i4"),
+        ("position_mask", "<i8"),
+        ("page_size", "<i4"),
+        ("page_count", "<i8"),
+        ("pages", "<u8"),
         *((name, "<i8") for name in _TX_COUNTERS),
     ]
 )

@@ -67,8 +67,10 @@ _GENERATION = TX_COMPLETION.generation.shift
 _VALUE = TX_COMPLETION.tag_or_head.shift
 
 #: Bytes of one packet beyond which it is an error: the longest TSO packet that Linux sends, and its header.
-_MAX_PACKET = 262143 + 255
+MAX_PACKET = 262143 + 255
 _MAX_IP = 65535
+#: Most bytes of headers that are looked for where the driver does not say how many they are.
+MAX_HEADER = 255
 
 _U8 = u64(8)
 
@@ -94,7 +96,7 @@ def _report(state: State, queue: int, fields: int) -> None:
 
 
 @compiled
-def _gather(state: State, row: int, target: int, count: int, segment: int, skip: int) -> tuple[int, int]:
+def gather(state: State, row: int, target: int, count: int, segment: int, skip: int) -> tuple[int, int]:
     """Read the packet's next `count` bytes to this process's address `target`, from byte `skip` of buffer `segment` on.
 
     Returns:
@@ -149,14 +151,14 @@ def _checksum(
 
 
 @compiled
-def _send_plain(
+def send_plain(
     state: State, queue: int, total: int, checksum: bool, out_data: npt.NDArray[np.uint8], out_frames: Records,
     out: npt.NDArray[np.int64], headroom: int, offloads: int,
 ) -> int:  # fmt: skip
     """One packet that becomes one frame."""
     row = len(state.rx) + queue
     offset = out[1] + headroom
-    segment, _ = _gather(state, row, u64(out_data.ctypes.data) + u64(offset), total, 0, 0)
+    segment, _ = gather(state, row, u64(out_data.ctypes.data) + u64(offset), total, 0, 0)
     if segment < 0:
         return _DMA_FAULT
     frame = _append(out_frames, out, offset, total)
@@ -173,7 +175,7 @@ def _send_plain(
 
 
 @compiled
-def _send_segments(
+def send_segments(
     state: State, queue: int, header: int, payload: int, mss: int, whole: bool, out_data: npt.NDArray[np.uint8],
     out_frames: Records, out: npt.NDArray[np.int64], headroom: int, offloads: int,
 ) -> int:  # fmt: skip
@@ -182,7 +184,7 @@ def _send_segments(
     tx = state.tx[queue]
     template = state.segment
     template_address = u64(template.ctypes.data)
-    segment, skip = _gather(state, row, template_address, header, 0, 0)
+    segment, skip = gather(state, row, template_address, header, 0, 0)
     if segment < 0:
         return _DMA_FAULT
     h = state.headers[0]
@@ -196,7 +198,7 @@ def _send_segments(
         offset = out[1] + headroom
         target = base + u64(offset)
         copy(target, template_address, header)
-        segment, skip = _gather(state, row, target + u64(header), piece, segment, skip)
+        segment, skip = gather(state, row, target + u64(header), piece, segment, skip)
         if segment < 0:
             return _DMA_FAULT
         frame = _append(out_frames, out, offset, header + piece)
@@ -230,6 +232,37 @@ def _whole(h: Record, offloads: int) -> bool:
     if h.l3 == _IPV4:
         return offloads & _TSO4 != 0
     return offloads & _TSO6 != 0
+
+
+@compiled
+def plan_segments(
+    state: State, queue: int, total: int, header: int, mss: int, offloads: int
+) -> tuple[int, int, bool]:  # fmt: skip
+    """Look at the headers of a packet that is to be segmented: they decide how.
+
+    Args:
+        state: the device; the packet's pieces are in `addresses` and `lengths`, its parsed headers end in `headers`.
+        queue: the transmit queue.
+        total: bytes of the packet.
+        header: bytes of its headers as the driver says, 0 when it does not.
+        mss: payload bytes of each segment.
+        offloads: what the wire takes undone.
+
+    Returns:
+        A `Drop`, the bytes of the headers, and whether the wire takes the packet whole.
+    """
+    known = min(total, MAX_HEADER if header == 0 else header)
+    if mss == 0 or header >= total or header + mss > MAX_FRAME:
+        return _BAD_DESCRIPTOR, 0, False
+    segment, _ = gather(state, len(state.rx) + queue, u64(state.segment.ctypes.data), known, 0, 0)
+    if segment < 0:
+        return _DMA_FAULT, 0, False
+    parse(state.segment, 0, total, state.headers)
+    h = state.headers[0]
+    found = i64(h.payload)
+    if (h.l4 != _TCP and h.l4 != _UDP) or found > known or (header != 0 and found != header):
+        return _BAD_DESCRIPTOR, 0, False
+    return _NONE, found, _whole(h, offloads)
 
 
 @compiled
@@ -310,28 +343,18 @@ def transmit(
         whole = False
         needed = headroom + total
         frames = 1
-        if total > _MAX_PACKET or (not has_tso and total > MAX_FRAME):
+        if total > MAX_PACKET or (not has_tso and total > MAX_FRAME):
             verdict = _BAD_DESCRIPTOR
         if has_tso and verdict == _NONE:
             header = i64(tso >> _TSO_HEADER & _TSO_HEADER_MASK)
             mss = i64(tso >> _TSO_MSS & _TSO_MSS_MASK)
-            payload = min(i64(tso >> _TSO_TOTAL & _TSO_TOTAL_MASK), total - header)
-            if mss == 0 or payload <= 0 or header + mss > MAX_FRAME:
-                verdict = _BAD_DESCRIPTOR
-            else:
-                # The headers decide how many frames it becomes.
-                segment, _ = _gather(state, row, u64(state.segment.ctypes.data), header, 0, 0)
-                if segment < 0:
-                    verdict = _DMA_FAULT
-                else:
-                    parse(state.segment, 0, total, state.headers)
-                    h = state.headers[0]
-                    if (h.l4 != _TCP and h.l4 != _UDP) or h.payload != header:
-                        verdict = _BAD_DESCRIPTOR
-                    else:
-                        whole = _whole(h, offloads)
-                        frames = (payload + mss - 1) // mss
-                        needed = frames * (headroom + header) + payload
+            verdict, header, whole = plan_segments(state, queue, total, header, mss, offloads)
+            if verdict == _NONE:
+                payload = min(i64(tso >> _TSO_TOTAL & _TSO_TOTAL_MASK), total - header)
+                frames = (payload + mss - 1) // mss
+                needed = frames * (headroom + header) + payload
+                if payload <= 0:
+                    verdict = _BAD_DESCRIPTOR
         if verdict == _NONE:
             if out[1] + needed > len(out_data) or out[0] + frames > len(out_frames):
                 if out[0] > 0:
@@ -339,11 +362,11 @@ def transmit(
                     return True
                 verdict = _BAD_DESCRIPTOR
             elif has_tso:
-                verdict = _send_segments(
+                verdict = send_segments(
                     state, queue, header, payload, mss, whole, out_data, out_frames, out, headroom, offloads
                 )
             else:
-                verdict = _send_plain(
+                verdict = send_plain(
                     state, queue, total, checksum, out_data, out_frames, out, headroom, offloads
                 )  # fmt: skip
         if verdict != _NONE:

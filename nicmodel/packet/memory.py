@@ -85,6 +85,10 @@ if JIT_DISABLED:
         """Store one aligned word so that no earlier store can be seen after it: the word with a generation bit."""
         store_u64(address, value)
 
+    def publish_u32(address: int, value: int) -> None:
+        """As `publish_u64`, for a 32-bit counter."""
+        store_u32(address, value)
+
     def fence_acquire() -> None:
         """Order what follows after what was loaded before."""
 
@@ -106,6 +110,16 @@ else:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             builder.store_atomic(args[1], _pointer(builder, args[0], 64), "release", 8)
+            return context.get_dummy_value()
+
+        return types.void(types.uint64, types.uint64), codegen
+
+    @intrinsic
+    def publish_u32(typingctx: Any, address: Any, value: Any) -> Any:
+        """As `publish_u64`, for a 32-bit counter."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            builder.store_atomic(builder.trunc(args[1], ir.IntType(32)), _pointer(builder, args[0], 32), "release", 4)
             return context.get_dummy_value()
 
         return types.void(types.uint64, types.uint64), codegen

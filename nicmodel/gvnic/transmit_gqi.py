@@ -1,0 +1,183 @@
+"""Transmit on a GQI queue: descriptors say the offsets that DQO leaves to be parsed, completion is a counter.
+
+Source: Linux drivers/net/ethernet/google/gve/gve_tx.c.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from nicmodel.gvnic.descriptors import GQI_TX_PACKET, GQI_TX_SEGMENT, GqiTxType
+from nicmodel.gvnic.dma import READ, WRITE, fault, locate
+from nicmodel.gvnic.pages import resolve
+from nicmodel.gvnic.receive_gqi import big_endian
+from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
+from nicmodel.gvnic.transmit import plan_segments, send_plain, send_segments
+from nicmodel.packet.compiled import compiled, i64, u64
+from nicmodel.packet.memory import load_u64, publish_u32
+
+_NONE = int(Drop.NONE)
+_DMA_FAULT = int(Drop.DMA_FAULT)
+_BAD_DESCRIPTOR = int(Drop.BAD_DESCRIPTOR)
+_DESCRIPTOR = int(Purpose.DESCRIPTOR)
+_COMPLETION = int(Purpose.COMPLETION)
+_STANDARD, _TSO, _SEGMENT, _METADATA = (int(kind) for kind in GqiTxType)
+
+_SIZE = GQI_TX_PACKET.itemsize
+_U8 = u64(8)
+_COUNT_MASK = 0xFFFFFFFF
+
+
+def _shift(form: np.dtype[np.void], name: str) -> int:
+    """Place of a field in the descriptor's first eight bytes, read as one big-endian number."""
+    assert form.fields is not None
+    dtype, offset = form.fields[name][:2]
+    return 64 - 8 * (offset + dtype.itemsize)
+
+
+_TYPE = u64(_shift(GQI_TX_PACKET, "type_flags"))
+_DESCRIPTORS = u64(_shift(GQI_TX_PACKET, "descriptors"))
+_LENGTH = u64(_shift(GQI_TX_PACKET, "length"))
+_SEGMENT_LENGTH = u64(_shift(GQI_TX_PACKET, "segment_length"))
+_MSS = u64(_shift(GQI_TX_SEGMENT, "mss"))
+_BYTE = u64(0xFF)
+_SHORT = u64(0xFFFF)
+
+
+@compiled
+def _add_pieces(state: State, queue: int, count: int, address: int, length: int) -> int:
+    """Add a segment to the packet's pieces, cut where its page list's pages end.
+
+    Returns:
+        Number of pieces now, -1 when the segment leaves the page list or there are too many.
+    """
+    tx = state.tx[queue]
+    while length > 0:
+        place, piece = resolve(tx, address, length)
+        if piece == 0 or count == MAX_SEGMENTS:
+            return -1
+        state.addresses[count] = place
+        state.lengths[count] = piece
+        count += 1
+        address += u64(piece)
+        length -= piece
+    return count
+
+
+@compiled
+def transmit_gqi(
+    state: State, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records, out: npt.NDArray[np.int64],
+    headroom: int, offloads: int,
+) -> bool:  # fmt: skip
+    """Take packets from a transmit queue until its tail or until the batch is full.
+
+    Args:
+        state: the device.
+        queue: number of an active queue.
+        out_data: bytes of the batch that frames are added to.
+        out_frames: its records (`FRAME`).
+        out: its number of frames and of bytes, shape (2,).
+        headroom: bytes to leave free before each frame.
+        offloads: what the wire takes undone (`Offload`).
+
+    Returns:
+        True when the next packet did not fit the batch: call again with an empty one.
+    """
+    tx = state.tx[queue]
+    row = len(state.rx) + queue
+    mask = i64(tx.entries - 1)
+    head = i64(tx.head)
+    before = head
+    full = False
+    while True:
+        waiting = (i64(tx.tail) - head) & _COUNT_MASK
+        if waiting == 0:
+            break
+        verdict = _NONE
+        pieces = 0
+        total = 0
+        mss = 0
+        kind = _STANDARD
+        checksum = False
+        descriptors = 1
+        position = 0
+        while position < descriptors:
+            address = tx.ring + u64(((head + position) & mask) * _SIZE)
+            host = locate(state, address, _SIZE, READ)
+            if host == 0:
+                # Without its ring the queue cannot go on: skip what was posted.
+                fault(state, address)
+                state.drops[row, _DMA_FAULT] += 1
+                tx.head = tx.tail
+                return False
+            state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _SIZE
+            low = big_endian(load_u64(host))
+            high = big_endian(load_u64(host + _U8))
+            this = i64(low >> _TYPE & _BYTE) >> 4
+            if position == 0:
+                kind = this
+                checksum = low >> _TYPE & u64(1) != 0
+                descriptors = max(1, i64(low >> _DESCRIPTORS & _BYTE))
+                total = i64(low >> _LENGTH & _SHORT)
+                if this != _STANDARD and this != _TSO:
+                    verdict = _BAD_DESCRIPTOR
+                    descriptors = 1
+                if descriptors > waiting:
+                    break
+            elif this == _SEGMENT:
+                mss = i64(low >> _MSS & _SHORT)
+            elif this != _METADATA:
+                verdict = _BAD_DESCRIPTOR
+            if this != _METADATA and verdict == _NONE:
+                pieces = _add_pieces(state, queue, pieces, high, i64(low >> _SEGMENT_LENGTH & _SHORT))
+                if pieces < 0:
+                    verdict = _BAD_DESCRIPTOR
+                    pieces = 0
+            position += 1
+        if descriptors > waiting:
+            break
+
+        gathered = 0
+        for k in range(pieces):
+            gathered += state.lengths[k]
+        if verdict == _NONE and (gathered != total or total == 0):
+            verdict = _BAD_DESCRIPTOR
+        frames = 1
+        needed = headroom + total
+        header = 0
+        whole = False
+        if verdict == _NONE and kind == _TSO:
+            verdict, header, whole = plan_segments(state, queue, total, 0, mss, offloads)
+            if verdict == _NONE:
+                frames = (total - header + mss - 1) // mss
+                needed = frames * (headroom + header) + total - header
+        if verdict == _NONE:
+            if out[1] + needed > len(out_data) or out[0] + frames > len(out_frames):
+                if out[0] > 0:
+                    full = True
+                    break
+                verdict = _BAD_DESCRIPTOR
+            elif kind == _TSO:
+                verdict = send_segments(
+                    state, queue, header, total - header, mss, whole, out_data, out_frames, out, headroom, offloads
+                )
+            else:
+                verdict = send_plain(state, queue, total, checksum, out_data, out_frames, out, headroom, offloads)
+        if verdict != _NONE:
+            state.drops[row, verdict] += 1
+        tx.packets += 1
+        head = (head + descriptors) & _COUNT_MASK
+        tx.head = head
+        state.vectors[tx.vector].pending = 1
+
+    if head == before:
+        return full
+    # The count of descriptors done is all that the driver learns.
+    host = locate(state, tx.completion_ring, 4, WRITE)
+    if host == 0:
+        fault(state, tx.completion_ring)
+    else:
+        publish_u32(host, big_endian(u64(head)) >> u64(32))
+        state.ledger[row, _COMPLETION, state.regions[state.device[0].region].kind] += 4
+    return full
