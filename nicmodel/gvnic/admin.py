@@ -187,9 +187,9 @@ class AdminQueue:
         number, count, size = int(p["page_list_id"]), int(p["num_pages"]), int(p["page_size"]) or PAGE_SIZE
         pages = self._nic.pages
         _require(number not in pages, Status.ALREADY_EXISTS, f"page list {number} exists")
-        _require(
-            0 < count <= pages.capacity - pages.pages, Status.RESOURCE_EXHAUSTED, f"{count} pages more than are left"
-        )
+        left = pages.capacity - pages.pages
+        _require(count > 0, Status.INVALID_ARGUMENT, "a page list without pages")
+        _require(count <= left, Status.RESOURCE_EXHAUSTED, f"{count} pages, {left} are left")
         _require(size >= PAGE_SIZE and size & (size - 1) == 0, Status.INVALID_ARGUMENT, f"pages of {size} bytes")
         addresses = np.frombuffer(self._nic.dma_read(int(p["list_address"]), 8 * count), ">u8")
         pages.register(number, addresses.astype(np.uint64), size)

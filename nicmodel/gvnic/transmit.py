@@ -348,7 +348,10 @@ def transmit(
         if has_tso and verdict == _NONE:
             header = i64(tso >> _TSO_HEADER & _TSO_HEADER_MASK)
             mss = i64(tso >> _TSO_MSS & _TSO_MSS_MASK)
-            verdict, header, whole = plan_segments(state, queue, total, header, mss, offloads)
+            if header == 0:
+                verdict = _BAD_DESCRIPTOR
+            else:
+                verdict, header, whole = plan_segments(state, queue, total, header, mss, offloads)
             if verdict == _NONE:
                 payload = min(i64(tso >> _TSO_TOTAL & _TSO_TOTAL_MASK), total - header)
                 frames = (payload + mss - 1) // mss

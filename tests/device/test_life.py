@@ -119,6 +119,7 @@ def test_description(driver: Driver) -> None:
     assert limits.item()[1:] == (4096, 4096, 256, 256)
     expected = [
         OptionId.DQO_RDA,
+        OptionId.GQI_QPL,
         OptionId.MODIFY_RING,
         OptionId.JUMBO_FRAMES,
         OptionId.BUFFER_SIZES,
