@@ -1,59 +1,79 @@
-"""Every queue format under the stock driver, which takes what the profile offers: ping, TCP, UDP, a file's checksum."""
+"""Every queue format under the stock driver, which takes what the profile offers, and older stock kernels."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pytest
 from lab import TROUBLE
 
 from nicmodel.vm.guest import Guest, GuestConfig
+from nicmodel.vm.image import DEFAULT_KERNEL, kernel_named
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.server import NicServer
 
 pytestmark = pytest.mark.guest
 
-#: Profile, the driver's number of the format, the MTU that it comes up with.
-FORMATS = {"gqi-rda": (1, 8896), "legacy": (2, 1500), "dqo-qpl": (4, 8896), "gce": (3, 8896)}
+
+@dataclass(frozen=True)
+class Case:
+    """A profile under a kernel, the driver's number of the format, the MTU that it comes up with."""
+
+    profile: str
+    format: int
+    mtu: int = 8896
+    kernel: str = DEFAULT_KERNEL.name
+
+
+CASES = [
+    Case("gqi-rda", 1),
+    Case("legacy", 2, mtu=1500),
+    Case("dqo-qpl", 4),
+    Case("gce", 3),
+    Case("default", 3, kernel="trixie"),
+    Case("default", 3, kernel="bookworm"),
+]
 FILE_SIZE = 32 << 20
 
 
-@pytest.fixture(scope="module", params=FORMATS)
-def linked(request: pytest.FixtureRequest) -> Iterator[tuple[str, Guest, NicServer]]:
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.profile}-{case.kernel}")
+def linked(request: pytest.FixtureRequest) -> Iterator[tuple[Case, Guest, NicServer]]:
     """A guest with two NICs of one profile, back to back, the second in namespace "peer"."""
-    with (
-        NicServer(["--wire", "link", "--profile", request.param], sockets=2) as server,
-        Guest(GuestConfig(nics=[Nic(path) for path in server.sockets], memory="1536M")) as guest,
-    ):
+    case: Case = request.param
+    with ExitStack() as stack:
+        server = stack.enter_context(NicServer(["--wire", "link", "--profile", case.profile], sockets=2))
+        nics = [Nic(path) for path in server.sockets]
+        config = GuestConfig(nics=nics, memory="1536M", kernel=kernel_named(case.kernel))
+        guest = stack.enter_context(Guest(config))
         guest.run(
             "modprobe gve; ip netns add peer; until [ -e /sys/class/net/eth1 ]; do sleep 0.1; done;"
             "ip link set eth1 netns peer; ip addr add 10.1.0.1/24 dev eth0; ip -n peer addr add 10.1.0.2/24 dev eth1;"
             "ip link set eth0 up; ip -n peer link set eth1 up; ip -n peer link set lo up;"
             'until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done'
         )
-        yield request.param, guest, server
+        yield case, guest, server
         trouble = [line for line in guest.dmesg().splitlines() if TROUBLE.search(line)]
         assert not trouble
 
 
-def test_the_driver_takes_the_format(linked: tuple[str, Guest, NicServer]) -> None:
-    profile, guest, _ = linked
-    number, mtu = FORMATS[profile]
-    assert guest.dmesg().count(f"GVE queue format {number}") == 2
-    assert f"mtu {mtu} " in guest.run("ip link show eth0").stdout
+def test_the_driver_takes_the_format(linked: tuple[Case, Guest, NicServer]) -> None:
+    case, guest, _ = linked
+    assert guest.dmesg().count(f"GVE queue format {case.format}") == 2
+    assert f"mtu {case.mtu} " in guest.run("ip link show eth0").stdout
 
 
-def test_ping_of_every_size(linked: tuple[str, Guest, NicServer]) -> None:
-    profile, guest, _ = linked
-    mtu = FORMATS[profile][1]
+def test_ping_of_every_size(linked: tuple[Case, Guest, NicServer]) -> None:
+    case, guest, _ = linked
     sizes = [0, 1, 18, 64, 128, 1000, 1472, 2016, 2017, 2018, 2019, 2020, 4066, 4067, 4068, 6114, 6115, 8868]
-    chosen = " ".join(str(size) for size in sizes if size <= mtu - 28)
+    chosen = " ".join(str(size) for size in sizes if size <= case.mtu - 28)
     script = f"for s in {chosen}; do ping -q -c 2 -i 0.01 -W 5 -s $s 10.1.0.2 >/dev/null || echo $s; done"
     assert guest.run(script, timeout=90).stdout.split() == []
 
 
-def test_tcp_and_udp_with_several_streams(linked: tuple[str, Guest, NicServer]) -> None:
+def test_tcp_and_udp_with_several_streams(linked: tuple[Case, Guest, NicServer]) -> None:
     _, guest, server = linked
     before = server.report()
     guest.run("ip netns exec peer iperf3 -s -D")
@@ -68,7 +88,7 @@ def test_tcp_and_udp_with_several_streams(linked: tuple[str, Guest, NicServer]) 
         assert grown <= {"no_buffers"}
 
 
-def test_a_file_arrives_as_it_was(linked: tuple[str, Guest, NicServer]) -> None:
+def test_a_file_arrives_as_it_was(linked: tuple[Case, Guest, NicServer]) -> None:
     _, guest, _ = linked
     receiver = guest.start("ip netns exec peer sh -c 'socat -u TCP-LISTEN:5400,reuseaddr - | sha256sum'")
     guest.run("ip netns exec peer sh -c 'until ss -ltn | grep -q :5400; do sleep 0.05; done'")
@@ -76,7 +96,7 @@ def test_a_file_arrives_as_it_was(linked: tuple[str, Guest, NicServer]) -> None:
     assert receiver.wait(60).stdout == guest.run("sha256sum < /tmp/file").stdout
 
 
-def test_reconfiguration_and_reload(linked: tuple[str, Guest, NicServer]) -> None:
+def test_reconfiguration_and_reload(linked: tuple[Case, Guest, NicServer]) -> None:
     """Queues are destroyed and made anew, page lists with them; the driver goes and comes back."""
     _, guest, _ = linked
     guest.run("ethtool -L eth0 rx 2 tx 2; ip link set eth0 down; ip link set eth0 up")
