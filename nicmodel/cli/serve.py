@@ -69,6 +69,8 @@ def _mac(_context: click.Context, _parameter: click.Parameter, values: tuple[str
 @click.option("--revision", type=click.IntRange(0, 255),
               help="PCI revision. With 0, rmmod in a guest hangs once the server is gone.  [default: 1]")  # fmt: skip
 @click.option("--promiscuous", is_flag=True, help="Take unicast frames to any address.")
+@click.option("--coalesce/--no-coalesce", default=True, show_default=True,
+              help="Merge TCP segments where the driver lets the NIC do so (ethtool: rx-gro-hw).")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
 @click.option("-v", "--verbose", count=True, help="Log what the guest does; twice: each admin command.")
@@ -82,6 +84,7 @@ def serve(
     mtu: int | None,
     revision: int | None,
     promiscuous: bool,
+    coalesce: bool,
     report: Path | None,
     verbose: int,
 ) -> None:
@@ -92,6 +95,7 @@ def serve(
         raise click.UsageError(f"{len(macs)} MAC addresses for {len(sockets)} NICs: give none, or one for each")
     given = {"queues": queues, "default_queues": default_queues, "max_mtu": mtu, "revision": revision}
     changes = {name: value for name, value in given.items() if value is not None} | {"promiscuous": promiscuous}
+    changes["coalesce"] = coalesce
     try:
         profiles = [
             named_profile(profile_name, mac=macs[number] if macs else random_mac(), **changes)

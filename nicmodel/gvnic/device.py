@@ -84,6 +84,7 @@ class Nic(Device):
         device["max_frame"] = profile.max_frame
         device["promiscuous"] = profile.promiscuous
         device["timestamps"] = profile.timestamps
+        device["coalesce"] = profile.coalesce
         # Columns of the state that doorbells write, as views of their own: the hot path of the interpreter.
         self._rx_tail = self.state.rx["buffer_tail"]
         self._rx_entries = self.state.rx["buffer_entries"]

@@ -62,6 +62,7 @@ class Profile:
         revision: PCI revision. From 1 on a driver survives the loss of the device; both ways of setting up the admin
             queue are accepted at any revision.
         promiscuous: receive unicast frames to any address.
+        coalesce: merge TCP segments on queues with RSC (Linux: ``ethtool -K ... rx-gro-hw``).
         link_speed: Mbit/s.
         max_registered_pages: pages in all page lists together, for the QPL formats.
     """
@@ -81,6 +82,7 @@ class Profile:
     timestamps: bool = True
     revision: int = 1
     promiscuous: bool = False
+    coalesce: bool = True
     link_speed: int = 100_000
     max_registered_pages: int = 65536
 

@@ -1,7 +1,12 @@
 """Receive: a batch of frames from a wire to the guest's queues, in one compiled call.
 
-A frame's way: parse, admit (is it ours, does it fit), verify checksums, steer (flow rule, else RSS), place (header and
-payload by DMA, completions). Interrupts are decided afterwards, once for the batch (`nicmodel.gvnic.moderation`).
+A frame's way: parse, admit (is it ours, does it fit), steer (flow rule, else RSS), coalesce (on queues with RSC),
+verify checksums, place (header and payload by DMA, completions). Interrupts are decided afterwards, once for the batch
+(`nicmodel.gvnic.moderation`).
+
+TCP segments of one flow that follow one another in the batch become one packet. They stay where they are until it is
+placed: each piece of payload is copied once, from the batch into the driver's buffers. Nothing is kept back when the
+batch ends.
 
 A frame for whose buffers the driver is late is *held* in a backlog of a bounded size, and tried again when the driver
 posts buffers; frames of that queue that come later queue up behind it. The rules of placement are those that Linux
@@ -9,6 +14,8 @@ checks in drivers/net/ethernet/google/gve/gve_rx_dqo.c.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +25,17 @@ from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
 from nicmodel.gvnic.receive_gqi import place_gqi
 from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
 from nicmodel.packet.checksum import ChecksumError, complete, verifiable, verify
-from nicmodel.packet.compiled import Record, compiled, i64, u64
+from nicmodel.packet.coalesce import (
+    MAX_IP,
+    continues,
+    extend,
+    is_last,
+    merge_header,
+    mergeable,
+    open_aggregate,
+    same_flow,
+)
+from nicmodel.packet.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.packet.frames import FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.match import match
@@ -49,6 +66,7 @@ _SCTP = int(L4.SCTP)
 _L4_OTHER = int(L4.OTHER)
 _IPV4 = int(L3.IPV4)
 _NEEDS_CSUM = int(FrameFlag.NEEDS_CSUM)
+_CSUM_VALID = int(FrameFlag.CSUM_VALID)
 _VOUCHED = int(FrameFlag.NEEDS_CSUM | FrameFlag.CSUM_VALID)
 _GSO_NONE = int(Gso.NONE)
 _GSO_UDP = int(Gso.UDP_L4)
@@ -83,15 +101,26 @@ _TIMESTAMP = RX_COMPLETION.timestamp.shift
 #: Linux copies packets up to this length into one buffer and then forgets how many segments they had: such a packet is
 #: not worth aggregating (gve's rx_copybreak).
 _COPYBREAK = 256
-#: Longest aggregated IP packet.
-_MAX_IP = 65535
 
 _U8 = u64(8)
 _U16 = u64(16)
 _U24 = u64(24)
 
 
-@compiled
+class _Batch(NamedTuple):
+    """What `receive` was called with, for the functions below."""
+
+    data: npt.NDArray[np.uint8]
+    frames: Records
+    outcomes: Records
+    now: int
+    limit: int
+    held_data: npt.NDArray[np.uint8]
+    held_frames: Records
+    held: npt.NDArray[np.int64]
+
+
+@inlined
 def _ptype(headers: Records) -> int:
     """Index into the packet-type map: ``l3 << 3 | l4``; SCTP's CRC32c is not verified, so no claim is made for it."""
     h = headers[0]
@@ -101,7 +130,7 @@ def _ptype(headers: Records) -> int:
     return i64(h.l3) << 3 | l4
 
 
-@compiled
+@inlined
 def _complete_buffer(state: State, queue: int, word0: int, word1: int, word2: int, word3: int) -> None:
     """Write the next completion of a queue: the generation bit is added here, its word stored last."""
     rx = state.rx[queue]
@@ -138,27 +167,32 @@ def _reject(state: State, queue: int, count: int) -> None:
     state.vectors[rx.vector].pending = 1
 
 
-@compiled
+@inlined
 def _buffers_needed(rx: Record, header: int, length: int) -> int:
     """Buffers that a packet of `length` bytes takes when `header` bytes of it go to the header buffer."""
     size = i64(rx.buffer_size)
     return max(1, (length - header + i64(rx.padding) + size - 1) // size)
 
 
-@compiled
+@inlined
 def _place(
     state: State,
     queue: int,
+    batch: _Batch,
+    number: int,
+    segment: int,
     data: npt.NDArray[np.uint8],
     offset: int,
+    contiguous: int,
     header: int,
     word0: int,
     word1: int,
     hash_value: int,
-    timestamp: int,
 ) -> int:
-    """Put one packet (``state.headers[0].length`` bytes at `offset`) into the queue's next buffers.
+    """Put one packet of ``state.headers[0].length`` bytes into the queue's next buffers.
 
+    Its first `contiguous` bytes, at least the headers, are at `offset` of `data`. If there are more, they are the
+    payload of the batch's frame `number` and of those that follow it in the packet (`OUTCOME`), `segment` bytes each.
     `header` is the split point, 0 when nothing goes to the header buffer, -1 when the header does not fit it. `word0`
     and `word1` are the completion's fields that hold for the whole packet. Enough buffers are known to be there.
     """
@@ -176,6 +210,7 @@ def _place(
     head = i64(rx.buffer_head)
     size = i64(rx.buffer_size)
     header_address = u64(0)
+    payload = i64(state.headers[0].payload)
 
     # First look at all buffers, so that a bad address is found before anything is written.
     for k in range(needed):
@@ -198,17 +233,27 @@ def _place(
             _reject(state, queue, k + 1)
             return _DMA_FAULT
 
-    source = u64(data.ctypes.data) + u64(offset)
+    position = u64(data.ctypes.data) + u64(offset)
     if header > 0:
-        write(state, queue, _HEADER, header_address, source, header)
+        write(state, queue, _HEADER, header_address, position, header)
         rx.split += 1
     rx.header_overflow += overflow
-    source += u64(header)
-    word3 = timestamp << _TIMESTAMP
+    position += u64(header)
+    contiguous -= header
+    word3 = (batch.now & 0xFFFFFFFF) << _TIMESTAMP
     for k in range(needed):
         piece = min(size, left - k * size)
-        if piece > 0:
-            write(state, queue, _PAYLOAD, state.addresses[k], source + u64(k * size), piece)
+        done = 0
+        while done < piece:
+            if contiguous == 0:
+                position = u64(batch.data.ctypes.data) + u64(batch.frames[number].offset) + u64(payload)
+                contiguous = segment
+                number = i64(batch.outcomes[number].next)
+            count = min(piece - done, contiguous)
+            write(state, queue, _PAYLOAD, state.addresses[k] + u64(done), position, count)
+            position += u64(count)
+            contiguous -= count
+            done += count
         first = word0 | piece << _LENGTH
         second = word1 | i64(state.lengths[k]) << _BUFFER_ID
         if k == 0:
@@ -225,7 +270,7 @@ def _place(
     return _NONE
 
 
-@compiled
+@inlined
 def _steer(state: State, data: npt.NDArray[np.uint8], offset: int, outcome: Record) -> int:
     """The receive queue of the parsed frame: of the first flow rule that matches, else by hash and table."""
     device = state.device[0]
@@ -239,14 +284,14 @@ def _steer(state: State, data: npt.NDArray[np.uint8], offset: int, outcome: Reco
     return i64(state.lut[value % i64(device.lut_size)])
 
 
-@compiled
+@inlined
 def _split_of(state: State, rx: Record) -> int:
     if rx.header_size > 0:
         return split_point(state.headers, i64(rx.header_size))
     return 0
 
 
-@compiled
+@inlined
 def _room(rx: Record, needed: int) -> int:
     """Whether a frame that needs so many buffers goes to the queue now."""
     entries = i64(rx.buffer_entries)
@@ -259,11 +304,11 @@ def _room(rx: Record, needed: int) -> int:
 
 
 @compiled
-def _deliver_segments(
-    state: State, queue: int, data: npt.NDArray[np.uint8], offset: int, frame: Record, word0: int, hash_value: int,
-    timestamp: int,
-) -> int:  # fmt: skip
+def _deliver_segments(state: State, batch: _Batch, number: int, word0: int) -> int:
     """Cut an aggregated frame into the packets it stands for, and place each."""
+    frame = batch.frames[number]
+    queue = i64(batch.outcomes[number].queue)
+    hash_value = i64(batch.outcomes[number].hash)
     rx = state.rx[queue]
     h = state.headers[0]
     header = i64(h.payload)
@@ -278,7 +323,7 @@ def _deliver_segments(
         h.length = header + payload
         return room
     segment = state.segment
-    base = u64(data.ctypes.data) + u64(offset)
+    base = u64(batch.data.ctypes.data) + u64(frame.offset)
     target = u64(segment.ctypes.data)
     word1 = _DONE | 1 << _PROCESSED | i64(state.device[0].timestamps) << _TS_VALID
     for k in range(count):
@@ -288,18 +333,96 @@ def _deliver_segments(
         h.length = header + piece
         segment_header(segment, 0, state.headers, k * size, piece, k, k == 0, k == count - 1)
         complete(segment, 0, state.headers, False)
-        verdict = _place(state, queue, segment, 0, _split_of(state, rx), word0, word1, hash_value, timestamp)
+        split = _split_of(state, rx)
+        verdict = _place(
+            state, queue, batch, number, 0, segment, 0, header + piece, split, word0, word1, hash_value
+        )  # fmt: skip
         if verdict != _NONE:
             return verdict
     return _NONE
 
 
+@inlined
+def _deliver_whole(state: State, batch: _Batch, number: int, word0: int, payload: int, flags: int) -> int:
+    """Place one packet: a frame as it is, which may be an aggregated one, or what is coalesced from `number` on."""
+    frame = batch.frames[number]
+    outcome = batch.outcomes[number]
+    offset = i64(frame.offset)
+    queue = i64(outcome.queue)
+    rx = state.rx[queue]
+    h = state.headers[0]
+    data = batch.data
+    contiguous = i64(h.length)
+    segment = contiguous - i64(h.payload)
+    if payload > 0:
+        h.length = h.payload + payload
+    split = _split_of(state, rx)
+    outcome.header = split
+    room = _room(rx, _buffers_needed(rx, max(split, 0), i64(h.length)))
+    if room != _NONE:
+        return room
+    word1 = _DONE | i64(state.device[0].timestamps) << _TS_VALID
+    if payload > 0:
+        # The batch may be on its way to other NICs too, so the header of the whole is made elsewhere.
+        contiguous = i64(h.payload)
+        copy(u64(state.segment.ctypes.data), u64(data.ctypes.data) + u64(offset), contiguous)
+        data = state.segment
+        offset = i64(0)
+        merge_header(data, offset, state.headers, payload, flags)
+        word0 |= 1 << _RSC
+        word1 |= 1 << _PROCESSED | segment << _RSC_SEGMENT
+        rx.aggregated += 1
+    elif frame.gso != _GSO_NONE:
+        word0 |= 1 << _RSC
+        word1 |= 1 << _PROCESSED | i64(frame.segment) << _RSC_SEGMENT
+        rx.aggregated += 1
+    elif frame.flags & _VOUCHED != 0:
+        if frame.flags & _NEEDS_CSUM != 0:
+            complete(data, offset, state.headers, False)
+        word1 |= 1 << _PROCESSED
+    elif verifiable(state.headers):
+        errors = verify(data, offset, state.headers)
+        word1 |= 1 << _PROCESSED
+        if errors & _BAD_IP:
+            word1 |= 1 << _IP_ERROR
+        if errors & _BAD_L4:
+            word1 |= 1 << _L4_ERROR
+        if errors:
+            rx.bad_checksum += 1
+    hash_value = i64(outcome.hash)
+    return i64(_place(state, queue, batch, number, segment, data, offset, contiguous, split, word0, word1, hash_value))
+
+
 @compiled
-def _deliver(
-    state: State, data: npt.NDArray[np.uint8], frame: Record, now: int, oldest: int, outcome: Record
-) -> int:  # fmt: skip
-    """Take one frame all the way; the result is a `Drop`."""
+def _deliver(state: State, batch: _Batch, number: int, payload: int, flags: int) -> int:
+    """Take one parsed frame to its queue, or, with `payload` > 0, all that is merged to it; the result is a `Drop`."""
+    frame = batch.frames[number]
+    outcome = batch.outcomes[number]
+    rx = state.rx[outcome.queue]
+    h = state.headers[0]
+    outcome.completion = rx.completion_index
+    before = rx.completion_index + rx.generation * rx.completion_entries
+    word0 = _RXDID | _ptype(state.headers) << _PTYPE | i64(h.ipv6_ex_add) << _EX_ADD
+    total = i64(h.length)
+    if frame.gso == _GSO_NONE or (
+        frame.gso != _GSO_UDP and rx.rsc != 0 and total > _COPYBREAK and total - i64(h.l3_offset) <= MAX_IP
+    ):
+        verdict = i64(_deliver_whole(state, batch, number, word0, payload, flags))
+    else:
+        verdict = i64(_deliver_segments(state, batch, number, word0))
+    after = rx.completion_index + rx.generation * rx.completion_entries
+    span = 2 * i64(rx.completion_entries)
+    outcome.completions = (after - before + span) % span
+    return verdict
+
+
+@inlined
+def _admit(state: State, batch: _Batch, number: int, oldest: int) -> int:
+    """Parse one frame and find its queue; the result is a `Drop`."""
     device = state.device[0]
+    data = batch.data
+    frame = batch.frames[number]
+    outcome = batch.outcomes[number]
     offset = i64(frame.offset)
     length = i64(frame.length)
     if device.running == 0:
@@ -314,8 +437,7 @@ def _deliver(
             return _NOT_OURS
     parse(data, offset, length, state.headers)
     h = state.headers[0]
-    gso = i64(frame.gso)
-    if gso == _GSO_NONE:
+    if frame.gso == _GSO_NONE:
         if h.length > device.max_frame:
             return _OVER_MRU
     else:
@@ -330,68 +452,26 @@ def _deliver(
         return _NO_QUEUE
     if frame.time != 0 and i64(frame.time) < oldest:
         return _NO_BUFFERS
-    rx = state.rx[queue]
-    hash_value = i64(outcome.hash)
-    timestamp = now & 0xFFFFFFFF
-    outcome.completion = rx.completion_index
-    before = rx.completion_index + rx.generation * rx.completion_entries
-    word0 = _RXDID | _ptype(state.headers) << _PTYPE | i64(h.ipv6_ex_add) << _EX_ADD
-
-    total = i64(h.length)
-    pass_whole = gso == _GSO_NONE or (
-        gso != _GSO_UDP and rx.rsc != 0 and total > _COPYBREAK and total - i64(h.l3_offset) <= _MAX_IP
-    )
-    if not pass_whole:
-        verdict = _deliver_segments(state, queue, data, offset, frame, word0, hash_value, timestamp)
-    else:
-        split = _split_of(state, rx)
-        verdict = _room(rx, _buffers_needed(rx, max(split, 0), total))
-        if verdict == _NONE:
-            word1 = _DONE | i64(device.timestamps) << _TS_VALID
-            if gso != _GSO_NONE:
-                word0 |= 1 << _RSC
-                word1 |= 1 << _PROCESSED | i64(frame.segment) << _RSC_SEGMENT
-                rx.aggregated += 1
-            elif frame.flags & _VOUCHED != 0:
-                if frame.flags & _NEEDS_CSUM != 0:
-                    complete(data, offset, state.headers, False)
-                word1 |= 1 << _PROCESSED
-            elif verifiable(state.headers):
-                errors = verify(data, offset, state.headers)
-                word1 |= 1 << _PROCESSED
-                if errors & _BAD_IP:
-                    word1 |= 1 << _IP_ERROR
-                if errors & _BAD_L4:
-                    word1 |= 1 << _L4_ERROR
-                if errors:
-                    rx.bad_checksum += 1
-            verdict = _place(state, queue, data, offset, split, word0, word1, hash_value, timestamp)
-        if gso == _GSO_NONE or verdict == _NONE:
-            outcome.header = split
-    after = rx.completion_index + rx.generation * rx.completion_entries
-    span = 2 * i64(rx.completion_entries)
-    outcome.completions = (after - before + span) % span
-    return verdict
+    return _NONE
 
 
 @compiled
-def _hold(
-    state: State, data: npt.NDArray[np.uint8], frame: Record, now: int, limit: int, held_data: npt.NDArray[np.uint8],
-    held_frames: Records, held: npt.NDArray[np.int64], queue: int,
-) -> int:  # fmt: skip
+def _hold(state: State, batch: _Batch, number: int) -> int:
     """Keep a copy of a frame that found no buffers."""
-    rx = state.rx[queue]
+    frame = batch.frames[number]
+    rx = state.rx[batch.outcomes[number].queue]
+    held = batch.held
     length = i64(frame.length)
     count = held[0]
     used = held[1]
-    if rx.held >= limit or count == len(held_frames) or used + length > len(held_data):
+    if rx.held >= batch.limit or count == len(batch.held_frames) or used + length > len(batch.held_data):
         return _NO_BUFFERS
-    source = u64(data.ctypes.data) + u64(frame.offset)
-    copy(u64(held_data.ctypes.data) + u64(used), source, length)
-    kept = held_frames[count]
+    source = u64(batch.data.ctypes.data) + u64(frame.offset)
+    copy(u64(batch.held_data.ctypes.data) + u64(used), source, length)
+    kept = batch.held_frames[count]
     kept.offset = used
     kept.length = length
-    kept.time = now if frame.time == 0 else frame.time
+    kept.time = batch.now if frame.time == 0 else i64(frame.time)
     kept.flags = frame.flags
     kept.gso = frame.gso
     kept.segment = frame.segment
@@ -402,6 +482,140 @@ def _hold(
     held[1] = used + length
     rx.held += 1
     return _HELD
+
+
+@inlined
+def _settle(state: State, batch: _Batch, number: int, verdict: int) -> int:
+    """Book how a frame ended; 1 if it was delivered."""
+    outcome = batch.outcomes[number]
+    queue = i64(outcome.queue)
+    if verdict == _HELD:
+        verdict = i64(_hold(state, batch, number))
+    outcome.verdict = verdict
+    if outcome.rule >= 0 and verdict != _HELD:
+        state.rules[outcome.rule].hits += u64(1)
+    if verdict == _NONE:
+        return 1
+    if queue >= 0 and queue < len(state.rx):
+        state.drops[queue, verdict] += 1
+    else:
+        state.drops[len(state.drops) - 1, verdict] += 1
+    return 0
+
+
+@compiled
+def _flush(state: State, batch: _Batch, index: int) -> int:
+    """Deliver an open aggregate; the number of frames delivered. What `state.headers` held is lost."""
+    device = state.device[0]
+    aggregate = state.aggregates[index]
+    number = i64(aggregate.first)
+    count = i64(aggregate.count)
+    payload = i64(aggregate.payload)
+    flags = i64(aggregate.flags)
+    length = i64(aggregate.header) + payload
+    device.aggregates -= 1
+    for k in range(index, i64(device.aggregates)):
+        state.aggregates[k] = state.aggregates[k + 1]
+
+    delivered = 0
+    frame = batch.frames[number]
+    first = batch.outcomes[number]
+    rx = state.rx[first.queue]
+    if count > 1 and (length > _COPYBREAK or rx.header_size > 0):
+        parse(batch.data, i64(frame.offset), i64(frame.length), state.headers)
+        verdict = _deliver(state, batch, number, payload, flags)
+        if verdict == _NONE:
+            rx.coalesced += count
+        for _ in range(count):
+            outcome = batch.outcomes[number]
+            outcome.header = first.header
+            outcome.completion = first.completion
+            outcome.completions = first.completions
+            following = i64(outcome.next)
+            if verdict != _NONE:
+                outcome.next = -1
+            delivered += _settle(state, batch, number, verdict)
+            number = following
+    else:
+        for _ in range(count):
+            frame = batch.frames[number]
+            following = i64(batch.outcomes[number].next)
+            batch.outcomes[number].next = -1
+            parse(batch.data, i64(frame.offset), i64(frame.length), state.headers)
+            delivered += _settle(state, batch, number, _deliver(state, batch, number, 0, 0))
+            number = following
+    return delivered
+
+
+@inlined
+def _fits(rx: Record, aggregate: Record, more: int) -> bool:
+    """Whether so many bytes of payload may be added: to an IP packet, and to the buffers that are there."""
+    payload = i64(aggregate.payload) + more
+    if i64(aggregate.header) - i64(aggregate.l3_offset) + payload > MAX_IP:
+        return False
+    visible = (i64(rx.buffer_tail) - i64(rx.buffer_head)) & rx.position_mask
+    header = i64(aggregate.header)
+    split = header if header <= rx.header_size else 0
+    return bool(_buffers_needed(rx, split, header + payload) <= visible)
+
+
+@compiled
+def _coalesce(state: State, batch: _Batch, number: int, more_come: bool) -> tuple[bool, int]:
+    """Let the parsed TCP frame, or fragment, join an aggregate or open one.
+
+    Returns:
+        Whether it was taken, and the number of frames delivered: those of aggregates that it has ended, or that it must
+        not overtake.
+    """
+    device = state.device[0]
+    frame = batch.frames[number]
+    outcome = batch.outcomes[number]
+    rx = state.rx[outcome.queue]
+    data = batch.data
+    offset = i64(frame.offset)
+    hash_value = i64(outcome.hash)
+    delivered = 0
+    if state.headers[0].l4 != _TCP:  # a fragment may belong to any of the flows
+        while device.aggregates > 0:
+            delivered += _flush(state, batch, 0)
+        parse(data, offset, i64(frame.length), state.headers)
+        return False, delivered
+
+    found = -1
+    for index in range(i64(device.aggregates)):
+        if same_flow(data, offset, state.headers, hash_value, state.aggregates[index]):
+            found = index
+            break
+    if found < 0 and not more_come:
+        return False, 0
+    candidate = frame.gso == _GSO_NONE and mergeable(data, offset, state.headers)
+    if candidate and frame.flags & _VOUCHED == 0:
+        candidate = verify(data, offset, state.headers) == 0
+        if candidate:
+            frame.flags |= _CSUM_VALID  # so that it is not verified again
+    if found >= 0:
+        aggregate = state.aggregates[found]
+        more = i64(state.headers[0].length) - i64(state.headers[0].payload)
+        if (
+            candidate
+            and batch.outcomes[aggregate.first].queue == outcome.queue
+            and continues(data, offset, state.headers, aggregate)
+            and _fits(rx, aggregate, more)
+        ):
+            batch.outcomes[aggregate.last].next = number
+            aggregate.last = number
+            if extend(data, offset, state.headers, aggregate):
+                delivered += _flush(state, batch, found)
+            return True, delivered
+        delivered += _flush(state, batch, found)
+        parse(data, offset, i64(frame.length), state.headers)
+    if not candidate or not more_come or is_last(state.headers):
+        return False, delivered
+    open_aggregate(state.aggregates[device.aggregates], offset, state.headers, hash_value, number)
+    device.aggregates += 1
+    if device.aggregates == len(state.aggregates):
+        delivered += _flush(state, batch, 0)
+    return True, delivered
 
 
 @compiled
@@ -415,6 +629,7 @@ def receive(
         state: the device.
         data: the batch's bytes; partial checksums are completed in place.
         frames: the batch's records (`FRAME`); a frame's `time` is 0 when it is new, else when it came to the backlog.
+            What was verified on the way is marked so.
         count: number of frames in the batch.
         now: time in ns, also the frames' timestamp.
         oldest: frames from the backlog that came before this are dropped instead of tried again.
@@ -427,10 +642,10 @@ def receive(
     Returns:
         Number of frames delivered.
     """
+    batch = _Batch(data, frames, outcomes, now, limit, held_data, held_frames, held)
+    device = state.device[0]
     delivered = 0
-    other = len(state.drops) - 1
     for number in range(count):
-        frame = frames[number]
         outcome = outcomes[number]
         outcome.queue = -1
         outcome.rule = -1
@@ -438,19 +653,20 @@ def receive(
         outcome.header = 0
         outcome.completion = 0
         outcome.completions = 0
-        verdict = i64(_deliver(state, data, frame, now, oldest, outcome))
-        queue = i64(outcome.queue)
-        if verdict == _HELD:
-            verdict = i64(_hold(state, data, frame, now, limit, held_data, held_frames, held, queue))
-        outcome.verdict = verdict
-        if outcome.rule >= 0 and verdict != _HELD:
-            state.rules[outcome.rule].hits += u64(1)
+        outcome.next = -1
+        verdict = i64(_admit(state, batch, number, oldest))
         if verdict == _NONE:
-            delivered += 1
-        elif queue >= 0 and queue < len(state.rx):
-            state.drops[queue, verdict] += 1
-        else:
-            state.drops[other, verdict] += 1
+            h = state.headers[0]
+            may = device.coalesce != 0 and device.gqi == 0 and state.rx[outcome.queue].rsc != 0
+            if may and (h.l4 == _TCP or h.fragment != 0):
+                taken, flushed = _coalesce(state, batch, number, number + 1 < count)
+                delivered += flushed
+                if taken:
+                    continue
+            verdict = _deliver(state, batch, number, 0, 0)
+        delivered += _settle(state, batch, number, verdict)
+    while device.aggregates > 0:
+        delivered += _flush(state, batch, 0)
     return delivered
 
 

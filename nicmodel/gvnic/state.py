@@ -12,12 +12,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nicmodel.packet.coalesce import AGGREGATE
 from nicmodel.packet.headers import HEADERS
 from nicmodel.packet.match import RULE
 from nicmodel.vfio_user.dma import MAX_KINDS
 
 #: Most data descriptors of one packet, both ways; more is a driver's error.
 MAX_SEGMENTS = 512
+
+#: TCP flows of one batch that are coalesced at the same time; one more ends the oldest.
+MAX_AGGREGATES = 16
 
 
 class Drop(IntEnum):
@@ -71,6 +75,8 @@ DEVICE = np.dtype(
         ("hash_types", "<i4"),
         ("lut_size", "<i4"),
         ("rule_count", "<i4"),
+        ("coalesce", "<i4"),
+        ("aggregates", "<i4"),
         ("region", "<i4"),
         ("fault_address", "<u8"),
         ("faults", "<i8"),
@@ -84,7 +90,8 @@ DEVICE = np.dtype(
 # between two positions is their difference under `position_mask`.
 
 #: What a queue counts since the server's start. It outlives the queue, which drivers create and destroy at will.
-_RX_COUNTERS = ("frames", "bytes", "split", "header_overflow", "aggregated", "bad_checksum")
+#: `aggregated` are packets with RSC, `coalesced` the frames that the device has merged into such packets.
+_RX_COUNTERS = ("frames", "bytes", "split", "header_overflow", "aggregated", "coalesced", "bad_checksum")
 _TX_COUNTERS = ("packets", "bytes", "segments")
 
 RX_QUEUE = np.dtype(
@@ -149,7 +156,8 @@ VECTOR = np.dtype(
 
 #: Where one frame went. `verdict` is a `Drop`; `queue` -1 when none was chosen; `rule` the location of the flow rule or
 #: -1; `completion` the index of its first completion, `completions` how many (for a frame that was cut into segments:
-#: of all of them).
+#: of all of them). Frames that were coalesced share their completions; `next` is the number of the frame whose payload
+#: comes next in the same packet, -1 after the last.
 OUTCOME = np.dtype(
     [
         ("verdict", "<i2"),
@@ -159,6 +167,7 @@ OUTCOME = np.dtype(
         ("header", "<i4"),
         ("completion", "<i4"),
         ("completions", "<i4"),
+        ("next", "<i4"),
     ]
 )
 
@@ -180,6 +189,7 @@ class State(NamedTuple):
     ledger: npt.NDArray[np.int64]
     drops: npt.NDArray[np.int64]
     headers: Records
+    aggregates: Records
     segment: npt.NDArray[np.uint8]
     hosts: npt.NDArray[np.uint64]
     addresses: npt.NDArray[np.uint64]
@@ -202,6 +212,7 @@ def make_state(queues: int, vectors: int, rules: int, lut_size: int, regions: Re
         ledger=np.zeros((rows, len(Purpose), KINDS), np.int64),
         drops=np.zeros((rows, len(Drop)), np.int64),
         headers=np.zeros(1, HEADERS),
+        aggregates=np.zeros(MAX_AGGREGATES + 1, AGGREGATE),
         segment=np.zeros(1 << 17, np.uint8),
         hosts=np.zeros(MAX_SEGMENTS, np.uint64),
         addresses=np.zeros(MAX_SEGMENTS, np.uint64),
