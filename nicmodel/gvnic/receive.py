@@ -511,7 +511,7 @@ def _flush(state: State, batch: _Batch, index: int) -> int:
     number = i64(aggregate.first)
     count = i64(aggregate.count)
     payload = i64(aggregate.payload)
-    flags = i64(aggregate.flags)
+    flags = i64(aggregate.tcp_flags)
     length = i64(aggregate.header) + payload
     device.aggregates -= 1
     for k in range(index, i64(device.aggregates)):
@@ -542,7 +542,7 @@ def _flush(state: State, batch: _Batch, index: int) -> int:
             following = i64(batch.outcomes[number].next)
             batch.outcomes[number].next = -1
             parse(batch.data, i64(frame.offset), i64(frame.length), state.headers)
-            delivered += _settle(state, batch, number, _deliver(state, batch, number, 0, 0))
+            delivered += _settle(state, batch, number, _deliver(state, batch, number, i64(0), i64(0)))
             number = following
     return delivered
 
@@ -577,7 +577,7 @@ def _coalesce(state: State, batch: _Batch, number: int, more_come: bool) -> tupl
     delivered = 0
     if state.headers[0].l4 != _TCP:  # a fragment may belong to any of the flows
         while device.aggregates > 0:
-            delivered += _flush(state, batch, 0)
+            delivered += _flush(state, batch, i64(0))
         parse(data, offset, i64(frame.length), state.headers)
         return False, delivered
 
@@ -614,7 +614,7 @@ def _coalesce(state: State, batch: _Batch, number: int, more_come: bool) -> tupl
     open_aggregate(state.aggregates[device.aggregates], offset, state.headers, hash_value, number)
     device.aggregates += 1
     if device.aggregates == len(state.aggregates):
-        delivered += _flush(state, batch, 0)
+        delivered += _flush(state, batch, i64(0))
     return True, delivered
 
 
@@ -663,10 +663,10 @@ def receive(
                 delivered += flushed
                 if taken:
                     continue
-            verdict = _deliver(state, batch, number, 0, 0)
+            verdict = _deliver(state, batch, number, i64(0), i64(0))
         delivered += _settle(state, batch, number, verdict)
     while device.aggregates > 0:
-        delivered += _flush(state, batch, 0)
+        delivered += _flush(state, batch, i64(0))
     return delivered
 
 

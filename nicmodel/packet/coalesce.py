@@ -29,8 +29,8 @@ MAX_IP = 65535
 
 #: A packet in the making. `first` and `last` are numbers of frames, for the caller's use; `offset` is where the first
 #: frame starts, `source`, `l3_offset`, `l4_offset` and `header` are its `HEADERS.source`, ... and `HEADERS.payload`.
-#: `count` segments with `payload` bytes are merged; all but the last have `segment` bytes. `flags` are those of the
-#: last, `fixed_id` says that the IPv4 identification does not count.
+#: `count` segments with `payload` bytes are merged; all but the last have `segment` bytes. `tcp_flags` are those of
+#: the last, `fixed_id` says that the IPv4 identification does not count.
 AGGREGATE = np.dtype(
     [
         ("hash", "<u4"),
@@ -45,7 +45,7 @@ AGGREGATE = np.dtype(
         ("count", "<i4"),
         ("payload", "<i4"),
         ("segment", "<i4"),
-        ("flags", "<i4"),
+        ("tcp_flags", "<i4"),
         ("fixed_id", "<i4"),
     ]
 )
@@ -107,7 +107,7 @@ def open_aggregate(aggregate: Record, offset: int, headers: npt.NDArray[np.void]
     aggregate.count = 1
     aggregate.payload = h["length"] - h["payload"]
     aggregate.segment = h["length"] - h["payload"]
-    aggregate.flags = h["tcp_flags"]
+    aggregate.tcp_flags = h["tcp_flags"]
     aggregate.fixed_id = 0
 
 
@@ -207,7 +207,7 @@ def extend(data: npt.NDArray[np.uint8], offset: int, headers: npt.NDArray[np.voi
     payload = int(h["length"]) - int(h["payload"])
     aggregate.count += 1
     aggregate.payload += payload
-    aggregate.flags = h["tcp_flags"]
+    aggregate.tcp_flags = h["tcp_flags"]
     return payload < aggregate.segment or is_last(headers)
 
 

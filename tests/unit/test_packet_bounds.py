@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from packet_frames import Bytes, Frame, as_array, examples, frames, parsed
+from packet_frames import Bytes, Frame, Headers, as_array, examples, frames, parsed
 
 from nicmodel.packet.checksum import complete, pseudo, verify
+from nicmodel.packet.coalesce import AGGREGATE, continues, mergeable, open_aggregate, same_flow
 from nicmodel.packet.compiled import JIT_DISABLED
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.match import RULE, FlowType, match
@@ -49,7 +51,7 @@ def everything(data: Bytes, offset: int, length: int) -> tuple[object, ...]:
     headers = parsed(data, offset, length)
     said = (
         headers.tobytes(), flow_hash(data, offset, headers, 0x1FF, TABLE), verify(data, offset, headers),
-        split_point(headers, 128), match(RULES, ORDER, data, offset, headers),
+        split_point(headers, 128), match(RULES, ORDER, data, offset, headers), repeated(data, offset, headers),
     )  # fmt: skip
     complete(data, offset, headers, True)
     completed = data[offset : offset + length].tobytes()
@@ -59,6 +61,18 @@ def everything(data: Bytes, offset: int, length: int) -> tuple[object, ...]:
     segment_header(data, offset, headers, 0, payload, 1, False, False)
     complete(data, offset, headers, False)
     return (*said, completed, partial, data[offset : offset + length].tobytes())
+
+
+def repeated(data: Bytes, offset: int, headers: Headers) -> tuple[object, ...]:
+    """What coalescing says of the frame, and of the same frame once more."""
+    if not mergeable(data, offset, headers):
+        return ()
+    aggregates = np.zeros(1, AGGREGATE)
+    aggregate: Any = aggregates.view(np.recarray)[0]
+    open_aggregate(aggregate, offset, headers, 1, 0)
+    assert same_flow(data, offset, headers, 1, aggregate)
+    assert not continues(data, offset, headers, aggregate)
+    return (aggregates.tobytes(),)
 
 
 @examples
