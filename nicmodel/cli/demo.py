@@ -164,7 +164,11 @@ def _judge(
     headers = _moved(before, after, queue, "header", "ram")
     rule = next((rule for rule in after["rules"] if rule["queue"] == queue), {"hits": 0})
     old_hits = next((rule["hits"] for rule in before["rules"] if rule["queue"] == queue), 0)
-    frames = after["rx_queues"][queue]["frames"] - before["rx_queues"][queue]["frames"]
+    packets, aggregated, coalesced = (
+        after["rx_queues"][queue][name] - before["rx_queues"][queue][name]
+        for name in ("frames", "aggregated", "coalesced")
+    )
+    frames = packets - aggregated + coalesced  # no frame comes aggregated from this wire
     lost = sum(after["rx_queues"][queue]["drops"].values()) - sum(before["rx_queues"][queue]["drops"].values())
     hits = rule["hits"] - old_hits
 
@@ -187,7 +191,7 @@ def _judge(
     outcome.fact("payload into the dma-buf", f"{payload:,} bytes by DMA into “{_MEMORY_NAME}”")
     outcome.fact("payload into host memory", f"{astray:,} bytes of that flow")
     outcome.fact("headers into host memory", f"{headers:,} bytes")
-    outcome.fact("frames", f"{frames:,}, in fragments of {received['min_frag']:,} to {received['max_frag']:,} bytes")
+    outcome.fact("frames", f"{frames:,}, handed over as {packets:,} packets")
     outcome.fact("drops", named(after["drops"]))
     outcome.fact("throughput", f"{nbytes * 8 / seconds / 1e9:.2f} Gbit/s over {seconds:.1f} s")
     outcome.fact("server's peak memory", size(after["peak_memory"]))
