@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from nicmodel.observe.control import ControlError
 from nicmodel.vm.errors import VmError
 from nicmodel.wire.wire import WireError
 
@@ -15,6 +16,13 @@ _COMMANDS = {
     "demo": "nicmodel.cli.demo",
     "serve": "nicmodel.cli.serve",
     "vm": "nicmodel.vm.cli",
+    "stat": "nicmodel.cli.stat",
+    "top": "nicmodel.cli.top",
+    "show": "nicmodel.cli.show",
+    "trace": "nicmodel.cli.trace",
+    "inject": "nicmodel.cli.act",
+    "link": "nicmodel.cli.act",
+    "reset": "nicmodel.cli.act",
 }
 
 
@@ -42,7 +50,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (VmError, WireError) as error:
+    except (ControlError, VmError, WireError) as error:
         click.echo(f"nicmodel: {error}", err=True)
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):

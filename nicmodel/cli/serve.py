@@ -14,11 +14,13 @@ import click
 
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import PROFILES, named_profile, parse_mac, random_mac
+from nicmodel.observe.control_server import ControlServer
 from nicmodel.observe.report import show
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.compiled import cache_is_empty
+from nicmodel.vfio_user.listener import AddressError
 from nicmodel.vfio_user.poll import Poller
-from nicmodel.vfio_user.server import AddressError, Server
+from nicmodel.vfio_user.server import Server
 from nicmodel.wire.link import link
 from nicmodel.wire.spec import FORMS, listing, open_wire
 from nicmodel.wire.switch import Switch
@@ -43,7 +45,10 @@ Any number at a switch: --wire switch for all.
 Wires:
 """
 _PROFILES = "\n\n\b\nProfiles:\n" + listing({name: meaning for name, (meaning, _) in PROFILES.items()})
-_HELP_END = "\n\nSIGUSR1 prints the counters, or writes them where --report says."
+_HELP_END = (
+    "\n\nSIGUSR1 prints the counters, or writes them where --report says. With --control, look inside with the commands"
+    " stat, show, top and trace, and act on it with inject, link and reset."
+)
 
 
 def _mac(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[bytes, ...]:
@@ -73,6 +78,7 @@ def _mac(_context: click.Context, _parameter: click.Parameter, values: tuple[str
               help="Merge TCP segments where the driver lets the NIC do so (ethtool: rx-gro-hw).")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
+@click.option("--control", metavar="PATH", help="Socket for looking inside, and for injecting frames; only for you.")
 @click.option("-v", "--verbose", count=True, help="Log what the guest does; twice: each admin command.")
 def serve(
     sockets: tuple[str, ...],
@@ -86,6 +92,7 @@ def serve(
     promiscuous: bool,
     coalesce: bool,
     report: Path | None,
+    control: str | None,
     verbose: int,
 ) -> None:
     """Serve NICs (the help text is the decorator's)."""
@@ -115,9 +122,12 @@ def serve(
         Nic(profile, wire, poller, name=name) for profile, wire, name in zip(profiles, ends, names, strict=True)
     ]  # fmt: skip
     servers: list[Server] = []
+    controller: ControlServer | None = None
     try:
         for nic, socket in zip(nics, sockets, strict=True):
             servers.append(Server(socket, nic, poller=poller))
+        if control is not None:
+            controller = ControlServer(control, list(zip(nics, servers, strict=True)), poller)
         for nic in nics:
             nic.start()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -129,6 +139,8 @@ def serve(
     except AddressError as error:
         raise click.ClickException(str(error.strerror)) from None
     finally:
+        if controller is not None:
+            controller.close()
         for server in servers:
             server.close()
         for nic in nics:

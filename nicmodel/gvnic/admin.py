@@ -134,6 +134,8 @@ class AdminQueue:
         except (ValueError, KeyError):
             log.warning("admin command %#x is not implemented", number)
             self.executed[f"{number:#x} UNIMPLEMENTED"] += 1
+            if self._nic.trace is not None:
+                self._nic.trace("admin", opcode=number, payload=None, status=Status.UNIMPLEMENTED, reason="")
             return Status.UNIMPLEMENTED
         payload = (
             np.frombuffer(slot, c.PAYLOADS[opcode], 1, c.HEADER.itemsize)[0] if c.PAYLOADS[opcode] else np.void(b"")
@@ -150,6 +152,8 @@ class AdminQueue:
             log.warning("admin %s %s: %s: %s", opcode.name, explain(payload), status.name, reason)
         elif opcode != Opcode.REPORT_NIC_TIMESTAMP:  # comes four times a second
             log.debug("admin %s %s", opcode.name, explain(payload))
+        if self._nic.trace is not None:
+            self._nic.trace("admin", opcode=number, payload=payload, status=status, reason=reason)
         return status
 
     # Commands, in the order of their opcodes.

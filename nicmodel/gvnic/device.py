@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.receive import receive
 from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
-from nicmodel.gvnic.state import OUTCOME, SETTINGS, Drop, Purpose, make_state
+from nicmodel.gvnic.state import OUTCOME, SETTINGS, Drop, Purpose, Records, make_state
 from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit import transmit
@@ -61,6 +62,12 @@ class Nic(Device):
         wire: where its frames go; started by `start`.
         poller: the event loop, whose clock is also the NIC's.
         name: for logs.
+
+    Attributes:
+        trace: called as ``trace(event, **fields)`` with ``admin`` (opcode, payload, status, reason) before the status
+            is written, ``interrupt`` (vector), ``link`` (up), ``reset`` and ``reset_request``; around each batch with
+            ``receive`` (batch) and then ``received`` (batch, outcomes), ``transmit`` (queue) and then ``transmitted``
+            (queue). None is the default.
     """
 
     def __init__(self, profile: Profile, wire: Wire, poller: Poller, *, name: str = "nic") -> None:
@@ -71,6 +78,7 @@ class Nic(Device):
         self.name = name
         self.counters: Counter[str] = Counter()
         self.link: ClientLink | None = None
+        self.trace: Callable[..., None] | None = None
         #: Whether the cable is plugged in; the driver sees it together with the wire's own state.
         self.cable = True
         self.driver_version = ""
@@ -115,11 +123,11 @@ class Nic(Device):
         self.irq_counts[PciIrq.MSIX] = profile.vectors
         self.resettable = True
 
-        self.blocks = 0
+        #: Notification blocks, and the MSI-X vector of the first of them.
+        self.blocks = self.vector_base = 0
         self.queue_format = QueueFormat.UNSPECIFIED
         self.pages = PageLists(profile.max_registered_pages)
         self.status = DeviceStatus(0)
-        self._vector_base = 0
         self._registers: dict[int, int] = {}
         self._outcomes = np.zeros(_HELD_FRAMES, OUTCOME)
         self._backlog = Batch(_HELD_BYTES, _HELD_FRAMES)
@@ -211,6 +219,8 @@ class Nic(Device):
 
     def _trigger(self, vector: int) -> None:
         if self.link is not None and self.config.command & Command.BUS_MASTER:
+            if self.trace is not None:
+                self.trace("interrupt", vector=vector)
             self.link.irqs[PciIrq.MSIX].trigger(vector)
 
     # Registers and doorbells.
@@ -342,6 +352,8 @@ class Nic(Device):
 
     def reset(self) -> None:
         """Function level reset, DEVICE_RESET, or the client's end: back to power-on state."""
+        if self.trace is not None:
+            self.trace("reset")
         self._release()
         self.config.reset()
         self._registers.clear()
@@ -349,6 +361,8 @@ class Nic(Device):
 
     def request_reset(self) -> None:
         """Ask the driver to reset the device and start over."""
+        if self.trace is not None:
+            self.trace("reset_request")
         self.status |= DeviceStatus.RESET
         self._notify()
 
@@ -370,7 +384,7 @@ class Nic(Device):
         self.gqi = queue_format in (QueueFormat.GQI_RDA, QueueFormat.GQI_QPL)
         self.state.device["gqi"] = self.gqi
         self.counter_array = address
-        self._vector_base = base
+        self.vector_base = base
         self._update_running()
 
     def deconfigure(self) -> None:
@@ -452,12 +466,19 @@ class Nic(Device):
         self.status = self.status & ~DeviceStatus.LINK_UP | (DeviceStatus.LINK_UP if self.link_up else DeviceStatus(0))
         if self.status != before:
             log.info("%s: link is %s", self.name, "up" if self.link_up else "down")
+            if self.trace is not None:
+                self.trace("link", up=self.link_up)
             self._notify()
+
+    @property
+    def management_vector(self) -> int:
+        """The MSI-X vector that belongs to no queue: it comes after the blocks' vectors, or before them."""
+        return self.blocks if self.vector_base == 0 else 0
 
     def _notify(self) -> None:
         """The management interrupt: the driver reads the device status."""
         if self.configured:
-            self._trigger(self.blocks if self._vector_base == 0 else 0)
+            self._trigger(self.management_vector)
 
     # Packets.
 
@@ -469,14 +490,31 @@ class Nic(Device):
         self._receive(batch)
         self._moderate()
 
+    def inject(self, batch: Batch) -> Records:
+        """Take frames as if they came from the wire.
+
+        Returns:
+            Where each went, shape (batch.count,), `OUTCOME`.
+        """
+        self.deliver(batch)
+        if self.cable:
+            return self._outcomes[: batch.count].copy()
+        lost = np.zeros(batch.count, OUTCOME)
+        lost["verdict"], lost["queue"], lost["rule"] = Drop.DEVICE_DOWN, -1, -1
+        return lost
+
     def _receive(self, batch: Batch) -> None:
         if len(self._outcomes) < batch.count:
             self._outcomes = np.zeros(len(batch.frames), OUTCOME)
+        if self.trace is not None:
+            self.trace("receive", batch=batch)
         now = self.clock()
         receive(
             self.state, batch.data, batch.frames, batch.count, now, now - _HELD_NS, _HELD_PER_QUEUE,
             self._backlog.data, self._backlog.frames, self._held, self._outcomes,
         )  # fmt: skip
+        if self.trace is not None:
+            self.trace("received", batch=batch, outcomes=self._outcomes)
 
     def _retry_held(self) -> None:
         """Try the backlog again; what still finds no buffers goes into the other of the two backlogs."""
@@ -506,8 +544,13 @@ class Nic(Device):
                 return
             while self._tx_dirty:
                 queue = next(iter(self._tx_dirty))
+                if self.trace is not None:
+                    self.trace("transmit", queue=queue)
                 send = transmit_gqi if self.gqi else transmit
-                if send(self.state, queue, out.data, out.frames, self._out_used, self.wire.headroom, self._offloads):
+                full = send(self.state, queue, out.data, out.frames, self._out_used, self.wire.headroom, self._offloads)
+                if self.trace is not None:
+                    self.trace("transmitted", queue=queue)
+                if full:
                     break
                 del self._tx_dirty[queue]
             out.count, out.used = int(self._out_used[0]), int(self._out_used[1])
@@ -532,7 +575,7 @@ class Nic(Device):
         now = self.clock()
         count, again = moderate(self.state.vectors, now, self._fired)
         for vector in self._fired[:count].tolist():
-            self._trigger(self._vector_base + vector)
+            self._trigger(self.vector_base + vector)
         self._cancel_timer()
         if again != NEVER:
             self._timer = self.poller.call_at(again, self._moderate)

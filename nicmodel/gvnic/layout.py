@@ -93,6 +93,13 @@ def record(*fields: tuple[Any, ...]) -> np.dtype[np.void]:
 
 
 def explain(value: np.void) -> dict[str, Any]:
-    """A record's fields by name as plain Python values, for logs and traces."""
-    names = value.dtype.names or ()
-    return {name: value[name].item() if value[name].shape == () else bytes(value[name]).hex() for name in names}
+    """A record's fields by name as plain Python values, for logs and traces: numbers, text, bytes in hex, records."""
+    return {name: _plain(value[name]) for name in value.dtype.names or ()}
+
+
+def _plain(value: Any) -> Any:
+    if value.dtype.names:
+        return explain(value)
+    if value.shape:
+        return bytes(value).hex()
+    return value.item().decode("latin1") if value.dtype.char == "S" else value.item()

@@ -8,9 +8,10 @@ from .client import Client
 from .device import ClientLink, Device, RegionInfo
 from .dma import REGION, DmaFault, DmaTable
 from .irq import InterruptSet
+from .listener import AddressError, AddressInUse
 from .poll import Poller, Timer
 from .protocol import Command, IrqSet, PciIrq, PciRegion, ProtocolError
-from .server import AddressError, AddressInUse, Server
+from .server import Server
 
 __all__ = [
     "REGION",

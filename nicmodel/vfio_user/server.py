@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
-import os
-import socket
-import stat
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
 from .device import ClientLink, Device
+from .listener import Listener
 from .protocol import ProtocolError
 from .session import Session, Trace
 
 log = logging.getLogger(__name__)
-
-_MAX_PATH = 107  # sun_path of unix(7), without its NUL
 
 
 class EventLoop(Protocol):
@@ -33,14 +27,6 @@ class EventLoop(Protocol):
 
     def want_write(self, fd: int, on_writable: Callable[[], None] | None) -> None:
         """Call back while ``fd``, which was added, is writable; None ends that."""
-
-
-class AddressError(OSError):
-    """The socket cannot be created where it was asked for; ``strerror`` says why in a sentence."""
-
-
-class AddressInUse(AddressError):
-    """A living server listens there already."""
 
 
 class Server:
@@ -75,8 +61,7 @@ class Server:
         self._poller = poller
         self._on_trace = on_trace
         self._session: Session | None = None
-        self._listener = _listen(path)
-        self._file = _identity(path)
+        self._listener = Listener(path)
         poller.add(self._listener.fileno(), self._accept)
 
     def __enter__(self) -> Server:
@@ -111,13 +96,10 @@ class Server:
             self._end_session()
         self._poller.remove(self._listener.fileno())
         self._listener.close()
-        if _identity(self.path) == self._file:
-            os.unlink(self.path)
 
     def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionError):
+        sock = self._listener.accept()
+        if sock is None:
             return
         # Not polling the listener is what makes further clients wait.
         self._poller.remove(self._listener.fileno())
@@ -179,53 +161,3 @@ class Server:
     def _listen_again(self) -> None:
         if self._listener.fileno() >= 0:
             self._poller.add(self._listener.fileno(), self._accept)
-
-
-def _listen(path: str) -> socket.socket:
-    """Create a listening socket, replacing one whose server is dead.
-
-    It is set up under another name, so that who waits for the file to appear can connect as soon as it does.
-    """
-    nascent = path + "~"
-    if len(os.fsencode(nascent)) > _MAX_PATH:
-        raise AddressError(
-            errno.ENAMETOOLONG, f"The path of the socket may have {_MAX_PATH - 1} bytes, this one is longer: {path}"
-        )
-    _check_free(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(nascent)
-        listener.bind(nascent)
-        listener.listen(8)
-        os.rename(nascent, path)
-    except OSError as error:
-        listener.close()
-        raise AddressError(error.errno, f"Cannot create the socket {path}: {error.strerror}.") from None
-    return listener
-
-
-def _check_free(path: str) -> None:
-    """See that there is nothing at ``path``, or just the socket of a dead server."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return  # nothing there, or bind will say what is wrong
-    if not stat.S_ISSOCK(mode):
-        raise AddressError(errno.EEXIST, f"{path} exists and is not a socket.")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return
-        except BlockingIOError:
-            pass  # its backlog is full
-    raise AddressInUse(errno.EADDRINUSE, f"Another server is listening at {path}.")
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

@@ -1,0 +1,24 @@
+"""``nicmodel stat``: the counters of a running server."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from nicmodel.cli.options import control_option
+from nicmodel.observe.control import Control
+from nicmodel.observe.report import show
+
+
+@click.command()
+@control_option
+@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+def stat(path: str, as_json: bool) -> None:
+    """Counters of every NIC: frames, drops by name, DMA by kind of memory, rules with hits."""
+    with Control(path) as control:
+        found = control.stat()
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        show(found)

@@ -1,0 +1,176 @@
+"""The control socket of a running server: its language, and a client.
+
+``nicmodel serve --control PATH`` listens at a UNIX stream socket that only its user may open. Each line is one JSON
+object, at most `MAX_LINE` bytes. A request is ``{"request": NAME, …}``; an ``id`` in it comes back in the answer. The
+answer is ``{"version": 1, "reply": …}`` or ``{"version": 1, "error": "a sentence"}``, in the order of the requests.
+``nic`` names the NIC (``nic0``); where there is only one it may be left out.
+
+========== ============================================ =========================================================
+request    arguments                                    reply
+========== ============================================ =========================================================
+stat                                                    a list: `nicmodel.observe.snapshot` of every NIC
+show       nic                                          `nicmodel.observe.detail`
+inject     nic, frames, encoding ("hex" or "base64")    a list: where each frame went, see `Control.inject`
+link       nic, up (true or false)                      {"link_up": …}, which takes the wire's own state in
+reset      nic                                          {}; the driver has been asked to reset the device
+trace      kinds, queues, nic (all if it is left out)   {}; from now on lines ``{"event": …}`` come, see
+                                                        `nicmodel.observe.trace`
+========== ============================================ =========================================================
+
+A client that reads its events too slowly loses some: ``{"lost": N}`` says how many, and where. One that does not read
+its answers is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Collection, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+#: Version of the language; grows when a request or an answer changes its meaning or goes away.
+VERSION = 1
+
+#: Longest line that the server takes, bytes.
+MAX_LINE = 4 << 20
+
+#: Most bytes of frames that the client puts into one request.
+_MAX_FRAMES = 1 << 20
+
+
+class ControlError(Exception):
+    """The server cannot be reached, or refused; the text says why."""
+
+
+class Control:
+    """A connection to the control socket of a server.
+
+    Args:
+        path: the socket.
+        timeout: seconds to wait for an answer.
+
+    Raises:
+        ControlError: nobody listens there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
+        self.path = os.fspath(path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(self.path)
+        except OSError as error:
+            self._socket.close()
+            reason = (error.strerror or str(error)).lower()
+            raise ControlError(f"no server answers at {self.path}: {reason}") from None
+        self._lines = self._socket.makefile("rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._lines.close()
+        self._socket.close()
+
+    def request(self, name: str, **arguments: Any) -> Any:
+        """Ask, and wait for the reply; arguments that are None are left out.
+
+        Raises:
+            ControlError: the server refused, has gone or does not answer.
+        """
+        asked = {"request": name} | {key: value for key, value in arguments.items() if value is not None}
+        try:
+            self._socket.sendall(json.dumps(asked).encode() + b"\n")
+        except OSError as error:
+            raise ControlError(f"the server at {self.path} has gone: {error.strerror}") from None
+        answer = self._read()
+        if "error" in answer:
+            raise ControlError(answer["error"])
+        return answer["reply"]
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            line = self._lines.readline()
+        except TimeoutError:
+            raise ControlError(f"the server at {self.path} does not answer") from None
+        except OSError as error:
+            raise ControlError(f"the server at {self.path} has gone: {error.strerror}") from None
+        if not line.endswith(b"\n"):
+            raise ControlError(f"the server at {self.path} has gone")
+        answer: dict[str, Any] = json.loads(line)
+        if answer.get("version", VERSION) != VERSION:
+            raise ControlError(f"the server speaks version {answer['version']}, this is version {VERSION}")
+        return answer
+
+    def stat(self) -> list[dict[str, Any]]:
+        """State and counters of every NIC (`nicmodel.observe.snapshot`)."""
+        found: list[dict[str, Any]] = self.request("stat")
+        return found
+
+    def show(self, nic: str | None = None) -> dict[str, Any]:
+        """All that a NIC holds (`nicmodel.observe.detail`)."""
+        found: dict[str, Any] = self.request("show", nic=nic)
+        return found
+
+    def inject(self, frames: Sequence[bytes], nic: str | None = None) -> list[dict[str, Any]]:
+        """Have a NIC receive frames, as if they came from its wire.
+
+        Returns:
+            For each frame: ``verdict`` (``delivered``, ``held`` for buffers, or why it was dropped). Once it was
+            steered: ``queue``, ``hash``, and ``rule`` (location of the flow rule) or ``table_entry`` (of the RSS
+            table); ``header`` and ``payload``, the bytes that went to either buffer; ``completions``, decoded, each
+            with its ``index``.
+
+        Raises:
+            ControlError: there is no such NIC, or a frame is longer than can be.
+        """
+        found: list[dict[str, Any]] = []
+        start = 0
+        while start < len(frames):
+            end, size = start + 1, len(frames[start])
+            while end < len(frames) and end - start < 256 and size + len(frames[end]) <= _MAX_FRAMES:
+                size += len(frames[end])
+                end += 1
+            found += self.request("inject", nic=nic, frames=[frame.hex() for frame in frames[start:end]])
+            start = end
+        return found
+
+    def set_link(self, up: bool, nic: str | None = None) -> bool:
+        """Plug a NIC's cable in or pull it; whether the link is up then."""
+        return bool(self.request("link", nic=nic, up=up)["link_up"])
+
+    def request_reset(self, nic: str | None = None) -> None:
+        """Have a NIC ask its driver for a reset."""
+        self.request("reset", nic=nic)
+
+    def trace(
+        self, *, kinds: Collection[str] = (), queues: Collection[str] = (), nic: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Events from now on, until the server ends; tracing is on when this returns.
+
+        The connection is of no other use afterwards. ``{"lost": N}`` stands for events that came too fast.
+
+        Args:
+            kinds: only these (`nicmodel.observe.trace.KINDS`).
+            queues: only of these, such as ``rx3``.
+            nic: only of this NIC.
+
+        Raises:
+            ControlError: no such kind, queue or NIC.
+        """
+        self.request("trace", kinds=list(kinds), queues=list(queues), nic=nic)
+        self._socket.settimeout(None)
+        return self._events()
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        for line in self._lines:
+            answer = json.loads(line)
+            yield answer.get("event", answer)

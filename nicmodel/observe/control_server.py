@@ -1,0 +1,251 @@
+"""The server's side of the control socket; the language is that of `nicmodel.observe.control`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nicmodel.gvnic.descriptors import RX_COMPLETION
+from nicmodel.gvnic.device import Nic
+from nicmodel.observe.control import MAX_LINE, VERSION
+from nicmodel.observe.detail import detail
+from nicmodel.observe.snapshot import snapshot
+from nicmodel.observe.trace import Event, Subscription, Tracer, completions, where
+from nicmodel.packet.frames import MAX_FRAME, Batch
+from nicmodel.vfio_user.listener import Listener
+from nicmodel.vfio_user.poll import Poller
+from nicmodel.vfio_user.server import Server
+
+log = logging.getLogger(__name__)
+
+#: Bytes that may wait for a client: beyond the first, its events are lost; beyond the second, it is dropped.
+_MAX_EVENTS = 4 << 20
+_MAX_WAITING = 64 << 20
+
+
+class _Refused(Exception):
+    """A request that cannot be granted; the text is for the client."""
+
+
+class ControlServer:
+    """Answers at a control socket, in the event loop of the NICs.
+
+    Args:
+        path: where the socket is created; a dead server's is replaced.
+        nics: each NIC with its vfio-user server.
+        poller: the event loop.
+
+    Raises:
+        AddressError: the socket cannot be created.
+    """
+
+    def __init__(self, path: str, nics: Sequence[tuple[Nic, Server]], poller: Poller) -> None:
+        self.nics = {nic.name: (nic, server) for nic, server in nics}
+        self.tracers = {nic.name: Tracer(nic, server) for nic, server in nics}
+        self._poller = poller
+        self._listener = Listener(path, mode=0o600)
+        self._clients: set[_Client] = set()
+        poller.add(self._listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Part with all clients and remove the socket."""
+        for client in tuple(self._clients):
+            client.close()
+        self._poller.remove(self._listener.fileno())
+        self._listener.close()
+
+    def _accept(self) -> None:
+        connection = self._listener.accept()
+        if connection is not None:
+            self._clients.add(_Client(self, connection, self._poller, self._clients.discard))
+
+
+class _Client:
+    """One connection."""
+
+    def __init__(
+        self, server: ControlServer, connection: socket.socket, poller: Poller, on_close: Callable[[_Client], None]
+    ) -> None:
+        self._server = server
+        self._socket = connection
+        self._poller = poller
+        self._on_close = on_close
+        self._input = bytearray()
+        self._output = bytearray()
+        self._congested = False
+        self._lost = 0
+        self._subscriptions: list[tuple[Tracer, Subscription]] = []
+        self._requests: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "stat": self._stat,
+            "show": self._show,
+            "inject": self._inject,
+            "link": self._link,
+            "reset": self._reset,
+            "trace": self._trace,
+        }
+        connection.setblocking(False)
+        poller.add(connection.fileno(), self._readable)
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._socket.fileno() < 0:
+            return
+        for tracer, subscription in self._subscriptions:
+            tracer.unsubscribe(subscription)
+        self._poller.remove(self._socket.fileno())
+        self._socket.close()
+        self._on_close(self)
+
+    # Lines in, lines out.
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        self._input += data
+        while self._socket.fileno() >= 0 and (end := self._input.find(b"\n")) >= 0:
+            line = bytes(self._input[:end])
+            del self._input[: end + 1]
+            self._answer(line)
+        if len(self._input) > MAX_LINE:
+            self._send({"version": VERSION, "error": f"a line of more than {MAX_LINE} bytes"})
+            self.close()
+
+    def _answer(self, line: bytes) -> None:
+        answer: dict[str, Any] = {"version": VERSION}
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise _Refused("a request is a JSON object")
+            if "id" in request:
+                answer["id"] = request["id"]
+            handler = self._requests.get(str(request.get("request")))
+            if handler is None:
+                raise _Refused(
+                    f"there is no request {request.get('request')!r}, but {', '.join(self._requests)}"
+                )  # fmt: skip
+            answer["reply"] = handler(request)
+        except (ValueError, RecursionError) as error:  # of JSON or of an argument
+            answer["error"] = str(error)
+        except _Refused as refused:
+            answer["error"] = str(refused)
+        except Exception:
+            log.exception("control: %s failed", line[:200])
+            answer["error"] = "the server failed; its log says where"
+        self._send(answer)
+
+    def _send(self, line: dict[str, Any]) -> None:
+        if self._socket.fileno() < 0:
+            return
+        self._output += json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        if len(self._output) > _MAX_WAITING:
+            log.warning("control: a client that does not read was dropped")
+            self.close()
+        elif not self._congested:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            del self._output[: self._socket.send(self._output)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return
+        if self._congested != bool(self._output):
+            self._congested = bool(self._output)
+            self._poller.want_write(self._socket.fileno(), self._flush if self._congested else None)
+
+    def _event(self, event: Event) -> None:
+        if len(self._output) > _MAX_EVENTS:
+            self._lost += 1
+            return
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            self._send({"lost": lost})
+        self._send({"event": event})
+
+    # Requests.
+
+    def _nic(self, request: dict[str, Any]) -> Nic:
+        nics, name = self._server.nics, request.get("nic")
+        if name is None and len(nics) == 1:
+            name = next(iter(nics))
+        if not isinstance(name, str) or name not in nics:
+            raise _Refused(f"which NIC? There are {', '.join(nics)}" if name is None else f"there is no NIC {name!r}")
+        return nics[name][0]
+
+    def _stat(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        return [snapshot(nic, server.stats) for nic, server in self._server.nics.values()]
+
+    def _show(self, request: dict[str, Any]) -> dict[str, Any]:
+        return detail(self._nic(request))
+
+    def _inject(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        nic = self._nic(request)
+        decode = {"hex": bytes.fromhex, "base64": _base64}.get(request.get("encoding", "hex"))
+        if decode is None:
+            raise _Refused("the encoding is hex or base64")
+        frames = []
+        for text in _strings(request, "frames"):
+            try:
+                frames.append(decode(text))
+            except ValueError as error:
+                raise _Refused(f"frame {len(frames)}: {error}") from None
+            if not 0 < len(frames[-1]) <= MAX_FRAME:
+                raise _Refused(f"frame {len(frames) - 1}: {len(frames[-1])} bytes; 1 to {MAX_FRAME} are possible")
+        rx = nic.state.rx.copy()
+        results = []
+        for frame, outcome in zip(frames, nic.inject(Batch.of(frames)), strict=True):
+            result = where(nic, outcome)
+            count = int(outcome["completions"])
+            if count:
+                result["payload"] = len(frame) - result["header"]
+                queue = rx[outcome["queue"]]
+                result["completions"] = completions(nic, queue, RX_COMPLETION, int(outcome["completion"]), count)
+            results.append(result)
+        return results
+
+    def _link(self, request: dict[str, Any]) -> dict[str, Any]:
+        nic, up = self._nic(request), request.get("up")
+        if not isinstance(up, bool):
+            raise _Refused("up is true or false")
+        nic.set_cable(up)
+        return {"link_up": nic.link_up}
+
+    def _reset(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._nic(request).request_reset()
+        return {}
+
+    def _trace(self, request: dict[str, Any]) -> dict[str, Any]:
+        kinds, queues = _strings(request, "kinds"), _strings(request, "queues")
+        names = [self._nic(request).name] if "nic" in request else list(self._server.tracers)
+        for name in names:
+            tracer = self._server.tracers[name]
+            self._subscriptions.append((tracer, tracer.subscribe(self._event, kinds, queues)))
+        return {}
+
+
+def _strings(request: dict[str, Any], name: str) -> list[str]:
+    value = request.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise _Refused(f"{name} is a list of strings")
+    return value
+
+
+def _base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(str(error)) from None

@@ -1,0 +1,72 @@
+"""Trace events as a person reads them: one line, and one more for each descriptor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+#: What says which event it is, and so comes first and without its name.
+_HEADLINE = {
+    "register": ("access", "register"),
+    "config": ("access",),
+    "msix": ("access",),
+    "admin": ("command", "status"),
+    "doorbell": ("queue",),
+    "interrupt": ("queue", "what"),
+    "client": ("what",),
+    "reset": ("what",),
+    "error": ("command",),
+    "vectors": ("type",),
+    "rx": ("queue", "verdict"),
+    "tx": ("queue",),
+}
+_NESTED = ("buffers", "descriptors", "completions")
+_HEX = ("offset", "value", "hash", "key", "list_address")
+
+
+def lines(event: Mapping[str, Any], start: int) -> Iterator[str]:
+    """An event's lines.
+
+    Args:
+        event: as `nicmodel.observe.trace` makes it, or ``{"lost": N}``.
+        start: the time, ns, that counts as zero.
+    """
+    if "lost" in event:
+        yield f"{event['lost']} events lost: they came faster than they were read"
+        return
+    kind = event["kind"]
+    head = _HEADLINE.get(kind, ())
+    words = [str(event[name]) for name in head if name in event]
+    rest = {name: value for name, value in event.items() if name not in ("time", "nic", "kind", *head, *_NESTED)}
+    rest |= rest.pop("fields", {})
+    seconds = (event["time"] - start) / 1e9
+    yield f"{seconds:12.6f} {event['nic']} {kind:<9} {' '.join([*words, fields(rest)])}".rstrip()
+    for name in _NESTED:
+        for entry in event.get(name, ()):
+            # Fields of zeros say nothing in a descriptor.
+            told = {key: value for key, value in entry.items() if value and key != "index"}
+            yield f"{'':12} {'':9} {name[:-1]} {entry['index']}: {fields(told)}"
+
+
+def fields(values: Mapping[str, Any]) -> str:
+    """``name=value …``, addresses in hexadecimal, records in braces, nothing of what is reserved."""
+    return " ".join(
+        f"{name}={_value(name, value)}"
+        for name, value in values.items()
+        if not name.startswith(("reserved", "padding"))
+    )
+
+
+def _value(name: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + fields(value) + "}"
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "-"
+    if isinstance(value, int) and not isinstance(value, bool) and is_hex(name):
+        return f"{value:#x}"
+    return str(value) if value != "" else "-"
+
+
+def is_hex(name: str) -> bool:
+    """Whether a number of this name is an address, or bits, and so is read in hexadecimal."""
+    return name in _HEX or name.endswith(("address", "ring", "counter_array", "_status"))

@@ -1,0 +1,418 @@
+"""What happens between driver and device, decoded: registers, doorbells, admin commands, descriptors, interrupts.
+
+Every structure is decoded from its one definition in `nicmodel.gvnic`. An event is a dictionary, ready for JSON:
+
+- ``time``: the NIC's clock, ns; ``nic``: its name; ``kind``: one of `KINDS`;
+- ``queue``, where there is one: ``rx3`` or ``tx0``;
+- what else there is, the methods of `Tracer` show, one for each thing that the device or its server reports.
+
+A ring is read twice: what a batch will consume before the compiled call, what it has written after it. The driver may
+reuse a slot as soon as its completion is there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nicmodel.gvnic import commands as c
+from nicmodel.gvnic import registers as r
+from nicmodel.gvnic.commands import FlowOperation, Inner, Opcode, QueueFormat, Status
+from nicmodel.gvnic.descriptors import (
+    IRQ_DOORBELL,
+    RX_BUFFER,
+    RX_COMPLETION,
+    TX_COMPLETION,
+    TX_GENERAL_CONTEXT,
+    TX_PACKET,
+    TX_TSO_CONTEXT,
+    TxCompletionType,
+    TxType,
+)
+from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.layout import Layout, explain
+from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
+from nicmodel.gvnic.state import Drop, Records
+from nicmodel.observe.memory import peek
+from nicmodel.packet.frames import Batch
+from nicmodel.packet.headers import L3, L4
+from nicmodel.packet.match import FlowType
+from nicmodel.packet.rss import HashType
+from nicmodel.vfio_user.dma import READABLE, WRITABLE
+from nicmodel.vfio_user.protocol import PciIrq, PciRegion
+from nicmodel.vfio_user.server import Server
+
+log = logging.getLogger(__name__)
+
+Event = dict[str, Any]
+
+#: Kinds of events.
+KINDS = (
+    "client", "config", "register", "msix", "doorbell", "admin", "interrupt", "vectors", "map", "unmap", "reset",
+    "link", "rx", "tx", "fault", "error",
+)  # fmt: skip
+
+_REGISTER_FLAGS = {r.DEVICE_STATUS: DeviceStatus, r.DRIVER_STATUS: DriverStatus}
+_QUEUE_COMMANDS = {
+    Opcode.CREATE_RX_QUEUE: "rx", Opcode.DESTROY_RX_QUEUE: "rx", Opcode.CREATE_TX_QUEUE: "tx",
+    Opcode.DESTROY_TX_QUEUE: "tx",
+}  # fmt: skip
+_TX_LAYOUTS = {
+    TxType.PACKET: TX_PACKET, TxType.TSO_CONTEXT: TX_TSO_CONTEXT, TxType.GENERAL_CONTEXT: TX_GENERAL_CONTEXT,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Subscription:
+    """Who gets which events.
+
+    Attributes:
+        listener: called with each event.
+        kinds: only these; all if empty.
+        queues: only events of these queues, such as ``rx3``; all if empty.
+    """
+
+    listener: Callable[[Event], None]
+    kinds: frozenset[str]
+    queues: frozenset[str]
+
+    def wants(self, kind: str, queue: str | None) -> bool:
+        """Whether such an event was asked for."""
+        return (not self.kinds or kind in self.kinds) and (not self.queues or queue in self.queues)
+
+
+class Tracer:
+    """Decodes the events of one NIC while somebody listens; otherwise the NIC does not know of it.
+
+    Args:
+        nic: the device.
+        server: its vfio-user server, for register accesses and memory maps.
+    """
+
+    def __init__(self, nic: Nic, server: Server) -> None:
+        self._nic = nic
+        self._server = server
+        self._subscriptions: list[Subscription] = []
+        # As they were before the batch: the queues' records, and the rings that it consumes (None: not readable).
+        self._rx: Records = nic.state.rx
+        self._tx: Records = nic.state.tx
+        self._buffer_rings: dict[int, bytes | None] = {}
+        self._tx_ring: bytes | None = None
+        self._of_device: dict[str, Callable[..., None]] = {
+            "admin": self._admin,
+            "interrupt": self._interrupt,
+            "link": partial(self._emit, "link"),
+            "reset": partial(self._emit, "reset", what="reset"),
+            "reset_request": partial(self._emit, "reset", what="requested of the driver"),
+            "receive": self._receive,
+            "received": self._received,
+            "transmit": self._transmit,
+            "transmitted": self._transmitted,
+        }
+        self._of_server: dict[str, Callable[..., None]] = {
+            "attach": self._attach,
+            "detach": partial(self._emit, "client", what="detach"),
+            "drop": partial(self._emit, "client", what="drop"),
+            "region_read": partial(self._access, "read"),
+            "region_write": partial(self._access, "write"),
+            "dma_map": self._dma_map,
+            "dma_unmap": partial(self._emit, "unmap"),
+            "set_irqs": self._set_irqs,
+            "dma_fault": partial(self._emit, "fault"),
+            "error": partial(self._emit, "error"),
+            "reset": lambda: None,  # the device says so itself, whatever the cause
+        }
+
+    def subscribe(
+        self, listener: Callable[[Event], None], kinds: Collection[str] = (), queues: Collection[str] = ()
+    ) -> Subscription:
+        """Call `listener` with each event from now on, or only with those of some kinds and queues.
+
+        Raises:
+            ValueError: there is no such kind, or no such queue.
+        """
+        last = self._nic.profile.queues - 1
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ValueError(f"no events are of kind {kind!r}; there are {', '.join(KINDS)}")
+        for queue in queues:
+            if queue[:2] not in ("rx", "tx") or not queue[2:].isdecimal() or int(queue[2:]) > last:
+                raise ValueError(f"there is no queue {queue!r}, but rx0 to rx{last} and tx0 to tx{last}")
+        subscription = Subscription(listener, frozenset(kinds), frozenset(queues))
+        self._subscriptions.append(subscription)
+        self._switch()
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription; one that has ended is ignored."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+            self._switch()
+
+    def _switch(self) -> None:
+        on = bool(self._subscriptions)
+        self._nic.trace = partial(self._hear, self._of_device) if on else None
+        self._server.on_trace = partial(self._hear, self._of_server) if on else None
+
+    def _hear(self, handlers: dict[str, Callable[..., None]], event: str, **fields: Any) -> None:
+        """The hook of device and server: an error here must not become theirs."""
+        try:
+            handlers[event](**fields)
+        except Exception:
+            log.exception("%s: the trace failed at %s", self._nic.name, event)
+
+    def _wanted(self, kind: str, queue: str | None = None) -> bool:
+        return any(one.wants(kind, queue) for one in self._subscriptions)
+
+    def _emit(self, kind: str, **fields: Any) -> None:
+        event = {"time": self._nic.clock(), "nic": self._nic.name, "kind": kind, **fields}
+        for subscription in tuple(self._subscriptions):
+            if subscription.wants(kind, fields.get("queue")):
+                subscription.listener(event)
+
+    # The client: who it is, its memory and interrupts.
+
+    def _attach(self, client: str, capabilities: Any) -> None:
+        self._emit("client", what="attach", client=client)
+
+    def _dma_map(self, address: int, size: int, offset: int, flags: int, descriptor: bool) -> None:
+        self._emit("map", address=address, size=size, offset=offset, rights=rights(flags), descriptor=descriptor)
+
+    def _set_irqs(self, index: int, start: int, count: int, flags: int, eventfds: int) -> None:
+        self._emit("vectors", type=PciIrq(index).name, start=start, count=count, flags=flags, eventfds=eventfds)
+
+    # Register accesses.
+
+    def _access(self, access: str, region: int, offset: int, data: bytes) -> None:
+        if region == Bar.REGISTERS:
+            self._register(access, offset, data)
+        elif region == Bar.DOORBELLS and access == "write":
+            self._doorbell(offset, data)
+        else:
+            kind = {PciRegion.CONFIG: "config", Bar.MSIX: "msix", Bar.DOORBELLS: "doorbell"}.get(region, "register")  # type: ignore[call-overload]
+            value = int.from_bytes(data, "little")
+            self._emit(kind, access=access, offset=offset, size=len(data), value=value)
+
+    def _register(self, access: str, offset: int, data: bytes) -> None:
+        found = False
+        for register in r.REGISTERS.values():
+            place = register.offset - offset
+            if 0 <= place <= len(data) - register.size:
+                found = True
+                value = int.from_bytes(data[place : place + register.size], "big")
+                fields: dict[str, Any] = {"register": register.name, "access": access, "value": value}
+                if register in _REGISTER_FLAGS:
+                    fields["flags"] = flag_names(_REGISTER_FLAGS[register](value))
+                self._emit("register", **fields)
+        if not found:
+            value = int.from_bytes(data, "big")
+            self._emit("register", register=f"{offset:#x}", access=access, value=value)
+
+    def _doorbell(self, offset: int, data: bytes) -> None:
+        nic, index, value = self._nic, offset // 4, int.from_bytes(data, "little")
+        queues = nic.profile.queues
+        if len(data) != 4 or offset % 4:
+            self._emit("doorbell", access="write", offset=offset, size=len(data), value=value)
+        elif (block := index - nic.irq_doorbell(0)) in range(2 * queues):
+            self._emit("doorbell", **self._block(block), **IRQ_DOORBELL.decode(data))
+        elif (queue := index - nic.tx_doorbell(0)) in range(queues):
+            self._emit("doorbell", queue=f"tx{queue}", tail=value)
+        elif (queue := index - nic.rx_doorbell(0)) in range(queues):
+            self._emit("doorbell", queue=f"rx{queue}", tail=value)
+        else:
+            self._emit("doorbell", access="write", offset=offset, size=len(data), value=value)
+
+    def _block(self, block: int) -> dict[str, Any]:
+        """A notification block and the queue that it serves; the first, if a driver has several share one."""
+        for way, queues in (("rx", self._nic.state.rx), ("tx", self._nic.state.tx)):
+            served = np.flatnonzero((queues["active"] != 0) & (queues["vector"] == block))
+            if len(served):
+                return {"block": block, "queue": f"{way}{served[0]}"}
+        return {"block": block}
+
+    # Admin queue and interrupts.
+
+    def _admin(self, opcode: int, payload: np.void | None, status: Status, reason: str) -> None:
+        fields: dict[str, Any] = {"command": f"{opcode:#x}", "status": status.name}
+        if payload is not None:
+            command = Opcode(opcode)
+            fields["command"] = command.name
+            if command in _QUEUE_COMMANDS:
+                fields["queue"] = f"{_QUEUE_COMMANDS[command]}{payload['queue_id']}"
+            fields["fields"] = self._command(command, payload)
+        if reason:
+            fields["reason"] = reason
+        self._emit("admin", **fields)
+
+    def _command(self, command: Opcode, payload: np.void) -> dict[str, Any]:
+        """A command's fields, with what it points at if the driver has put something there."""
+        fields = explain(payload)
+        if command == Opcode.CONFIGURE_DEVICE_RESOURCES:
+            fields["queue_format"] = _name(QueueFormat, fields["queue_format"])
+        elif command == Opcode.CONFIGURE_RSS:
+            fields["hash_types"] = flag_names(HashType(fields["hash_types"]))
+        elif command == Opcode.VERIFY_DRIVER_COMPATIBILITY:
+            fields["driver"] = self._record(fields["address"], c.DRIVER_INFO)
+        elif command == Opcode.EXTENDED_COMMAND and fields["inner_opcode"] == Inner.CONFIGURE_FLOW_RULE:
+            fields["inner_opcode"] = Inner.CONFIGURE_FLOW_RULE.name
+            inner = self._record(fields["inner_address"], c.CONFIGURE_FLOW_RULE)
+            if inner is not None:
+                inner["operation"] = _name(FlowOperation, inner["operation"])
+                inner["rule"]["flow_type"] = _name(FlowType, inner["rule"]["flow_type"])
+            fields["inner"] = inner
+        return fields
+
+    def _record(self, address: int, form: np.dtype[np.void]) -> dict[str, Any] | None:
+        raw = peek(self._nic.state.regions, address, form.itemsize)
+        return None if raw is None else explain(np.frombuffer(raw, form)[0])
+
+    def _interrupt(self, vector: int) -> None:
+        if vector == self._nic.management_vector:
+            self._emit("interrupt", vector=vector, what="management")
+        else:
+            self._emit("interrupt", vector=vector, **self._block(vector - self._nic.vector_base))
+
+    # Packets.
+
+    def _receive(self, batch: Batch) -> None:
+        state = self._nic.state
+        self._rx = state.rx.copy()
+        if self._wanted("rx"):
+            self._buffer_rings = {
+                int(number): peek(
+                    state.regions,
+                    int(state.rx[number]["buffer_ring"]),
+                    int(state.rx[number]["buffer_entries"]) * RX_BUFFER.size,
+                )
+                for number in np.flatnonzero(state.rx["active"])
+            }
+
+    def _received(self, batch: Batch, outcomes: Records) -> None:
+        heads = self._rx["buffer_head"].tolist()
+        for frame, outcome in zip(batch.frames[: batch.count], outcomes, strict=False):
+            number, count = int(outcome["queue"]), int(outcome["completions"])
+            first = heads[number]
+            if count:  # one completion is written for each buffer that is used
+                heads[number] = (first + count) % int(self._rx[number]["buffer_entries"])
+            if not self._wanted("rx", f"rx{number}" if number >= 0 else None):
+                continue
+            fields: dict[str, Any] = {"length": int(frame["length"]), **where(self._nic, outcome)}
+            if frame["time"]:
+                fields["waited"] = self._nic.clock() - int(frame["time"])
+            if count:
+                record = self._rx[number]
+                buffers = _ring(self._buffer_rings.get(number), RX_BUFFER, first, count, record["buffer_entries"])
+                fields["buffers"] = list(buffers)
+                fields["completions"] = completions(self._nic, record, RX_COMPLETION, int(outcome["completion"]), count)
+                if fields["completions"]:
+                    kind = fields["completions"][0]["packet_type"]
+                    fields["protocol"] = f"{L3(kind >> 3).name}/{L4(kind & 7).name}"
+            self._emit("rx", **fields)
+
+    def _transmit(self, queue: int) -> None:
+        state = self._nic.state
+        self._tx = state.tx.copy()
+        record = state.tx[queue]
+        if self._wanted("tx", f"tx{queue}"):
+            size = int(record["entries"]) * TX_PACKET.size
+            self._tx_ring = peek(state.regions, int(record["ring"]), size)
+
+    def _transmitted(self, queue: int) -> None:
+        """One event for each packet: its descriptors up to the end of the packet, its completions."""
+        if not self._wanted("tx", f"tx{queue}"):
+            return
+        before, after = self._tx[queue], self._nic.state.tx[queue]
+        entries, rounds = int(before["entries"]), int(before["completion_entries"])
+        taken = (int(after["head"]) - int(before["head"])) % entries if entries else 0
+        written = (int(after["completion_index"]) - int(before["completion_index"])) % rounds if rounds else 0
+        reports = iter(completions(self._nic, before, TX_COMPLETION, int(before["completion_index"]), written))
+        packet: list[dict[str, Any]] = []
+        for place in range(int(before["head"]), int(before["head"]) + taken):
+            raw = _entry(self._tx_ring, TX_PACKET.size, place % entries)
+            if raw is None:
+                continue
+            dtype = TX_PACKET.dtype.get(raw)
+            layout = _TX_LAYOUTS.get(dtype)  # type: ignore[call-overload]
+            packet.append(
+                {
+                    "index": place % entries,
+                    "type": _name(TxType, dtype),
+                    **(layout.decode(raw) if layout else {"raw": raw.hex()}),
+                }
+            )
+            if dtype == TxType.PACKET and TX_PACKET.end_of_packet.get(raw):
+                self._emit("tx", queue=f"tx{queue}", descriptors=packet, completions=list(_until_packet(reports)))
+                packet = []
+
+
+def where(nic: Nic, outcome: np.void) -> dict[str, Any]:
+    """Where a received frame went and why, from its `OUTCOME`.
+
+    Returns:
+        ``verdict`` (`Drop` by name, ``delivered`` or ``held``); once it was steered ``queue``, the flow ``rule``'s
+        location or else the ``table_entry`` that the ``hash`` chose; the bytes that went to the ``header`` buffer.
+    """
+    verdict = Drop(int(outcome["verdict"]))
+    fields: dict[str, Any] = {"verdict": "delivered" if verdict == Drop.NONE else verdict.name.lower()}
+    if outcome["queue"] >= 0:
+        fields["queue"] = f"rx{outcome['queue']}"
+        fields["hash"] = int(outcome["hash"])
+        if outcome["rule"] >= 0:
+            fields["rule"] = int(outcome["rule"])
+        else:
+            fields["table_entry"] = int(outcome["hash"]) % int(nic.state.device["lut_size"][0])
+        fields["header"] = max(0, int(outcome["header"]))
+    return fields
+
+
+def completions(nic: Nic, queue: np.void, layout: Layout, first: int, count: int) -> list[dict[str, Any]]:
+    """`count` completions of a queue from index `first` on, decoded; none if the ring cannot be read."""
+    entries = int(queue["completion_entries"])
+    ring = peek(nic.state.regions, int(queue["completion_ring"]), entries * layout.size)
+    found = list(_ring(ring, layout, first, count, entries))
+    if layout is TX_COMPLETION:
+        for one in found:
+            one["type"] = _name(TxCompletionType, one["type"])
+    return found
+
+
+def rights(flags: int) -> str:
+    """``rw``, ``r-``, ``-w`` or ``--``."""
+    return ("r" if flags & READABLE else "-") + ("w" if flags & WRITABLE else "-")
+
+
+def flag_names(flags: Any) -> list[str]:
+    """Names of the bits that are set, in lower case; a bit without a name as a number."""
+    return [name.lower() for name in flags.name.split("|")] if flags.name else ([f"{int(flags):#x}"] if flags else [])
+
+
+def _name(enumeration: Any, value: int) -> str:
+    try:
+        return str(enumeration(value).name)
+    except ValueError:
+        return f"{value:#x}"
+
+
+def _entry(ring: bytes | None, size: int, index: int) -> bytes | None:
+    return None if ring is None else ring[index * size : (index + 1) * size]
+
+
+def _ring(ring: bytes | None, layout: Layout, first: int, count: int, entries: int) -> Iterator[dict[str, Any]]:
+    """Entries of a ring, decoded, each with its index."""
+    for place in range(first, first + count):
+        raw = _entry(ring, layout.size, place % int(entries))
+        if raw is not None:
+            yield {"index": place % int(entries), **layout.decode(raw)}
+
+
+def _until_packet(reports: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The completions of one packet: any number for descriptors, then its own."""
+    for report in reports:
+        yield report
+        if report["type"] == TxCompletionType.PACKET.name:
+            return
