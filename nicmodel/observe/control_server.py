@@ -194,9 +194,10 @@ class _Client:
 
     def _inject(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         nic = self._nic(request)
-        decode = {"hex": bytes.fromhex, "base64": _base64}.get(request.get("encoding", "hex"))
-        if decode is None:
+        encoding = request.get("encoding", "hex")
+        if encoding not in ("hex", "base64"):
             raise _Refused("the encoding is hex or base64")
+        decode = bytes.fromhex if encoding == "hex" else _base64
         frames = []
         for text in _strings(request, "frames"):
             try:

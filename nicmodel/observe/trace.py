@@ -89,6 +89,8 @@ class Subscription:
 class Tracer:
     """Decodes the events of one NIC while somebody listens; otherwise the NIC does not know of it.
 
+    A NIC has one, which takes any number of listeners.
+
     Args:
         nic: the device.
         server: its vfio-user server, for register accesses and memory maps.

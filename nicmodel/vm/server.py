@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from nicmodel.observe.control import Control, ControlError
 from nicmodel.vm.errors import VmError
 
 #: The first start ever compiles the packet path.
@@ -26,13 +25,14 @@ class NicServer:
     """Context manager: a running ``nicmodel serve``.
 
     Args:
-        arguments: for ``nicmodel serve``, but for ``--socket`` and ``--report``.
+        arguments: for ``nicmodel serve``, but for ``--socket`` and ``--control``.
         sockets: how many NICs.
         prefix: put before the command, such as ``("ip", "netns", "exec", "name")``.
-        folder: where sockets, log and report lie; a temporary folder if None.
+        folder: where the sockets lie; a temporary folder if None.
 
     Attributes:
         sockets: where QEMU connects, one path per NIC.
+        control: its control socket, for `nicmodel.observe.control.Control`.
         pid: its process.
 
     Raises:
@@ -50,7 +50,7 @@ class NicServer:
         self._temporary = tempfile.TemporaryDirectory(prefix="nicmodel-") if folder is None else None
         self._folder = Path(self._temporary.name) if self._temporary else Path(str(folder))
         self.sockets = [self._folder / f"nic{number}.sock" for number in range(sockets)]
-        self._report = self._folder / "report.json"
+        self.control = self._folder / "control.sock"
         self._lines: list[str] = []
         self._arguments = arguments
         self._prefix = prefix
@@ -76,8 +76,8 @@ class NicServer:
             "-m",
             "nicmodel.cli",
             "serve",
-            "--report",
-            str(self._report),
+            "--control",
+            str(self.control),
             *self._arguments,
         ]
         for socket in self.sockets:
@@ -115,34 +115,19 @@ class NicServer:
 
     def report(self) -> list[dict[str, Any]]:
         """State and counters now, one `nicmodel.observe.snapshot` per NIC."""
-        before = self._stamp()
-        assert self._process is not None
-        self._process.send_signal(signal.SIGUSR1)
-        deadline = time.monotonic() + _TIMEOUT
-        while self._stamp() == before:
-            if time.monotonic() > deadline or not self.running:
-                raise VmError("the NIC server gave no report:\n" + self.log())
-            time.sleep(0.01)
-        return self._load()
-
-    def _stamp(self) -> int:
         try:
-            return self._report.stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
+            with Control(self.control) as control:
+                return control.stat()
+        except ControlError as error:
+            raise VmError(f"the NIC server gave no report: {error}\n{self.log()}") from None
 
-    def _load(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self._report.read_text())
-        return found
-
-    def stop(self) -> list[dict[str, Any]]:
-        """End the server in order; its last report."""
+    def stop(self) -> None:
+        """End the server in order."""
         if self._process is not None and self.running:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_TIMEOUT)
         self.kill()
-        return self._load() if self._report.exists() else []
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -1,0 +1,275 @@
+"""The control socket: a server in the NIC's event loop, a client in another thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nicmodel.observe import control_server
+from nicmodel.observe.control import MAX_LINE, Control, ControlError
+from nicmodel.observe.control_server import ControlServer
+from nicmodel.testing.driver import Driver
+from nicmodel.testing.flows import TCPv4, UDPv6
+from nicmodel.testing.loopback import Loopback
+from nicmodel.vfio_user.listener import AddressInUse
+
+from .conftest import ENTRIES
+from .frames import NIC_MAC, pattern, tcp, toeplitz, udp
+
+
+class Desk:
+    """A NIC with a control socket, and a client whose calls are answered while they wait."""
+
+    def __init__(self, lab: Loopback, path: Path) -> None:
+        self.lab = lab
+        self.path = path
+        self.server = ControlServer(str(path), [(lab.nic, lab.server)], lab.nic.poller)
+        self.control = Control(path)
+        self.pool = ThreadPoolExecutor(1)
+
+    def wait(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        future = self.pool.submit(call, *arguments, **options)
+        deadline = time.monotonic() + 20
+        while not future.done():
+            assert time.monotonic() < deadline
+            self.lab.advance(0)
+        return future.result()
+
+    def raw(self, line: bytes) -> dict[str, Any]:
+        """The answer to a line, however wrong."""
+
+        def ask() -> bytes:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(10)
+                connection.connect(str(self.path))
+                connection.sendall(line + b"\n")
+                return connection.makefile("rb").readline()
+
+        answer: dict[str, Any] = json.loads(self.wait(ask))
+        return answer
+
+    def close(self) -> None:
+        self.control.close()
+        self.server.close()
+        self.pool.shutdown()
+
+
+@pytest.fixture
+def desk(lab: Loopback, tmp_path: Path) -> Iterator[Desk]:
+    """A desk at a NIC with two open queues and header split."""
+    lab.driver.probe()
+    lab.driver.open(rx_queues=2, tx_queues=1, ring_entries=ENTRIES, header_split=True)
+    made = Desk(lab, tmp_path / "control.sock")
+    yield made
+    made.close()
+
+
+def test_only_its_user_may_open_it(desk: Desk) -> None:
+    assert stat.S_IMODE(os.stat(desk.path).st_mode) == 0o600
+
+
+def test_a_second_server_at_the_same_path(desk: Desk) -> None:
+    with pytest.raises(AddressInUse):
+        ControlServer(str(desk.path), [], desk.lab.nic.poller)
+    desk.server.close()
+    assert not desk.path.exists()
+
+
+def test_stat(desk: Desk) -> None:
+    desk.lab.receive(tcp(), b"\0")
+    [nic] = desk.wait(desk.control.stat)
+    assert nic["mac"] == NIC_MAC and nic["drops"] == {"runt": 1}
+    assert sum(queue["frames"] for queue in nic["rx_queues"]) == 1
+
+
+def test_show(desk: Desk) -> None:
+    driver: Driver = desk.lab.driver
+    driver.add_flow_rule(TCPv4(dst="192.0.2.0/24", dst_port=5201, tos=(8, 0xFC)), queue=1, location=3)
+    driver.add_flow_rule(UDPv6(src="2001:db8::1"), queue=0, location=4)
+    desk.lab.receive(tcp(dport=5201))
+    found = desk.wait(desk.control.show)
+    assert found["registers"]["device_status_flags"] == ["link_up"]
+    assert found["registers"]["max_rx_queues"] == 8
+    assert set(found["pci_command"]) == {"memory", "bus_master"}
+    assert found["options"]["BUFFER_SIZES"]["header_buffer_size"] == 128
+    assert found["descriptor"]["mac"] == NIC_MAC.replace(":", "")
+    assert found["driver"]["os_version"] == "nicmodel"
+    assert list(found["queues"]) == ["rx0", "rx1", "tx0"]
+    assert found["queues"]["rx1"]["completion_ring"] == driver.rx[1].completion_ring_address
+    assert found["queues"]["rx1"]["header_size"] == 128
+    fired = found["blocks"][driver.rx_block(1)]
+    assert fired == {
+        "vector": driver.rx_block(1), "enabled": False, "pending": False, "interval_ns": 20_000, "fires": 1,
+        "eventfd": True,
+    }  # fmt: skip
+    assert found["rss"]["set_by"] == "driver" and found["rss"]["table"][:4] == [0, 1, 0, 1]
+    first, second = found["rules"]
+    assert first == {
+        "location": 3,
+        "flow_type": "TCPV4",
+        "match": {"destination": "192.0.2.0/255.255.255.0", "destination_port": 5201, "tos": "0x8/0xfc"},
+        "queue": 1,
+        "hits": 0,
+    }
+    assert second["match"] == {"source": "2001:db8::1"}
+    [memory] = found["memory"]
+    assert memory == {
+        "address": desk.lab.ram.base, "size": desk.lab.ram.size, "rights": "rw", "kind": "ram", "mapped": True,
+    }  # fmt: skip
+
+
+def test_injected_frames_tell_where_they_went(desk: Desk) -> None:
+    driver = desk.lab.driver
+    driver.add_flow_rule(TCPv4(dst_port=5201), queue=1)
+    frames = [tcp(1000, dport=5201), udp(30), udp(60)[:13], b"\x02" * 14]
+    by_rule, by_hash, runt, foreign = desk.wait(desk.control.inject, frames)
+    [packet] = [one for one in driver.poll_all() if one.frame == frames[0]]
+    assert packet.queue == 1
+    assert by_rule == {
+        "verdict": "delivered", "queue": "rx1", "hash": packet.hash, "rule": 1023, "header": 54, "payload": 1000,
+        "completions": [{"index": by_rule["completions"][0]["index"], **packet.completions[0]}],
+    }  # fmt: skip
+    hashed = toeplitz(desk.lab.nic.rss.key, frames[1])
+    entry = hashed % 128
+    assert (by_hash["hash"], by_hash["table_entry"], by_hash["queue"]) == (hashed, entry, f"rx{entry % 2}")
+    assert runt == {"verdict": "runt"} and foreign == {"verdict": "not_ours"}
+
+
+def test_more_frames_than_one_request_takes(desk: Desk) -> None:
+    results = desk.wait(desk.control.inject, [udp(pattern(1400), sport=number) for number in range(1000)])
+    assert len(results) == 1000
+    assert {result["verdict"] for result in results} == {"delivered", "held", "no_buffers"}
+
+
+def test_base64(desk: Desk) -> None:
+    answer = desk.wait(desk.control.request, "inject", frames=["AAAA"], encoding="base64")
+    assert answer == [{"verdict": "runt"}]
+
+
+def test_a_pulled_cable(desk: Desk) -> None:
+    driver = desk.lab.driver
+    assert desk.wait(desk.control.set_link, False) is False
+    assert driver.fired(driver.management_vector)
+    assert desk.wait(desk.control.inject, [udp()]) == [{"verdict": "device_down"}]
+    assert desk.wait(desk.control.stat)[0]["drops"] == {"device_down": 1}
+    assert desk.wait(desk.control.set_link, True) is True
+    assert desk.wait(desk.control.inject, [udp()])[0]["verdict"] == "delivered"
+
+
+def test_a_reset_asked_for(desk: Desk) -> None:
+    driver = desk.lab.driver
+    desk.wait(desk.control.request_reset)
+    assert driver.fired(driver.management_vector)
+    assert "RESET" in str(driver.device_status().name)
+    driver.reset()
+    driver.open(rx_queues=1, tx_queues=1, ring_entries=ENTRIES)
+    assert desk.wait(desk.control.inject, [udp()])[0]["verdict"] == "delivered"
+    assert desk.wait(desk.control.show)["registers"]["device_status_flags"] == ["link_up"]
+
+
+def test_trace(desk: Desk) -> None:
+    watcher = Control(desk.path)
+    events = desk.wait(watcher.trace, kinds=["rx", "admin"], queues=["rx0", "rx1"])
+    desk.wait(desk.control.inject, [udp()])
+    desk.lab.driver.close()
+    heard = [desk.wait(next, events) for _ in range(3)]
+    assert [(event["nic"], event["kind"]) for event in heard] == [("nic", "rx"), ("nic", "admin"), ("nic", "admin")]
+    assert heard[1]["command"] == "DESTROY_RX_QUEUE"
+    watcher.close()
+    desk.lab.advance(0)
+    assert desk.lab.nic.trace is None
+
+
+def test_events_that_are_not_read_are_lost_and_counted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_server, "_MAX_EVENTS", 10_000)
+    watcher = Control(desk.path)
+    events = desk.wait(watcher.trace, kinds=["rx"])
+    told = 5000
+    desk.lab.wire.inject(*[b"\0"] * told)
+
+    def read() -> tuple[int, int]:
+        for heard, event in enumerate(events):
+            if "lost" in event:
+                assert next(events)["verdict"] == "runt"
+                return heard, event["lost"]
+        raise AssertionError
+
+    future = desk.pool.submit(read)
+    while not future.done():  # the loss is told with the next event that finds room
+        desk.lab.wire.inject(b"\0")
+        told += 1
+        desk.lab.advance(0)
+    heard, lost = future.result()
+    assert heard and lost and 5000 <= heard + lost < told
+    watcher.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
+        (b"[]", "a request is a JSON object"),
+        (b"\xff\xfe\xfd", "decode"),
+        (b"[" * 100_000, "recursion"),
+        (b"{}", "there is no request None"),
+        (b'{"request": "format"}', "there is no request 'format', but stat, show, inject"),
+        (b'{"request": ["stat"]}', "there is no request"),
+        (b'{"request": "show", "nic": "nic7"}', "there is no NIC 'nic7'"),
+        (b'{"request": "show", "nic": {}}', "there is no NIC {}"),
+        (b'{"request": "inject", "frames": "00"}', "frames is a list of strings"),
+        (b'{"request": "inject", "frames": [0]}', "frames is a list of strings"),
+        (b'{"request": "inject", "frames": ["00", "xy"]}', "frame 1: non-hexadecimal"),
+        (b'{"request": "inject", "frames": [""]}', "frame 0: 0 bytes"),
+        (b'{"request": "inject", "frames": ["' + b"00" * 70_000 + b'"]}', "frame 0: 70000 bytes"),
+        (b'{"request": "inject", "frames": ["="], "encoding": "base64"}', "frame 0: "),
+        (b'{"request": "inject", "frames": [], "encoding": "morse"}', "the encoding is hex or base64"),
+        (b'{"request": "inject", "frames": [], "encoding": []}', "the encoding is hex or base64"),
+        (b'{"request": "link"}', "up is true or false"),
+        (b'{"request": "link", "up": "no"}', "up is true or false"),
+        (b'{"request": "trace", "kinds": ["gossip"]}', "no events are of kind 'gossip'"),
+        (b'{"request": "trace", "queues": ["rx99"]}', "there is no queue 'rx99'"),
+        (b"x" * (MAX_LINE + 1), "a line of more than"),
+    ],
+)
+def test_wrong_requests_get_a_sentence(desk: Desk, line: bytes, sentence: str) -> None:
+    answer = desk.raw(line)
+    assert sentence in answer["error"] and answer["version"] == 1 and "reply" not in answer
+    assert desk.wait(desk.control.stat)
+
+
+def test_an_id_comes_back(desk: Desk) -> None:
+    assert desk.raw(b'{"request": "stat", "id": "a"}')["id"] == "a"
+    assert desk.raw(b'{"request": "nonsense", "id": 7}')["id"] == 7
+
+
+def test_a_client_that_does_not_read_is_dropped(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(desk.path))
+        connection.settimeout(0.1)
+        with pytest.raises(OSError, match=r"(?i)broken pipe|reset"):
+            for _ in range(100_000):
+                connection.sendall(b'{"request":"show"}\n' * 20)
+                desk.lab.advance(0)
+    assert "does not read" in caplog.text
+    assert desk.wait(desk.control.stat)
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    with pytest.raises(ControlError, match="no server answers"):
+        Control(tmp_path / "nothing")
+
+
+def test_the_server_goes(desk: Desk) -> None:
+    desk.server.close()
+    with pytest.raises(ControlError, match="has gone"):
+        desk.control.stat()
