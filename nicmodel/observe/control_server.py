@@ -77,6 +77,7 @@ class _Client:
         self._on_close = on_close
         self._input = bytearray()
         self._output = bytearray()
+        self._overlong = False
         self._congested = False
         self._lost = 0
         self._subscriptions: list[tuple[Tracer, Subscription]] = []
@@ -113,16 +114,28 @@ class _Client:
         if not data:
             self.close()
             return
-        self._input += data
-        while self._socket.fileno() >= 0 and (end := self._input.find(b"\n")) >= 0:
-            line = bytes(self._input[:end])
-            del self._input[: end + 1]
-            self._answer(line)
-        if len(self._input) > MAX_LINE:
+        *ends, rest = data.split(b"\n")
+        for end in ends:
+            self._take(end)
+            line, self._input = bytes(self._input), bytearray()
+            if not self._overlong:
+                self._answer(line)
+            self._overlong = False
+        self._take(rest)
+
+    def _take(self, part: bytes) -> None:
+        """Add to the line that is being read. The rest of one that is too long goes nowhere."""
+        if not self._overlong and len(self._input) + len(part) > MAX_LINE:
+            self._overlong = True
             self._send({"version": VERSION, "error": f"a line of more than {MAX_LINE} bytes"})
-            self.close()
+        if self._overlong:
+            self._input.clear()
+        else:
+            self._input += part
 
     def _answer(self, line: bytes) -> None:
+        if self._socket.fileno() < 0:  # a line before was the last
+            return
         answer: dict[str, Any] = {"version": VERSION}
         try:
             request = json.loads(line)

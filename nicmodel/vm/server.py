@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -25,10 +26,10 @@ class NicServer:
     """Context manager: a running ``nicmodel serve``.
 
     Args:
-        arguments: for ``nicmodel serve``, but for ``--socket`` and ``--control``.
+        arguments: for ``nicmodel serve``, but for ``--socket``, ``--control`` and ``--report``.
         sockets: how many NICs.
         prefix: put before the command, such as ``("ip", "netns", "exec", "name")``.
-        folder: where the sockets lie; a temporary folder if None.
+        folder: where sockets and report lie; a temporary folder if None.
 
     Attributes:
         sockets: where QEMU connects, one path per NIC.
@@ -51,6 +52,7 @@ class NicServer:
         self._folder = Path(self._temporary.name) if self._temporary else Path(str(folder))
         self.sockets = [self._folder / f"nic{number}.sock" for number in range(sockets)]
         self.control = self._folder / "control.sock"
+        self._report = self._folder / "report.json"
         self._lines: list[str] = []
         self._arguments = arguments
         self._prefix = prefix
@@ -78,6 +80,8 @@ class NicServer:
             "serve",
             "--control",
             str(self.control),
+            "--report",
+            str(self._report),
             *self._arguments,
         ]
         for socket in self.sockets:
@@ -121,13 +125,14 @@ class NicServer:
         except ControlError as error:
             raise VmError(f"the NIC server gave no report: {error}\n{self.log()}") from None
 
-    def stop(self) -> None:
-        """End the server in order."""
+    def stop(self) -> list[dict[str, Any]]:
+        """End the server in order; its last report, none if it was killed."""
         if self._process is not None and self.running:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_TIMEOUT)
         self.kill()
+        return json.loads(self._report.read_text()) if self._report.exists() else []
 
     def kill(self) -> None:
         """SIGKILL."""
