@@ -38,6 +38,7 @@ def show(path: str, nic: str | None, as_json: bool) -> None:
     click.echo(f"descriptor {fields(found['descriptor'])}")
     for name, option in found["options"].items():
         click.echo(f"option     {name} {fields(option)}")
+    click.echo(f"format     {found['queue_format']}")
     for name, queue in found["queues"].items():
         click.echo(f"queue      {name} {fields(queue)}")
     _rss(found["rss"])

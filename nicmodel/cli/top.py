@@ -76,7 +76,7 @@ def _queues(old: Mapping[str, Any], new: Mapping[str, Any], seconds: float) -> T
                 rate(queue[counter] - was[counter], seconds),
                 rate(8 * (queue["bytes"] - was["bytes"]), seconds),
                 rate(fires, seconds),
-                f"{(tail - head) % entries}/{entries}",
+                f"{(tail - head) & queue['position_mask']}/{entries}",
                 str(queue["held"]) if way == "rx" else "",
                 named(queue["drops"]),
             )

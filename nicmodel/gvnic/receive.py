@@ -400,8 +400,10 @@ def _deliver(state: State, batch: _Batch, number: int, payload: int, flags: int)
     outcome = batch.outcomes[number]
     rx = state.rx[outcome.queue]
     h = state.headers[0]
+    head = i64(rx.buffer_head)
     outcome.completion = rx.completion_index
-    before = rx.completion_index + rx.generation * rx.completion_entries
+    if state.device[0].gqi != 0:  # slots and descriptors are two sides of one ring
+        outcome.completion = head & i64(rx.buffer_entries - 1)
     word0 = _RXDID | _ptype(state.headers) << _PTYPE | i64(h.ipv6_ex_add) << _EX_ADD
     total = i64(h.length)
     if frame.gso == _GSO_NONE or (
@@ -410,9 +412,8 @@ def _deliver(state: State, batch: _Batch, number: int, payload: int, flags: int)
         verdict = i64(_deliver_whole(state, batch, number, word0, payload, flags))
     else:
         verdict = i64(_deliver_segments(state, batch, number, word0))
-    after = rx.completion_index + rx.generation * rx.completion_entries
-    span = 2 * i64(rx.completion_entries)
-    outcome.completions = (after - before + span) % span
+    # Each buffer that is used, or handed back, has a completion of its own.
+    outcome.completions = (i64(rx.buffer_head) - head) & rx.position_mask
     return verdict
 
 

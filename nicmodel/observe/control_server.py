@@ -10,7 +10,6 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nicmodel.gvnic.descriptors import RX_COMPLETION
 from nicmodel.gvnic.device import Nic
 from nicmodel.observe.control import MAX_LINE, VERSION
 from nicmodel.observe.detail import detail
@@ -227,7 +226,7 @@ class _Client:
             if count:
                 result["payload"] = len(frame) - result["header"]
                 queue = rx[outcome["queue"]]
-                result["completions"] = completions(nic, queue, RX_COMPLETION, int(outcome["completion"]), count)
+                result["completions"] = completions(nic, queue, int(outcome["completion"]), count)
             results.append(result)
         return results
 

@@ -20,6 +20,9 @@ from nicmodel.vfio_user.protocol import PciIrq
 
 _OPTIONS = {
     OptionId.DQO_RDA: c.OPTION_DQO_RDA,
+    OptionId.DQO_QPL: c.OPTION_DQO_QPL,
+    OptionId.GQI_RDA: c.OPTION_GQI,
+    OptionId.GQI_QPL: c.OPTION_GQI,
     OptionId.MODIFY_RING: c.OPTION_MODIFY_RING,
     OptionId.JUMBO_FRAMES: c.OPTION_JUMBO_FRAMES,
     OptionId.BUFFER_SIZES: c.OPTION_BUFFER_SIZES,
@@ -28,15 +31,19 @@ _OPTIONS = {
     OptionId.RSS_CONFIG: c.OPTION_RSS_CONFIG,
 }
 
+#: Fields of a queue's record that mean something to this process only.
+_OWN = ("active", "pages", "position_mask")
+
 
 def detail(nic: Nic) -> dict[str, Any]:
     """The state of a NIC, JSON-ready.
 
     Returns:
         ``registers`` (BAR 0 as the driver reads it) and the PCI command register; the ``descriptor`` and ``options``
-        that DESCRIBE_DEVICE offers; the ``admin_queue``; what the ``driver`` says of itself; the ``queues`` that exist,
-        by name, with rings, indices and generations; notification ``blocks``; ``rss``; flow ``rules`` with what they
-        match and how often they did; ``memory``, the guest's, as it is mapped. Addresses are guest addresses.
+        that DESCRIBE_DEVICE offers; the ``admin_queue``; the ``queue_format`` that the driver has chosen and what the
+        ``driver`` says of itself; the ``queues`` that exist, by name, with rings, indices and generations; notification
+        ``blocks``; ``rss``; flow ``rules`` with what they match and how often they did; ``memory``, the guest's, as it
+        is mapped. Addresses are guest addresses.
     """
     state = nic.state
     descriptor, options = _described(nic)
@@ -48,9 +55,10 @@ def detail(nic: Nic) -> dict[str, Any]:
         "descriptor": descriptor,
         "options": options,
         "admin_queue": {"address": nic.admin.base, "slots": nic.admin.slots, "completed": nic.admin.counter},
+        "queue_format": nic.queue_format.name,
         "driver": None if info is None else explain(info),
         "queues": {
-            f"{way}{number}": {name: int(queues[number][name]) for name in SETTINGS[queues.dtype] if name != "active"}
+            f"{way}{number}": {name: int(queues[number][name]) for name in SETTINGS[queues.dtype] if name not in _OWN}
             for way, queues in (("rx", state.rx), ("tx", state.tx))
             for number in np.flatnonzero(queues["active"])
         },

@@ -24,6 +24,11 @@ from nicmodel.gvnic import commands as c
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.commands import FlowOperation, Inner, Opcode, QueueFormat, Status
 from nicmodel.gvnic.descriptors import (
+    GQI_RX_DESCRIPTOR,
+    GQI_RX_SLOT,
+    GQI_SEQUENCE,
+    GQI_TX_PACKET,
+    GQI_TX_SEGMENT,
     IRQ_DOORBELL,
     RX_BUFFER,
     RX_COMPLETION,
@@ -31,6 +36,9 @@ from nicmodel.gvnic.descriptors import (
     TX_GENERAL_CONTEXT,
     TX_PACKET,
     TX_TSO_CONTEXT,
+    GqiIrqDoorbell,
+    GqiRxFlag,
+    GqiTxType,
     TxCompletionType,
     TxType,
 )
@@ -50,6 +58,9 @@ from nicmodel.vfio_user.server import Server
 log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
+
+#: How a descriptor is declared: with bit fields, or as a record of whole bytes.
+Form = Layout | np.dtype[np.void]
 
 #: Kinds of events.
 KINDS = (
@@ -216,12 +227,13 @@ class Tracer:
             self._emit("register", register=f"{offset:#x}", access=access, value=value)
 
     def _doorbell(self, offset: int, data: bytes) -> None:
-        nic, index, value = self._nic, offset // 4, int.from_bytes(data, "little")
-        queues = nic.profile.queues
+        nic, index = self._nic, offset // 4
+        value, queues = int.from_bytes(data, "big" if nic.gqi else "little"), nic.profile.queues
         if len(data) != 4 or offset % 4:
             self._emit("doorbell", access="write", offset=offset, size=len(data), value=value)
         elif (block := index - nic.irq_doorbell(0)) in range(2 * queues):
-            self._emit("doorbell", **self._block(block), **IRQ_DOORBELL.decode(data))
+            asked = {"flags": flag_names(GqiIrqDoorbell(value))} if nic.gqi else IRQ_DOORBELL.decode(data)
+            self._emit("doorbell", **self._block(block), **asked)
         elif (queue := index - nic.tx_doorbell(0)) in range(queues):
             self._emit("doorbell", queue=f"tx{queue}", tail=value)
         elif (queue := index - nic.rx_doorbell(0)) in range(queues):
@@ -285,33 +297,35 @@ class Tracer:
         state = self._nic.state
         self._rx = state.rx.copy()
         if self._wanted("rx"):
+            size = _size(GQI_RX_SLOT if self._nic.gqi else RX_BUFFER)
             self._buffer_rings = {
                 int(number): peek(
                     state.regions,
                     int(state.rx[number]["buffer_ring"]),
-                    int(state.rx[number]["buffer_entries"]) * RX_BUFFER.size,
+                    int(state.rx[number]["buffer_entries"]) * size,
                 )
                 for number in np.flatnonzero(state.rx["active"])
             }
 
     def _received(self, batch: Batch, outcomes: Records) -> None:
+        form = GQI_RX_SLOT if self._nic.gqi else RX_BUFFER
         heads = self._rx["buffer_head"].tolist()
         for frame, outcome in zip(batch.frames[: batch.count], outcomes, strict=False):
             number, count = int(outcome["queue"]), int(outcome["completions"])
             first = heads[number]
-            if count:  # one completion is written for each buffer that is used
-                heads[number] = (first + count) % int(self._rx[number]["buffer_entries"])
+            if count:  # each buffer has a completion
+                heads[number] += count
             if not self._wanted("rx", f"rx{number}" if number >= 0 else None):
                 continue
             fields: dict[str, Any] = {"length": int(frame["length"]), **where(self._nic, outcome)}
             if frame["time"]:
                 fields["waited"] = self._nic.clock() - int(frame["time"])
             if count:
-                record = self._rx[number]
-                buffers = _ring(self._buffer_rings.get(number), RX_BUFFER, first, count, record["buffer_entries"])
-                fields["buffers"] = list(buffers)
-                fields["completions"] = completions(self._nic, record, RX_COMPLETION, int(outcome["completion"]), count)
-                if fields["completions"]:
+                queue = self._rx[number]
+                ring = self._buffer_rings.get(number)
+                fields["buffers"] = list(_entries(ring, form, first, count, int(queue["buffer_entries"])))
+                fields["completions"] = completions(self._nic, queue, int(outcome["completion"]), count)
+                if fields["completions"] and not self._nic.gqi:
                     kind = fields["completions"][0]["packet_type"]
                     fields["protocol"] = f"{L3(kind >> 3).name}/{L4(kind & 7).name}"
             self._emit("rx", **fields)
@@ -319,36 +333,50 @@ class Tracer:
     def _transmit(self, queue: int) -> None:
         state = self._nic.state
         self._tx = state.tx.copy()
-        record = state.tx[queue]
         if self._wanted("tx", f"tx{queue}"):
-            size = int(record["entries"]) * TX_PACKET.size
-            self._tx_ring = peek(state.regions, int(record["ring"]), size)
+            size = int(state.tx[queue]["entries"]) * TX_PACKET.size  # GQI's are as long
+            self._tx_ring = peek(state.regions, int(state.tx[queue]["ring"]), size)
 
     def _transmitted(self, queue: int) -> None:
-        """One event for each packet: its descriptors up to the end of the packet, its completions."""
-        if not self._wanted("tx", f"tx{queue}"):
+        if self._tx_ring is None or not self._wanted("tx", f"tx{queue}"):
             return
         before, after = self._tx[queue], self._nic.state.tx[queue]
-        entries, rounds = int(before["entries"]), int(before["completion_entries"])
-        taken = (int(after["head"]) - int(before["head"])) % entries if entries else 0
-        written = (int(after["completion_index"]) - int(before["completion_index"])) % rounds if rounds else 0
-        reports = iter(completions(self._nic, before, TX_COMPLETION, int(before["completion_index"]), written))
+        head, entries = int(before["head"]), int(before["entries"])
+        taken = (int(after["head"]) - head) & int(before["position_mask"])
+        raws = [(place, _entry(self._tx_ring, TX_PACKET.size, place % entries)) for place in range(head, head + taken)]
+        if self._nic.gqi:
+            self._gqi_packets(queue, raws, entries)
+        else:
+            self._dqo_packets(queue, raws, entries)
+
+    def _dqo_packets(self, queue: int, raws: list[tuple[int, bytes]], entries: int) -> None:
+        """One event for each packet: its descriptors up to the end of the packet, its completions."""
+        before, after = self._tx[queue], self._nic.state.tx[queue]
+        first, rounds = int(before["completion_index"]), int(before["completion_entries"])
+        written = (int(after["completion_index"]) - first) % rounds if rounds else 0
+        ring = peek(self._nic.state.regions, int(before["completion_ring"]), rounds * TX_COMPLETION.size)
+        reports = _entries(ring, TX_COMPLETION, first, written, rounds)
         packet: list[dict[str, Any]] = []
-        for place in range(int(before["head"]), int(before["head"]) + taken):
-            raw = _entry(self._tx_ring, TX_PACKET.size, place % entries)
-            if raw is None:
-                continue
+        for place, raw in raws:
             dtype = TX_PACKET.dtype.get(raw)
             layout = _TX_LAYOUTS.get(dtype)  # type: ignore[call-overload]
-            packet.append(
-                {
-                    "index": place % entries,
-                    "type": _name(TxType, dtype),
-                    **(layout.decode(raw) if layout else {"raw": raw.hex()}),
-                }
-            )
+            fields = layout.decode(raw) if layout else {"raw": raw.hex()}
+            packet.append({"index": place % entries, "type": _name(TxType, dtype), **fields})
             if dtype == TxType.PACKET and TX_PACKET.end_of_packet.get(raw):
                 self._emit("tx", queue=f"tx{queue}", descriptors=packet, completions=list(_until_packet(reports)))
+                packet = []
+
+    def _gqi_packets(self, queue: int, raws: list[tuple[int, bytes]], entries: int) -> None:
+        """One event for each packet: its descriptors, and the count of descriptors by which it is completed."""
+        packet: list[dict[str, Any]] = []
+        left = 0
+        for place, raw in raws:
+            kind = raw[0] >> 4
+            form = GQI_TX_SEGMENT if kind == GqiTxType.SEGMENT else GQI_TX_PACKET
+            packet.append({"index": place % entries, "type": _name(GqiTxType, kind), **_decode(form, raw)})
+            left = (left or max(1, packet[0].get("descriptors", 1))) - 1
+            if left == 0:
+                self._emit("tx", queue=f"tx{queue}", counter=(place + 1) & 0xFFFFFFFF, descriptors=packet)
                 packet = []
 
 
@@ -372,15 +400,15 @@ def where(nic: Nic, outcome: np.void) -> dict[str, Any]:
     return fields
 
 
-def completions(nic: Nic, queue: np.void, layout: Layout, first: int, count: int) -> list[dict[str, Any]]:
-    """`count` completions of a queue from index `first` on, decoded; none if the ring cannot be read."""
+def completions(nic: Nic, queue: np.void, first: int, count: int) -> list[dict[str, Any]]:
+    """`count` completions of a receive queue from index `first` on, decoded; none if the ring cannot be read.
+
+    In the GQI formats these are the queue's descriptors, which say the same.
+    """
+    form: Form = GQI_RX_DESCRIPTOR if nic.gqi else RX_COMPLETION
     entries = int(queue["completion_entries"])
-    ring = peek(nic.state.regions, int(queue["completion_ring"]), entries * layout.size)
-    found = list(_ring(ring, layout, first, count, entries))
-    if layout is TX_COMPLETION:
-        for one in found:
-            one["type"] = _name(TxCompletionType, one["type"])
-    return found
+    ring = peek(nic.state.regions, int(queue["completion_ring"]), entries * _size(form))
+    return list(_entries(ring, form, first, count, entries))
 
 
 def rights(flags: int) -> str:
@@ -400,16 +428,29 @@ def _name(enumeration: Any, value: int) -> str:
         return f"{value:#x}"
 
 
-def _entry(ring: bytes | None, size: int, index: int) -> bytes | None:
-    return None if ring is None else ring[index * size : (index + 1) * size]
+def _entry(ring: bytes, size: int, index: int) -> bytes:
+    return ring[index * size : (index + 1) * size]
 
 
-def _ring(ring: bytes | None, layout: Layout, first: int, count: int, entries: int) -> Iterator[dict[str, Any]]:
+def _size(form: Form) -> int:
+    return form.size if isinstance(form, Layout) else form.itemsize
+
+
+def _decode(form: Form, raw: bytes) -> dict[str, Any]:
+    """A descriptor's fields by name."""
+    fields: dict[str, Any] = form.decode(raw) if isinstance(form, Layout) else explain(np.frombuffer(raw, form)[0])
+    if form is TX_COMPLETION:
+        fields["type"] = _name(TxCompletionType, fields["type"])
+    elif form is GQI_RX_DESCRIPTOR:
+        both = fields.pop("flags_seq")
+        fields |= {"sequence": both & GQI_SEQUENCE, "flags": flag_names(GqiRxFlag(both & ~GQI_SEQUENCE))}
+    return fields
+
+
+def _entries(ring: bytes | None, form: Form, first: int, count: int, entries: int) -> Iterator[dict[str, Any]]:
     """Entries of a ring, decoded, each with its index."""
-    for place in range(first, first + count):
-        raw = _entry(ring, layout.size, place % int(entries))
-        if raw is not None:
-            yield {"index": place % int(entries), **layout.decode(raw)}
+    for place in range(first, first + count if ring is not None else first):
+        yield {"index": place % entries, **_decode(form, _entry(ring or b"", _size(form), place % entries))}
 
 
 def _until_packet(reports: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -167,11 +167,11 @@ def test_commands_that_fail_say_why(lab: Loopback) -> None:
     with pytest.raises(AdminError):
         lab.driver.admin(Opcode.CREATE_RX_QUEUE, queue_id=99)
     with pytest.raises(AdminError):
-        lab.driver.admin(Opcode.REGISTER_PAGE_LIST)
+        lab.driver.admin_batch([(0x33).to_bytes(4, "big") + bytes(60)])
     lab.driver.add_flow_rule(TCPv4(dst="192.0.2.1", dst_port=80), queue=0, location=7)
     refused, unknown, added = heard
     assert refused["status"] == "INVALID_ARGUMENT" and "99" in refused["reason"]
-    assert (unknown["command"], unknown["status"]) == ("0x3", "UNIMPLEMENTED")
+    assert (unknown["command"], unknown["status"]) == ("0x33", "UNIMPLEMENTED")
     inner = added["fields"]["inner"]
     assert (inner["operation"], inner["location"], inner["rule"]["flow_type"]) == ("ADD", 7, "TCPV4")
 
