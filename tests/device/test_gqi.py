@@ -26,6 +26,7 @@ from nicmodel.gvnic.descriptors import (
 )
 from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.state import Drop
+from nicmodel.observe.trace import Event, Tracer
 from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.memory import PAGE
@@ -279,3 +280,30 @@ def test_page_lists(make_lab: Callable[..., Loopback]) -> None:
     driver.admin(Opcode.UNREGISTER_PAGE_LIST, page_list_id=RX_LIST)
     assert refused(Opcode.CREATE_RX_QUEUE, page_list_id=RX_LIST, completion_ring_entries=16) == Status.INVALID_ARGUMENT
     driver.admin(register, **new)
+
+
+def test_the_trace_shows_slots_descriptors_and_the_counter(gqi: Gqi) -> None:
+    heard: list[Event] = []
+    Tracer(gqi.lab.nic, gqi.lab.server).subscribe(heard.append, kinds=["rx", "tx", "doorbell"])
+    for lap in range(ENTRIES):
+        frame = tcp(BUFFER)
+        gqi.lab.receive(frame)
+        [(_, descriptor)] = gqi.receive()
+        event = heard.pop()
+        assert event["verdict"] == "delivered" and len(event["buffers"]) == len(event["completions"]) == 2
+        first, last = event["completions"]
+        assert first["index"] == event["buffers"][0]["index"] == 2 * lap % ENTRIES
+        assert first["hash"] == int(descriptor["hash"]) and first["length"] == int(descriptor["length"])
+        assert first["sequence"] == int(descriptor["flags_seq"]) & 7
+        assert "continues" in first["flags"] and "tcp" in last["flags"] and "continues" not in last["flags"]
+        address = gqi.rx_address(first["index"])
+        assert event["buffers"][0]["address"] == (first["index"] * BUFFER if gqi.qpl else address)
+        gqi.fill(2)
+        assert heard.pop()["tail"] == gqi.filled
+        gqi.send(frame, pieces=3)
+        bell, event = heard
+        assert bell["queue"] == "tx0" and bell["tail"] == gqi.posted
+        assert [one["type"] for one in event["descriptors"]] == ["STANDARD", "SEGMENT", "SEGMENT"]
+        assert sum(one["segment_length"] for one in event["descriptors"]) == len(frame)
+        assert event["counter"] == gqi.done == gqi.posted
+        heard.clear()
