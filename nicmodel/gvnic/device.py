@@ -500,7 +500,8 @@ class Nic(Device):
         if self.cable:
             return self._outcomes[: batch.count].copy()
         lost = np.zeros(batch.count, OUTCOME)
-        lost["verdict"], lost["queue"], lost["rule"] = Drop.DEVICE_DOWN, -1, -1
+        lost["verdict"] = Drop.DEVICE_DOWN
+        lost["queue"] = lost["rule"] = lost["next"] = -1
         return lost
 
     def _receive(self, batch: Batch) -> None:

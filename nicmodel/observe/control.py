@@ -127,7 +127,7 @@ class Control:
             For each frame: ``verdict`` (``delivered``, ``held`` for buffers, or why it was dropped). Once it was
             steered: ``queue``, ``hash``, and ``rule`` (location of the flow rule) or ``table_entry`` (of the RSS
             table); ``header`` and ``payload``, the bytes that went to either buffer; ``completions``, decoded, each
-            with its ``index``.
+            with its ``index``; ``coalesced`` if it shares them with the frame before it.
 
         Raises:
             ControlError: there is no such NIC, or a frame is longer than can be.

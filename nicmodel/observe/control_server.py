@@ -14,7 +14,7 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.observe.control import MAX_LINE, VERSION
 from nicmodel.observe.detail import detail
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.observe.trace import Event, Subscription, Tracer, completions, where
+from nicmodel.observe.trace import Event, Subscription, Tracer, completions, followers, where
 from nicmodel.packet.frames import MAX_FRAME, Batch
 from nicmodel.vfio_user.listener import Listener
 from nicmodel.vfio_user.poll import Poller
@@ -220,8 +220,12 @@ class _Client:
                 raise _Refused(f"frame {len(frames) - 1}: {len(frames[-1])} bytes; 1 to {MAX_FRAME} are possible")
         rx = nic.state.rx.copy()
         results = []
-        for frame, outcome in zip(frames, nic.inject(Batch.of(frames)), strict=True):
+        outcomes = nic.inject(Batch.of(frames))
+        merged = followers(outcomes)
+        for number, (frame, outcome) in enumerate(zip(frames, outcomes, strict=True)):
             result = where(nic, outcome)
+            if number in merged:
+                result["coalesced"] = True
             count = int(outcome["completions"])
             if count:
                 result["payload"] = len(frame) - result["header"]

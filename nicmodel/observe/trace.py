@@ -309,25 +309,26 @@ class Tracer:
 
     def _received(self, batch: Batch, outcomes: Records) -> None:
         form = GQI_RX_SLOT if self._nic.gqi else RX_BUFFER
-        heads = self._rx["buffer_head"].tolist()
-        for frame, outcome in zip(batch.frames[: batch.count], outcomes, strict=False):
+        merged = followers(outcomes[: batch.count])
+        for place, (frame, outcome) in enumerate(zip(batch.frames[: batch.count], outcomes, strict=False)):
             number, count = int(outcome["queue"]), int(outcome["completions"])
-            first = heads[number]
-            if count:  # each buffer has a completion
-                heads[number] += count
             if not self._wanted("rx", f"rx{number}" if number >= 0 else None):
                 continue
             fields: dict[str, Any] = {"length": int(frame["length"]), **where(self._nic, outcome)}
             if frame["time"]:
                 fields["waited"] = self._nic.clock() - int(frame["time"])
-            if count:
-                queue = self._rx[number]
-                ring = self._buffer_rings.get(number)
-                fields["buffers"] = list(_entries(ring, form, first, count, int(queue["buffer_entries"])))
-                fields["completions"] = completions(self._nic, queue, int(outcome["completion"]), count)
-                if fields["completions"] and not self._nic.gqi:
-                    kind = fields["completions"][0]["packet_type"]
+            if place in merged:
+                fields["coalesced"] = True  # its descriptors are those of the frame that it continues
+            elif count:
+                queue, ring, first = self._rx[number], self._buffer_rings.get(number), int(outcome["completion"])
+                fields["completions"] = completions(self._nic, queue, first, count)
+                # Each completion has a buffer: as many of either since the batch began.
+                if not self._nic.gqi:
+                    done = (first - int(queue["completion_index"])) % int(queue["completion_entries"])
+                    first = int(queue["buffer_head"]) + done
+                    kind = fields["completions"][0]["packet_type"] if fields["completions"] else 0
                     fields["protocol"] = f"{L3(kind >> 3).name}/{L4(kind & 7).name}"
+                fields["buffers"] = list(_entries(ring, form, first, count, int(queue["buffer_entries"])))
             self._emit("rx", **fields)
 
     def _transmit(self, queue: int) -> None:
@@ -398,6 +399,11 @@ def where(nic: Nic, outcome: np.void) -> dict[str, Any]:
             fields["table_entry"] = int(outcome["hash"]) % int(nic.state.device["lut_size"][0])
         fields["header"] = max(0, int(outcome["header"]))
     return fields
+
+
+def followers(outcomes: Records) -> set[int]:
+    """Numbers of the frames that were coalesced with one before them."""
+    return {int(number) for number in outcomes["next"] if number >= 0}
 
 
 def completions(nic: Nic, queue: np.void, first: int, count: int) -> list[dict[str, Any]]:

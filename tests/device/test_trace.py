@@ -124,6 +124,23 @@ def test_rings_that_wrap(lab: Loopback) -> None:
                 assert {name: told[name] for name in completion} == completion
 
 
+def test_coalesced_frames_have_one_set_of_descriptors(lab: Loopback) -> None:
+    """Segments of two flows, interleaved: each packet is told once, and with its own buffers."""
+    opened(lab, rx_queues=1, rsc=True)
+    heard = Heard(lab, kinds=["rx"])
+    lab.receive(
+        *(tcp(1000, sport=sport, seq=1 + 1000 * number, flags="A") for number in range(3) for sport in (1, 2))
+    )  # fmt: skip
+    packets = lab.driver.poll(0)
+    assert [len(packet.payload) for packet in packets] == [54 + 3000] * 2
+    leads = [event for event in heard if "coalesced" not in event]
+    assert len(leads) == 2 and len(heard) == 6
+    leads.sort(key=lambda event: int(event["completions"][0]["index"]))
+    for event, packet in zip(leads, packets, strict=True):
+        assert [one["buffer_address"] for one in event["buffers"]] == [one.address for one in packet.buffers]
+        assert event["completions"][0]["rsc"] == 1
+
+
 def test_a_frame_that_finds_no_buffers_and_one_that_is_dropped(lab: Loopback) -> None:
     opened(lab, rx_queues=1)
     heard = Heard(lab, kinds=["rx"])
