@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -25,8 +26,16 @@ from nicmodel.vm.server import NicServer
 
 IPERF = Packages("iperf3", ("iperf3",), suite="trixie")
 
+
+def free_ports(count: int) -> list[int]:
+    """TCP ports of the host that nobody listens at."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(server.getsockname()[1]) for server in servers]
+
+
 #: The guest port of each host port that passt forwards is the same number.
-DEVMEM_PORT, PLAIN_PORT, IPERF_PORT = 15201, 15202, 15203
+DEVMEM_PORT, PLAIN_PORT, IPERF_PORT = free_ports(3)
 
 #: Device memory of the guest: room for several udmabufs.
 HBM = 192 << 20
