@@ -225,8 +225,8 @@ class Guest:
         self._process.kill()
         self._process.wait()
 
-    def console_tail(self, lines: int = 40) -> str:
-        """The console's last lines."""
+    def console_tail(self, lines: int = 80) -> str:
+        """The console's last lines: enough for a crash with its whole call trace."""
         text = self.console.read_text(errors="replace") if self.console.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 
