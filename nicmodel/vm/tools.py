@@ -43,7 +43,7 @@ def build_guest_tools() -> Path:
     script = "".join(
         f"gcc -std=gnu11 -O2 -Wall -Wextra -Werror -static -o /out/{tool} {tool}.c devmem.c\n" for tool in GUEST_TOOLS
     )
-    return _build("guest-tools", content, {source: f"work/{source.name}" for source in sources}, script)
+    return _build("guest-tools", content, {source: f"build/{source.name}" for source in sources}, script)
 
 
 def build_ncdevmem() -> Path:
@@ -54,7 +54,7 @@ def build_ncdevmem() -> Path:
         # The interfaces' headers come with the compiler's tree: TARGETS and KHDR_INCLUDES ask for no others.
         "make OUTPUT=/out CC=gcc TARGETS= KHDR_INCLUDES= /out/ncdevmem\n"
     )
-    return _build("ncdevmem", source.name.encode(), {source: "work"}, script) / "ncdevmem"
+    return _build("ncdevmem", source.name.encode(), {source: "build"}, script) / "ncdevmem"
 
 
 def install_guest_tools(guest: Guest) -> None:
@@ -84,7 +84,7 @@ def kernel_source() -> Path:
 
 
 def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) -> Path:
-    """Run `script` in the compiler's tree, in /work; what it leaves in /out is the result, cached.
+    """Run `script` in the compiler's tree, in /build; what it leaves in /out is the result, cached.
 
     Args:
         name: What is built.
@@ -106,7 +106,7 @@ def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) ->
                 (root / "out").mkdir()
                 for source, target in sources.items():
                     _link_tree(source, root / target)
-                _check([*_enter(root), "/bin/sh", "-ec", f"export PATH=/usr/bin; cd /work\n{script}"], name)
+                _check([*_enter(root), "/bin/sh", "-ec", f"export PATH=/usr/bin; cd /build\n{script}"], name)
                 for product in (root / "out").iterdir():
                     if product.is_file() and os.access(product, os.X_OK):
                         shutil.move(product, unfinished)
