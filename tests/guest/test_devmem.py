@@ -27,6 +27,8 @@ INTERFACE = USER.interface
 QUEUE = 3
 MIB = 1 << 20
 CHUNK = 4096
+#: What ``ncdevmem -v 7`` expects, over and over.
+NCDEVMEM_PATTERN = b"\x01\x02\x03\x04\x05\x06\n" * 1_000_000
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,15 @@ def receiver(lab: Lab, *options: str, queues: str = str(QUEUE), seed: int = 1, s
         f" --node {lab.guest.device_memory['hbm'].node} --seed {seed} {' '.join(options)}"
     )
     process.expect("ready", timeout=30)
+    return process
+
+
+def ncdevmem(lab: Lab, first: int, queues: int) -> Process:
+    """The kernel's receiver, listening; it validates what it gets and fails on linear payload."""
+    process = lab.guest.start(
+        f"ncdevmem -s {USER.address} -f {INTERFACE} -l -L -p {DEVMEM_PORT} -v 7 -t {first} -q {queues}"
+    )
+    lab.run(f"until ss -ltn | grep -q :{DEVMEM_PORT}; do sleep 0.1; done", timeout=30)
     return process
 
 
@@ -167,19 +178,14 @@ def test_ncdevmem_validates_what_it_receives(devmem: Lab, queues: int) -> None:
     It sets up header split, RSS and its rule itself.
     """
     devmem.run(f"ethtool -X {INTERFACE} default")
-    first = 4 - queues
-    process = devmem.guest.start(
-        f"ncdevmem -s {USER.address} -f {INTERFACE} -l -L -p {DEVMEM_PORT} -v 7 -t {first} -q {queues}"
-    )
-    devmem.run(f"until ss -ltn | grep -q :{DEVMEM_PORT}; do sleep 0.1; done", timeout=30)
-    pattern = b"\x01\x02\x03\x04\x05\x06\n" * 1_000_000
+    process = ncdevmem(devmem, 4 - queues, queues)
     with socket.create_connection(("127.0.0.1", DEVMEM_PORT), timeout=60) as connection:
-        connection.sendall(pattern)
+        connection.sendall(NCDEVMEM_PATTERN)
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1)
     result = process.wait(60)
     assert result.status == 0, (result.stdout + result.stderr)[-2000:]
-    assert result.stdout.count("Validated buffer") >= len(pattern) // 4096
+    assert result.stdout.count("Validated buffer") >= len(NCDEVMEM_PATTERN) // 4096
 
 
 def test_killed_under_traffic_ten_times(devmem: Lab) -> None:
@@ -207,6 +213,40 @@ def test_killed_under_traffic_ten_times(devmem: Lab) -> None:
         rounds = others.rounds
         wait_until(lambda: others.rounds > rounds + 10, timeout=60)
     assert others.rounds > 100
+
+
+def test_ncdevmem_killed_under_traffic_ten_times(devmem: Lab) -> None:
+    """The same with the kernel's own program, which leaves its rule behind when it is killed."""
+
+    def frames() -> int:
+        return int(devmem.report(USER)["rx_queues"][QUEUE]["frames"])
+
+    def push() -> None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", DEVMEM_PORT), timeout=20) as connection:
+            while True:
+                connection.sendall(NCDEVMEM_PATTERN)
+
+    with OtherTraffic(devmem) as others:
+        for _ in range(10):
+            process = ncdevmem(devmem, QUEUE, 1)
+            before = frames()
+            sender = threading.Thread(target=push)
+            sender.start()
+            wait_until(lambda at=before: frames() > at + 100, timeout=60)
+            process.kill(9)
+            process.wait(20)
+            sender.join(30)
+            assert not sender.is_alive()
+            devmem.run(f"ethtool -K {INTERFACE} ntuple off; ethtool -K {INTERFACE} ntuple on")
+        rounds = others.rounds
+        wait_until(lambda: others.rounds > rounds + 10, timeout=60)
+    # Ordinary traffic to the queue, and a new bind by another program.
+    devmem.split(USER, True)
+    devmem.run(f"ethtool -X {INTERFACE} equal {QUEUE}")
+    with rule(devmem, DEVMEM_PORT, QUEUE):
+        process = receiver(devmem, seed=5)
+        send_pattern("127.0.0.1", DEVMEM_PORT, 8 * MIB, 5)
+        assert verdict(process)["bytes"] == 8 * MIB
 
 
 def test_memory_that_was_given_back_is_not_written(devmem: Lab) -> None:
