@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nicmodel.observe.report import named, size
+from nicmodel.packet.compiled import cache_is_empty
 from nicmodel.vm.devmem import send_pattern
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig, parse_size
@@ -91,7 +92,8 @@ def demo(amount: str, queues: int, keep: bool) -> None:
         port = _free_port()
         with _step("user-mode network (passt)"):
             passt = stack.enter_context(Passt({port: 5201}, mtu=_MTU))
-        with _step("NIC server"):
+        first = ", its packet path compiled: once, half a minute" if cache_is_empty() else ""
+        with _step(f"NIC server{first}"):
             server = stack.enter_context(
                 NicServer(["--wire", f"stream:{passt.socket}", "--queues", str(max(queues, 2)),
                            "--default-queues", str(queues)])
