@@ -89,9 +89,6 @@ if JIT_DISABLED:
         """As `publish_u64`, for a 32-bit counter."""
         store_u32(address, value)
 
-    def fence_acquire() -> None:
-        """Order what follows after what was loaded before."""
-
 else:
 
     @intrinsic
@@ -123,13 +120,3 @@ else:
             return context.get_dummy_value()
 
         return types.void(types.uint64, types.uint64), codegen
-
-    @intrinsic
-    def fence_acquire(typingctx: Any) -> Any:
-        """Order what follows after what was loaded before."""
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            builder.fence("acquire")
-            return context.get_dummy_value()
-
-        return types.void(), codegen
