@@ -19,6 +19,8 @@ from nicmodel.vfio_user.dma import MAX_KINDS
 
 #: Most data descriptors of one packet, both ways; more is a driver's error.
 MAX_SEGMENTS = 512
+#: Bytes of one transmit packet beyond which it is an error: the longest TSO packet that Linux sends, and its header.
+MAX_PACKET = 262143 + 255
 
 #: TCP flows of one batch that are coalesced at the same time; one more ends the oldest.
 MAX_AGGREGATES = 16
@@ -191,7 +193,6 @@ class State(NamedTuple):
     headers: Records
     aggregates: Records
     segment: npt.NDArray[np.uint8]
-    hosts: npt.NDArray[np.uint64]
     addresses: npt.NDArray[np.uint64]
     lengths: npt.NDArray[np.int64]
 
@@ -213,8 +214,8 @@ def make_state(queues: int, vectors: int, rules: int, lut_size: int, regions: Re
         drops=np.zeros((rows, len(Drop)), np.int64),
         headers=np.zeros(1, HEADERS),
         aggregates=np.zeros(MAX_AGGREGATES + 1, AGGREGATE),
-        segment=np.zeros(1 << 17, np.uint8),
-        hosts=np.zeros(MAX_SEGMENTS, np.uint64),
+        # As long as any packet: headers in it are parsed within the packet's length, also where only they are gathered.
+        segment=np.zeros(MAX_PACKET, np.uint8),
         addresses=np.zeros(MAX_SEGMENTS, np.uint64),
         lengths=np.zeros(MAX_SEGMENTS, np.int64),
     )

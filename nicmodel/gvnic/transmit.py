@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TX_PACKET, TX_TSO_CONTEXT, TxCompletionType, TxType
 from nicmodel.gvnic.dma import READ, WRITE, fault, locate, read
-from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
+from nicmodel.gvnic.state import MAX_PACKET, MAX_SEGMENTS, Drop, Purpose, Records, State
 from nicmodel.packet.checksum import complete, pseudo
 from nicmodel.packet.compiled import Record, compiled, i64, u64
 from nicmodel.packet.frames import MAX_FRAME, FrameFlag, Gso, Offload
@@ -66,8 +66,6 @@ _DONE_DESCRIPTOR = int(TxCompletionType.DESCRIPTOR) << TX_COMPLETION.type.shift
 _GENERATION = TX_COMPLETION.generation.shift
 _VALUE = TX_COMPLETION.tag_or_head.shift
 
-#: Bytes of one packet beyond which it is an error: the longest TSO packet that Linux sends, and its header.
-MAX_PACKET = 262143 + 255
 _MAX_IP = 65535
 #: Most bytes of headers that are looked for where the driver does not say how many they are.
 MAX_HEADER = 255
