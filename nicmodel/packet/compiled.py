@@ -19,6 +19,8 @@ import numba
 import numpy as np
 from numba.core import config
 
+from nicmodel.cache import cache_dir
+
 F = TypeVar("F", bound=Callable[..., object])
 
 #: One element of an array of records, inside compiled code: its fields are attributes there.
@@ -36,12 +38,6 @@ _ROOMS = ("packet", "gvnic", "wire")
 _CACHES_KEPT = 4
 
 
-def user_cache() -> Path:
-    """Folder for everything that can be made again: ``$XDG_CACHE_HOME/nicmodel`` or ``~/.cache/nicmodel``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "nicmodel"
-
-
 def _source_key() -> str:
     digest = hashlib.sha256(numba.__version__.encode())
     for room in _ROOMS:
@@ -53,7 +49,7 @@ def _source_key() -> str:
 
 def _use_cache() -> Path:
     """Point Numba at the folder of these sources and drop all but the newest few of earlier ones."""
-    home = user_cache() / "compiled"
+    home = cache_dir() / "compiled"
     folder = home / _source_key()
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from nicmodel.cache import cache_dir
 from nicmodel.vm import agent
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.packages import Packages, Tree, cache_dir, locked, obtain
+from nicmodel.vm.packages import Packages, Tree, locked, obtain
 from nicmodel.vm.progress import step
 
 UNUSED_SECONDS = 24 * 3600

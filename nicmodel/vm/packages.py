@@ -21,16 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from nicmodel.cache import cache_dir
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.progress import Advance, step
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 """Installed by package debian-archive-keyring, which every Debian has and Ubuntu offers."""
-
-
-def cache_dir() -> Path:
-    """The user's cache folder of nicmodel. It may be deleted at any time; all of it can be built again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nicmodel"
 
 
 @dataclass(frozen=True)

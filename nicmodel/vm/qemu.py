@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nicmodel.cache import cache_dir
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.image import Image
-from nicmodel.vm.packages import Packages, cache_dir, obtain, write_whole
+from nicmodel.vm.packages import Packages, obtain, write_whole
 from nicmodel.vm.progress import step
 
 QEMU = Packages("qemu", ("qemu-system-x86",), suite="trixie-backports")

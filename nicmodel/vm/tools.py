@@ -13,10 +13,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from nicmodel.cache import cache_dir
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest
 from nicmodel.vm.image import DEFAULT_KERNEL, GUEST_FILES, kernel_packages
-from nicmodel.vm.packages import Packages, building, cache_dir, locked, obtain
+from nicmodel.vm.packages import Packages, building, locked, obtain
 from nicmodel.vm.progress import step
 
 COMPILER = Packages(

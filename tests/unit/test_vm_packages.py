@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from nicmodel.cache import cache_dir
 from nicmodel.vm import packages
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.packages import Packages, building, cache_dir, locked, mirror, obtain, write_whole
+from nicmodel.vm.packages import Packages, building, locked, mirror, obtain, write_whole
 
 needs_apt = pytest.mark.skipif(not shutil.which("apt-get"), reason="apt-get is missing")
 
