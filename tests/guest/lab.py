@@ -13,7 +13,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -171,6 +171,22 @@ class Lab:
         return process
 
 
+def ping(guest: Guest, address: str, *, count: int, size: int, interval: float = 0.01, options: str = "") -> None:
+    """Send `count` echo requests of `size` bytes to an IPv4 `address`; each is answered, however late.
+
+    ping gives up two round trips after its last request (iputils, ping(8) -W), which on a busy machine is less than a
+    scheduler's pause: the kernel's own count of replies (RFC 2011, icmpInEchoReps) decides.
+    """
+
+    def replies() -> int:
+        names, values = guest.run("grep ^Icmp: /proc/net/snmp").stdout.splitlines()
+        return int(dict(zip(names.split(), values.split(), strict=True))["InEchoReps"])
+
+    before = replies()
+    said = guest.run(f"ping -q -c {count} -i {interval} -s {size} {options} {address}", timeout=120, check=False).stdout
+    wait_until(lambda: replies() - before >= count, what=lambda: f"{replies() - before} of {count} replies:\n{said}")
+
+
 def connect_pair(guest: Guest) -> None:
     """Set up a guest with two NICs back to back: eth0, 10.1.0.1, and eth1 in namespace "peer", 10.1.0.2."""
     guest.run(
@@ -193,9 +209,9 @@ def frames_dropped(report: Mapping[str, Any]) -> dict[str, int]:
     return {name: count for name, count in report["drops"].items() if name != "not_ours"}
 
 
-def wait_until(condition: Any, timeout: float = 20, pause: float = 0.1) -> None:
-    """Poll until `condition()` is true."""
+def wait_until(condition: Any, timeout: float = 20, pause: float = 0.1, what: Callable[[], str] = str) -> None:
+    """Poll until `condition()` is true; `what()` is said of it when it does not come true."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout} s in vain"
+        assert time.monotonic() < deadline, f"waited {timeout} s in vain {what()}"
         time.sleep(pause)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from lab import connect_pair
+from lab import LINK0, connect_pair, ping
 
 from nicmodel.gvnic.commands import SLOT_SIZE, Opcode
 from nicmodel.gvnic.registers import Bar
@@ -175,5 +175,4 @@ def test_then_a_guest_boots_and_pings(server: NicServer) -> None:
     nics = [Nic(path) for path in server.sockets]
     with Guest(GuestConfig(nics=nics), boot_timeout=180) as guest:
         connect_pair(guest)
-        said = guest.run("ping -q -c 50 -i 0.01 -W 10 -s 4000 10.1.0.2").stdout
-        assert "50 received" in said, said
+        ping(guest, LINK0.peer, count=50, size=4000)

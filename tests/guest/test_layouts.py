@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab import TROUBLE, connect_pair
+from lab import LINK0, TROUBLE, connect_pair, ping
 
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import FOLDER, LAYOUTS, Nic
@@ -33,11 +33,10 @@ def machine(layout: str) -> Iterator[tuple[Guest, NicServer]]:
         assert not [line for line in guest.dmesg().splitlines() if TROUBLE.search(line)]
 
 
-def ping(guest: Guest) -> None:
+def ping_sizes(guest: Guest) -> None:
     """Datagrams from one byte to the largest frame, and none is lost."""
     for size in (1, 1472, 4096, 8868):
-        said = guest.run(f"ping -q -c 20 -i 0.01 -W 10 -M do -s {size} 10.1.0.2").stdout
-        assert "20 received" in said, said
+        ping(guest, LINK0.peer, count=20, size=size, options="-M do")
 
 
 def transfer(guest: Guest) -> None:
@@ -62,7 +61,7 @@ def test_traffic(layout: str, bridges: int) -> None:
     with machine(layout) as (guest, server):
         path = guest.run("readlink -f /sys/class/net/eth0/device").stdout
         assert path.count("/0000:") == bridges + 1
-        ping(guest)
+        ping_sizes(guest)
         transfer(guest)
         assert [report["dma_faults"] for report in server.report()] == [0, 0]
 
@@ -80,7 +79,7 @@ def test_traffic_through_an_iommu() -> None:
         assert all(queue["completion_ring"] >= 1 << 30 for queue in before[0]["rx_queues"] if queue["active"])
         for split in ("on", "off"):
             guest.run(f"ethtool -G eth0 tcp-data-split {split}", timeout=120)
-            ping(guest)
+            ping_sizes(guest)
             transfer(guest)
         after = server.report()
         assert sum(queue["bad_checksum"] for report in after for queue in report["rx_queues"]) == 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from lab import TROUBLE, connect_pair, wait_until
+from lab import TROUBLE, connect_pair, ping, wait_until
 
 from nicmodel.testing.driver import Driver
 from nicmodel.vfio_user import Client
@@ -25,11 +25,6 @@ FLOOD = f"ping -q -f -s 4000 {PEER}"
 
 def config(server: NicServer) -> GuestConfig:
     return GuestConfig(nics=[Nic(path) for path in server.sockets])
-
-
-def ping(guest: Guest) -> None:
-    said = guest.run(f"ping -q -c 50 -i 0.01 -W 10 -s 4000 {PEER}").stdout
-    assert "50 received" in said, said
 
 
 def flood(guest: Guest, server: NicServer) -> None:
@@ -60,10 +55,10 @@ def guest(server: NicServer) -> Iterator[Guest]:
 def test_revision_0(guest: Guest) -> None:
     """The driver binds, and lets go again."""
     assert guest.run("cat /sys/class/net/eth0/device/revision").stdout.strip() == "0x00"
-    ping(guest)
+    ping(guest, PEER, count=50, size=4000)
     guest.run("rmmod gve; ip netns del peer; modprobe gve; until [ -e /sys/class/net/eth1 ]; do sleep 0.05; done")
     connect_pair(guest)
-    ping(guest)
+    ping(guest, PEER, count=50, size=4000)
 
 
 def test_a_second_client_waits(guest: Guest, server: NicServer) -> None:
@@ -71,7 +66,7 @@ def test_a_second_client_waits(guest: Guest, server: NicServer) -> None:
     for _ in range(3):
         with pytest.raises(TimeoutError):
             Client(str(server.sockets[0]), timeout=0.5)
-    ping(guest)
+    ping(guest, PEER, count=50, size=4000)
     assert server.report()[0]["vfio_user"]["clients"] == 1
 
 
@@ -79,7 +74,7 @@ def test_reboot_under_traffic(guest: Guest, server: NicServer) -> None:
     flood(guest, server)
     guest.reboot()
     connect_pair(guest)
-    ping(guest)
+    ping(guest, PEER, count=50, size=4000)
     assert not [line for line in guest.dmesg().splitlines() if TROUBLE.search(line)]
 
 
@@ -92,7 +87,7 @@ def test_reset_button_under_traffic(guest: Guest, server: NicServer) -> None:
     guest._await_boot(greetings + 1)
     assert server.report()[0]["vfio_user"]["device_reset"] > resets
     connect_pair(guest)
-    ping(guest)
+    ping(guest, PEER, count=50, size=4000)
     assert not [line for line in guest.dmesg().splitlines() if TROUBLE.search(line)]
 
 
@@ -117,7 +112,7 @@ def test_each_side_survives_the_others_death() -> None:
             assert not footprint(server.pid).guest_memory
         with Guest(config(server), boot_timeout=180) as second:
             connect_pair(second)
-            ping(second)
+            ping(second, PEER, count=50, size=4000)
             second.qmp.execute("stop")
             for _ in range(2):  # when the loop has come round, what had been in the sockets is done
                 server.report()

@@ -9,7 +9,7 @@ import socket
 import subprocess
 
 import pytest
-from lab import IPERF_PORT, LINK0, LINK1, PLAIN_PORT, TAP, USER, Lab, Port, frames_dropped, iperf3
+from lab import IPERF_PORT, LINK0, LINK1, PLAIN_PORT, TAP, USER, Lab, Port, frames_dropped, iperf3, ping
 
 pytestmark = pytest.mark.guest
 
@@ -60,8 +60,7 @@ def test_ping_of_every_size(lab: Lab, split: bool) -> None:
 
 def test_ping_never_loses_one(lab: Lab) -> None:
     for port in ports(lab):
-        said = lab.run(f"ping -q -c 500 -i 0.002 -s 1400 {port.peer}", timeout=60).stdout
-        assert "500 received" in said, said
+        ping(lab.guest, port.peer, count=500, size=1400, interval=0.002)
 
 
 def test_tcp_both_ways_with_several_streams(lab: Lab, split: bool) -> None:
@@ -178,7 +177,7 @@ def test_counters_agree(lab: Lab) -> None:
 
     peer = "ip netns exec peer"
     start = driver("", LINK0.interface), driver(peer, LINK1.interface)
-    lab.run(f"ping -q -c 200 -i 0.002 -s 700 {LINK0.peer}", timeout=30)
+    ping(lab.guest, LINK0.peer, count=200, size=700, interval=0.002)
     end = driver("", LINK0.interface), driver(peer, LINK1.interface)
     after = [lab.report(port) for port in (LINK0, LINK1)]
 
