@@ -35,7 +35,7 @@ JIT_DISABLED = bool(config.DISABLE_JIT)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _ROOMS = ("packet", "gvnic", "wire")
-_CACHES_KEPT = 4
+_CACHES_KEPT = 12
 
 
 def _source_key() -> str:
