@@ -14,8 +14,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from namespace import own_namespace
-from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import IP, TCP, UDP, fragment
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, fragment6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap
@@ -68,6 +68,16 @@ PLAIN = [
     Frame(bytes(ETHERNET / IPV4 / UDP(sport=4000, dport=53, chksum=0x1234) / Raw(b"bad checksum"))),
     Frame(bytes(ETHERNET / IPV4 / TCP(sport=4000, dport=80, chksum=0x1234))),
     Frame(bytes(ETHERNET / Dot1Q(vlan=5) / IPV6 / TCP(sport=4000, dport=80) / Raw(b"tagged"))),
+    Frame(bytes(ETHERNET / Dot1Q(vlan=5) / IPV4 / UDP(sport=4000, dport=53) / Raw(b"tagged"))),
+    Frame(bytes(ETHERNET / IP(src="192.0.2.2", dst="192.0.2.1", chksum=0x1234) / TCP(sport=4000, dport=80))),
+    Frame(bytes(ETHERNET / IPV4 / UDP(sport=4000, dport=53, chksum=0) / Raw(b"no checksum"))),
+    *(Frame(bytes(ETHERNET / part)) for part in fragment(IPV4 / UDP(sport=4000, dport=53) / Raw(b"f" * 3000), 1400)),
+    *(
+        Frame(bytes(ETHERNET / part))
+        for part in fragment6(IPV6 / IPv6ExtHdrFragment(id=7) / UDP(sport=4000, dport=53) / Raw(b"f" * 3000), 1400)
+    ),
+    Frame(bytes(ETHERNET / IPV4 / TCP(sport=4000, dport=80) / Raw(bytes(range(256)) * 34))),
+    Frame(bytes(ETHERNET / IPV6 / UDP(sport=4000, dport=53) / Raw(bytes(range(256)) * 34))),
     Frame(bytes(Ether(src=PEER, dst="ff:ff:ff:ff:ff:ff") / ARP(psrc="192.0.2.2", pdst="192.0.2.1"))),
 ]
 UNDONE = [
@@ -117,7 +127,7 @@ def direct(_: Path, frames: list[Frame]) -> Iterator[tuple[Wire, Bring]]:
 def tap(_: Path, frames: list[Frame]) -> Iterator[tuple[Wire, Bring]]:
     for namespace in own_namespace():
         wire = namespace.run(TapWire, "nic0")
-        namespace.ip("link", "set", "nic0", "addrgenmode", "none", "up")
+        namespace.ip("link", "set", "nic0", "mtu", "9000", "addrgenmode", "none", "up")
         yield wire, namespace.run(raw_socket, "nic0")
 
 
@@ -126,7 +136,7 @@ def packet(_: Path, frames: list[Frame]) -> Iterator[tuple[Wire, Bring]]:
     for namespace in own_namespace():
         namespace.ip("link", "add", "nic0", "type", "veth", "peer", "name", "host0")
         for interface in ("nic0", "host0"):
-            namespace.ip("link", "set", interface, "addrgenmode", "none", "up")
+            namespace.ip("link", "set", interface, "mtu", "9000", "addrgenmode", "none", "up")
         yield namespace.run(PacketWire, "nic0"), namespace.run(raw_socket, "host0")
 
 
@@ -234,10 +244,12 @@ def reference(frames: list[Frame], count: int) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("wire", [tap, packet, stream, dgram, pcap, cable, switch, uplink])
 def test_whole_frames(wire: Any, tmp_path: Path) -> None:
-    """Flows over all queues, both versions of IP, a tag, good and bad checksums, broadcast."""
+    """Flows over all queues, both versions of IP, tags, fragments, jumbo frames, any checksum, broadcast."""
     expected = reference(PLAIN, len(PLAIN))
     assert {packet[0] for packet in expected} == {0, 1, 2, 3}
+    assert sum(packet[3] for packet in expected) == 1, "one has a bad checksum of its IP header"
     assert sum(packet[4] for packet in expected) == 2, "two have a bad L4 checksum"
+    assert max(len(packet[6]) for packet in expected) == 34 * 256, "one segment is as long as the MTU allows"
     assert delivered(wire, tmp_path, PLAIN, len(PLAIN)) == expected
 
 
