@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from lab import Lab
+from streams import Traffic, streams
 
 from nicmodel.vm.guest import Guest
 
@@ -26,3 +27,10 @@ def lab(bench: Lab) -> Iterator[Lab]:
     """The bench, with the guest's kernel log watched for trouble during the test."""
     with bench.quiet_log():
         yield bench
+
+
+@pytest.fixture
+def traffic(lab: Lab) -> Iterator[Traffic]:
+    """Streams over the cable that run during the test."""
+    with streams(lab) as running:
+        yield running

@@ -150,10 +150,8 @@ class Lab:
     @contextmanager
     def quiet_log(self) -> Iterator[None]:
         """The kernel must have nothing to complain about meanwhile."""
-        before = len(self.guest.dmesg())
-        yield
-        trouble = [line for line in self.guest.dmesg()[before:].splitlines() if TROUBLE.search(line)]
-        assert not trouble, "the guest's kernel complains:\n" + "\n".join(trouble)
+        with quiet_log(self.guest):
+            yield
 
     def split(self, port: Port, on: bool) -> None:
         """Switch header split.
@@ -169,6 +167,26 @@ class Lab:
         process = self.guest.start(f"{where} socat -u TCP-LISTEN:{port},reuseaddr,fork SYSTEM:'{command}'")
         self.run(f"{where} sh -c 'until ss -ltn | grep -q :{port}; do sleep 0.05; done'", timeout=20)
         return process
+
+
+@contextmanager
+def quiet_log(guest: Guest) -> Iterator[None]:
+    """The guest's kernel must have nothing to complain about meanwhile."""
+    before = len(guest.dmesg())
+    yield
+    trouble = [line for line in guest.dmesg()[before:].splitlines() if TROUBLE.search(line)]
+    assert not trouble, "the guest's kernel complains:\n" + "\n".join(trouble)
+
+
+def ethtool(lab: Lab, port: Port, option: str, *arguments: str) -> str:
+    """Run ethtool in the namespace of the interface; what it prints."""
+    inside = "ip netns exec peer " if port is LINK1 else ""
+    return lab.run(f"{inside}ethtool {option} {port.interface} {' '.join(arguments)}").stdout
+
+
+def active(lab: Lab, port: Port, way: str) -> list[int]:
+    """Numbers of the queues that exist."""
+    return [queue["queue"] for queue in lab.report(port)[f"{way}_queues"] if queue["active"]]
 
 
 def ping(guest: Guest, address: str, *, count: int, size: int, interval: float = 0.01, options: str = "") -> None:
