@@ -77,6 +77,8 @@ class Nic(Device):
         self.clock = poller.clock
         self.name = name
         self.counters: Counter[str] = Counter()
+        #: Frames from the wire that ended in a queue: alone, in pieces, or merged with others.
+        self.delivered = 0
         self.link: ClientLink | None = None
         self.trace: Callable[..., None] | None = None
         #: Whether the cable is plugged in; the driver sees it together with the wire's own state.
@@ -510,7 +512,7 @@ class Nic(Device):
         if self.trace is not None:
             self.trace("receive", batch=batch)
         now = self.clock()
-        receive(
+        self.delivered += receive(
             self.state, batch.data, batch.frames, batch.count, now, now - _HELD_NS, _HELD_PER_QUEUE,
             self._backlog.data, self._backlog.frames, self._held, self._outcomes,
         )  # fmt: skip

@@ -26,8 +26,9 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
     Returns:
         JSON-ready: identity and link; per queue its settings, counters, ``drops`` by name and ``dma`` bytes by purpose
         and kind of memory; the same for the device as a whole; flow rules with hits; admin commands by name and status;
-        wire and server counters; ``peak_memory`` of this process in bytes. Counters run since the server's start,
-        ``dma`` since the client connected.
+        wire and server counters; ``delivered``, the frames from the wire that ended in a queue, alone or merged with
+        others, while all others are among the ``drops`` or ``held`` for buffers; ``peak_memory`` of this process in
+        bytes. Counters run since the server's start, ``dma`` since the client connected.
     """
     state, kinds = nic.state, nic.kinds
     queues = nic.profile.queues
@@ -55,6 +56,7 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
             _queue(state.tx[queue], queue, state.drops[queues + queue], state.ledger[queues + queue], kinds)
             for queue in range(queues)
         ],
+        "delivered": nic.delivered,
         "drops": _drops(state.drops.sum(axis=0)),
         "device_drops": _drops(state.drops[-1]),
         "dma": _ledger(state.ledger.sum(axis=0), kinds),
