@@ -1,9 +1,10 @@
-"""Programs for the guest, compiled here: the kernel's own `ncdevmem`, and the C sources of `guest/`.
+"""Programs for the guest, compiled here: the kernel's own network selftests, and the C sources of `guest/`.
 
 They are compiled by Debian's compiler in a tree of unpacked packages, entered by chroot: so the host needs no compiler,
 and the result fits the guest.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -31,6 +32,17 @@ COMPILER = Packages(
     suite="trixie-backports",
 )
 
+# What the network selftests need besides, to be built and to be run: 65 MB, most of it LLVM, which clang and bpftrace
+# share. Only these packages are taken of what they depend on: the rest is in the compiler's tree, or in the guest.
+BPF_TOOLS = Packages(
+    "bpf-tools",
+    ("clang-19", "bpftrace", "bpftool", "libelf-dev", "rsync"),
+    suite="trixie-backports",
+    keep=r"clang-19$|lib(clang|llvm|z3|edit|bsd|md|xml2|lz4|xxhash|popt|lzma|stdc\+\+6|elf|bpf)|(zlib1g|libzstd)-dev|bpf|rsync",
+)
+# io_uring's zero-copy receive came with liburing 2.10; trixie has 2.9.
+LIBURING = Packages("liburing", ("liburing-dev",), suite="forky", keep="liburing-dev")
+
 # MAINTAINERS: the netlink code generator looks for it in every folder upwards, and never ends without it.
 SOURCE_PARTS = ("MAINTAINERS", "Makefile", "Documentation/netlink", "include", "scripts", "arch/x86", "tools")
 
@@ -56,6 +68,26 @@ def build_ncdevmem() -> Path:
         "make OUTPUT=/out CC=gcc TARGETS= KHDR_INCLUDES= /out/ncdevmem\n"
     )
     return _build("ncdevmem", source.name.encode(), {source: "build"}, script) / "ncdevmem"
+
+
+def build_selftests() -> Path:
+    """The kernel's network driver selftests, built and installed as drivers/net/README.rst says.
+
+    The folder has `drivers/net`, `drivers/net/hw` and `net/lib` of tools/testing/selftests as their Makefile installs
+    them: scripts, C programs (`drivers/net/hw/iou-zcrx`, `drivers/net/hw/ncdevmem` …), BPF objects (`net/lib/*.bpf.o`,
+    by clang), and the Python netlink library with its specifications. All of it runs in the guest.
+    """
+    source = kernel_source()
+    bpf_tools, liburing = obtain(BPF_TOOLS), obtain(LIBURING)
+    script = (
+        "ln -s mawk /usr/bin/awk\n"  # as mawk's installation would
+        # HAS_IOURING_ZCRX: the Makefile finds out by a command that only bash understands.
+        'make -s -C tools/testing/selftests TARGETS="drivers/net drivers/net/hw" FORCE_TARGETS=1 KHDR_INCLUDES='
+        " CC=gcc CLANG=clang-19 HAS_IOURING_ZCRX=y INSTALL_PATH=/out/selftests install\n"
+    )
+    identity = "\0".join([source.name, bpf_tools.id, liburing.id]).encode()
+    sources = {source: "build", bpf_tools.path: ".", liburing.path: "."}
+    return _build("selftests", identity, sources, script) / "selftests"
 
 
 def install_guest_tools(guest: Guest) -> None:
@@ -91,7 +123,7 @@ def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) ->
         name: What is built.
         identity: Stands for the content of the sources.
         sources: Files and folders of the host's and where they go in the tree, read only.
-        script: For /bin/sh; ends at the first failure.
+        script: For /bin/sh; ends at the first failure. What counts in /out are programs and folders.
     """
     compiler = obtain(COMPILER)
     key = hashlib.sha256(b"\0".join([compiler.id.encode(), identity, script.encode()])).hexdigest()[:12]
@@ -109,18 +141,26 @@ def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) ->
                     _link_tree(source, root / target)
                 _check([*_enter(root), "/bin/sh", "-ec", f"export PATH=/usr/bin; cd /build\n{script}"], name)
                 for product in (root / "out").iterdir():
-                    if product.is_file() and os.access(product, os.X_OK):
+                    if os.access(product, os.X_OK):
                         shutil.move(product, unfinished)
     return path
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """Hard links to `source`'s files: cheap, and compilers and make replace files rather than write into them."""
-    if source.is_dir():
-        shutil.copytree(source, target, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
-    else:
+    """Hard links to `source`'s files: cheap, and compilers and make replace files rather than write into them.
+
+    What is at `target` already stays.
+    """
+    if not source.is_dir():
         target.parent.mkdir(exist_ok=True)
         shutil.copy(source, target)
+        return
+    for folder, folders, files in os.walk(source):
+        place = target / Path(folder).relative_to(source)
+        place.mkdir(parents=True, exist_ok=True)
+        for name in [*files, *(name for name in folders if Path(folder, name).is_symlink())]:
+            with contextlib.suppress(FileExistsError):
+                os.link(Path(folder, name), place / name, follow_symlinks=False)
 
 
 def _enter(root: Path) -> list[str]:
