@@ -128,14 +128,16 @@ class AdminQueue:
 
     def _execute(self, slot: bytes) -> Status:
         number = int.from_bytes(slot[:4], "big")
+        if self._nic.observers:
+            self._nic.tell("command", slot=slot)
         try:
             opcode = Opcode(number)
             handler = self._handlers[opcode]
         except (ValueError, KeyError):
             log.warning("admin command %#x is not implemented", number)
             self.executed[f"{number:#x} UNIMPLEMENTED"] += 1
-            if self._nic.trace is not None:
-                self._nic.trace("admin", opcode=number, payload=None, status=Status.UNIMPLEMENTED, reason="")
+            if self._nic.observers:
+                self._nic.tell("admin", opcode=number, payload=None, status=Status.UNIMPLEMENTED, reason="")
             return Status.UNIMPLEMENTED
         payload = (
             np.frombuffer(slot, c.PAYLOADS[opcode], 1, c.HEADER.itemsize)[0] if c.PAYLOADS[opcode] else np.void(b"")
@@ -152,8 +154,8 @@ class AdminQueue:
             log.warning("admin %s %s: %s: %s", opcode.name, explain(payload), status.name, reason)
         elif opcode != Opcode.REPORT_NIC_TIMESTAMP:  # comes four times a second
             log.debug("admin %s %s", opcode.name, explain(payload))
-        if self._nic.trace is not None:
-            self._nic.trace("admin", opcode=number, payload=payload, status=status, reason=reason)
+        if self._nic.observers:
+            self._nic.tell("admin", opcode=number, payload=payload, status=status, reason=reason)
         return status
 
     # Commands, in the order of their opcodes.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -64,10 +65,11 @@ class Nic(Device):
         name: for logs.
 
     Attributes:
-        trace: called as ``trace(event, **fields)`` with ``admin`` (opcode, payload, status, reason) before the status
-            is written, ``interrupt`` (vector), ``link`` (up), ``reset`` and ``reset_request``; around each batch with
-            ``receive`` (batch) and then ``received`` (batch, outcomes), ``transmit`` (queue) and then ``transmitted``
-            (queue). None is the default.
+        observers: called as ``observer(event, **fields)``; none is the default. Events are ``write`` (region, offset,
+            data) before what the driver writes takes effect; ``command`` (slot) before an admin command is executed,
+            ``admin`` (opcode, payload, status, reason) before its status is written; ``interrupt`` (vector), ``link``
+            (up), ``reset`` and ``reset_request``; around each batch ``receive`` (batch) and then ``received`` (batch,
+            outcomes), ``transmit`` (queue) and then ``transmitted`` (queue).
     """
 
     def __init__(self, profile: Profile, wire: Wire, poller: Poller, *, name: str = "nic") -> None:
@@ -80,7 +82,7 @@ class Nic(Device):
         #: Frames from the wire that ended in a queue: alone, in pieces, or merged with others.
         self.delivered = 0
         self.link: ClientLink | None = None
-        self.trace: Callable[..., None] | None = None
+        self.observers: tuple[Callable[..., None], ...] = ()
         #: Whether the cable is plugged in; the driver sees it together with the wire's own state.
         self.cable = True
         self.driver_version = ""
@@ -156,6 +158,11 @@ class Nic(Device):
             send(self.state, 0, self._out.data, self._out.frames, self._out_used, self.wire.headroom, self._offloads)
         moderate(self.state.vectors, 0, self._fired)
 
+    def tell(self, event: str, **fields: Any) -> None:
+        """Let the observers know of an event."""
+        for observer in self.observers:
+            observer(event, **fields)
+
     def start(self) -> None:
         """Begin to take frames from the wire."""
         self.wire.start(self.poller, self.deliver, self._wire_writable, self._link_changed)
@@ -221,8 +228,8 @@ class Nic(Device):
 
     def _trigger(self, vector: int) -> None:
         if self.link is not None and self.config.command & Command.BUS_MASTER:
-            if self.trace is not None:
-                self.trace("interrupt", vector=vector)
+            if self.observers:
+                self.tell("interrupt", vector=vector)
             self.link.irqs[PciIrq.MSIX].trigger(vector)
 
     # Registers and doorbells.
@@ -252,6 +259,8 @@ class Nic(Device):
 
     def region_write(self, region: int, offset: int, data: bytes | memoryview) -> None:
         """Write a BAR or the configuration space."""
+        if self.observers:
+            self.tell("write", region=region, offset=offset, data=data)
         if region == Bar.DOORBELLS:
             self._doorbell(offset, data)
         elif region == PciRegion.CONFIG:
@@ -354,8 +363,8 @@ class Nic(Device):
 
     def reset(self) -> None:
         """Function level reset, DEVICE_RESET, or the client's end: back to power-on state."""
-        if self.trace is not None:
-            self.trace("reset")
+        if self.observers:
+            self.tell("reset")
         self._release()
         self.config.reset()
         self._registers.clear()
@@ -363,8 +372,8 @@ class Nic(Device):
 
     def request_reset(self) -> None:
         """Ask the driver to reset the device and start over."""
-        if self.trace is not None:
-            self.trace("reset_request")
+        if self.observers:
+            self.tell("reset_request")
         self.status |= DeviceStatus.RESET
         self._notify()
 
@@ -468,8 +477,8 @@ class Nic(Device):
         self.status = self.status & ~DeviceStatus.LINK_UP | (DeviceStatus.LINK_UP if self.link_up else DeviceStatus(0))
         if self.status != before:
             log.info("%s: link is %s", self.name, "up" if self.link_up else "down")
-            if self.trace is not None:
-                self.trace("link", up=self.link_up)
+            if self.observers:
+                self.tell("link", up=self.link_up)
             self._notify()
 
     @property
@@ -509,15 +518,15 @@ class Nic(Device):
     def _receive(self, batch: Batch) -> None:
         if len(self._outcomes) < batch.count:
             self._outcomes = np.zeros(len(batch.frames), OUTCOME)
-        if self.trace is not None:
-            self.trace("receive", batch=batch)
+        if self.observers:
+            self.tell("receive", batch=batch)
         now = self.clock()
         self.delivered += receive(
             self.state, batch.data, batch.frames, batch.count, now, now - _HELD_NS, _HELD_PER_QUEUE,
             self._backlog.data, self._backlog.frames, self._held, self._outcomes,
         )  # fmt: skip
-        if self.trace is not None:
-            self.trace("received", batch=batch, outcomes=self._outcomes)
+        if self.observers:
+            self.tell("received", batch=batch, outcomes=self._outcomes)
 
     def _retry_held(self) -> None:
         """Try the backlog again; what still finds no buffers goes into the other of the two backlogs."""
@@ -547,12 +556,12 @@ class Nic(Device):
                 return
             while self._tx_dirty:
                 queue = next(iter(self._tx_dirty))
-                if self.trace is not None:
-                    self.trace("transmit", queue=queue)
+                if self.observers:
+                    self.tell("transmit", queue=queue)
                 send = transmit_gqi if self.gqi else transmit
                 full = send(self.state, queue, out.data, out.frames, self._out_used, self.wire.headroom, self._offloads)
-                if self.trace is not None:
-                    self.trace("transmitted", queue=queue)
+                if self.observers:
+                    self.tell("transmitted", queue=queue)
                 if full:
                     break
                 del self._tx_dirty[queue]

@@ -126,7 +126,10 @@ class Tracer:
             "received": self._received,
             "transmit": self._transmit,
             "transmitted": self._transmitted,
+            "command": lambda **_: None,  # told when it is done, with its status
+            "write": lambda **_: None,  # told by the server, together with what is read
         }
+        self._observer = partial(self._hear, self._of_device)
         self._of_server: dict[str, Callable[..., None]] = {
             "attach": self._attach,
             "detach": partial(self._emit, "client", what="detach"),
@@ -169,7 +172,8 @@ class Tracer:
 
     def _switch(self) -> None:
         on = bool(self._subscriptions)
-        self._nic.trace = partial(self._hear, self._of_device) if on else None
+        others = tuple(observer for observer in self._nic.observers if observer is not self._observer)
+        self._nic.observers = (*others, self._observer) if on else others
         self._server.on_trace = partial(self._hear, self._of_server) if on else None
 
     def _hear(self, handlers: dict[str, Callable[..., None]], event: str, **fields: Any) -> None:

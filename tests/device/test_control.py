@@ -186,7 +186,7 @@ def test_trace(desk: Desk) -> None:
     assert heard[1]["command"] == "DESTROY_RX_QUEUE"
     watcher.close()
     desk.lab.advance(0)
-    assert desk.lab.nic.trace is None
+    assert not desk.lab.nic.observers
 
 
 def test_events_that_are_not_read_are_lost_and_counted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
