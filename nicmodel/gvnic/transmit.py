@@ -116,7 +116,7 @@ def gather(state: State, row: int, target: int, count: int, segment: int, skip: 
 
 
 @compiled
-def _append(out_frames: Records, out: npt.NDArray[np.int64], offset: int, length: int) -> Record:
+def _append(out_frames: Records, out: npt.NDArray[np.int64], queue: int, offset: int, length: int) -> Record:
     """Add a frame record for `length` bytes at `offset`; the bytes stand there already or soon."""
     frame = out_frames[out[0]]
     frame.offset = offset
@@ -128,6 +128,10 @@ def _append(out_frames: Records, out: npt.NDArray[np.int64], offset: int, length
     frame.header = 0
     frame.csum_start = 0
     frame.csum_offset = 0
+    frame.cut = 0
+    frame.part = 0
+    frame.queue = queue
+    frame.filled = 0
     out[0] += 1
     out[1] = offset + length
     return frame
@@ -146,6 +150,7 @@ def _checksum(
         frame.csum_offset = 16 if h.l4 == _TCP else 6
     else:
         complete(data, offset, state.headers, ip_header)
+        frame.filled = 1
 
 
 @compiled
@@ -159,7 +164,7 @@ def send_plain(
     segment, _ = gather(state, row, u64(out_data.ctypes.data) + u64(offset), total, 0, 0)
     if segment < 0:
         return _DMA_FAULT
-    frame = _append(out_frames, out, offset, total)
+    frame = _append(out_frames, out, queue, offset, total)
     if checksum:
         parse(out_data, offset, total, state.headers)
         h = state.headers[0]
@@ -199,12 +204,15 @@ def send_segments(
         segment, skip = gather(state, row, target + u64(header), piece, segment, skip)
         if segment < 0:
             return _DMA_FAULT
-        frame = _append(out_frames, out, offset, header + piece)
+        frame = _append(out_frames, out, queue, offset, header + piece)
         h.length = header + piece
         segment_header(
             out_data, offset, state.headers, start, piece, start // mss, start == 0, start + piece == payload
         )
         _checksum(state, out_data, offset, frame, offloads, False)
+        if piece < payload:
+            frame.cut = step
+            frame.part = start // step
         if piece > mss:
             if h.l4 == _UDP:
                 frame.gso = _GSO_UDP

@@ -45,7 +45,9 @@ class Offload(IntFlag):
 
 
 #: `offset` and `length` are the frame's place in the batch's bytes; `segment` the payload bytes of each segment and
-#: `header` the bytes of L2-L4 header when `gso` is set; `csum_start`/`csum_offset` as in a virtio-net header.
+#: `header` the bytes of L2-L4 header when `gso` is set; `csum_start`/`csum_offset` as in a virtio-net header. Of a frame
+#: that a NIC sends also where it comes from: the transmit `queue`; if it was cut from a longer packet (TSO, USO) the
+#: payload bytes of each such `cut` and its number (`part`); whether the NIC has `filled` in the L4 checksum.
 FRAME = np.dtype(
     [
         ("offset", "<u4"),
@@ -57,7 +59,10 @@ FRAME = np.dtype(
         ("header", "<u2"),
         ("csum_start", "<u2"),
         ("csum_offset", "<u2"),
-        ("reserved", "u1", (6,)),
+        ("cut", "<u2"),
+        ("part", "<u2"),
+        ("queue", "u1"),
+        ("filled", "u1"),
     ],
     align=False,
 )
@@ -115,7 +120,7 @@ class Batch:
             raise OverflowError(f"batch of {len(self.frames)} frames and {len(self.data)} bytes is full")
         self.data[start : start + len(frame)] = np.frombuffer(frame, np.uint8)
         self.frames[self.count] = (
-            start, len(frame), time, flags, gso, segment, header, csum_start, csum_offset, 0,
+            start, len(frame), time, flags, gso, segment, header, csum_start, csum_offset, 0, 0, 0, 0,
         )  # fmt: skip
         self.used = start + len(frame)
         self.count += 1

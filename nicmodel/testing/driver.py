@@ -153,6 +153,7 @@ class Driver:
         self.tx: dict[int, TxQueue] = {}
         self.eventfds: list[int] = []
         self.stats_region: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self._added: list[GuestMemory] = []
         self._kept: list[int] = []  # memory that lives as long as the device's resources
         self._spread: int | None = None  # how many queues the RSS table was made for; None: not made by the driver
         self._last_sync = 0  # the NIC's clock when it was last asked
@@ -171,6 +172,21 @@ class Driver:
         flags = DmaFlag.READABLE | DmaFlag.WRITABLE
         self.client.dma_map(memory.base, memory.size, memory.fd, 0, flags)
 
+    def add_memory(self, name: str, size: int = 64 << 20) -> GuestMemory:
+        """Memory of another device, such as an accelerator's, that the NIC may reach; it goes with the driver.
+
+        As `payload_memory` of a queue it is what devmem TCP receives into.
+
+        Args:
+            name: kind of memory in the device's ledger.
+            size: bytes, a multiple of the page size.
+        """
+        after = max(memory.base + memory.size for memory in (self.ram, *self._added))
+        memory = GuestMemory(name, base=after, size=size)
+        self._added.append(memory)
+        self.map(memory)
+        return memory
+
     def unmap(self, memory: GuestMemory) -> None:
         """Take a memory from the device."""
         self.client.dma_unmap(memory.base, memory.size)
@@ -181,6 +197,9 @@ class Driver:
         for eventfd in self.eventfds:
             os.close(eventfd)
         self.eventfds = []
+        for memory in self._added:
+            memory.close()
+        self._added = []
         if self._owns_ram:
             self.ram.close()
 

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from nicmodel.packet.frames import Batch, Offload
+from nicmodel.testing.sent import SentFrame
 from nicmodel.wire.wire import Poller
-
-
-@dataclass(frozen=True)
-class SentFrame:
-    """A frame as the NIC has sent it: its bytes, and its record (`FRAME`: offloads left to the wire)."""
-
-    data: bytes
-    record: np.void
 
 
 class TestWire:

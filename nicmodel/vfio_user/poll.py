@@ -92,16 +92,21 @@ class Poller:
         """Do not call it. One that has fired is ignored."""
         timer.callback = None
 
+    @property
+    def next_due(self) -> int | None:
+        """When the next timer is due, on the loop's clock; None if there is none."""
+        while self._timers and self._timers[0].callback is None:
+            heapq.heappop(self._timers)
+        return self._timers[0].due if self._timers else None
+
     def run_once(self, timeout: float | None = None) -> bool:
         """Wait for the first event or timer, at most ``timeout`` seconds (None: forever), and call back for all.
 
         Returns:
             Whether there was a descriptor's event or a timer; with a timeout of 0, call again until there is none.
         """
-        while self._timers and self._timers[0].callback is None:
-            heapq.heappop(self._timers)
-        if self._timers and timeout != 0:
-            until_due = self._timers[0].due - self.clock()
+        if timeout != 0 and (due := self.next_due) is not None:
+            until_due = due - self.clock()
             if until_due <= 0:
                 timeout = 0
             else:

@@ -149,7 +149,7 @@ def test_a_frame_that_finds_no_buffers_and_one_that_is_dropped(lab: Loopback) ->
     assert held and held[0]["queue"] == "rx0" and "completions" not in held[0]
     assert heard[-1]["verdict"] == "runt" and "queue" not in heard[-1]
     heard.clear()
-    lab.now += 1000
+    lab.clock.now += 1000
     assert len(lab.driver.poll(0)) == ENTRIES - len(held)
     lab.run()
     assert [event["verdict"] for event in heard] == ["delivered"] * len(held)

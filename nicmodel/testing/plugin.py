@@ -1,0 +1,124 @@
+"""Fixtures for pytest: a NIC, its driver, a link of two, a guest, and virtual time. Installed with nicmodel.
+
+    def test_devmem_flow_is_split(nic, driver):
+        driver.open(rx_queues=4, header_split=True)
+        driver.add_flow_rule(TCPv4(dst_port=5201), queue=3)
+        d = nic.inject(Ether() / IP() / TCP(dport=5201) / (b"x" * 1000))
+        assert d.queue == 3 and d.payload == b"x" * 1000
+        assert bytes(d.header) == bytes(d.frame)[:54]
+
+What the NIC offers, a marker says: ``@pytest.mark.nic(queues=2, max_mtu=1500)``, fields of
+`nicmodel.gvnic.profile.Profile`. It holds for `nic` and for both ends of `link`.
+
+Nothing is imported before a fixture is used: pytest loads this file in every project where nicmodel is installed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from nicmodel.gvnic.profile import Profile
+    from nicmodel.testing.clock import VirtualClock
+    from nicmodel.testing.driver import Driver
+    from nicmodel.testing.nic import TestNic
+    from nicmodel.vm.guest import Guest, GuestConfig
+
+
+class Station(NamedTuple):
+    """One end of a `link`: a NIC, and its driver after `Driver.probe`."""
+
+    nic: TestNic
+    driver: Driver
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line("markers", "nic(**profile): what the NIC offers, by the fields of Profile")
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    """The time of `nic` and `link`, which only ``clock.advance(ns)`` moves, and an `expect` that has to wait."""
+    from nicmodel.testing.clock import VirtualClock
+
+    return VirtualClock()
+
+
+@pytest.fixture
+def nic(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[TestNic]:
+    """A NIC (02:00:00:00:00:01) behind a real socket, in virtual time; its wire is the test: `TestNic`."""
+    from nicmodel.testing.nic import TestNic
+
+    with TestNic(_profile(request, 1), clock=clock) as made:
+        yield made
+
+
+@pytest.fixture
+def driver(nic: TestNic) -> Iterator[Driver]:
+    """A gVNIC driver in Python on `nic`, after `Driver.probe`; `Driver.open` is the test's."""
+    with nic.connect() as made:
+        made.probe()
+        yield made
+
+
+@pytest.fixture
+def link(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[tuple[Station, Station]]:
+    """Two NICs back to back (02:00:00:00:00:01 and :02), each with a driver: two `Station`."""
+    from nicmodel.testing.nic import TestNic
+    from nicmodel.wire.link import link as make_link
+
+    with ExitStack() as stack:
+        nics = [
+            stack.enter_context(TestNic(_profile(request, number), wire=end, clock=clock))
+            for number, end in enumerate(make_link(), 1)
+        ]
+        one, other = [Station(end, stack.enter_context(end.connect())) for end in nics]
+        for station in (one, other):
+            station.driver.probe()
+        yield one, other
+
+
+@pytest.fixture(scope="session")
+def guest_config() -> GuestConfig:
+    """What `guest` is made of: kernel, CPUs, memory; override it. Its NICs are `guest_nic` and those it names."""
+    from nicmodel.vm.guest import GuestConfig
+
+    return GuestConfig()
+
+
+@pytest.fixture(scope="session")
+def guest_nic() -> Iterator[TestNic]:
+    """The NIC of `guest` (02:00:00:00:00:01, eth0), in real time; its wire is the test."""
+    from nicmodel.testing.nic import TestNic
+
+    with TestNic(_numbered(1)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def guest(guest_nic: TestNic, guest_config: GuestConfig) -> Iterator[Guest]:
+    """A booted guest with a stock kernel, one for the session: ``guest.run("ip link set eth0 up")``."""
+    from nicmodel.vm.guest import Guest
+    from nicmodel.vm.layout import Nic
+
+    nics = (Nic(guest_nic.path), *guest_config.nics)
+    with Guest(dataclasses.replace(guest_config, nics=nics)) as made:
+        yield made
+
+
+def _profile(request: pytest.FixtureRequest, number: int) -> Profile:
+    """What the nearest marker asks for, with an address by the NIC's number."""
+    marker = request.node.get_closest_marker("nic")
+    return _numbered(number, **({} if marker is None else marker.kwargs))
+
+
+def _numbered(number: int, **fields: object) -> Profile:
+    from nicmodel.gvnic.profile import Profile
+
+    return Profile(**{"mac": bytes([2, 0, 0, 0, 0, number]), **fields})  # type: ignore[arg-type]
