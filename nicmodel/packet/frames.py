@@ -45,9 +45,9 @@ class Offload(IntFlag):
 
 
 #: `offset` and `length` are the frame's place in the batch's bytes; `segment` the payload bytes of each segment and
-#: `header` the bytes of L2-L4 header when `gso` is set; `csum_start`/`csum_offset` as in a virtio-net header. Of a frame
-#: that a NIC sends also where it comes from: the transmit `queue`; if it was cut from a longer packet (TSO, USO) the
-#: payload bytes of each such `cut` and its number (`part`); whether the NIC has `filled` in the L4 checksum.
+#: `header` the bytes of L2-L4 header when `gso` is set; `csum_start`/`csum_offset` as in a virtio-net header. A frame
+#: that a NIC sends also says where it comes from: the transmit `queue`; if it was cut from a longer packet (TSO, USO)
+#: the payload bytes of each such `cut`, and its number (`part`); whether the NIC has `filled` in the L4 checksum.
 FRAME = np.dtype(
     [
         ("offset", "<u4"),

@@ -47,5 +47,8 @@ class VirtualClock:
 
     def turn(self) -> None:
         """Have the event loops handle all that has arrived and is due."""
-        while any([poller.run_once(0) for poller in self._pollers]):
-            pass
+        busy = True
+        while busy:
+            busy = False
+            for poller in self._pollers:
+                busy |= poller.run_once(0)

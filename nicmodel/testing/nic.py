@@ -264,7 +264,7 @@ class _Loop:
         self._calls: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopped = False
-        poller.add(self._wake, lambda: os.eventfd_read(self._wake))
+        poller.add(self._wake, self._woken)
         self._thread = threading.Thread(target=self._run, name="nic", daemon=True)
         self._thread.start()
 
@@ -289,6 +289,9 @@ class _Loop:
         self._thread.join()
         self._poller.remove(self._wake)
         os.close(self._wake)
+
+    def _woken(self) -> None:
+        os.eventfd_read(self._wake)
 
     def _run(self) -> None:
         while not self._stopped:

@@ -54,7 +54,7 @@ class SentFrame:
 
     @property
     def gso(self) -> int | None:
-        """Payload bytes of the segments that it has yet to be cut into, by a wire that offered to; None if it is one."""
+        """Payload bytes of the segments that the wire is left to cut it into; None if there is nothing to cut."""
         return int(self.record["segment"]) if self.record["gso"] else None
 
     @property
@@ -91,9 +91,7 @@ class SentFrame:
     def _has(self, wanted: Any) -> bool:
         """Whether there is such a layer, with those fields that `wanted` gives."""
         found = self.packet.getlayer(type(wanted))
-        return found is not None and all(
-            found.getfieldval(name) == value for name, value in wanted.fields.items()
-        )
+        return found is not None and all(found.getfieldval(name) == value for name, value in wanted.fields.items())
 
 
 def _layers(packet: Any) -> list[Any]:

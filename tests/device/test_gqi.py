@@ -180,6 +180,22 @@ def test_frames_of_every_size_over_many_laps(gqi: Gqi) -> None:
         gqi.fill(gqi.taken + ENTRIES - gqi.filled)
 
 
+def test_where_an_injected_frame_went(gqi: Gqi) -> None:
+    for length in (60, 3000, 6000) * 4:
+        frame = tcp(length)
+        d = gqi.lab.inject(frame)
+        assert d.delivered and d.payload == frame and d.header == b""
+        first = gqi.taken % ENTRIES
+        slots = [(first + number) % ENTRIES for number in range(len(d.completions))]
+        pads = [GQI_RX_PAD] + [0] * (len(slots) - 1)
+        assert [place.address for place in d.payload_buffers] == [
+            gqi.rx_address(slot) + pad for slot, pad in zip(slots, pads, strict=True)
+        ]
+        [(_, descriptor)] = gqi.receive()
+        assert d.completions[0]["hash"] == d.hash == descriptor["hash"]
+        gqi.fill(gqi.taken + ENTRIES - gqi.filled)
+
+
 def test_the_checksum_covers_what_follows_the_ethernet_header(gqi: Gqi) -> None:
     for frame in (udp(101), tcp(64, v=6), icmp(33)):
         gqi.lab.receive(frame)

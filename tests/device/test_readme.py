@@ -1,8 +1,10 @@
-"""The Python examples of the README run as printed."""
+"""The Python examples of the README run as printed, by pytest with nothing but the installed plugin."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,5 +18,10 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_example(number: int) -> None:
-    exec(compile(EXAMPLES[number], str(README), "exec"), {"__name__": "readme"})
+def test_example(number: int, tmp_path: Path) -> None:
+    file = tmp_path / "test_example.py"
+    file.write_text(EXAMPLES[number])
+    command = [sys.executable, "-m", "pytest", "-p", "nicmodel.testing.plugin", "-p", "no:cacheprovider", str(file)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf" {EXAMPLES[number].count('def test_')} passed", done.stdout), done.stdout
