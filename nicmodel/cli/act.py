@@ -1,4 +1,4 @@
-"""``nicmodel inject``, ``link`` and ``reset``: act on a running NIC."""
+"""``nicmodel inject``, ``send``, ``link`` and ``reset``: act on a running NIC."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import click
 
 from nicmodel.cli.options import control_option, nic_option
 from nicmodel.observe.control import Control
+from nicmodel.testing.frames import PEER_MAC, encode, read_capture
 
-#: Who sends, unless a frame says so itself.
-_PEER = "02:00:00:00:00:fe"
+_FRAMES = click.argument("frames", nargs=-1, required=True, metavar="FRAME...")
+_BROADCAST = "ff:ff:ff:ff:ff:ff"
 
 
 @click.command()
 @control_option
 @nic_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the completions.")
-@click.argument("frames", nargs=-1, required=True, metavar="FRAME...")
+@_FRAMES
 def inject(path: str, nic: str | None, as_json: bool, frames: tuple[str, ...]) -> None:
     """Have a NIC receive frames, and tell where each went and why.
 
@@ -36,8 +37,7 @@ def inject(path: str, nic: str | None, as_json: bool, frames: tuple[str, ...]) -
     The exit status is 0 if all were delivered or wait for buffers.
     """
     with Control(path) as control:
-        nics = {one["name"]: one["mac"] for one in control.stat()}
-        mac = nics.get(nic or "") or next(iter(nics.values()))
+        mac = _mac(control, nic)
         data = [frame for text in frames for frame in parse_frames(text, mac)]
         results = control.inject(data, nic)
     for frame, result in zip(data, results, strict=True):
@@ -46,8 +46,35 @@ def inject(path: str, nic: str | None, as_json: bool, frames: tuple[str, ...]) -
         sys.exit(1)
 
 
-def parse_frames(text: str, mac: str) -> list[bytes]:
-    """The frames that an argument of ``nicmodel inject`` stands for; `mac` is where they go by default.
+@click.command()
+@control_option
+@nic_option
+@_FRAMES
+def send(path: str, nic: str | None, frames: tuple[str, ...]) -> None:
+    """Have a NIC put frames out on its wire, as if its driver had sent them.
+
+    A FRAME is what it is for `nicmodel inject`; addresses that an Ethernet layer leaves out are the NIC's as the source
+    and broadcast as the destination.
+
+    The exit status is 0 if the wire has taken all.
+    """
+    with Control(path) as control:
+        mac = _mac(control, nic)
+        data = [frame for text in frames for frame in parse_frames(text, _BROADCAST, mac)]
+        sent = control.send(data, nic)
+    click.echo(f"{sent} of {len(data)} frames sent")
+    if sent < len(data):
+        sys.exit(1)
+
+
+def _mac(control: Control, nic: str | None) -> str:
+    """The address of the NIC that is meant; of any, if the name is wrong, which the server will say."""
+    macs: dict[str, str] = {one["name"]: one["mac"] for one in control.stat()}
+    return macs.get(nic or "") or next(iter(macs.values()))
+
+
+def parse_frames(text: str, dst: str, src: str = PEER_MAC) -> list[bytes]:
+    """The frames that an argument stands for; `dst` and `src` stand in for addresses that it leaves out.
 
     Raises:
         click.BadParameter: it stands for none.
@@ -59,7 +86,7 @@ def parse_frames(text: str, mac: str) -> list[bytes]:
 
     if Path(text).is_file():
         try:
-            return [bytes(packet) for packet in scapy.PcapReader(text)]
+            return list(read_capture(text))
         except scapy.Scapy_Exception as error:
             raise click.BadParameter(f"{text} is not a capture file: {error}") from None
     try:
@@ -68,19 +95,10 @@ def parse_frames(text: str, mac: str) -> list[bytes]:
         raise click.BadParameter(
             f"{text!r} is neither hexadecimal, nor a file, nor a scapy expression: {error}"
         ) from None
-    return [_encode(packet, mac) for packet in packets]
-
-
-def _encode(packet: Any, mac: str) -> bytes:
-    import scapy.all as scapy
-
-    if not isinstance(packet, scapy.Packet):
-        raise click.BadParameter(f"the expression yields {packet!r}, not a packet")
-    if isinstance(packet, scapy.Ether):
-        # scapy would ask this host's network for the addresses.
-        packet.dst = packet.fields.get("dst", mac)
-        packet.src = packet.fields.get("src", _PEER)
-    return bytes(packet)
+    for packet in packets:
+        if not isinstance(packet, scapy.Packet):
+            raise click.BadParameter(f"the expression yields {packet!r}, not a packet")
+    return [encode(packet, dst, src) for packet in packets]
 
 
 def describe(result: dict[str, Any]) -> str:

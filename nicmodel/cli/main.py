@@ -21,6 +21,7 @@ _COMMANDS = {
     "show": "nicmodel.cli.show",
     "trace": "nicmodel.cli.trace",
     "inject": "nicmodel.cli.act",
+    "send": "nicmodel.cli.act",
     "link": "nicmodel.cli.act",
     "reset": "nicmodel.cli.act",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -566,6 +566,19 @@ class Nic(Device):
                     break
                 del self._tx_dirty[queue]
             out.count, out.used = int(self._out_used[0]), int(self._out_used[1])
+
+    def send(self, frames: Iterable[bytes]) -> int:
+        """Put frames out on the wire, as if the driver had sent them; no queue counts them.
+
+        Returns:
+            How many the wire has taken: one that is busy takes no more.
+        """
+        if self._out.sent < self._out.count:
+            return 0
+        batch = Batch.of(frames, headroom=self.wire.headroom)
+        if self.cable:
+            self.wire.send(batch)
+        return batch.sent
 
     def _send(self, out: Batch) -> bool:
         if self.cable:

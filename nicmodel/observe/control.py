@@ -11,6 +11,7 @@ request    arguments                                    reply
 stat                                                    a list: `nicmodel.observe.snapshot` of every NIC
 show       nic                                          `nicmodel.observe.detail`
 inject     nic, frames, encoding ("hex" or "base64")    a list: where each frame went, see `Control.inject`
+send       nic, frames, encoding ("hex" or "base64")    {"sent": …}: how many the wire has taken
 link       nic, up (true or false)                      {"link_up": …}, which takes the wire's own state in
 reset      nic                                          {}; the driver has been asked to reset the device
 trace      kinds, queues, nic (all if it is left out)   {}; from now on lines ``{"event": …}`` come, see
@@ -132,16 +133,20 @@ class Control:
         Raises:
             ControlError: there is no such NIC, or a frame is longer than can be.
         """
-        found: list[dict[str, Any]] = []
-        start = 0
-        while start < len(frames):
-            end, size = start + 1, len(frames[start])
-            while end < len(frames) and end - start < 256 and size + len(frames[end]) <= _MAX_FRAMES:
-                size += len(frames[end])
-                end += 1
-            found += self.request("inject", nic=nic, frames=[frame.hex() for frame in frames[start:end]])
-            start = end
-        return found
+        return [
+            one for part in _portions(frames) for one in self.request("inject", nic=nic, frames=part)
+        ]  # fmt: skip
+
+    def send(self, frames: Sequence[bytes], nic: str | None = None) -> int:
+        """Have a NIC put frames out on its wire, as if its driver had sent them.
+
+        Returns:
+            How many the wire has taken: one that is busy takes no more, and through a pulled cable none go.
+
+        Raises:
+            ControlError: there is no such NIC, or a frame is longer than can be.
+        """
+        return sum(self.request("send", nic=nic, frames=part)["sent"] for part in _portions(frames))
 
     def set_link(self, up: bool, nic: str | None = None) -> bool:
         """Plug a NIC's cable in or pull it; whether the link is up then."""
@@ -174,3 +179,15 @@ class Control:
         for line in self._lines:
             answer = json.loads(line)
             yield answer.get("event", answer)
+
+
+def _portions(frames: Sequence[bytes]) -> Iterator[list[str]]:
+    """The frames in hexadecimal, as many at a time as go into one request."""
+    start = 0
+    while start < len(frames):
+        end, size = start + 1, len(frames[start])
+        while end < len(frames) and end - start < 256 and size + len(frames[end]) <= _MAX_FRAMES:
+            size += len(frames[end])
+            end += 1
+        yield [frame.hex() for frame in frames[start:end]]
+        start = end

@@ -84,6 +84,7 @@ class _Client:
             "stat": self._stat,
             "show": self._show,
             "inject": self._inject,
+            "send": self._send_frames,
             "link": self._link,
             "reset": self._reset,
             "trace": self._trace,
@@ -206,18 +207,7 @@ class _Client:
 
     def _inject(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         nic = self._nic(request)
-        encoding = request.get("encoding", "hex")
-        if encoding not in ("hex", "base64"):
-            raise _Refused("the encoding is hex or base64")
-        decode = bytes.fromhex if encoding == "hex" else _base64
-        frames = []
-        for text in _strings(request, "frames"):
-            try:
-                frames.append(decode(text))
-            except ValueError as error:
-                raise _Refused(f"frame {len(frames)}: {error}") from None
-            if not 0 < len(frames[-1]) <= MAX_FRAME:
-                raise _Refused(f"frame {len(frames) - 1}: {len(frames[-1])} bytes; 1 to {MAX_FRAME} are possible")
+        frames = _frames(request)
         rx = nic.state.rx.copy()
         results = []
         outcomes = nic.inject(Batch.of(frames))
@@ -233,6 +223,9 @@ class _Client:
                 result["completions"] = completions(nic, queue, int(outcome["completion"]), count)
             results.append(result)
         return results
+
+    def _send_frames(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"sent": self._nic(request).send(_frames(request))}
 
     def _link(self, request: dict[str, Any]) -> dict[str, Any]:
         nic, up = self._nic(request), request.get("up")
@@ -259,6 +252,22 @@ def _strings(request: dict[str, Any], name: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise _Refused(f"{name} is a list of strings")
     return value
+
+
+def _frames(request: dict[str, Any]) -> list[bytes]:
+    encoding = request.get("encoding", "hex")
+    if encoding not in ("hex", "base64"):
+        raise _Refused("the encoding is hex or base64")
+    decode = bytes.fromhex if encoding == "hex" else _base64
+    frames = []
+    for text in _strings(request, "frames"):
+        try:
+            frames.append(decode(text))
+        except ValueError as error:
+            raise _Refused(f"frame {len(frames)}: {error}") from None
+        if not 0 < len(frames[-1]) <= MAX_FRAME:
+            raise _Refused(f"frame {len(frames) - 1}: {len(frames[-1])} bytes; 1 to {MAX_FRAME} are possible")
+    return frames
 
 
 def _base64(text: str) -> bytes:

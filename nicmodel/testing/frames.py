@@ -86,15 +86,15 @@ def is_one(source: Source) -> bool:
     return True
 
 
-def encode(packet: Any, mac: str) -> bytes:
-    """The bytes of a scapy packet. Addresses its Ethernet layer leaves out are `mac` and a made-up peer's."""
+def encode(packet: Any, dst: str, src: str = PEER_MAC) -> bytes:
+    """The bytes of a scapy packet; `dst` and `src` stand in for addresses that its Ethernet layer leaves out."""
     from scapy.layers.l2 import Ether
 
     if isinstance(packet, Ether):
         # scapy would ask this host's network for the addresses.
         packet = packet.copy()
-        packet.dst = packet.fields.get("dst", mac)
-        packet.src = packet.fields.get("src", PEER_MAC)
+        packet.dst = packet.fields.get("dst", dst)
+        packet.src = packet.fields.get("src", src)
     return bytes(packet)
 
 
@@ -102,7 +102,7 @@ def _encode(source: Source, mac: str) -> Iterator[bytes]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield bytes(source)
     elif isinstance(source, (str, os.PathLike)):
-        yield from _read_capture(os.fspath(source))
+        yield from read_capture(os.fspath(source))
     elif _is_packet(source):
         for packet in source:
             yield encode(packet, mac)
@@ -119,7 +119,12 @@ def _is_packet(source: Any) -> bool:
     return isinstance(source, Packet)
 
 
-def _read_capture(path: str) -> Iterator[bytes]:
+def read_capture(path: str) -> Iterator[bytes]:
+    """The frames of a pcap or pcapng file.
+
+    Raises:
+        scapy.error.Scapy_Exception: it is something else.
+    """
     from scapy.utils import RawPcapReader
 
     with RawPcapReader(path) as reader:

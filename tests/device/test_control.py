@@ -155,6 +155,30 @@ def test_base64(desk: Desk) -> None:
     assert answer == [{"verdict": "runt"}]
 
 
+def test_frames_sent_as_if_by_the_driver(desk: Desk) -> None:
+    frames = [tcp(1000), udp(30)]
+    assert desk.wait(desk.control.send, frames) == 2
+    assert desk.lab.wire.take() == frames
+    desk.lab.wire.room = 1
+    assert desk.wait(desk.control.send, frames) == 1
+    desk.lab.wire.unblock()
+    assert desk.lab.wire.take() == frames[:1], "what the wire did not take is not sent later"
+    desk.wait(desk.control.set_link, False)
+    assert desk.wait(desk.control.send, frames) == 0
+
+
+def test_a_wire_that_is_busy_with_the_drivers_frames(desk: Desk) -> None:
+    """Nothing comes between the frames of a batch that is on its way."""
+    desk.lab.wire.room = 1
+    for number in range(3):
+        desk.lab.driver.send(0, udp(number))
+    desk.lab.run()
+    assert desk.wait(desk.control.send, [tcp()]) == 0
+    desk.lab.wire.unblock()
+    assert desk.lab.wire.take() == [udp(number) for number in range(3)]
+    assert desk.wait(desk.control.send, [tcp()]) == 1
+
+
 def test_a_pulled_cable(desk: Desk) -> None:
     driver = desk.lab.driver
     assert desk.wait(desk.control.set_link, False) is False
@@ -222,7 +246,7 @@ def test_events_that_are_not_read_are_lost_and_counted(desk: Desk, monkeypatch: 
         (b"\xff\xfe\xfd", "decode"),
         (b"[" * 100_000, "recursion"),
         (b"{}", "there is no request None"),
-        (b'{"request": "format"}', "there is no request 'format', but stat, show, inject"),
+        (b'{"request": "format"}', "there is no request 'format', but stat, show, inject, send"),
         (b'{"request": ["stat"]}', "there is no request"),
         (b'{"request": "show", "nic": "nic7"}', "there is no NIC 'nic7'"),
         (b'{"request": "show", "nic": {}}', "there is no NIC {}"),
@@ -234,6 +258,7 @@ def test_events_that_are_not_read_are_lost_and_counted(desk: Desk, monkeypatch: 
         (b'{"request": "inject", "frames": ["="], "encoding": "base64"}', "frame 0: "),
         (b'{"request": "inject", "frames": [], "encoding": "morse"}', "the encoding is hex or base64"),
         (b'{"request": "inject", "frames": [], "encoding": []}', "the encoding is hex or base64"),
+        (b'{"request": "send", "frames": ["0"]}', "frame 0: non-hexadecimal"),
         (b'{"request": "link"}', "up is true or false"),
         (b'{"request": "link", "up": "no"}', "up is true or false"),
         (b'{"request": "trace", "kinds": ["gossip"]}', "no events are of kind 'gossip'"),

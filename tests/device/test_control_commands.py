@@ -22,6 +22,7 @@ from nicmodel.cli.top import rate
 from nicmodel.observe.control import Control
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4
+from nicmodel.testing.frames import read_capture
 from nicmodel.vm.server import NicServer
 
 from .frames import ETHERNET, NIC_MAC, PEER_MAC, tcp, udp
@@ -110,6 +111,22 @@ def test_inject(driver: Driver, control: str, tmp_path: Path) -> None:
     run("inject", "--control", control, "00", status=1)
 
 
+def test_send(tmp_path: Path) -> None:
+    """Frames leave by the wire, here a capture; what an expression leaves out is the NIC's address, and broadcast."""
+    out = tmp_path / "sent.pcap"
+    with NicServer(["--mac", NIC_MAC, "--wire", f"pcap:write={out}"]) as server:
+        control = str(server.control)
+        said = run("send", "--control", control, 'Ether()/IP(dst="192.0.2.9")/UDP()', udp().hex())
+        assert said == "2 of 2 frames sent\n"
+        run("link", "down", "--control", control)
+        run("send", "--control", control, "00" * 60, status=1)
+    first, second = read_capture(str(out))
+    assert (
+        Ether(first).src == NIC_MAC and Ether(first).dst == "ff:ff:ff:ff:ff:ff" and Ether(first)[IP].dst == "192.0.2.9"
+    )
+    assert second == udp()
+
+
 def test_link_and_reset(driver: Driver, control: str) -> None:
     driver.fired(driver.management_vector)
     assert run("link", "down", "--control", control) == "link is down\n"
@@ -165,6 +182,8 @@ def test_the_readme(driver: Driver, server: NicServer, control: str) -> None:
         (["inject", "[1]"], "not a packet"),
         (["inject", __file__], "is not a capture file"),
         (["inject"], "Missing argument"),
+        (["send"], "Missing argument"),
+        (["send", "--nic", "nic9", "00"], "there is no NIC 'nic9'"),
         (["link", "sideways"], "'sideways' is not one of"),
         (["trace", "--kind", "gossip"], "no events are of kind 'gossip'"),
         (["trace", "--queue", "rx63"], "there is no queue 'rx63'"),
