@@ -24,6 +24,8 @@ _COMMANDS = {
     "send": "nicmodel.cli.act",
     "link": "nicmodel.cli.act",
     "reset": "nicmodel.cli.act",
+    "faults": "nicmodel.cli.fault",
+    "fault": "nicmodel.cli.fault",
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from nicmodel.faults.faults import Faults
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import PROFILES, named_profile, parse_mac, random_mac
 from nicmodel.observe.control_server import ControlServer
@@ -121,13 +122,14 @@ def serve(
     nics = [
         Nic(profile, wire, poller, name=name) for profile, wire, name in zip(profiles, ends, names, strict=True)
     ]  # fmt: skip
+    faults = [Faults(nic) for nic in nics]
     servers: list[Server] = []
     controller: ControlServer | None = None
     try:
         for nic, socket in zip(nics, sockets, strict=True):
             servers.append(Server(socket, nic, poller=poller))
         if control is not None:
-            controller = ControlServer(control, list(zip(nics, servers, strict=True)), poller)
+            controller = ControlServer(control, list(zip(nics, servers, strict=True)), poller, faults)
         for nic in nics:
             nic.start()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -30,6 +30,8 @@ MIN_BUFFER, MAX_BUFFER = 256, 16256
 MAX_RING = 1 << 15
 #: Receive buffers of the GQI formats, and the size of a registered page, where an old driver does not say them.
 GQI_BUFFER, PAGE_SIZE = 2048, 4096
+#: A gate's answer: the command is not executed yet. No status is 0.
+WAIT = 0
 #: The device descriptor has 16 bits for their number.
 MAX_COUNTERS = 0xFFFF
 
@@ -63,6 +65,8 @@ class AdminQueue:
         base: guest address of the queue; 0 while there is none.
         slots: its number of commands.
         counter: commands completed, 32 bits, as the event counter register shows it.
+        gate: asked about each command, by its number, before it is executed: None lets it pass, a status is answered
+            instead, `WAIT` has the queue stand still until `resume`. No gate is the default (`nicmodel.faults`).
         executed: number of commands by name and status, for display.
     """
 
@@ -71,6 +75,8 @@ class AdminQueue:
         self.base = 0
         self.slots = 0
         self.counter = 0
+        self.gate: Callable[[int], int | None] | None = None
+        self._producer = 0
         self.executed: Counter[str] = Counter()
         self.driver_info: np.void | None = None
         self._handlers: dict[Opcode, Callable[[np.void], None]] = {
@@ -97,11 +103,11 @@ class AdminQueue:
 
     def start(self, base: int, length: int) -> None:
         """Take a queue of `length` bytes at guest address `base`."""
-        self.base, self.slots, self.counter = base, length // c.SLOT_SIZE, 0
+        self.base, self.slots, self.counter, self._producer = base, length // c.SLOT_SIZE, 0, 0
 
     def stop(self) -> None:
         """Forget the queue."""
-        self.base = self.slots = self.counter = 0
+        self.base = self.slots = self.counter = self._producer = 0
 
     def ring(self, producer: int) -> None:
         """The doorbell: execute all commands up to the free-running count `producer`."""
@@ -112,11 +118,19 @@ class AdminQueue:
                 "admin doorbell %d ignored: %d commands completed, %d slots", producer, self.counter, self.slots
             )
             return
-        for _ in range(waiting):
+        self._producer = producer
+        self.resume()
+
+    def resume(self) -> None:
+        """Execute the commands that wait."""
+        while self.base and self.counter != self._producer:
             address = self.base + self.counter % self.slots * c.SLOT_SIZE
             try:
                 slot = self._nic.dma_read(address, c.SLOT_SIZE)
-                status = self._execute(slot)
+                answer = self.gate(int.from_bytes(slot[:4], "big")) if self.gate is not None else None
+                if answer == WAIT:
+                    return
+                status = self._execute(slot) if answer is None else answer
                 self._nic.dma_write(address + 4, status.to_bytes(4, "big"))
             except DmaFault as fault:
                 # Nowhere to put a status: the driver sees the count move and its own 0 in the status word.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from nicmodel.gvnic.transmit_gqi import transmit_gqi
 from nicmodel.packet.frames import Batch
 from nicmodel.pci.config import Command, ConfigSpace, MsixTable
 from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
-from nicmodel.vfio_user.dma import REGION
+from nicmodel.vfio_user.dma import REGION, DmaFault, without
 from nicmodel.vfio_user.poll import Poller, Timer
 from nicmodel.vfio_user.protocol import PciIrq, PciRegion
 from nicmodel.wire.wire import Wire
@@ -48,6 +48,16 @@ _HELD_NS = 200_000_000
 #: A batch on its way out holds the largest TSO packet cut into the smallest segments that Linux asks for (88 bytes).
 _OUT_BYTES = 1 << 21
 _OUT_FRAMES = 4096
+
+
+class Bus(Protocol):
+    """What stands between the NIC and its registers (`nicmodel.faults`)."""
+
+    def read(self, region: int, offset: int, count: int) -> bytes | None:
+        """What the driver reads; None: what the NIC says."""
+
+    def write(self, region: int, offset: int, data: bytes) -> bool:
+        """Whether the write goes through."""
 
 
 def _clear(queue: np.ndarray) -> None:
@@ -69,7 +79,9 @@ class Nic(Device):
             data) before what the driver writes takes effect; ``command`` (slot) before an admin command is executed,
             ``admin`` (opcode, payload, status, reason) before its status is written; ``interrupt`` (vector), ``link``
             (up), ``reset`` and ``reset_request``; around each batch ``receive`` (batch) and then ``received`` (batch,
-            outcomes), ``transmit`` (queue) and then ``transmitted`` (queue).
+            outcomes), ``transmit`` (queue) and then ``transmitted`` (queue); ``injected`` (fault, …) each time that a
+            fault of `nicmodel.faults` strikes.
+        lives: by name, such as ``rx3``, how many lives of a queue have ended: what was kept for one is void then.
     """
 
     def __init__(self, profile: Profile, wire: Wire, poller: Poller, *, name: str = "nic") -> None:
@@ -83,6 +95,17 @@ class Nic(Device):
         self.delivered = 0
         self.link: ClientLink | None = None
         self.observers: tuple[Callable[..., None], ...] = ()
+        self.lives: Counter[str] = Counter()
+        # What a fault may stand in front of while it lasts (`nicmodel.faults`): the packet path, interrupts, the bus.
+        self.receive: Callable[..., int] = receive
+        self.transmit: Callable[..., bool] = transmit
+        self.transmit_gqi: Callable[..., bool] = transmit_gqi
+        self.signal: Callable[[int], None] = self.signal_vector
+        self.bus: Bus | None = None
+        #: Guest memory that the device cannot reach although it is mapped: addresses, first and one past the last.
+        self.unreachable: tuple[tuple[int, int], ...] = ()
+        #: Whether the device has stopped: what it is told waits until it goes on.
+        self.halted = False
         #: Whether the cable is plugged in; the driver sees it together with the wire's own state.
         self.cable = True
         self.driver_version = ""
@@ -201,7 +224,16 @@ class Nic(Device):
 
     def _set_regions(self) -> None:
         assert self.link is not None
-        self.state = self.state._replace(regions=self.link.dma.regions)
+        regions = self.link.dma.regions
+        for start, end in self.unreachable:
+            regions = without(regions, start, end)
+        self.state = self.state._replace(regions=regions)
+
+    def set_unreachable(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Have the device reach nothing in these ranges of addresses: each access there is a DMA fault."""
+        self.unreachable = tuple(ranges)
+        if self.link is not None:
+            self._set_regions()
 
     def dma_read(self, address: int, count: int) -> bytes:
         """Read guest memory for the admin queue.
@@ -210,6 +242,7 @@ class Nic(Device):
             DmaFault: not all of it is mapped and readable.
         """
         assert self.link is not None
+        self._check_reachable(address, count)
         data = self.link.dma.read(address, count)
         self._book_admin(address, count)
         return data
@@ -217,8 +250,14 @@ class Nic(Device):
     def dma_write(self, address: int, data: bytes) -> None:
         """Write guest memory for the admin queue; else as `dma_read`."""
         assert self.link is not None
+        self._check_reachable(address, len(data))
         self.link.dma.write(address, data)
         self._book_admin(address, len(data))
+
+    def _check_reachable(self, address: int, count: int) -> None:
+        if any(address < end and start < address + count for start, end in self.unreachable):
+            assert self.link is not None
+            raise self.link.dma.fault(DmaFault(address, count, "made unreachable"))
 
     def _book_admin(self, address: int, count: int) -> None:
         regions = self.state.regions
@@ -226,7 +265,8 @@ class Nic(Device):
         kind = int(regions[number]["kind"]) if number >= 0 else 0
         self.state.ledger[-1, Purpose.ADMIN, kind] += count
 
-    def _trigger(self, vector: int) -> None:
+    def signal_vector(self, vector: int) -> None:
+        """Raise an MSI-X vector, if bus mastering allows it."""
         if self.link is not None and self.config.command & Command.BUS_MASTER:
             if self.observers:
                 self.tell("interrupt", vector=vector)
@@ -236,6 +276,8 @@ class Nic(Device):
 
     def region_read(self, region: int, offset: int, count: int) -> bytes:
         """Read a BAR or the configuration space."""
+        if self.bus is not None and (answer := self.bus.read(region, offset, count)) is not None:
+            return answer
         if region == PciRegion.CONFIG:
             return self.config.read(offset, count)
         if region == Bar.REGISTERS:
@@ -261,6 +303,8 @@ class Nic(Device):
         """Write a BAR or the configuration space."""
         if self.observers:
             self.tell("write", region=region, offset=offset, data=data)
+        if self.bus is not None and not self.bus.write(region, offset, bytes(data)):
+            return
         if region == Bar.DOORBELLS:
             self._doorbell(offset, data)
         elif region == PciRegion.CONFIG:
@@ -415,7 +459,19 @@ class Nic(Device):
 
     def _update_running(self) -> None:
         running = self.configured and bool(self.config.command & Command.BUS_MASTER)
-        self.state.device["running"] = running
+        self.state.device["running"] = running and not self.halted
+
+    def halt(self, halted: bool) -> None:
+        """Stop the device, which then moves no packet, or let it go on with what it was told meanwhile."""
+        self.halted = halted
+        self._update_running()
+        if halted:
+            self._cancel_timer()
+        elif self.link is not None:
+            self._notify()  # the status may have changed meanwhile
+            self._rx_dirty = True
+            self._tx_dirty.update(dict.fromkeys(np.flatnonzero(self.state.tx["active"]).tolist()))
+            self.flush()
 
     def create_rx(self, queue: int, **fields: int) -> None:
         """Start a receive queue without buffers; `fields` are those of `RX_QUEUE`."""
@@ -445,9 +501,11 @@ class Nic(Device):
         self._drop_tx(queue)
 
     def _drop_rx(self, queue: int) -> None:
+        self.lives[f"rx{queue}"] += 1
         _clear(self.state.rx[queue : queue + 1])
 
     def _drop_tx(self, queue: int) -> None:
+        self.lives[f"tx{queue}"] += 1
         _clear(self.state.tx[queue : queue + 1])
         self._tx_dirty.pop(queue, None)
 
@@ -488,8 +546,8 @@ class Nic(Device):
 
     def _notify(self) -> None:
         """The management interrupt: the driver reads the device status."""
-        if self.configured:
-            self._trigger(self.management_vector)
+        if self.configured and not self.halted:
+            self.signal(self.management_vector)
 
     # Packets.
 
@@ -521,7 +579,7 @@ class Nic(Device):
         if self.observers:
             self.tell("receive", batch=batch)
         now = self.clock()
-        self.delivered += receive(
+        self.delivered += self.receive(
             self.state, batch.data, batch.frames, batch.count, now, now - _HELD_NS, _HELD_PER_QUEUE,
             self._backlog.data, self._backlog.frames, self._held, self._outcomes,
         )  # fmt: skip
@@ -558,7 +616,7 @@ class Nic(Device):
                 queue = next(iter(self._tx_dirty))
                 if self.observers:
                     self.tell("transmit", queue=queue)
-                send = transmit_gqi if self.gqi else transmit
+                send = self.transmit_gqi if self.gqi else self.transmit
                 full = send(self.state, queue, out.data, out.frames, self._out_used, self.wire.headroom, self._offloads)
                 if self.observers:
                     self.tell("transmitted", queue=queue)
@@ -596,11 +654,20 @@ class Nic(Device):
             self._transmit()
         self._moderate()
 
+    def go_on(self, queue: int | None = None) -> None:
+        """Look again at frames that wait for buffers, and at transmit queue `queue`, without a doorbell."""
+        self._rx_dirty = True
+        if queue is not None and self.state.tx[queue]["active"]:
+            self._tx_dirty[queue] = None
+        self.flush()
+
     def _moderate(self) -> None:
+        if self.halted:
+            return
         now = self.clock()
         count, again = moderate(self.state.vectors, now, self._fired)
         for vector in self._fired[:count].tolist():
-            self._trigger(self.vector_base + vector)
+            self.signal(self.vector_base + vector)
         self._cancel_timer()
         if again != NEVER:
             self._timer = self.poller.call_at(again, self._moderate)

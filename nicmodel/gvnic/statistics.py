@@ -55,7 +55,7 @@ class Statistics:
 
     def write(self) -> None:
         """Write the device's part now: four entries for each receive queue that exists, at the region's end."""
-        if not self._address:
+        if not self._address or self._nic.halted:
             return
         state = self._nic.state
         entries = [

@@ -14,6 +14,9 @@ inject     nic, frames, encoding ("hex" or "base64")    a list: where each frame
 send       nic, frames, encoding ("hex" or "base64")    {"sent": …}: how many the wire has taken
 link       nic, up (true or false)                      {"link_up": …}, which takes the wire's own state in
 reset      nic                                          {}; the driver has been asked to reset the device
+faults     nic                                          a list: faults at work or waiting (`Injection.describe`)
+fault      nic, fault, parameters, seed                 the same of a new one, see `nicmodel.faults`
+fault_end  nic, injection (all if it is left out)       {}
 trace      kinds, queues, nic (all if it is left out)   {}; from now on lines ``{"event": …}`` come, see
                                                         `nicmodel.observe.trace`
 ========== ============================================ =========================================================
@@ -155,6 +158,40 @@ class Control:
     def request_reset(self, nic: str | None = None) -> None:
         """Have a NIC ask its driver for a reset."""
         self.request("reset", nic=nic)
+
+    def faults(self, nic: str | None = None) -> list[dict[str, Any]]:
+        """The faults of a NIC that are at work or wait for their time.
+
+        Returns:
+            For each its ``id``, the name of the ``fault``, ``state``, ``hits`` and ``parameters``.
+        """
+        found: list[dict[str, Any]] = self.request("faults", nic=nic)
+        return found
+
+    def add_fault(self, fault: str, *, nic: str | None = None, seed: int | None = None, **parameters: Any) -> int:
+        """Have a fault begin, at once or after its ``start``.
+
+        Args:
+            fault: its name, one of `nicmodel.faults.KINDS`.
+            nic: whom it strikes.
+            seed: of its dice.
+            **parameters: its own.
+
+        Returns:
+            Its number, for `end_fault`.
+
+        Raises:
+            ControlError: there is no such fault, or it takes no such parameter or value.
+        """
+        return int(self.request("fault", nic=nic, fault=fault, parameters=parameters, seed=seed)["id"])
+
+    def end_fault(self, number: int | None = None, *, nic: str | None = None) -> None:
+        """End a fault, or all.
+
+        Raises:
+            ControlError: it is over already.
+        """
+        self.request("fault_end", nic=nic, injection=number)
 
     def trace(
         self, *, kinds: Collection[str] = (), queues: Collection[str] = (), nic: str | None = None

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nicmodel.faults.faults import Faults, named_fault
 from nicmodel.gvnic.device import Nic
 from nicmodel.observe.control import MAX_LINE, VERSION
 from nicmodel.observe.detail import detail
@@ -38,13 +39,17 @@ class ControlServer:
         path: where the socket is created; a dead server's is replaced.
         nics: each NIC with its vfio-user server.
         poller: the event loop.
+        faults: of each NIC, if it is to have faults on demand.
 
     Raises:
         AddressError: the socket cannot be created.
     """
 
-    def __init__(self, path: str, nics: Sequence[tuple[Nic, Server]], poller: Poller) -> None:
+    def __init__(
+        self, path: str, nics: Sequence[tuple[Nic, Server]], poller: Poller, faults: Sequence[Faults] = ()
+    ) -> None:  # fmt: skip
         self.nics = {nic.name: (nic, server) for nic, server in nics}
+        self.faults = {one.nic.name: one for one in faults}
         self.tracers = {nic.name: Tracer(nic, server) for nic, server in nics}
         self._poller = poller
         self._listener = Listener(path, mode=0o600)
@@ -87,6 +92,9 @@ class _Client:
             "send": self._send_frames,
             "link": self._link,
             "reset": self._reset,
+            "faults": self._list_faults,
+            "fault": self._add_fault,
+            "fault_end": self._end_faults,
             "trace": self._trace,
         }
         connection.setblocking(False)
@@ -236,6 +244,33 @@ class _Client:
 
     def _reset(self, request: dict[str, Any]) -> dict[str, Any]:
         self._nic(request).request_reset()
+        return {}
+
+    def _faults(self, request: dict[str, Any]) -> Faults:
+        name = self._nic(request).name
+        if name not in self._server.faults:
+            raise _Refused(f"{name} has no faults on demand")
+        return self._server.faults[name]
+
+    def _list_faults(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        return [injection.describe() for injection in self._faults(request).injections.values()]
+
+    def _add_fault(self, request: dict[str, Any]) -> dict[str, Any]:
+        parameters, seed = request.get("parameters", {}), request.get("seed")
+        if not isinstance(parameters, dict):
+            raise _Refused("parameters is an object")
+        faults = self._faults(request)
+        fault = named_fault(str(request.get("fault")), parameters)
+        return faults.add(fault, seed=None if seed is None else str(seed)).describe()
+
+    def _end_faults(self, request: dict[str, Any]) -> dict[str, Any]:
+        faults, number = self._faults(request), request.get("injection")
+        if number is None:
+            faults.clear()
+        elif number in faults.injections:
+            faults.remove(number)
+        else:
+            raise _Refused(f"there is no fault {number!r} at work or waiting")
         return {}
 
     def _trace(self, request: dict[str, Any]) -> dict[str, Any]:

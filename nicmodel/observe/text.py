@@ -15,6 +15,7 @@ _HEADLINE = {
     "interrupt": ("queue", "what"),
     "client": ("what",),
     "reset": ("what",),
+    "injected": ("fault", "queue"),
     "error": ("command",),
     "vectors": ("type",),
     "rx": ("queue", "verdict"),

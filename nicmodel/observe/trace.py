@@ -65,7 +65,7 @@ Form = Layout | np.dtype[np.void]
 #: Kinds of events.
 KINDS = (
     "client", "config", "register", "msix", "doorbell", "admin", "interrupt", "vectors", "map", "unmap", "reset",
-    "link", "rx", "tx", "fault", "error",
+    "link", "rx", "tx", "fault", "injected", "error",
 )  # fmt: skip
 
 _REGISTER_FLAGS = {r.DEVICE_STATUS: DeviceStatus, r.DRIVER_STATUS: DriverStatus}
@@ -126,6 +126,7 @@ class Tracer:
             "received": self._received,
             "transmit": self._transmit,
             "transmitted": self._transmitted,
+            "injected": partial(self._emit, "injected"),
             "command": lambda **_: None,  # told when it is done, with its status
             "write": lambda **_: None,  # told by the server, together with what is read
         }

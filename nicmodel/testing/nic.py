@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
+from nicmodel.faults.faults import Faults
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import Profile
 from nicmodel.observe.delivery import Deliveries, inject
@@ -58,6 +59,7 @@ class TestNic:
 
     Attributes:
         device: the NIC.
+        faults: its faults on demand; on real time they are given by `call`.
         server: what clients connect to.
         wire: the NIC's wire.
         clock: virtual time; None: real time.
@@ -80,6 +82,7 @@ class TestNic:
         self.path = Path(self._folder.name if self._folder else str(folder), "nic.sock")
         self._poller = Poller() if clock is None else clock.make_poller()
         self.device = Nic(Profile() if profile is None else profile, self.wire, self._poller)
+        self.faults = Faults(self.device)
         self.server = Server(str(self.path), self.device, poller=self._poller)
         self._loop = None if clock else _Loop(self._poller)
         self.call(self.device.start)

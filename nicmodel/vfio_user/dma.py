@@ -225,6 +225,20 @@ class DmaTable:
         return self.kinds.index(name)
 
 
+def without(regions: npt.NDArray[np.void], start: int, end: int) -> npt.NDArray[np.void]:
+    """A copy of sorted REGION records that lacks the addresses from ``start`` up to, not including, ``end``."""
+    rest = []
+    for region in regions:
+        first, last = int(region["start"]), int(region["start"]) + int(region["size"])
+        for low, high in ((first, min(last, start)), (max(first, end), last)):
+            if low < high:
+                piece = region.copy()
+                piece["start"], piece["size"] = low, high - low
+                piece["host"] = int(region["host"]) + low - first if region["host"] else 0
+                rest.append(piece)
+    return np.array(rest, REGION)
+
+
 def _map_file(fd: int, offset: int, size: int, flags: int) -> int:
     """Map a part of a file, shared; return the address."""
     if offset % mmap.PAGESIZE:

@@ -1,0 +1,90 @@
+"""``nicmodel faults`` and ``nicmodel fault``: faults on demand."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from nicmodel.cli.options import control_option, nic_option
+from nicmodel.faults.kinds import KINDS
+from nicmodel.observe.control import Control
+from nicmodel.observe.text import fields
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[FAULT...]")
+def faults(names: tuple[str, ...]) -> None:
+    """The faults that a NIC can be given; with a FAULT's name its parameters, and what a stock driver makes of it."""
+    for name in names:
+        if name not in KINDS:
+            raise click.BadParameter(f"there is no fault {name!r}; nicmodel faults lists them")
+    console = Console(highlight=False, markup=False)
+    if not names:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("where", "fault", "what it does"):
+            table.add_column(heading, no_wrap=heading == "fault")
+        for kind in KINDS.values():
+            table.add_row(kind.where, kind.name, kind.summary())
+        console.print(table)
+        return
+    for name in names:
+        kind = KINDS[name]
+        console.print(f"{name} ({kind.where}): {kind.summary()}")
+        console.print(f"The stock driver: {kind.effect}")
+        table = Table(box=None, pad_edge=False)
+        for heading in ("parameter", "default", "meaning"):
+            table.add_column(heading)
+        for one in kind.parameters().values():
+            meaning = one.meaning if len(one.words) < 2 else f"{one.meaning} ({', '.join(one.words)})"
+            table.add_row(one.name, "" if one.default is None else str(one.default), meaning)
+        console.print(table)
+
+
+@click.group()
+def fault() -> None:
+    """Give a running NIC faults, see how they do, and end them."""
+
+
+@fault.command()
+@control_option
+@nic_option
+@click.option("--seed", type=int, help="Of its dice: the same seed and traffic give the same strikes.")
+@click.argument("name", metavar="FAULT")
+@click.argument("parameters", nargs=-1, metavar="[PARAMETER=VALUE...]")
+def add(path: str, nic: str | None, seed: int | None, name: str, parameters: tuple[str, ...]) -> None:
+    """Begin a fault; its number is printed.
+
+    \b
+      nicmodel fault add wire-drop probability=0.01 duration=10
+      nicmodel fault add admin-status opcode=CREATE_RX_QUEUE status=RESOURCE_EXHAUSTED count=1
+    """
+    values = {}
+    for text in parameters:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} is not of the form PARAMETER=VALUE")
+        values[key] = value
+    with Control(path) as control:
+        click.echo(control.add_fault(name, nic=nic, seed=seed, **values))
+
+
+@fault.command("list")
+@control_option
+@nic_option
+def list_(path: str, nic: str | None) -> None:
+    """Faults at work or waiting for their time, with how often they have struck."""
+    with Control(path) as control:
+        for one in control.faults(nic):
+            click.echo(f"{one['id']}: {one['fault']} {one['state']}, {one['hits']:,} hits; {fields(one['parameters'])}")
+
+
+@fault.command()
+@control_option
+@nic_option
+@click.argument("numbers", nargs=-1, type=int, metavar="[NUMBER...]")
+def end(path: str, nic: str | None, numbers: tuple[int, ...]) -> None:
+    """End faults by their numbers, or all."""
+    with Control(path) as control:
+        for number in numbers or (None,):
+            control.end_fault(number, nic=nic)

@@ -1,0 +1,11 @@
+"""Faults on demand: what goes wrong on a wire, in a device or on its bus, at a time and with a probability of choice.
+
+Nothing of it is on the packet path while no fault is at work. What there is, and what a stock driver makes of it:
+``nicmodel faults``, or the README beside this file.
+"""
+
+from nicmodel.faults.fault import Fault, FaultError, Injection
+from nicmodel.faults.faults import Faults
+from nicmodel.faults.kinds import KINDS
+
+__all__ = ["KINDS", "Fault", "FaultError", "Faults", "Injection"]

@@ -1,0 +1,75 @@
+"""A detour for completions: the packet path writes them into memory of this process, and a fault decides on each.
+
+So the compiled packet path needs to know of no fault. For the time of one call a queue's completion ring is exchanged
+for a shadow, at an address where no guest has memory; what the call has written there is then copied to the ring of the
+guest, changed, late or not at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from nicmodel.gvnic.state import Records, State
+from nicmodel.vfio_user.dma import READABLE, REGION, WRITABLE
+
+#: Lowest guest address of shadows: beyond what QEMU maps, of RAM, devices and I/O virtual addresses.
+_BEYOND = 1 << 62
+
+
+class Shadow:
+    """Memory of this process that the packet path can be pointed at."""
+
+    def __init__(self) -> None:
+        self._bytes: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+
+    def room(self, state: State, sizes: Sequence[int]) -> tuple[State, list[tuple[int, npt.NDArray[np.uint8]]]]:
+        """Room for pieces of so many bytes.
+
+        Returns:
+            The state with the shadow as a further region of memory; for each piece its address there, and its bytes,
+            which hold anything.
+        """
+        total = sum(sizes)
+        if len(self._bytes) < total:
+            self._bytes = np.zeros(total, np.uint8)
+        regions = state.regions
+        base = max(_BEYOND, int(regions[-1]["start"]) + int(regions[-1]["size"])) if len(regions) else _BEYOND
+        shadow = np.array(
+            [(base, len(self._bytes), self._bytes.ctypes.data, READABLE | WRITABLE, 0)], REGION
+        )  # fmt: skip
+        pieces = []
+        place = 0
+        for size in sizes:
+            pieces.append((base + place, self._bytes[place : place + size]))
+            place += size
+        return state._replace(regions=np.concatenate((regions, shadow))), pieces
+
+
+def host_address(regions: Records, address: int, count: int) -> int:
+    """Where `count` bytes at guest address `address` are in this process; 0 if they are not all in one region."""
+    number = int(np.searchsorted(regions["start"], np.uint64(address), "right")) - 1
+    if number < 0:
+        return 0
+    start, size, host = (int(regions[number][name]) for name in ("start", "size", "host"))
+    if not host or not regions[number]["flags"] & WRITABLE or address + count > start + size:
+        return 0
+    return host + address - start
+
+
+def publish(regions: Records, address: int, words: npt.NDArray[np.uint64], last: int) -> bool:
+    """Write a completion to guest memory, one 64-bit word at a time and the word with the generation, `last`, at last.
+
+    Returns:
+        False, and nothing is written, if the memory is not there.
+    """
+    host = host_address(regions, address, words.nbytes)
+    if not host:
+        return False
+    target = (ctypes.c_uint64 * len(words)).from_address(host)
+    for word in [*(word for word in range(len(words)) if word != last), last]:
+        target[word] = int(words[word])
+    return True

@@ -1,0 +1,122 @@
+"""The faults of one NIC: given, timed, ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from nicmodel.faults.admin import AdminFaults
+from nicmodel.faults.device import DeviceFaults
+from nicmodel.faults.dma import DmaFaults
+from nicmodel.faults.fault import Fault, FaultError, Injection, make
+from nicmodel.faults.interrupts import InterruptFaults
+from nicmodel.faults.kinds import KINDS
+from nicmodel.faults.transmit import TransmitFaults
+from nicmodel.gvnic.device import Nic
+
+
+class Site(Protocol):
+    """A place of a NIC where faults sit. With no fault at work it is out of the way."""
+
+    @property
+    def kinds(self) -> tuple[type[Fault], ...]:
+        """The faults that it knows; an attribute."""
+
+    def update(self, active: Sequence[Injection]) -> None:
+        """Just these faults of its kinds are at work from now on."""
+
+
+def named_fault(name: str, parameters: Mapping[str, Any]) -> Fault:
+    """A fault by its name, its parameters as a person or a file gives them.
+
+    Raises:
+        FaultError: there is no such fault, or it takes no such parameter or value.
+    """
+    if name not in KINDS:
+        raise FaultError(f"there is no fault {name!r}, but {', '.join(KINDS)}")
+    return make(KINDS[name], parameters)
+
+
+class Faults:
+    """Faults on demand for a NIC; make it before the NIC is started.
+
+        faults = Faults(nic, seed=7)
+        faults.add("wire-drop", probability=0.01, duration=10)
+
+    Args:
+        nic: the device.
+        seed: of all dice: the same seed, faults and traffic give the same strikes.
+
+    Attributes:
+        injections: all that were added and are not over, by number.
+    """
+
+    def __init__(self, nic: Nic, *, seed: int = 0) -> None:
+        self.nic = nic
+        self.seed = seed
+        self.injections: dict[int, Injection] = {}
+        self._added = 0
+        self._sites: list[Site] = [
+            TransmitFaults(nic), InterruptFaults(nic), AdminFaults(nic), DmaFaults(nic), DeviceFaults(nic),
+        ]  # fmt: skip
+
+    def add(self, fault: Fault | str, /, *, seed: str | None = None, **parameters: Any) -> Injection:
+        """Have a fault begin, at once or after its `start`.
+
+        Args:
+            fault: one of `nicmodel.faults.kinds`, or its name.
+            seed: of its dice, if not that of this object and the number of the fault.
+            **parameters: with a name, those of the fault; text that reads as a number will do.
+
+        Raises:
+            FaultError: there is no such fault, or it takes no such parameter or value.
+        """
+        if isinstance(fault, str):
+            fault = named_fault(fault, parameters)
+        self._added += 1
+        number = self._added
+        injection = Injection(number, fault, self.nic, seed or f"{self.seed} {number}", self._exhausted)
+        self.injections[number] = injection
+        if fault.start > 0:
+            self._after(fault.start, lambda: self._begin(injection))
+        else:
+            self._begin(injection)
+        return injection
+
+    def remove(self, injection: Injection | int) -> None:
+        """End a fault now; one that is over is ignored."""
+        found = self.injections.pop(injection if isinstance(injection, int) else injection.number, None)
+        if found is not None:
+            found.state = "over"
+            self._update(found)
+
+    def clear(self) -> None:
+        """End all faults."""
+        for injection in list(self.injections.values()):
+            self.remove(injection)
+
+    def _begin(self, injection: Injection) -> None:
+        if injection.state != "waiting":
+            return
+        injection.state = "active"
+        if injection.fault.duration is not None:
+            self._after(injection.fault.duration, lambda: self.remove(injection))
+        self._update(injection)
+
+    def _exhausted(self, injection: Injection) -> None:
+        """It has struck for the last time. Where it sits is busy with it just now, so it ends a moment later."""
+        self._after(0, lambda: self.remove(injection))
+
+    def _update(self, injection: Injection) -> None:
+        for site in self._sites:
+            if isinstance(injection.fault, site.kinds):
+                site.update(
+                    [
+                        one
+                        for one in self.injections.values()
+                        if one.state == "active" and isinstance(one.fault, site.kinds)
+                    ]
+                )
+
+    def _after(self, seconds: float, callback: Callable[[], None]) -> None:
+        self.nic.poller.call_at(self.nic.clock() + round(seconds * 1e9), callback)

@@ -1,0 +1,59 @@
+"""Faults of interrupts: lost, late, spurious."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from nicmodel.faults.fault import Injection
+from nicmodel.faults.kinds import IrqFault, IrqLate, IrqLost, IrqSpurious
+from nicmodel.gvnic.device import Nic
+
+
+class InterruptFaults:
+    """Stands between a NIC and its vectors while there are such faults."""
+
+    kinds = (IrqLost, IrqLate, IrqSpurious)
+
+    def __init__(self, nic: Nic) -> None:
+        self._nic = nic
+        self._active: Sequence[Injection] = ()
+
+    def update(self, active: Sequence[Injection]) -> None:
+        """These faults are at work from now on."""
+        for injection in active:
+            if isinstance(injection.fault, IrqSpurious) and injection not in self._active:
+                self._arm(injection, injection.fault)
+        self._active = active
+        self._nic.signal = self._signal if active else self._nic.signal_vector
+
+    def _signal(self, vector: int) -> None:
+        for injection in self._active:
+            fault = injection.fault
+            if not isinstance(fault, IrqFault) or vector not in self._vectors(fault):
+                continue
+            if isinstance(fault, IrqLost) and injection.hit(vector=vector):
+                return
+            if isinstance(fault, IrqLate) and injection.hit(vector=vector, delay=fault.delay):
+                due = self._nic.clock() + round(fault.delay * 1e9)
+                self._nic.poller.call_at(due, partial(self._nic.signal_vector, vector))
+                return
+        self._nic.signal_vector(vector)
+
+    def _vectors(self, fault: IrqFault) -> range:
+        """Those that the fault is about."""
+        if fault.vector is not None:
+            return range(fault.vector, fault.vector + 1)
+        return range(self._nic.vector_base, self._nic.vector_base + self._nic.blocks)
+
+    def _arm(self, injection: Injection, fault: IrqSpurious) -> None:
+        due = self._nic.clock() + round(fault.interval * 1e9)
+        self._nic.poller.call_at(due, partial(self._raise, injection, fault))
+
+    def _raise(self, injection: Injection, fault: IrqSpurious) -> None:
+        if injection.state != "active":
+            return
+        for vector in self._vectors(fault) if self._nic.configured else ():
+            if injection.hit(vector=vector):
+                self._nic.signal_vector(vector)
+        self._arm(injection, fault)

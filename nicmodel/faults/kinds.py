@@ -1,0 +1,230 @@
+"""Every fault there is: what it does, its parameters, and what a stock driver makes of it.
+
+`KINDS` is the registry that the command line, scenarios, the documentation's table and the tests go by. What a fault
+does is done where it sits: the other modules of this package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from nicmodel.faults.fault import Chance, Fault
+from nicmodel.gvnic.commands import Opcode, Status
+
+_QUEUE = "only of this queue; none: of all"
+
+# ----------------------------------------------------------------------------------------------------------- transmit
+
+
+@dataclass(frozen=True, kw_only=True)
+class TxFault(Chance):
+    """A fault of packets that the driver sends."""
+
+    where = "transmit"
+
+    queue: Annotated[int | None, _QUEUE] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TxLate(TxFault):
+    """The packet is sent, its completion comes later; others may overtake it."""
+
+    name = "tx-late"
+    effect = "The socket's memory stays charged meanwhile, so a sender with a small buffer slows down; nothing is lost."
+
+    delay: Annotated[float, "seconds"] = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class TxNever(TxFault):
+    """The packet is sent, its completion never comes. In the GQI formats a later completion makes up for it."""
+
+    name = "tx-never"
+    effect = (
+        "Byte queue limits, or the lack of completion tags, stop the queue. After 5 s the watchdog says "
+        '"Timeout on tx queue", and the driver kicks the queue; at the next time-out it resets the device, '
+        "which heals everything once the fault is over."
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- interrupts
+
+
+@dataclass(frozen=True, kw_only=True)
+class IrqFault(Chance):
+    """A fault of interrupts."""
+
+    where = "interrupts"
+
+    vector: Annotated[int | None, "only this MSI-X vector; none: those of all queues"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IrqLost(IrqFault):
+    """An interrupt is not raised. Its vector has masked itself all the same and waits for the driver to look."""
+
+    name = "irq-lost"
+    effect = (
+        "The queue stands still. A transmit queue is kicked by the watchdog; nothing looks after a receive queue, "
+        "which stays dead until the interface goes down and up, or the device asks for a reset."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IrqLate(IrqFault):
+    """An interrupt is raised later."""
+
+    name = "irq-late"
+    effect = "The round trip grows by the delay; packets are handled in larger batches."
+
+    delay: Annotated[float, "seconds"] = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class IrqSpurious(IrqFault):
+    """Interrupts are raised though nothing has happened."""
+
+    name = "irq-spurious"
+    effect = "The driver polls, finds nothing and enables the vector again; only /proc/interrupts shows it."
+
+    interval: Annotated[float, "seconds from one to the next"] = 0.01
+
+
+# -------------------------------------------------------------------------------------------------------- admin queue
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdminFault(Chance):
+    """A fault of commands."""
+
+    where = "admin queue"
+
+    opcode: Annotated[Literal[tuple(Opcode.__members__)] | None, "only this command; none: any"] = None  # type: ignore[valid-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdminStatus(AdminFault):
+    """A command is not executed but answered with a status."""
+
+    name = "admin-status"
+    effect = (
+        'The log says "AQ command failed with status", and whoever asked gets the error of that status: '
+        "ethtool or ip says so, a queue's creation fails and the interface stays down."
+    )
+
+    status: Annotated[Literal[tuple(Status.__members__)], "the status"] = "INTERNAL_ERROR"  # type: ignore[valid-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdminSlow(AdminFault):
+    """A command is executed later; those behind it wait."""
+
+    name = "admin-slow"
+    effect = "The caller sleeps as long; beyond 2 s see admin-silent."
+
+    delay: Annotated[float, "seconds"] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdminSilent(AdminFault):
+    """A command is not executed as long as the fault lasts; those behind it wait."""
+
+    name = "admin-silent"
+    lasting = True
+    effect = 'After 2 s the log says "AQ commands timed out, need to reset AQ", and the caller gets ENOTRECOVERABLE.'
+
+
+# ---------------------------------------------------------------------------------------------------------------- DMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class DmaFault(Fault):
+    """The device cannot reach a range of guest addresses."""
+
+    name = "dma-fault"
+    where = "DMA"
+    effect = (
+        "A packet for a buffer there is lost and its buffer comes back as an error; a ring there stands still. "
+        "Nothing is written beside it. The driver is not told."
+    )
+
+    address: Annotated[int, "the first of them"] = 0
+    size: Annotated[int, "bytes"] = 1 << 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class DmaSlow(Fault):
+    """Memory is far away: descriptors are fetched, and completions come, so much later."""
+
+    name = "dma-slow"
+    where = "DMA"
+    effect = "The round trip grows, and each queue sends at most one ring's worth of packets in that time."
+
+    delay: Annotated[float, "seconds"] = 0.005
+
+
+# ------------------------------------------------------------------------------------------------------------- device
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceReset(Chance):
+    """The device asks its driver for a reset."""
+
+    name = "device-reset"
+    where = "device"
+    effect = (
+        'The log says "Device requested reset."; the driver releases everything and sets up again, within a second. '
+        "Connections survive; flow rules of ethtool are gone."
+    )
+
+    period: Annotated[float, "seconds from one request to the next"] = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceHang(Fault):
+    """The device stands still: it keeps what it is told, and does it when the fault ends."""
+
+    name = "device-hang"
+    where = "device"
+    effect = (
+        "Nothing comes or goes. The watchdog of a busy queue kicks, then resets: the driver waits for the device "
+        "to let go, and goes on when it does. A short hang is seen only as a delay."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceGone(Fault):
+    """The device is off the bus: reads give ones, writes are lost. In the end it is back as at power-on."""
+
+    name = "device-gone"
+    where = "device"
+    effect = (
+        "No traffic and no word of it until the driver speaks to the device, which then fails. Once the device is "
+        "back: echo 1 > remove and rescan in sysfs, and the driver binds anew."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOnes(Fault):
+    """Reads of the device's registers give all ones; all else works."""
+
+    name = "device-ones"
+    where = "device"
+    effect = (
+        "Packets flow. An admin command seems not to be executed and times out; at the next management interrupt "
+        "the ones read as a request to reset."
+    )
+
+
+#: All of them by name.
+KINDS: dict[str, type[Fault]] = {
+    kind.name: kind
+    for kind in (
+        TxLate, TxNever,
+        IrqLost, IrqLate, IrqSpurious,
+        AdminStatus, AdminSlow, AdminSilent,
+        DmaFault, DmaSlow,
+        DeviceReset, DeviceHang, DeviceGone, DeviceOnes,
+    )
+}  # fmt: skip
