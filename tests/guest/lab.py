@@ -193,13 +193,16 @@ def ping(guest: Guest, address: str, *, count: int, size: int, interval: float =
     """Send `count` echo requests of `size` bytes to an IPv4 `address`; each is answered, however late.
 
     ping gives up two round trips after its last request (iputils, ping(8) -W), which on a busy machine is less than a
-    scheduler's pause: the kernel's own count of replies (RFC 2011, icmpInEchoReps) decides.
+    scheduler's pause: the kernel's own count of replies (RFC 2011, icmpInEchoReps) decides. An interface that has just
+    been opened drops what is sent until the kernel's link watch has given it a queueing discipline, so a first reply is
+    waited for.
     """
 
     def replies() -> int:
         names, values = guest.run("grep ^Icmp: /proc/net/snmp").stdout.splitlines()
         return int(dict(zip(names.split(), values.split(), strict=True))["InEchoReps"])
 
+    guest.run(f"until ping -q -c 1 -W 1 {address} >/dev/null; do :; done", timeout=60)
     before = replies()
     said = guest.run(f"ping -q -c {count} -i {interval} -s {size} {options} {address}", timeout=120, check=False).stdout
     wait_until(lambda: replies() - before >= count, what=lambda: f"{replies() - before} of {count} replies:\n{said}")
