@@ -220,16 +220,16 @@ def _place(
             fault(state, address)
             return _DMA_FAULT
         state.ledger[queue, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _BUFFER_SIZE
-        state.addresses[k] = load_u64(host + _BUFFER_ADDRESS)
-        state.lengths[k] = load_u16(host)
+        state.pieces[k].address = load_u64(host + _BUFFER_ADDRESS)
+        state.pieces[k].identifier = load_u16(host)
         if k == 0 and header > 0:
             header_address = load_u64(host + _BUFFER_HEADER)
             if not accessible(state, header_address, header, WRITE):
                 fault(state, header_address)
                 _reject(state, queue, 1)
                 return _DMA_FAULT
-        if not accessible(state, state.addresses[k], min(size, left - k * size), WRITE):
-            fault(state, state.addresses[k])
+        if not accessible(state, state.pieces[k].address, min(size, left - k * size), WRITE):
+            fault(state, state.pieces[k].address)
             _reject(state, queue, k + 1)
             return _DMA_FAULT
 
@@ -250,12 +250,12 @@ def _place(
                 contiguous = segment
                 number = i64(batch.outcomes[number].next)
             count = min(piece - done, contiguous)
-            write(state, queue, _PAYLOAD, state.addresses[k] + u64(done), position, count)
+            write(state, queue, _PAYLOAD, state.pieces[k].address + u64(done), position, count)
             position += u64(count)
             contiguous -= count
             done += count
         first = word0 | piece << _LENGTH
-        second = word1 | i64(state.lengths[k]) << _BUFFER_ID
+        second = word1 | i64(state.pieces[k].identifier) << _BUFFER_ID
         if k == 0:
             second |= overflow << _OVERFLOW
             if header > 0:
@@ -276,8 +276,8 @@ def _steer(state: State, data: npt.NDArray[np.uint8], offset: int, outcome: Reco
     device = state.device[0]
     value, _ = flow_hash(data, offset, state.headers, i64(device.hash_types), state.hash_table)
     outcome.hash = value
-    if device.rule_count > 0:
-        location = match(state.rules, state.rule_order[: device.rule_count], data, offset, state.headers)
+    if device.rule_groups > 0:
+        location = match(state.rule_groups[: device.rule_groups], state.rule_slots, data, offset, state.headers)
         if location >= 0:
             outcome.rule = location
             return i64(state.rules[location].action)

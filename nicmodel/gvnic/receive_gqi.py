@@ -134,7 +134,7 @@ def place_gqi(state: State, queue: int, data: npt.NDArray[np.uint8], offset: int
             fault(state, address)
             _reject(state, queue, k + 1)
             return _DMA_FAULT
-        state.addresses[k] = address
+        state.pieces[k].address = address
 
     source = u64(data.ctypes.data) + u64(offset)
     checksum = fold(ones_sum(data, offset + _ETHERNET, length - _ETHERNET, 0))
@@ -144,7 +144,7 @@ def place_gqi(state: State, queue: int, data: npt.NDArray[np.uint8], offset: int
         pad = _PAD if k == 0 else 0
         start = max(0, k * size - _PAD)
         end = min(length, (k + 1) * size - _PAD)
-        write(state, queue, _PAYLOAD, state.addresses[k] + u64(pad), source + u64(start), end - start)
+        write(state, queue, _PAYLOAD, state.pieces[k].address + u64(pad), source + u64(start), end - start)
         more = _FLAG_CONTINUES if k < needed - 1 else 0
         _describe(state, queue, k, hash_value, checksum, end - start + pad, flags | more)
     _advance(state, queue, needed)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from nicmodel.packet.coalesce import AGGREGATE
 from nicmodel.packet.headers import HEADERS
-from nicmodel.packet.match import RULE
+from nicmodel.packet.match import GROUP, RULE, SLOT, slots_for
 from nicmodel.vfio_user.dma import MAX_KINDS
 
 #: Most data descriptors of one packet, both ways; more is a driver's error.
@@ -76,7 +76,7 @@ DEVICE = np.dtype(
         ("timestamps", "<i4"),
         ("hash_types", "<i4"),
         ("lut_size", "<i4"),
-        ("rule_count", "<i4"),
+        ("rule_groups", "<i4"),
         ("coalesce", "<i4"),
         ("aggregates", "<i4"),
         ("region", "<i4"),
@@ -173,11 +173,18 @@ OUTCOME = np.dtype(
     ]
 )
 
+#: One buffer or fragment of the packet in hand: where it is in guest memory, how long, and its buffer ID.
+PIECE = np.dtype([("address", "<u8"), ("length", "<i4"), ("identifier", "<i4")])
+
 Records = npt.NDArray[np.void]
 
 
 class State(NamedTuple):
-    """All that receive and transmit work on; `regions` is exchanged when the guest's memory map changes."""
+    """All that receive and transmit work on; `regions` is exchanged when the guest's memory map changes.
+
+    Compiled code hands it on by value, seven words for each array. With an even number of arrays what is pushed stays
+    aligned to 16 bytes; with one more a batch of small frames took half as long again.
+    """
 
     device: Records
     rx: Records
@@ -186,15 +193,15 @@ class State(NamedTuple):
     lut: npt.NDArray[np.int32]
     hash_table: npt.NDArray[np.uint32]
     rules: Records
-    rule_order: npt.NDArray[np.int32]
+    rule_groups: Records
+    rule_slots: Records
     regions: Records
     ledger: npt.NDArray[np.int64]
     drops: npt.NDArray[np.int64]
     headers: Records
     aggregates: Records
     segment: npt.NDArray[np.uint8]
-    addresses: npt.NDArray[np.uint64]
-    lengths: npt.NDArray[np.int64]
+    pieces: Records
 
 
 def make_state(queues: int, vectors: int, rules: int, lut_size: int, regions: Records) -> State:
@@ -208,7 +215,8 @@ def make_state(queues: int, vectors: int, rules: int, lut_size: int, regions: Re
         lut=np.zeros(lut_size, np.int32),
         hash_table=np.zeros((36, 256), np.uint32),
         rules=np.zeros(rules, RULE),
-        rule_order=np.zeros(rules, np.int32),
+        rule_groups=np.zeros(rules, GROUP),
+        rule_slots=np.zeros(slots_for(rules), SLOT),
         regions=regions,
         ledger=np.zeros((rows, len(Purpose), KINDS), np.int64),
         drops=np.zeros((rows, len(Drop)), np.int64),
@@ -216,6 +224,5 @@ def make_state(queues: int, vectors: int, rules: int, lut_size: int, regions: Re
         aggregates=np.zeros(MAX_AGGREGATES + 1, AGGREGATE),
         # As long as any packet: headers in it are parsed within the packet's length, also where only they are gathered.
         segment=np.zeros(MAX_PACKET, np.uint8),
-        addresses=np.zeros(MAX_SEGMENTS, np.uint64),
-        lengths=np.zeros(MAX_SEGMENTS, np.int64),
+        pieces=np.zeros(MAX_SEGMENTS, PIECE),
     )

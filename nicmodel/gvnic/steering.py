@@ -7,7 +7,7 @@ import numpy as np
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import Status
 from nicmodel.gvnic.state import State
-from nicmodel.packet.match import FlowType
+from nicmodel.packet.match import FlowType, index_rules
 from nicmodel.packet.rss import HashType, toeplitz_table
 
 
@@ -132,25 +132,25 @@ class FlowRules:
         entry["tos"] = key["tos"]
         entry["tos_mask"] = mask["tos"]
         self._raw[location] = bytes(raw)
-        self._reorder()
+        self._index()
 
     def delete(self, location: int) -> None:
         """Take the rule at `location` out."""
         if self._raw.pop(location, None) is None:
             raise SteeringError(Status.NOT_FOUND, f"no rule at location {location}")
         self._state.rules[location : location + 1] = 0
-        self._reorder()
+        self._index()
 
     def reset(self) -> None:
         """Take all rules out."""
         self._raw.clear()
         self._state.rules[:] = 0
-        self._reorder()
+        self._index()
 
-    def _reorder(self) -> None:
-        order = self.locations()
-        self._state.rule_order[: len(order)] = order
-        self._state.device["rule_count"] = len(order)
+    def _index(self) -> None:
+        state = self._state
+        order = np.array(self.locations(), np.int32)
+        state.device["rule_groups"] = index_rules(state.rules, order, state.rule_groups, state.rule_slots)
 
     def query(self, query: int, start: int, available: int) -> bytes:
         """What QUERY_FLOW_RULES answers within `available` bytes, from location `start` on.

@@ -101,15 +101,15 @@ def gather(state: State, row: int, target: int, count: int, segment: int, skip: 
         The position after them; buffer -1 on a DMA fault.
     """
     while count > 0:
-        piece = min(count, state.lengths[segment] - skip)
-        address = state.addresses[segment] + u64(skip)
+        piece = min(count, state.pieces[segment].length - skip)
+        address = state.pieces[segment].address + u64(skip)
         if not read(state, row, _TRANSMIT, address, target, piece):
             fault(state, address)
             return -1, 0
         target += u64(piece)
         count -= piece
         skip += piece
-        if skip == state.lengths[segment]:
+        if skip == state.pieces[segment].length:
             segment += 1
             skip = 0
     return segment, skip
@@ -247,7 +247,7 @@ def plan_segments(
     """Look at the headers of a packet that is to be segmented: they decide how.
 
     Args:
-        state: the device; the packet's pieces are in `addresses` and `lengths`, its parsed headers end in `headers`.
+        state: the device; the packet's pieces are in `pieces`, its parsed headers end in `headers`.
         queue: the transmit queue.
         total: bytes of the packet.
         header: bytes of its headers as the driver says, 0 when it does not.
@@ -323,8 +323,8 @@ def transmit(
             if dtype == _TYPE_PACKET:
                 size = i64(high >> _BUFFER & _BUFFER_MASK)
                 if count < MAX_SEGMENTS and size > 0:
-                    state.addresses[count] = low
-                    state.lengths[count] = size
+                    state.pieces[count].address = low
+                    state.pieces[count].length = size
                     count += 1
                 else:
                     verdict = _BAD_DESCRIPTOR

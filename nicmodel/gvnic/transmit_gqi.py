@@ -57,8 +57,8 @@ def _add_pieces(state: State, queue: int, count: int, address: int, length: int)
         place, piece = resolve(tx, address, length)
         if piece == 0 or count == MAX_SEGMENTS:
             return -1
-        state.addresses[count] = place
-        state.lengths[count] = piece
+        state.pieces[count].address = place
+        state.pieces[count].length = piece
         count += 1
         address += u64(piece)
         length -= piece
@@ -140,7 +140,7 @@ def transmit_gqi(
 
         gathered = 0
         for k in range(pieces):
-            gathered += state.lengths[k]
+            gathered += state.pieces[k].length
         if verdict == _NONE and (gathered != total or total == 0):
             verdict = _BAD_DESCRIPTOR
         frames = 1

@@ -1,4 +1,9 @@
-"""Flow steering: which installed rule a frame matches (ethtool's n-tuple rules)."""
+"""Flow steering: which installed rule a frame matches (ethtool's n-tuple rules).
+
+Rules that ask for the same bits form a group, and a group is a hash table of what they want those bits to be: tuple
+space search (Srinivasan, Suri, Varghese, SIGCOMM 1999), as in Open vSwitch. A frame costs one lookup for each different
+mask, however many rules there are.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,10 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.packet.compiled import compiled, inlined
+from nicmodel.packet.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.packet.headers import L3
 from nicmodel.packet.parse import AH, ESP, SCTP, TCP, UDP
-from nicmodel.packet.words import load_byte
+from nicmodel.packet.words import load_be32
 
 
 class FlowType(IntEnum):
@@ -29,7 +34,8 @@ class FlowType(IntEnum):
 
 
 #: One rule. `action` is the receive queue. Addresses are in network byte order, IPv4 in the first 4 bytes; ports, SPI
-#: and TOS (IPv6: traffic class) are numbers. A set mask bit must match. `hits` counts the frames that took the rule.
+#: and TOS (IPv6: traffic class) are numbers; AH and ESP have an SPI, the others ports. A set mask bit must match.
+#: `hits` counts the frames that took the rule.
 RULE = np.dtype(
     [
         ("hits", "<u8"),
@@ -52,51 +58,35 @@ RULE = np.dtype(
     ]
 )
 
-_L3_IPV4, _L3_IPV6 = int(L3.IPV4), int(L3.IPV6)
+#: Rules with one mask, all of one flow type. `first` is the lowest location among them. `mask` says which bits of a
+#: frame's key count (`_key`).
+GROUP = np.dtype([("flow_type", "<i4"), ("first", "<i4"), ("mask", "<u8", (5,))])
+
+#: An entry of the hash table that all groups share: what the rule at `location` wants the masked key to be. `group` is
+#: the number of its group plus one, 0 when the entry is free.
+SLOT = np.dtype([("group", "<i4"), ("location", "<i4"), ("key", "<u8", (5,))])
+
+
+def slots_for(rules: int) -> int:
+    """Entries of the hash table for so many rules: a power of two, at most a quarter in use."""
+    return 1 << (4 * max(rules, 1) - 1).bit_length()
+
+
+_L3_IPV6 = int(L3.IPV6)
 _TCPV4, _UDPV4, _SCTPV4, _AHV4, _ESPV4, _TCPV6 = (int(kind) for kind in list(FlowType)[:6])
 
-
-@compiled
-def match(
-    rules: npt.NDArray[np.void],
-    order: npt.NDArray[np.int32],
-    data: npt.NDArray[np.uint8],
-    offset: int,
-    headers: npt.NDArray[np.void],
-) -> int:
-    """The location of the first rule that a parsed frame matches, -1 if there is none.
-
-    A frame whose ports are unknown (a fragment) matches only rules that do not ask for ports; likewise for the SPI.
-
-    Args:
-        rules: shape (locations,), `RULE`. Not changed: a frame that waits for buffers is matched more than once.
-        order: locations of the installed rules, ascending, shape (installed,), int32.
-        data: bytes, shape (n,), uint8.
-        offset: position of the first byte of the frame.
-        headers: what `parse` found, shape (1,), `HEADERS`.
-    """
-    h = headers[0]
-    flow_type = _flow_type(h)
-    if flow_type < 0:
-        return -1
-    for i in range(len(order)):
-        location = order[i]
-        rule = rules[location]
-        if rule["flow_type"] != flow_type or not _same_numbers(rule, h):
-            continue
-        if flow_type < _TCPV6:
-            same = _same_addresses(rule, data, offset, h, 4)
-        else:
-            same = _same_addresses(rule, data, offset, h, 16)
-        if same:
-            return int(location)
-    return -1
+# The first word of a key: that the ports or the SPI are known, TOS, and the ports or the SPI themselves.
+_KNOWN = u64(1 << 63)
+_TOS_SHIFT = u64(32)
+_PORT_SHIFT = u64(16)
+_HALF = u64(32)
+_ODD = u64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: Knuth's multiplicative hash
 
 
 @inlined
-def _flow_type(h: np.void) -> int:
+def _flow_type(h: Record) -> int:
     """The `FlowType` of a frame, -1 if no rule can apply to it."""
-    protocol = h["protocol"]
+    protocol = h.protocol
     if protocol == TCP:
         kind = _TCPV4
     elif protocol == UDP:
@@ -109,32 +99,165 @@ def _flow_type(h: np.void) -> int:
         kind = _ESPV4
     else:
         return -1
-    if h["l3"] == _L3_IPV6:
+    if h.l3 == _L3_IPV6:
         kind += _TCPV6 - _TCPV4
     return kind
 
 
 @inlined
-def _same_numbers(rule: np.void, h: np.void) -> bool:
-    ports = (h["source_port"] ^ rule["source_port"]) & rule["source_port_mask"]
-    ports |= (h["destination_port"] ^ rule["destination_port"]) & rule["destination_port_mask"]
-    if not h["ports"]:
-        ports = rule["source_port_mask"] | rule["destination_port_mask"]
-    spi = (h["spi"] ^ int(rule["spi"])) & int(rule["spi_mask"])
-    if not h["has_spi"]:
-        spi = int(rule["spi_mask"])
-    tos = (h["tos"] ^ rule["tos"]) & rule["tos_mask"]
-    return bool(ports == 0 and spi == 0 and tos == 0)
+def _slot(group: int, a: int, b: int, c: int, d: int, e: int, slots: int) -> int:
+    """Where the search for a masked key of a group begins, in a table of `slots` entries."""
+    value = u64(group)
+    for word in (a, b, c, d, e):
+        value = (value ^ word) * _ODD
+        value ^= value >> _HALF
+    return i64(value) & (slots - 1)
 
 
 @inlined
-def _same_addresses(rule: np.void, data: npt.NDArray[np.uint8], offset: int, h: np.void, size: int) -> bool:
-    source, source_mask = rule["source"], rule["source_mask"]
-    destination, destination_mask = rule["destination"], rule["destination_mask"]
-    from_address = offset + h["source"]
-    to_address = offset + h["destination"]
-    difference = 0
-    for i in range(size):
-        difference |= (load_byte(data, from_address + i) ^ source[i]) & source_mask[i]
-        difference |= (load_byte(data, to_address + i) ^ destination[i]) & destination_mask[i]
-    return difference == 0
+def _numbers(ports: int, spi: int, tos: int, source_port: int, destination_port: int) -> int:
+    """The first word of a key or mask, but for `_KNOWN`: `spi` or the ports, by whether `ports` are meant."""
+    word = u64(tos) << _TOS_SHIFT
+    if ports:
+        return u64(word | u64(source_port) << _PORT_SHIFT | u64(destination_port))
+    return u64(word | u64(spi))
+
+
+@inlined
+def _bytes_at(field: npt.NDArray[np.uint8], at: int) -> int:
+    """Eight bytes of a rule's address as a word of a key."""
+    word = u64(0)
+    for i in range(8):
+        word = word << u64(8) | u64(field[at + i])
+    return word
+
+
+@inlined
+def _find(slots: npt.NDArray[np.void], group: int, a: int, b: int, c: int, d: int, e: int) -> int:
+    """The entry with a group's masked key, or the free one where it would be."""
+    at = _slot(group, a, b, c, d, e, len(slots))
+    while True:
+        slot = slots[at]
+        key = slot.key
+        if slot.group == 0 or (
+            slot.group == group and key[0] == a and key[1] == b and key[2] == c and key[3] == d and key[4] == e
+        ):
+            return at
+        at = (at + 1) & (len(slots) - 1)
+
+
+@compiled
+def index_rules(
+    rules: npt.NDArray[np.void],
+    order: npt.NDArray[np.int32],
+    groups: npt.NDArray[np.void],
+    slots: npt.NDArray[np.void],
+) -> int:
+    """Make the index that `match` searches.
+
+    Args:
+        rules: shape (locations,), `RULE`.
+        order: locations of the installed rules, ascending, shape (installed,), int32.
+        groups: filled in the order of their first location; at least `installed` long, `GROUP`.
+        slots: filled; shape (slots_for(installed),) or more, a power of two, `SLOT`.
+
+    Returns:
+        Number of groups.
+    """
+    for at in range(len(slots)):
+        slots[at].group = 0
+    count = 0
+    for location in order:
+        rule = rules[location]
+        flow_type = i64(rule.flow_type)
+        ports = flow_type % _TCPV6 < _AHV4
+        mask = _numbers(ports, rule.spi_mask, rule.tos_mask, rule.source_port_mask, rule.destination_port_mask)
+        if mask << _HALF != u64(0):
+            mask |= _KNOWN
+        key = (_KNOWN | _numbers(ports, rule.spi, rule.tos, rule.source_port, rule.destination_port)) & mask
+        s0, s1, d0, d1 = (
+            _bytes_at(rule.source_mask, 0), _bytes_at(rule.source_mask, 8),
+            _bytes_at(rule.destination_mask, 0), _bytes_at(rule.destination_mask, 8),
+        )  # fmt: skip
+        if flow_type < _TCPV6:  # an IPv4 address is the upper half of its first word
+            s0, s1, d0, d1 = s0 >> _HALF << _HALF, u64(0), d0 >> _HALF << _HALF, u64(0)
+
+        number = 0
+        while number < count:
+            group = groups[number]
+            m = group.mask
+            if (
+                group.flow_type == flow_type
+                and m[0] == mask and m[1] == s0 and m[2] == s1 and m[3] == d0 and m[4] == d1
+            ):  # fmt: skip
+                break
+            number += 1
+        if number == count:
+            group = groups[count]
+            group.flow_type = flow_type
+            group.first = location
+            m = group.mask
+            m[0], m[1], m[2], m[3], m[4] = mask, s0, s1, d0, d1
+            count += 1
+
+        s0 &= _bytes_at(rule.source, 0)
+        s1 &= _bytes_at(rule.source, 8)
+        d0 &= _bytes_at(rule.destination, 0)
+        d1 &= _bytes_at(rule.destination, 8)
+        at = _find(slots, number + 1, key, s0, s1, d0, d1)
+        slot = slots[at]
+        if slot.group == 0:  # else a rule at a lower location asks for the same
+            slot.group = number + 1
+            slot.location = location
+            k = slot.key
+            k[0], k[1], k[2], k[3], k[4] = key, s0, s1, d0, d1
+    return count
+
+
+@compiled
+def match(
+    groups: npt.NDArray[np.void],
+    slots: npt.NDArray[np.void],
+    data: npt.NDArray[np.uint8],
+    offset: int,
+    headers: npt.NDArray[np.void],
+) -> int:
+    """The location of the first rule that a parsed frame matches, -1 if there is none.
+
+    A frame whose ports are unknown (a fragment) matches only rules that do not ask for ports; likewise for the SPI.
+
+    Args:
+        groups: as many as `index_rules` found, `GROUP`.
+        slots: their hash table, `SLOT`.
+        data: bytes, shape (n,), uint8.
+        offset: position of the first byte of the frame.
+        headers: what `parse` found, shape (1,), `HEADERS`.
+    """
+    h = headers[0]
+    flow_type = _flow_type(h)
+    if flow_type < 0:
+        return -1
+    numbers = _numbers(h.has_spi == 0, h.spi, h.tos, h.source_port, h.destination_port)
+    if h.ports != 0 or h.has_spi != 0:
+        numbers |= _KNOWN
+    source = offset + i64(h.source)
+    destination = offset + i64(h.destination)
+    s0, s1 = u64(load_be32(data, source)) << _HALF, u64(0)
+    d0, d1 = u64(load_be32(data, destination)) << _HALF, u64(0)
+    if flow_type >= _TCPV6:
+        s0 |= u64(load_be32(data, source + 4))
+        s1 = u64(load_be32(data, source + 8)) << _HALF | u64(load_be32(data, source + 12))
+        d0 |= u64(load_be32(data, destination + 4))
+        d1 = u64(load_be32(data, destination + 8)) << _HALF | u64(load_be32(data, destination + 12))
+    best = -1
+    for number in range(len(groups)):
+        group = groups[number]
+        if best >= 0 and group.first > best:
+            break
+        if group.flow_type == flow_type:
+            m = group.mask
+            at = _find(slots, number + 1, numbers & m[0], s0 & m[1], s1 & m[2], d0 & m[3], d1 & m[4])
+            slot = slots[at]
+            if slot.group != 0 and (best < 0 or slot.location < best):
+                best = i64(slot.location)
+    return best

@@ -18,7 +18,7 @@ from nicmodel.packet.checksum import complete, pseudo, verify
 from nicmodel.packet.coalesce import AGGREGATE, continues, mergeable, open_aggregate, same_flow
 from nicmodel.packet.compiled import JIT_DISABLED
 from nicmodel.packet.headers import L3, L4
-from nicmodel.packet.match import RULE, FlowType, match
+from nicmodel.packet.match import GROUP, RULE, SLOT, FlowType, index_rules, match, slots_for
 from nicmodel.packet.rss import flow_hash, toeplitz_table
 from nicmodel.packet.segment import segment_header
 from nicmodel.packet.split import split_point
@@ -29,7 +29,8 @@ RULES = np.zeros(len(FlowType), RULE)
 RULES["flow_type"] = list(FlowType)
 RULES["source_mask"] = 1
 RULES["destination_mask"] = 1
-ORDER = np.arange(len(FlowType), dtype=np.int32)
+GROUPS, SLOTS = np.zeros(len(RULES), GROUP), np.zeros(slots_for(len(RULES)), SLOT)
+GROUPS = GROUPS[: index_rules(RULES, np.arange(len(RULES), dtype=np.int32), GROUPS, SLOTS)]
 
 
 @st.composite
@@ -51,7 +52,7 @@ def everything(data: Bytes, offset: int, length: int) -> tuple[object, ...]:
     headers = parsed(data, offset, length)
     said = (
         headers.tobytes(), flow_hash(data, offset, headers, 0x1FF, TABLE), verify(data, offset, headers),
-        split_point(headers, 128), match(RULES, ORDER, data, offset, headers), repeated(data, offset, headers),
+        split_point(headers, 128), match(GROUPS, SLOTS, data, offset, headers), repeated(data, offset, headers),
     )  # fmt: skip
     complete(data, offset, headers, True)
     completed = data[offset : offset + length].tobytes()

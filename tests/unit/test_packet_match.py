@@ -17,13 +17,14 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 from nicmodel.packet.headers import L3
-from nicmodel.packet.match import RULE, FlowType, match
+from nicmodel.packet.match import GROUP, RULE, SLOT, FlowType, index_rules, match, slots_for
 
 LOCATIONS = 1024
 PROTOCOLS = {6: FlowType.TCPV4, 17: FlowType.UDPV4, 132: FlowType.SCTPV4, 51: FlowType.AHV4, 50: FlowType.ESPV4}
 
 
-def table(installed: dict[int, dict[str, Any]]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.int32]]:
+def index(installed: dict[int, dict[str, Any]]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+    """What `match` searches, of the rules at these locations."""
     rules = np.zeros(LOCATIONS, RULE)
     for location, values in installed.items():
         rules[location]["installed"] = 1
@@ -32,7 +33,9 @@ def table(installed: dict[int, dict[str, Any]]) -> tuple[npt.NDArray[np.void], n
                 rules[location][name][: len(value)] = np.frombuffer(value, np.uint8)
             else:
                 rules[location][name] = value
-    return rules, np.array(sorted(installed), np.int32)
+    groups, slots = np.zeros(len(installed), GROUP), np.zeros(slots_for(len(installed)), SLOT)
+    count = index_rules(rules, np.array(sorted(installed), np.int32), groups, slots)
+    return groups[:count], slots
 
 
 def first_match(installed: dict[int, dict[str, Any]], frame: Frame) -> int:
@@ -80,7 +83,10 @@ def rules_near(draw: st.DrawFn, frame: Frame) -> dict[str, Any]:
         rule[name] = bytes(address)
         rule[f"{name}_mask"] = draw(st.sampled_from([b"\xff" * 16, b"\xff" * 3 + bytes(13), b"\0\xf0" * 8]))
         rule[f"{name}_mask"] = rule[f"{name}_mask"][: size or 16].ljust(16, b"\0")
-    for name in draw(st.sets(st.sampled_from(["source_port", "destination_port", "tos", "spi"]))):
+    numbers = ["tos", "spi"] if FlowType(rule["flow_type"]).name[:-2] in ("AH", "ESP") else [
+        "tos", "source_port", "destination_port",
+    ]  # fmt: skip
+    for name in draw(st.sets(st.sampled_from(numbers))):
         rule[name] = found[name] ^ draw(st.sampled_from([0, 0, 0, 1, 0x80]))
         rule[f"{name}_mask"] = draw(st.sampled_from([0xFF, 0x0F])) if name == "tos" else draw(
             st.sampled_from([0xFFFF, 0xFF00, 0x7F])
@@ -92,26 +98,22 @@ def rules_near(draw: st.DrawFn, frame: Frame) -> dict[str, Any]:
 @given(data=st.data(), frame=frames())
 def test_first_match_by_location(data: st.DataObject, frame: Frame) -> None:
     installed = data.draw(st.dictionaries(st.integers(0, LOCATIONS - 1), rules_near(frame), max_size=8))
-    rules, order = table(installed)
-    before = rules.copy()
     whole = as_array(bytes(frame))
-    location = match(rules, order, whole, 0, parsed(whole))
-    assert location == first_match(installed, frame)
-    assert rules.tobytes() == before.tobytes()
+    assert match(*index(installed), whole, 0, parsed(whole)) == first_match(installed, frame)
 
 
 @pytest.mark.parametrize("fragment", [ETHER / IP(flags="MF") / UDP(dport=5), ETHER / IP(frag=3) / UDP(dport=5)])
 def test_a_fragment_matches_no_rule_with_ports(fragment: Packet) -> None:
     with_port = {"flow_type": FlowType.UDPV4, "destination_port": 0, "destination_port_mask": 0xFFFF}
-    rules, order = table({1: with_port, 9: {"flow_type": FlowType.UDPV4}})
+    found = index({1: with_port, 9: {"flow_type": FlowType.UDPV4}})
     whole = as_array(bytes(fragment))
-    assert match(rules, order, whole, 0, parsed(whole)) == 9
+    assert match(*found, whole, 0, parsed(whole)) == 9
 
 
 def test_an_ipv6_fragment_is_of_the_protocol_behind_its_header() -> None:
-    rules, order = table({0: {"flow_type": FlowType.TCPV6}})
+    found = index({0: {"flow_type": FlowType.TCPV6}})
     whole = as_array(bytes(ETHER / IPv6() / IPv6ExtHdrFragment(nh=6, offset=5) / Raw(bytes(40))))
-    assert match(rules, order, whole, 0, parsed(whole)) == 0
+    assert match(*found, whole, 0, parsed(whole)) == 0
 
 
 @pytest.mark.parametrize(
@@ -134,14 +136,40 @@ def test_every_field_counts_where_its_mask_says(flow_type: FlowType, packet: Pac
         for wrong_bit in (0x00, 0x01, 0x80):
             for mask in (0x01, 0x7F, 0xFF):
                 rule = {"flow_type": flow_type, name: value ^ wrong_bit, f"{name}_mask": mask}
-                rules, order = table({5: rule})
-                assert match(rules, order, whole, 0, headers) == (-1 if wrong_bit & mask else 5)
+                found = index({5: rule})
+                assert match(*found, whole, 0, headers) == (-1 if wrong_bit & mask else 5)
 
 
-def test_empty_slots_are_not_walked() -> None:
-    """An empty slot is all zero and would match every TCP packet."""
-    rules, order = table({1000: {"flow_type": FlowType.TCPV4, "source": socket.inet_aton("1.2.3.4")}})
-    rules[1000]["source_mask"][:4] = 255
-    for source, location in (("1.2.3.4", 1000), ("1.2.3.5", -1)):
-        whole = as_array(bytes(ETHER / IP(src=source) / TCP()))
-        assert match(rules, order, whole, 0, parsed(whole)) == location
+def test_an_index_made_again_forgets_the_rules_that_went() -> None:
+    rules = np.zeros(LOCATIONS, RULE)
+    rules[7]["action"] = 1
+    groups, slots = np.zeros(1, GROUP), np.zeros(slots_for(1), SLOT)
+    whole = as_array(bytes(ETHER / IP() / TCP()))
+    for order, location in (([7], 7), ([], -1)):
+        count = index_rules(rules, np.array(order, np.int32), groups, slots)
+        assert match(groups[:count], slots, whole, 0, parsed(whole)) == location
+
+
+def test_of_rules_that_ask_for_the_same_the_lowest_location_counts() -> None:
+    rule = {"flow_type": FlowType.TCPV4, "destination_port": 80, "destination_port_mask": 0xFFFF}
+    found = index({3: rule, 500: rule, 1000: rule})
+    whole = as_array(bytes(ETHER / IP() / TCP(dport=80)))
+    assert match(*found, whole, 0, parsed(whole)) == 3
+
+
+def test_a_full_table() -> None:
+    """As many rules as there are locations, of one mask; each is found, and so is that there is none."""
+    size = {"source_mask": b"\xff" * 4, "destination_port_mask": 0xFFFF}
+    installed = {
+        location: {
+            "flow_type": FlowType.UDPV4, "source": socket.inet_aton(f"10.0.{location >> 8}.{location & 255}"),
+            "destination_port": location, **size,
+        }
+        for location in range(LOCATIONS)
+    }  # fmt: skip
+    found = index(installed)
+    assert len(found[0]) == 1
+    for location in range(LOCATIONS):
+        for port, expected in ((location, location), (location ^ 1, -1)):
+            whole = as_array(bytes(ETHER / IP(src=f"10.0.{location >> 8}.{location & 255}") / UDP(dport=port)))
+            assert match(*found, whole, 0, parsed(whole)) == expected
