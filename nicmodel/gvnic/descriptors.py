@@ -80,17 +80,23 @@ TX_PACKET = Layout(
     buffer_size=at(14, 0, 14),
 )
 
+# The metadata in a context (`flex`, a version and a path hash) are for the network; they change nothing here.
 TX_TSO_CONTEXT = Layout(
     "TX TSO context",
     16,
     total_length=at(0, 0, 24),
+    flex10=at(3, 0, 8),
     mss=at(4, 0, 14),
     header_length=at(6, 0, 8),
+    flex11=at(7, 0, 8),
     dtype=at(8, 0, 5),
     tso=at(8, 5, 1),
+    flex=at(10, 0, 48),
 )
 
-TX_GENERAL_CONTEXT = Layout("TX general context", 16, dtype=at(8, 0, 5))
+TX_GENERAL_CONTEXT = Layout(
+    "TX general context", 16, flex4=at(0, 0, 64), dtype=at(8, 0, 5), flex0=at(12, 0, 32)
+)  # fmt: skip
 
 
 class TxCompletionType(IntEnum):

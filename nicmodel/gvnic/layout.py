@@ -68,6 +68,8 @@ class Layout:
             if bits.bit + bits.width > size * 8 or bits.shift + bits.width > 64 or taken & ones:
                 raise ValueError(f"{name}.{field} leaves the descriptor, crosses a word or overlaps another field")
             taken |= ones
+        #: Bits that belong to no field, of the descriptor seen as one integer.
+        self.reserved = ~taken & (1 << size * 8) - 1
 
     def __getattr__(self, name: str) -> Bits:
         try:

@@ -75,6 +75,14 @@ class PageLists:
         """Forget all lists."""
         self._lists.clear()
 
+    def addresses(self, number: int) -> tuple[npt.NDArray[np.uint64], int]:
+        """The DMA addresses of a list's pages in order, and the bytes of each page.
+
+        Raises:
+            KeyError: it is not registered.
+        """
+        return self._lists[number]
+
     def fields(self, number: int) -> dict[str, int]:
         """What the record of a queue says of its page list. The addresses stay valid while the list is registered."""
         pages, page_size = self._lists[number]

@@ -21,6 +21,7 @@ class Loopback(TestNic):
         wire: the wire; a plain `TestWire` if None.
         scheme: how the driver sets the admin queue up.
         ram: the guest's memory; 64 MiB if None.
+        check: see `TestNic`.
 
     Attributes:
         clock: the time of NIC and event loop; `advance` moves it.
@@ -39,8 +40,9 @@ class Loopback(TestNic):
         wire: TestWire | None = None,
         scheme: Literal["base", "pfn"] = "base",
         ram: GuestMemory | None = None,
+        check: bool = False,
     ) -> None:
-        super().__init__(profile, wire=wire, clock=VirtualClock())
+        super().__init__(profile, wire=wire, clock=VirtualClock(), check=check)
         self.ram = GuestMemory("ram", size=64 << 20) if ram is None else ram
         self.driver = self.connect(scheme=scheme)
 

@@ -28,6 +28,8 @@ from typing import Any, Literal, Self, TypeVar
 from nicmodel.faults.faults import Faults
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import Profile
+from nicmodel.observe.contract.checker import Checker
+from nicmodel.observe.contract.findings import Finding
 from nicmodel.observe.delivery import Deliveries, inject
 from nicmodel.packet.frames import Batch
 from nicmodel.testing.clock import VirtualClock
@@ -56,10 +58,12 @@ class TestNic:
         clock: virtual time: nobody has to wait, the NIC runs whenever the driver waits for an answer and in every call
             here. None: real time, and a thread of the NIC's own, which is what a guest needs.
         folder: where the socket is; a temporary folder if None.
+        check: watch the driver keep the contract (`nicmodel.observe.contract`); what it has broken is in `findings`.
 
     Attributes:
         device: the NIC.
         faults: its faults on demand; on real time they are given by `call`.
+        checker: who watches the driver; None if nobody does.
         server: what clients connect to.
         wire: the NIC's wire.
         clock: virtual time; None: real time.
@@ -75,6 +79,7 @@ class TestNic:
         wire: Wire | None = None,
         clock: VirtualClock | None = None,
         folder: Path | None = None,
+        check: bool = False,
     ) -> None:
         self.clock = clock
         self.wire: Wire = TestWire() if wire is None else wire
@@ -83,6 +88,7 @@ class TestNic:
         self._poller = Poller() if clock is None else clock.make_poller()
         self.device = Nic(Profile() if profile is None else profile, self.wire, self._poller)
         self.faults = Faults(self.device)
+        self.checker = Checker(self.device) if check else None
         self.server = Server(str(self.path), self.device, poller=self._poller)
         self._loop = None if clock else _Loop(self._poller)
         self.call(self.device.start)
@@ -94,6 +100,19 @@ class TestNic:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The rules that the driver has broken so far; none without `check`.
+
+        Raises:
+            RuntimeError: the checker has failed, so that nobody knows.
+        """
+        if self.checker is None:
+            return []
+        if self.checker.failed:
+            raise RuntimeError("the contract checker has failed; the log says where")
+        return self.call(lambda: self.checker.findings if self.checker else [])
 
     @property
     def mac(self) -> str:

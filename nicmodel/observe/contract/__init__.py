@@ -1,0 +1,1 @@
+"""The contract between driver and gVNIC, as rules, and the checker that watches a driver keep them."""

@@ -1,0 +1,398 @@
+"""Rules of the admin queue (ADM)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nicmodel.gvnic import commands as c
+from nicmodel.gvnic.admin import MAX_BUFFER, MAX_RING, MIN_BUFFER
+from nicmodel.gvnic.commands import FlowOperation, FlowQuery, Inner, Opcode, QueueFormat, Status
+from nicmodel.gvnic.descriptors import (
+    GQI_RX_DESCRIPTOR,
+    GQI_RX_SLOT,
+    GQI_SEQUENCE,
+    GQI_TX_PACKET,
+    RX_BUFFER,
+    RX_COMPLETION,
+    TX_COMPLETION,
+    TX_PACKET,
+)
+from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.layout import Layout, explain
+from nicmodel.observe.contract.findings import Journal
+from nicmodel.observe.contract.memory import Memory
+from nicmodel.observe.contract.rings import Ring, Rings
+from nicmodel.packet.match import FlowType
+from nicmodel.packet.rss import HashType
+from nicmodel.vfio_user.dma import READABLE, WRITABLE
+
+_QUEUE_COMMANDS = {
+    Opcode.CREATE_RX_QUEUE: "rx", Opcode.DESTROY_RX_QUEUE: "rx", Opcode.CREATE_TX_QUEUE: "tx",
+    Opcode.DESTROY_TX_QUEUE: "tx",
+}  # fmt: skip
+_MIN_PAGE = 4096
+_ALL_HASH_TYPES = sum(HashType)
+
+#: Which feature a command belongs to: whether a profile offers it, by command.
+_FEATURES: dict[Opcode, tuple[str, Callable[[Any], bool]]] = {
+    Opcode.REPORT_NIC_TIMESTAMP: ("the NIC's clock", lambda profile: profile.timestamps),
+    Opcode.QUERY_RSS: ("readable RSS settings", lambda profile: profile.rss_option),
+    Opcode.QUERY_FLOW_RULES: ("flow rules", lambda profile: profile.max_flow_rules > 0),
+    Opcode.EXTENDED_COMMAND: ("flow rules", lambda profile: profile.max_flow_rules > 0),
+}
+
+
+class Admin:
+    """Looks at each admin command before it is executed, and at what came of it."""
+
+    def __init__(self, nic: Nic, memory: Memory, journal: Journal, rings: Rings) -> None:
+        self._nic = nic
+        self._memory = memory
+        self._journal = journal
+        self._rings = rings
+        self._described_to: object = None  # the client that has asked what the device is
+        self._checks: dict[Opcode, Callable[[np.void], None]] = {
+            Opcode.DESCRIBE_DEVICE: self._describe_device,
+            Opcode.CONFIGURE_DEVICE_RESOURCES: self._configure_device_resources,
+            Opcode.REGISTER_PAGE_LIST: self._register_page_list,
+            Opcode.UNREGISTER_PAGE_LIST: self._unregister_page_list,
+            Opcode.CREATE_TX_QUEUE: self._create_tx_queue,
+            Opcode.CREATE_RX_QUEUE: self._create_rx_queue,
+            Opcode.DESTROY_TX_QUEUE: self._destroy_queue,
+            Opcode.DESTROY_RX_QUEUE: self._destroy_queue,
+            Opcode.DECONFIGURE_DEVICE_RESOURCES: self._deconfigure_device_resources,
+            Opcode.CONFIGURE_RSS: self._configure_rss,
+            Opcode.SET_DRIVER_PARAMETER: self._set_driver_parameter,
+            Opcode.REPORT_STATS: self._report_stats,
+            Opcode.REPORT_LINK_SPEED: lambda p: self._answer(p, "address", 8),
+            Opcode.GET_PTYPE_MAP: lambda p: self._sized(p, "length", c.PTYPE_COUNT * c.PTYPE.itemsize),
+            Opcode.VERIFY_DRIVER_COMPATIBILITY: self._verify_driver_compatibility,
+            Opcode.QUERY_FLOW_RULES: self._query_flow_rules,
+            Opcode.REPORT_NIC_TIMESTAMP: lambda p: self._sized(p, "length", c.NIC_TIMESTAMP.itemsize),
+            Opcode.QUERY_RSS: lambda p: self._sized(p, "available_length", len(nic.rss.query())),
+            Opcode.EXTENDED_COMMAND: self._extended_command,
+        }
+        self._queue: str | None = None  # what the command at hand is about
+        self._fields: dict[str, Any] = {}
+
+    def command(self, slot: bytes) -> None:
+        """A command of 64 bytes is about to be executed."""
+        number = int.from_bytes(slot[:4], "big")
+        self._queue, self._fields = None, {}
+        if number not in set(Opcode):
+            self._find("ADM-CMD-001", f"the opcode is {number:#x}", slot=slot.hex())
+            return
+        opcode = Opcode(number)
+        form = c.PAYLOADS[opcode]
+        payload = np.frombuffer(slot, form, 1, c.HEADER.itemsize)[0] if form else np.void(b"")
+        self._fields = explain(payload) if form else {}
+        if opcode in _QUEUE_COMMANDS:
+            self._queue = f"{_QUEUE_COMMANDS[opcode]}{payload['queue_id']}"
+        self._journal.note(self._queue, opcode.name, **self._fields)
+        status = int.from_bytes(slot[4:8], "big")
+        if status:
+            self._find("ADM-CMD-002", f"{opcode.name} has the status {status:#x} already")
+        reserved = [name for name, value in self._fields.items() if name.startswith(("reserved", "padding")) and value]
+        rest = slot[c.HEADER.itemsize + form.itemsize :]
+        if reserved or any(rest):
+            self._find("ADM-CMD-003", f"{opcode.name} has bits set that are reserved", rest=rest.hex())
+        if opcode in _FEATURES and not _FEATURES[opcode][1](self._nic.profile):
+            self._find("ADM-CMD-005", f"{opcode.name}, but the device does not offer {_FEATURES[opcode][0]}")
+            return
+        self._checks[opcode](payload)
+
+    def executed(self, opcode: int, payload: np.void | None, status: Status) -> None:
+        """A command was executed."""
+        if opcode == Opcode.DESCRIBE_DEVICE and status == Status.PASSED:
+            self._described_to = self._nic.link
+
+    def _find(self, rule: str, what: str, **evidence: Any) -> None:
+        command = {"command": self._fields} if self._fields else {}
+        self._journal.report(rule, what, self._queue, **command, **evidence)
+
+    # What commands point at.
+
+    def _memory_of(self, what: str, address: int, count: int, right: int) -> bool:
+        """Whether the device may use the memory; a finding if not."""
+        if self._memory.mapped(address, count, right):
+            return True
+        self._find("ADM-CMD-004", f"{what}: {count} bytes at {address:#x} are not the device's to use")
+        return False
+
+    def _answer(self, p: np.void, field: str, count: int) -> None:
+        self._memory_of("the answer's memory", int(p[field]), count, WRITABLE)
+
+    def _sized(self, p: np.void, field: str, count: int) -> None:
+        """A command whose answer of `count` bytes goes to `address`, where so many are as `field` says."""
+        length = int(p[field])
+        if length < count:
+            self._find("ADM-CMD-006", f"{length} bytes for an answer of {count}")
+        else:
+            self._answer(p, "address", length)
+
+    def _describe_device(self, p: np.void) -> None:
+        answer, available = len(self._nic.profile.describe()), int(p["available_length"])
+        if p["version"] != c.DESCRIPTOR_VERSION:
+            self._find("ADM-CMD-007", f"version {p['version']} of the descriptor is asked for")
+        elif available < answer:
+            self._find("ADM-CMD-006", f"{available} bytes for an answer of {answer}")
+        else:
+            self._answer(p, "descriptor_address", available)
+
+    def _verify_driver_compatibility(self, p: np.void) -> None:
+        length = int(p["length"])
+        if length < c.DRIVER_INFO.itemsize:
+            self._find("ADM-CMD-006", f"driver information of {length} bytes, not {c.DRIVER_INFO.itemsize}")
+        else:
+            self._memory_of("the driver information", int(p["address"]), length, READABLE)
+
+    def _set_driver_parameter(self, p: np.void) -> None:
+        kind, value, most = int(p["type"]), int(p["value"]), self._nic.profile.max_mtu
+        if kind != c.DRIVER_PARAMETER_MTU:
+            self._find("ADM-CMD-009", f"parameter {kind} is set")
+        elif value > most:
+            self._find("ADM-CMD-009", f"the MTU is set to {value}, the device offers {most}")
+
+    # Device resources.
+
+    def _configure_device_resources(self, p: np.void) -> None:
+        profile = self._nic.profile
+        blocks, stride, counters = (
+            int(p[name]) for name in ("num_irq_doorbells", "irq_doorbell_stride", "num_counters")
+        )
+        described = 2 * profile.queues
+        number = int(p["queue_format"])
+        if self._nic.configured:
+            self._find("ADM-RES-001", "the device is configured already")
+        if self._described_to is not self._nic.link:
+            self._find("ADM-RES-009", "the device is configured, but nobody has asked what it is")
+        if number != QueueFormat.UNSPECIFIED and number not in profile.formats:
+            self._find("ADM-RES-002", f"queue format {number} is not offered")
+        elif not 0 < blocks < profile.vectors:
+            self._find("ADM-RES-003", f"{blocks} notification blocks with {profile.vectors} vectors")
+        elif stride < 4:
+            self._find("ADM-RES-004", f"doorbell indices {stride} bytes apart")
+        elif p["msix_base_index"] > 1:
+            self._find("ADM-RES-005", f"the blocks' first vector is {p['msix_base_index']}")
+        elif counters != described:
+            self._find("ADM-RES-006", f"{counters} counters, {described} are in the device descriptor")
+        elif self._memory_of("the counter array", int(p["counter_array"]), 4 * counters, WRITABLE):
+            length = (blocks - 1) * stride + 4
+            self._memory_of("the doorbell indices", int(p["irq_doorbell_address"]), length, WRITABLE)
+
+    def _deconfigure_device_resources(self, p: np.void) -> None:
+        queues = self._rings.queues()
+        if queues:
+            self._find("ADM-RES-007", f"the device is deconfigured with {len(queues)} queues", queues=queues)
+        elif not self._nic.configured:
+            self._find("ADM-RES-008", "the device is deconfigured, but was not configured")
+
+    def _report_stats(self, p: np.void) -> None:
+        address, length = int(p["address"]), int(p["length"])
+        if not address or not length:
+            return
+        # The driver may have fewer queues than the device has, but has a block for each.
+        pairs = min(self._nic.profile.queues, self._nic.blocks // 2)
+        entries = pairs * (c.STATS_DRIVER_TX + c.STATS_DRIVER_RX + c.STATS_DEVICE_RX)
+        needed = c.STATS_HEADER_SIZE + entries * c.STATS_ENTRY.itemsize
+        if length < needed:
+            self._find("ADM-RES-010", f"a statistics region of {length} bytes, {needed} are needed")
+        else:
+            self._memory_of("the statistics region", address, length, WRITABLE)
+
+    # Page lists.
+
+    def _register_page_list(self, p: np.void) -> None:
+        pages = self._nic.pages
+        number, count, size = int(p["page_list_id"]), int(p["num_pages"]), int(p["page_size"]) or _MIN_PAGE
+        left = pages.capacity - pages.pages
+        if number in pages:
+            self._find("ADM-PGL-001", f"page list {number} is registered already")
+        elif count == 0 or size < _MIN_PAGE or size & (size - 1) or count > left:
+            self._find("ADM-PGL-004", f"{count} pages of {size} bytes, {left} are left")
+        elif self._memory_of("the page list", int(p["list_address"]), 8 * count, READABLE):
+            raw = self._memory.read(int(p["list_address"]), 8 * count)
+            if raw is None:  # reached by messages only
+                return
+            addresses = np.frombuffer(raw, ">u8").astype(np.uint64)
+            usable = self._memory.all_mapped(addresses, size, READABLE)
+            usable &= self._memory.all_mapped(addresses, size, WRITABLE)
+            if not usable.all():
+                place = int(np.flatnonzero(~usable)[0])
+                self._find("ADM-PGL-005", f"page {place} is not in memory", address=int(addresses[place]))
+
+    def _unregister_page_list(self, p: np.void) -> None:
+        number = int(p["page_list_id"])
+        users = self._rings.users(number)
+        if number not in self._nic.pages:
+            self._find("ADM-PGL-002", f"page list {number} is not registered")
+        elif users:
+            self._find("ADM-PGL-003", f"page list {number} is unregistered under {', '.join(users)}")
+
+    # Queues.
+
+    def _create_tx_queue(self, p: np.void) -> None:
+        entries, completions = int(p["ring_entries"]), int(p["completion_ring_entries"])
+        ring = int(p["ring_address"])
+        if self._nic.gqi:
+            rings = [Ring("descriptor ring", ring, entries or self._nic.profile.ring_entries, GQI_TX_PACKET.itemsize)]
+        else:
+            rings = [
+                Ring("descriptor ring", ring, entries, TX_PACKET.size),
+                Ring("completion ring", int(p["completion_ring_address"]), completions, TX_COMPLETION.size, WRITABLE),
+            ]
+        if not self._new_queue(p, self._nic.state.tx) or not self._check_rings(rings):
+            return
+        if not self._nic.gqi:
+            if completions < entries:
+                self._find("ADM-QUE-011", f"{completions} completions for {entries} descriptors")
+            self._check_unwritten(rings[1], TX_COMPLETION)
+        self._rings.expect(str(self._queue), rings, int(p["page_list_id"]))
+
+    def _create_rx_queue(self, p: np.void) -> None:
+        completions, buffers = int(p["completion_ring_entries"]), int(p["buffer_ring_entries"])
+        size, header = int(p["packet_buffer_size"]), int(p["header_buffer_size"])
+        if self._nic.gqi:
+            completions = buffers = completions or self._nic.profile.ring_entries
+        forms = (GQI_RX_SLOT, GQI_RX_DESCRIPTOR) if self._nic.gqi else (RX_BUFFER, RX_COMPLETION)
+        rings = [
+            Ring("buffer ring", int(p["buffer_ring_address"]), buffers, _size(forms[0])),
+            Ring("completion ring", int(p["completion_ring_address"]), completions, _size(forms[1]), WRITABLE),
+        ]
+        if not self._new_queue(p, self._nic.state.rx) or not self._check_rings(rings):
+            return
+        offered = self._nic.profile.header_buffer_size
+        if completions < buffers:
+            self._find("ADM-QUE-011", f"{completions} completions for {buffers} buffers")
+        if not MIN_BUFFER <= size <= MAX_BUFFER and not (self._nic.gqi and size == 0):
+            self._find("ADM-QUE-013", f"receive buffers of {size} bytes")
+        if header > offered or (header and self._nic.queue_format != QueueFormat.DQO_RDA):
+            self._find("ADM-QUE-014", f"header buffers of {header} bytes, the device offers {offered}")
+        if p["enable_rsc"] > 1:
+            self._find("ADM-QUE-016", f"enable_rsc is {p['enable_rsc']}")
+        if not self._nic.gqi and p["queue_id"] == 0 and self._nic.state.rx["active"].any():
+            self._find("ADM-QUE-017", "receive queue 0 is created while there are others", queues=self._rings.queues())
+        self._check_unwritten(rings[1], forms[1])
+        self._rings.expect(str(self._queue), rings, int(p["page_list_id"]))
+
+    def _new_queue(self, p: np.void, queues: np.ndarray) -> bool:
+        number, block, pages = (int(p[name]) for name in ("queue_id", "notification_block", "page_list_id"))
+        registered = pages in self._nic.pages
+        queue_format = self._nic.queue_format
+        if not self._nic.configured:
+            self._find("ADM-QUE-001", "a queue is created before the device is configured")
+        elif number >= len(queues):
+            self._find("ADM-QUE-002", f"queue {number} of {len(queues)} is created")
+        elif queues[number]["active"]:
+            self._find("ADM-QUE-003", "the queue exists")
+        elif block >= self._nic.blocks:
+            self._find("ADM-QUE-010", f"notification block {block} of {self._nic.blocks}")
+        elif queue_format in (QueueFormat.GQI_QPL, QueueFormat.DQO_QPL) and not registered:
+            self._find("ADM-QUE-015", f"page list {pages} is not registered")
+        elif queue_format == QueueFormat.GQI_RDA and pages != c.NO_PAGE_LIST:
+            self._find("ADM-QUE-015", f"page list {pages} is named in a format without page lists")
+        else:
+            return self._memory_of("the queue resources", int(p["queue_resources_address"]), 8, WRITABLE)
+        return False
+
+    def _check_rings(self, rings: list[Ring]) -> bool:
+        """Whether the rings can be used at all; findings if not, or if they are odd."""
+        profile = self._nic.profile
+        taken = self._rings.all()
+        for number, ring in enumerate(rings):
+            if not 0 < ring.entries <= MAX_RING or ring.entries & (ring.entries - 1):
+                self._find("ADM-QUE-005", f"the {ring.name} has {ring.entries} entries")
+                return False
+            if ring.address == 0 or ring.address % ring.entry_size:
+                self._find("ADM-QUE-007", f"the {ring.name} is at {ring.address:#x}")
+                return False
+            if not self._memory.mapped(ring.address, ring.size, ring.right):
+                self._find("ADM-QUE-008", f"the {ring.name} at {ring.address:#x} is not all in memory")
+                return False
+            for owner, other in [*taken, *((str(self._queue), earlier) for earlier in rings[:number])]:
+                if ring.overlaps(other.address, other.size):
+                    self._find("ADM-QUE-009", f"the {ring.name} shares memory with the {other.name} of {owner}")
+                    return False
+        entries = rings[0].entries
+        if not profile.min_ring <= entries <= profile.max_ring and entries != profile.ring_entries:
+            self._find(
+                "ADM-QUE-006", f"a ring of {entries} entries, {profile.min_ring} to {profile.max_ring} are offered"
+            )  # fmt: skip
+        return True
+
+    def _check_unwritten(self, ring: Ring, form: Layout | np.dtype[np.void]) -> None:
+        raw = self._memory.read(ring.address, ring.size)
+        if raw is None:
+            return
+        if isinstance(form, Layout):
+            words = np.frombuffer(raw, "<u8")[:: form.size // 8]
+            written = words & np.uint64(1 << form.generation.shift)
+        else:
+            written = np.frombuffer(raw, form)["flags_seq"] & np.uint16(GQI_SEQUENCE)
+        if written.any():
+            place = int(np.flatnonzero(written)[0])
+            entry = raw[place * ring.entry_size : (place + 1) * ring.entry_size]
+            self._find("ADM-QUE-012", f"entry {place} of the {ring.name} looks like a completion", entry=entry.hex())
+
+    def _destroy_queue(self, p: np.void) -> None:
+        if self._queue not in self._rings.queues():
+            self._find("ADM-QUE-004", "there is no such queue")
+
+    # RSS and flow rules.
+
+    def _configure_rss(self, p: np.void) -> None:
+        key, table, types = int(p["key_size"]), int(p["lut_size"]), int(p["hash_types"])
+        if p["hash_algorithm"] not in (0, c.RSS_HASH_TOEPLITZ):
+            self._find("ADM-RSS-004", f"hash algorithm {p['hash_algorithm']}")
+        elif types & ~_ALL_HASH_TYPES:
+            self._find("ADM-RSS-005", f"hash types {types:#x}")
+        elif key not in (0, c.RSS_KEY_SIZE):
+            self._find("ADM-RSS-001", f"an RSS key of {key} bytes, not {c.RSS_KEY_SIZE}")
+        elif table not in (0, c.RSS_LUT_SIZE):
+            self._find("ADM-RSS-002", f"an RSS table of {table} entries, not {c.RSS_LUT_SIZE}")
+        elif self._memory_of("the RSS key", int(p["key_address"]), key, READABLE) and self._memory_of(
+            "the RSS table", int(p["lut_address"]), 4 * table, READABLE
+        ):
+            raw = self._memory.read(int(p["lut_address"]), 4 * table) or b""
+            entries = np.frombuffer(raw, ">u4")
+            wrong = np.flatnonzero(entries >= self._nic.profile.queues)
+            if len(wrong):
+                self._find("ADM-RSS-003", f"entry {wrong[0]} of the RSS table names queue {entries[wrong[0]]}")
+
+    def _query_flow_rules(self, p: np.void) -> None:
+        if p["query"] not in set(FlowQuery):
+            self._find("ADM-RUL-006", f"query {p['query']} of the flow rules")
+        else:
+            self._sized(p, "available_length", c.QUERY_FLOW_RULES_HEADER.itemsize)
+
+    def _extended_command(self, p: np.void) -> None:
+        opcode, length, size = int(p["inner_opcode"]), int(p["inner_length"]), c.CONFIGURE_FLOW_RULE.itemsize
+        if opcode != Inner.CONFIGURE_FLOW_RULE or length < size:
+            self._find("ADM-CMD-008", f"an inner command {opcode:#x} of {length} bytes")
+            return
+        if not self._memory_of("the inner command", int(p["inner_address"]), length, READABLE):
+            return
+        raw = self._memory.read(int(p["inner_address"]), size)
+        if raw is None:
+            return
+        inner = np.frombuffer(raw, c.CONFIGURE_FLOW_RULE)[0]
+        self._fields |= {"inner": explain(inner)}
+        operation, location, rule = int(inner["operation"]), int(inner["location"]), inner["rule"]
+        rules = self._nic.rules
+        if operation not in set(FlowOperation):
+            self._find("ADM-RUL-005", f"operation {operation} on flow rules")
+        elif operation != FlowOperation.RESET and location >= rules.capacity:
+            self._find("ADM-RUL-001", f"flow rule {location} of {rules.capacity}")
+        elif operation == FlowOperation.DELETE and location not in rules.locations():
+            self._find("ADM-RUL-004", f"flow rule {location} is deleted, but is not there")
+        elif operation == FlowOperation.ADD and rule["flow_type"] not in set(FlowType):
+            self._find("ADM-RUL-002", f"flow type {rule['flow_type']}")
+        elif operation == FlowOperation.ADD and rule["queue"] >= self._nic.profile.queues:
+            self._find("ADM-RUL-003", f"a flow rule to queue {rule['queue']} of {self._nic.profile.queues}")
+
+
+def _size(form: Layout | np.dtype[np.void]) -> int:
+    return form.size if isinstance(form, Layout) else form.itemsize

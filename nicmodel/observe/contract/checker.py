@@ -1,0 +1,163 @@
+"""The checker: watches the driver of one NIC keep the contract.
+
+It is one of the NIC's observers (`nicmodel.gvnic.device.Nic`): it sees a write and a command before they take effect,
+and the rings before and after each batch. It changes nothing; without it the NIC spends no time on it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from nicmodel.gvnic.commands import Opcode, Status
+from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.registers import Bar
+from nicmodel.observe.contract.admin import Admin
+from nicmodel.observe.contract.findings import Finding, Journal
+from nicmodel.observe.contract.interrupts import Interrupts
+from nicmodel.observe.contract.memory import Memory
+from nicmodel.observe.contract.receive import Receive
+from nicmodel.observe.contract.registers import Registers
+from nicmodel.observe.contract.rings import Rings
+from nicmodel.observe.contract.transmit import Transmit
+from nicmodel.pci.config import Command
+from nicmodel.vfio_user.protocol import PciRegion
+
+log = logging.getLogger(__name__)
+
+
+class Checker:
+    """Checks one NIC's driver from now on.
+
+    Args:
+        nic: the device; best while no driver is at work yet.
+        on_finding: called with each new finding.
+
+    Attributes:
+        failed: the checker has met an error of its own and checks no more.
+    """
+
+    def __init__(self, nic: Nic, on_finding: Callable[[Finding], None] | None = None) -> None:
+        self.failed = False
+        self._nic = nic
+        self._journal = Journal(nic.name, nic.clock, on_finding)
+        memory, self._rings = Memory(nic), Rings(nic)
+        self._registers = Registers(nic, memory, self._journal, self._forget_queues)
+        self._admin = Admin(nic, memory, self._journal, self._rings)
+        self._rx = Receive(nic, memory, self._journal, self._rings)
+        self._tx = Transmit(nic, memory, self._journal, self._rings)
+        self._interrupts = Interrupts(nic, self._journal)
+        self._created: set[str] = set()
+        self._destroyed: set[str] = set()
+        self._events: dict[str, Callable[..., None]] = {
+            "write": self._write,
+            "command": self._admin.command,
+            "admin": self._executed,
+            "receive": self._rx.before,
+            "received": lambda batch, outcomes: self._rx.after(batch),
+            "transmit": lambda queue: self._tx.before(queue),
+            "transmitted": lambda queue: self._tx.after(queue),
+            "reset": self._reset,
+        }
+        nic.observers = (*nic.observers, self._observe)
+
+    def close(self) -> None:
+        """Stop checking; the findings remain."""
+        self._nic.observers = tuple(observer for observer in self._nic.observers if observer != self._observe)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found, in the order in which it was."""
+        return self._journal.findings
+
+    def clear(self) -> None:
+        """Forget what was found."""
+        self._journal.clear()
+
+    def _observe(self, event: str, **fields: Any) -> None:
+        """The NIC's hook: an error here must not become the NIC's. It ends the checking, and is not passed over."""
+        handler = self._events.get(event)
+        if handler is None:
+            return
+        try:
+            handler(**fields)
+        except Exception:
+            log.exception("%s: the contract checker failed at %s, and has stopped", self._nic.name, event)
+            self.failed = True
+            self.close()
+
+    def _write(self, region: int, offset: int, data: bytes | memoryview) -> None:
+        if region == Bar.DOORBELLS:
+            self._doorbell(offset, bytes(data))
+        elif region == Bar.REGISTERS:
+            self._registers.write(offset, bytes(data))
+        if region != PciRegion.CONFIG:
+            self._interrupts.look()
+
+    def _doorbell(self, offset: int, data: bytes) -> None:
+        nic, queues = self._nic, self._nic.profile.queues
+        index = offset // 4
+        value = int.from_bytes(data, "big" if nic.gqi else "little")
+        if len(data) != 4 or offset % 4:
+            self._journal.report("DBL-001", f"{len(data)} bytes are written at offset {offset:#x}", value=value)
+            return
+        if not nic.config.command & Command.BUS_MASTER:
+            self._journal.report(
+                "REG-011", "a doorbell is written while bus mastering is off", index=index, value=value
+            )
+        if (block := index - nic.irq_doorbell(0)) in range(2 * queues):
+            self._interrupts.doorbell(block, value)
+        elif (number := index - nic.tx_doorbell(0)) in range(queues):
+            self._queue_doorbell("tx", number, value)
+        elif (number := index - nic.rx_doorbell(0)) in range(queues):
+            self._queue_doorbell("rx", number, value)
+        else:
+            self._journal.report("DBL-002", f"doorbell {index} is written", value=value)
+
+    def _queue_doorbell(self, way: str, number: int, value: int) -> None:
+        nic, name = self._nic, f"{way}{number}"
+        record = nic.state.rx[number] if way == "rx" else nic.state.tx[number]
+        entries = int(record["buffer_entries"] if way == "rx" else record["entries"])
+        if not record["active"]:
+            if name in self._destroyed:
+                self._journal.report("DBL-004", "the doorbell of a destroyed queue is written", name, value=value)
+            else:
+                self._journal.report(
+                    "DBL-003", "the doorbell of a queue is written before there is one", name, value=value
+                )
+        elif not nic.gqi and value >= entries:
+            self._journal.report("DBL-005", f"the doorbell is set to {value} of {entries} entries", name)
+        else:
+            self._interrupts.polled(int(record["vector"]))
+            (self._rx if way == "rx" else self._tx).doorbell(number, value)
+
+    def _executed(self, opcode: int, payload: Any, status: Status, reason: str) -> None:
+        self._admin.executed(opcode, payload, status)
+        if status != Status.PASSED:
+            self._registers.failed = True
+            return
+        if opcode in (Opcode.CREATE_RX_QUEUE, Opcode.DESTROY_RX_QUEUE):
+            self._changed("rx", int(payload["queue_id"]), opcode == Opcode.DESTROY_RX_QUEUE)
+        elif opcode in (Opcode.CREATE_TX_QUEUE, Opcode.DESTROY_TX_QUEUE):
+            self._changed("tx", int(payload["queue_id"]), opcode == Opcode.DESTROY_TX_QUEUE)
+        elif opcode in (Opcode.CONFIGURE_DEVICE_RESOURCES, Opcode.DECONFIGURE_DEVICE_RESOURCES):
+            self._forget_queues()
+
+    def _changed(self, way: str, number: int, destroyed: bool) -> None:
+        (self._rx if way == "rx" else self._tx).forget(number)
+        gone, there = (self._created, self._destroyed) if destroyed else (self._destroyed, self._created)
+        gone.discard(f"{way}{number}")
+        there.add(f"{way}{number}")
+
+    def _forget_queues(self) -> None:
+        self._rx.forget()
+        self._tx.forget()
+        self._interrupts.reset()
+        self._destroyed |= self._created
+        self._created.clear()
+
+    def _reset(self) -> None:
+        self._forget_queues()
+        self._destroyed.clear()
+        self._registers.reset()

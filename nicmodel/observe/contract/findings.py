@@ -1,0 +1,125 @@
+"""What the checker finds: a rule that was broken, with the evidence, and what happened before."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nicmodel.observe.contract.rules import RULES, Rule
+from nicmodel.observe.text import fields as fields_as_text
+
+log = logging.getLogger(__name__)
+
+#: Events of a queue, and of the device, that a finding shows.
+_RECENT = 8
+
+
+@dataclass
+class Finding:
+    """A rule that a driver has broken on a queue, or on the device as a whole, once or more often.
+
+    Attributes:
+        rule: the rule.
+        nic: name of the NIC.
+        queue: ``rx1``, ``tx0``, or None.
+        time: when it was broken first, ns on the NIC's clock.
+        what: what the driver did, as a sentence.
+        evidence: addresses, and structures decoded, by name.
+        recent: the last events of that queue before it, oldest first, as text.
+        count: how often it was broken.
+    """
+
+    rule: Rule
+    nic: str
+    queue: str | None
+    time: int
+    what: str
+    evidence: Mapping[str, Any]
+    recent: tuple[str, ...]
+    count: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "rule": self.rule.name,
+            "severity": self.rule.severity.value,
+            "says": self.rule.says,
+            "nic": self.nic,
+            "queue": self.queue,
+            "time": self.time,
+            "what": self.what,
+            "evidence": dict(self.evidence),
+            "recent": list(self.recent),
+            "source": self.rule.source,
+            "count": self.count,
+        }
+
+    def __str__(self) -> str:
+        return as_text(self.as_dict())
+
+
+def as_text(finding: Mapping[str, Any]) -> str:
+    """A finding, as `Finding.as_dict` gives it, in lines for a person."""
+    times = f", {finding['count']} times" if finding["count"] > 1 else ""
+    lines = [
+        f"{finding['rule']} {finding['severity']}: {finding['nic']} {finding['queue'] or ''}{times}: {finding['what']}",
+        f"  rule    {finding['says']}",
+        f"  source  {finding['source']}",
+    ]
+    for name, value in finding["evidence"].items():
+        text = fields_as_text({name: value}).removeprefix(f"{name}=")
+        lines.append(f"  {name.replace('_', ' ')}: {text}")
+    lines += [f"  before  {event}" for event in finding["recent"]]
+    return "\n".join(lines)
+
+
+class Journal:
+    """Findings of one NIC, and the events that a finding is shown with.
+
+    Args:
+        nic: its name.
+        clock: its clock.
+        on_finding: called with each finding when it is new.
+    """
+
+    def __init__(self, nic: str, clock: Callable[[], int], on_finding: Callable[[Finding], None] | None) -> None:
+        self._nic = nic
+        self._clock = clock
+        self._on_finding = on_finding
+        self._found: dict[tuple[str, str | None], Finding] = {}
+        self._events: defaultdict[str | None, deque[tuple[int, str, dict[str, Any]]]] = defaultdict(
+            lambda: deque(maxlen=_RECENT)
+        )
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings, in the order in which they were made."""
+        return list(self._found.values())
+
+    def clear(self) -> None:
+        """Forget the findings."""
+        self._found.clear()
+
+    def note(self, queue: str | None, what: str, **fields: Any) -> None:
+        """Keep an event of a queue, or of the device."""
+        self._events[queue].append((self._clock(), what, fields))
+
+    def report(self, rule: str, what: str, queue: str | None = None, **evidence: Any) -> None:
+        """A rule is broken; if it was before on the same queue, that is only counted."""
+        known = self._found.get((rule, queue))
+        if known is not None:
+            known.count += 1
+            return
+        now = self._clock()
+        recent = tuple(
+            f"{(time - now) / 1e9:+.6f} s {event} {fields_as_text(fields)}".rstrip()
+            for time, event, fields in self._events[queue]
+        )
+        finding = Finding(RULES[rule], self._nic, queue, now, what, evidence, recent)
+        self._found[rule, queue] = finding
+        log.debug("%s", finding)
+        if self._on_finding is not None:
+            self._on_finding(finding)
