@@ -329,8 +329,8 @@ class Driver:
             self._spread_rss(self._default_queues(self.max_rx_queues))
         self.report_stats()
 
-    def configure_resources(self) -> None:
-        """Give the device the counter array, and learn its interrupt doorbells."""
+    def configure_resources(self, queue_format: QueueFormat = QueueFormat.DQO_RDA) -> None:
+        """Choose a queue format, give the device the counter array, and learn its interrupt doorbells."""
         count = int(self._described().descriptor["counters"])
         counters = self._keep(count * 4)
         doorbells = self._keep(self.blocks * _IRQ_DOORBELL_STRIDE)
@@ -342,7 +342,7 @@ class Driver:
             num_irq_doorbells=self.blocks,
             irq_doorbell_stride=_IRQ_DOORBELL_STRIDE,
             msix_base_index=0,
-            queue_format=QueueFormat.DQO_RDA,
+            queue_format=queue_format,
         )
         self.counters = self.ram.view(counters, count * 4).view(">u4")
         strided = self.ram.view(doorbells, self.blocks * _IRQ_DOORBELL_STRIDE).view(_IRQ_DOORBELL)

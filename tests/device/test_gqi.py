@@ -1,165 +1,45 @@
 """The GQI formats, descriptor by descriptor: page lists, placement with sequence numbers, transmit and its counter.
 
-There is no driver for them here but a few lines; the stock driver speaks them in the guest ring.
+The stock driver speaks them in the guest ring.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
-from nicmodel.gvnic.commands import NO_PAGE_LIST, Opcode, QueueFormat, Status
+from nicmodel.gvnic.commands import Opcode, QueueFormat, Status
 from nicmodel.gvnic.descriptors import (
-    GQI_RX_DESCRIPTOR,
     GQI_RX_PAD,
-    GQI_RX_SLOT,
     GQI_TX_PACKET,
-    GQI_TX_SEGMENT,
     GqiRxFlag,
     GqiTxType,
 )
-from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.state import Drop
 from nicmodel.observe.trace import Event, Tracer
 from nicmodel.testing.adminq import AdminError
+from nicmodel.testing.gqi import BUFFER, RX_LIST, GqiQueues
 from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.memory import PAGE
 
 from .frames import icmp, tcp, udp
 
 ENTRIES = 16
-BUFFER = 2048
-RX_LIST, TX_LIST = 5, 6
 #: The driver in Python needs the first, to come as far as probe.
 FORMATS = (QueueFormat.DQO_RDA, QueueFormat.GQI_RDA, QueueFormat.GQI_QPL)
 
 
-@dataclass
-class Gqi:
-    """One queue each way in a GQI format; with page lists, buffers lie in registered pages in reverse order."""
+class Gqi(GqiQueues):
+    """Queues in a lab."""
 
-    lab: Loopback
-    qpl: bool
-
-    def __post_init__(self) -> None:
-        driver, ram = self.lab.driver, self.lab.driver.ram
-        driver.probe()
-        driver.admin(Opcode.DECONFIGURE_DEVICE_RESOURCES)
-        self.counters = ram.allocate_zeroed(PAGE)
-        driver.admin(
-            Opcode.CONFIGURE_DEVICE_RESOURCES,
-            counter_array=self.counters,
-            irq_doorbell_address=ram.allocate_zeroed(PAGE),
-            num_counters=16,
-            num_irq_doorbells=16,
-            irq_doorbell_stride=64,
-            queue_format=QueueFormat.GQI_QPL if self.qpl else QueueFormat.GQI_RDA,
-        )
-        self.rx_pages = [ram.allocate_zeroed(PAGE) for _ in range(ENTRIES // 2)][::-1]
-        self.tx_pages = [ram.allocate_zeroed(PAGE) for _ in range(4)][::-1]
-        if self.qpl:
-            self.register(RX_LIST, self.rx_pages)
-            self.register(TX_LIST, self.tx_pages)
-        self.data_ring, self.descriptor_ring = ram.allocate_zeroed(PAGE), ram.allocate_zeroed(PAGE)
-        self.tx_ring = ram.allocate_zeroed(PAGE)
-        resources = ram.allocate_zeroed(PAGE)
-        driver.admin(
-            Opcode.CREATE_RX_QUEUE,
-            notification_block=8,
-            queue_resources_address=resources,
-            completion_ring_address=self.descriptor_ring,
-            buffer_ring_address=self.data_ring,
-            page_list_id=RX_LIST if self.qpl else NO_PAGE_LIST,
-            completion_ring_entries=ENTRIES,
-            packet_buffer_size=BUFFER,
-        )
-        driver.admin(
-            Opcode.CREATE_TX_QUEUE,
-            queue_resources_address=resources + 64,
-            ring_address=self.tx_ring,
-            page_list_id=TX_LIST if self.qpl else NO_PAGE_LIST,
-            ring_entries=ENTRIES,
-        )
-        self.rx_doorbell, self.tx_doorbell = (
-            int.from_bytes(ram.read(resources + at, 4), "big") for at in (0, 64)
-        )  # fmt: skip
-        slots = np.zeros(ENTRIES, GQI_RX_SLOT)
-        slots["address"] = [self.rx_address(slot) if not self.qpl else slot * BUFFER for slot in range(ENTRIES)]
-        ram.write(self.data_ring, slots.tobytes())
-        self.filled = self.taken = self.posted = 0
-        self.fill(ENTRIES)
-
-    def register(self, number: int, pages: list[int]) -> None:
-        ram = self.lab.driver.ram
-        place = ram.allocate_zeroed(PAGE)
-        ram.write(place, np.array(pages, ">u8").tobytes())
-        self.lab.driver.admin(
-            Opcode.REGISTER_PAGE_LIST, page_list_id=number, num_pages=len(pages), list_address=place, page_size=PAGE
-        )
-
-    def rx_address(self, slot: int) -> int:
-        return self.rx_pages[slot * BUFFER // PAGE] + slot * BUFFER % PAGE
-
-    def ring(self, doorbell: int, count: int) -> None:
-        self.lab.driver.client.region_write(Bar.DOORBELLS, 4 * doorbell, (count & 0xFFFFFFFF).to_bytes(4, "big"))
-        self.lab.run()
-
-    def fill(self, count: int) -> None:
-        self.filled += count
-        self.ring(self.rx_doorbell, self.filled)
-
-    def receive(self) -> list[tuple[bytes, np.void]]:
-        """The packets that have arrived, each with its first descriptor; sequence numbers have to go on."""
-        packets: list[tuple[bytes, np.void]] = []
-        ram, content, first = self.lab.driver.ram, b"", None
-        while True:
-            slot = self.taken % ENTRIES
-            raw = ram.read(self.descriptor_ring + slot * GQI_RX_DESCRIPTOR.itemsize, GQI_RX_DESCRIPTOR.itemsize)
-            descriptor = np.frombuffer(raw, GQI_RX_DESCRIPTOR)[0]
-            flags = int(descriptor["flags_seq"])
-            if flags & 7 != self.taken % 7 + 1:
-                assert not content, "a packet's descriptors have to appear together"
-                return packets
-            pad = 0 if content else GQI_RX_PAD
-            first = descriptor if first is None else first
-            content += ram.read(self.rx_address(slot) + pad, int(descriptor["length"]) - pad)
-            self.taken += 1
-            if not flags & GqiRxFlag.CONTINUES:
-                packets.append((content, first))
-                content, first = b"", None
-
-    def send(
-        self, frame: bytes, *, pieces: int = 1, checksum: bool = False, tso: tuple[int, int] | None = None
-    ) -> None:
-        """Put a frame at the start of the transmit pages and its descriptors into the ring; `tso` is (MSS, header)."""
-        ram = self.lab.driver.ram
-        for at in range(0, len(frame), PAGE):
-            ram.write(self.tx_pages[at // PAGE], frame[at : at + PAGE])
-        cuts = [0, tso[1], len(frame)] if tso else [len(frame) * k // pieces for k in range(pieces + 1)]
-        for number, (start, end) in enumerate(pairwise(cuts)):
-            address = start if self.qpl else self.tx_pages[start // PAGE] + start % PAGE
-            if number == 0:
-                kind = GqiTxType.TSO if tso else GqiTxType.STANDARD
-                flags = kind << 4 | (checksum or tso is not None)
-                values = (flags, 8, 17, len(cuts) - 1, len(frame), end - start, address)
-                descriptor = np.array(values, GQI_TX_PACKET)
-            else:
-                mss = tso[0] if tso else 0
-                descriptor = np.array((GqiTxType.SEGMENT << 4, 7, 0, mss, end - start, address), GQI_TX_SEGMENT)
-            ram.write(self.tx_ring + self.posted % ENTRIES * GQI_TX_PACKET.itemsize, descriptor.tobytes())
-            self.posted += 1
-        self.ring(self.tx_doorbell, self.posted)
-
-    @property
-    def done(self) -> int:
-        """The counter of transmit descriptors that are done."""
-        return int.from_bytes(self.lab.driver.ram.read(self.counters, 4), "big")
+    def __init__(self, lab: Loopback, qpl: bool) -> None:
+        lab.driver.probe()
+        super().__init__(lab.driver, qpl, ENTRIES)
+        self.lab = lab
 
 
 @pytest.fixture(params=["rda", "qpl"])

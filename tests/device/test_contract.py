@@ -1,0 +1,140 @@
+"""The contract checker: each rule broken is found, and only that; who keeps the contract hears nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from nicmodel.gvnic.commands import Opcode
+from nicmodel.observe.contract.rules import AREAS, RULES
+from nicmodel.testing.driver import Driver
+from nicmodel.testing.flows import TCPv4
+from nicmodel.testing.gqi import GqiQueues
+from nicmodel.testing.loopback import Loopback
+from nicmodel.testing.memory import GuestMemory
+from nicmodel.testing.misbehave import misbehave, open_queues, profile, rules
+
+from .frames import icmp, tcp, udp
+
+
+@pytest.fixture
+def checked() -> Iterator[Loopback]:
+    """A NIC with all queue formats whose driver is watched."""
+    with Loopback(profile(), ram=GuestMemory("ram", size=32 << 20), check=True) as lab:
+        yield lab
+
+
+def names(lab: Loopback) -> list[str]:
+    return [finding.rule.name for finding in lab.findings]
+
+
+def test_every_rule_can_be_broken_on_request() -> None:
+    assert sorted(rules()) == sorted(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_broken_rule_is_found_and_no_other(checked: Loopback, rule: str) -> None:
+    open_queues(checked.driver)
+    assert names(checked) == []
+    misbehave(checked, rule)
+    assert names(checked) == [rule], "\n".join(map(str, checked.findings))
+
+
+def test_rules_are_told_in_full() -> None:
+    assert len(RULES) >= 60
+    assert {rule.area for rule in RULES.values()} == set(AREAS)
+    for rule in RULES.values():
+        assert rule.says.endswith(".") and rule.why.endswith(".") and "gve" in rule.source.lower()
+
+
+def exercise(driver: Driver, lab: Loopback) -> None:
+    """What a driver does in its life, in order."""
+    driver.probe()
+    for split, size in ((True, 4096), (False, 2048)):
+        driver.open(rx_queues=4, ring_entries=256, header_split=split, buffer_size=size, rsc=not split)
+        driver.add_flow_rule(TCPv4(dst_port=5201), queue=3)
+        for number in range(30):
+            lab.receive(tcp(100 + number), udp(number), icmp(300), tcp(3000, v=6), tcp(8000, dport=5201))
+            for vector in range(driver.blocks):
+                if driver.fired(vector):
+                    driver.enable(vector)
+            assert len(driver.poll_all()) == 5
+            driver.send(number % 4, tcp(1400), checksum=True)
+            driver.tx[1].send(tcp(8000), tso=(1400, 54), fragments=[54, 4000, 4000], general_context=number % 2 == 0)
+            lab.advance(100_000)
+            for queue in driver.tx:
+                driver.poll_tx(queue)
+        driver.restart_rx(2)
+        driver.set_rss(table=[0, 1] * 64)
+        driver.reset_flow_rules()
+        driver.close()
+    driver.set_rss(table=list(range(4)) * 32)
+    driver.open(ring_entries=256)
+    lab.nic.request_reset()
+    driver.reset()
+    driver.open()
+    lab.receive(tcp(100))
+    assert len(driver.poll_all()) == 1
+    driver.remove()
+
+
+def test_a_driver_that_keeps_the_contract(checked: Loopback) -> None:
+    exercise(checked.driver, checked)
+    assert names(checked) == []
+
+
+def test_results_are_the_same_with_and_without() -> None:
+    """All of guest memory: frames, completions, counters, answers; and what was sent, and every interrupt."""
+
+    def results(check: bool) -> tuple[bytes, list[bytes], list[int]]:
+        with Loopback(profile(), ram=GuestMemory("ram", size=32 << 20), check=check) as lab:
+            exercise(lab.driver, lab)
+            return (
+                lab.ram.bytes.tobytes(),
+                [frame.data for frame in lab.wire.sent],
+                lab.nic.state.vectors["fires"].tolist(),
+            )
+
+    assert results(False) == results(True)
+
+
+def test_a_checker_that_fails_says_so(checked: Loopback, caplog: pytest.LogCaptureFixture) -> None:
+    """An error of its own neither disturbs the NIC nor passes for a driver without fault."""
+    assert checked.checker is not None
+    checked.checker._events["transmit"] = lambda: None  # takes no queue
+    open_queues(checked.driver)
+    checked.driver.send(0, tcp(100))
+    checked.run()
+    assert len(checked.wire.take()) == 1 and not checked.nic.observers
+    assert "checker failed at transmit" in caplog.text
+    with pytest.raises(RuntimeError):
+        _ = checked.findings
+
+
+@pytest.mark.parametrize("scheme", ["base", "pfn"])
+def test_either_way_of_setting_up_the_admin_queue(scheme: str) -> None:
+    with Loopback(profile(), scheme=scheme, check=True) as lab:  # type: ignore[arg-type]
+        lab.driver.probe()
+        lab.driver.open()
+        lab.driver.remove()
+        assert names(lab) == []
+
+
+@pytest.mark.parametrize("qpl", [False, True], ids=["rda", "qpl"])
+def test_a_gqi_driver_that_keeps_the_contract(checked: Loopback, qpl: bool) -> None:
+    checked.driver.probe()
+    queues = GqiQueues(checked.driver, qpl, 256)
+    queues.enable()
+    for number in range(100):
+        checked.receive(tcp(100 + number), udp(5000))
+        assert len(queues.receive()) == 2
+        queues.fill(queues.taken + 256 - queues.filled)
+        queues.send(tcp(1000 + number), pieces=1 + number % 3, checksum=True)
+        queues.send(tcp(3000), tso=(1000, 54))
+        assert queues.done == queues.posted
+        queues.enable()
+    for opcode in (Opcode.DESTROY_TX_QUEUE, Opcode.DESTROY_RX_QUEUE):
+        checked.driver.admin(opcode, queue_id=0)
+    checked.driver.remove()
+    assert names(checked) == []
