@@ -59,6 +59,7 @@ class Checker:
             "transmit": lambda queue: self._tx.before(queue),
             "transmitted": lambda queue: self._tx.after(queue),
             "reset": self._reset,
+            "injected": self._injected,
         }
         nic.observers = (*nic.observers, self._observe)
 
@@ -156,6 +157,10 @@ class Checker:
         self._interrupts.reset()
         self._destroyed |= self._created
         self._created.clear()
+
+    def _injected(self, **_: Any) -> None:
+        """A fault on demand is at work: what the driver does to recover from it is right."""
+        self._registers.failed = True
 
     def _reset(self) -> None:
         self._forget_queues()

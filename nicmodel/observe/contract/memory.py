@@ -6,20 +6,28 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.state import Records
 from nicmodel.observe.memory import peek
 
 Addresses = npt.NDArray[np.uint64]
 
 
 class Memory:
-    """The memory map of a NIC's client, as it is at the moment of each call."""
+    """The memory map of a NIC's client, as it is at the moment of each call.
+
+    It is what the client has mapped: the device's own view of it may be without some of it, by a fault on demand.
+    """
 
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
 
+    @property
+    def _regions(self) -> Records:
+        return self._nic.link.dma.regions if self._nic.link is not None else self._nic.state.regions
+
     def read(self, address: int, count: int) -> bytes | None:
         """Bytes at a guest address; None if some are not mapped into this process."""
-        return peek(self._nic.state.regions, address, count)
+        return peek(self._regions, address, count)
 
     def mapped(self, address: int, count: int, right: int) -> bool:
         """Whether the device may access all of `count` bytes, across borders of regions if need be.
@@ -29,7 +37,7 @@ class Memory:
             count: bytes; of none, any address will do.
             right: READABLE or WRITABLE.
         """
-        regions = self._nic.state.regions
+        regions = self._regions
         end = address + count
         while address < end:
             number = int(np.searchsorted(regions["start"], np.uint64(min(address, (1 << 64) - 1)), "right")) - 1
@@ -44,7 +52,7 @@ class Memory:
 
     def all_mapped(self, addresses: Addresses, count: int, right: int) -> npt.NDArray[np.bool_]:
         """As `mapped`, for many pieces of the same length at once."""
-        regions = self._nic.state.regions
+        regions = self._regions
         if not len(regions):
             return np.zeros(len(addresses), np.bool_)
         number = np.searchsorted(regions["start"], addresses, "right") - 1
