@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nicmodel.gvnic import commands as c
-from nicmodel.gvnic.commands import FlowOperation, Inner, Opcode, QueueFormat, Status
+from nicmodel.gvnic.commands import FlowOperation, Inner, Opcode, OsType, QueueFormat, Status
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_SLOT, GQI_TX_PACKET
 from nicmodel.gvnic.layout import explain
 from nicmodel.gvnic.steering import SteeringError
@@ -401,7 +401,8 @@ class AdminQueue:
         location = int(inner["location"])
         operation = int(inner["operation"])
         if operation == FlowOperation.ADD:
-            self._nic.rules.add(location, inner["rule"].tobytes())
+            dpdk = self.driver_info is not None and self.driver_info["os_type"] == OsType.DPDK
+            self._nic.rules.add(location, inner["rule"].tobytes(), words_reversed=dpdk)
         elif operation == FlowOperation.DELETE:
             self._nic.rules.delete(location)
         elif operation == FlowOperation.RESET:

@@ -232,7 +232,12 @@ QUEUE_RESOURCES = record(("doorbell_index", ">u4"), ("counter_index", ">u4"))
 
 
 class OsType(IntEnum):
-    """`DRIVER_INFO.os_type`."""
+    """`DRIVER_INFO.os_type`.
+
+    What is known of drivers by it: DPDK reverses the words of IPv6 addresses in flow rules (`FlowRules.add`), and takes
+    every receive completion for a packet of its own (drivers/net/gve/gve_rx_dqo.c, gve_rx_burst_dqo), so that its
+    buffers have to hold the MTU.
+    """
 
     LINUX = 1
     WINDOWS = 2

@@ -85,6 +85,14 @@ class Rss:
         return header.tobytes() + self.key + table
 
 
+_IPV6 = (FlowType.TCPV6, FlowType.UDPV6, FlowType.SCTPV6, FlowType.AHV6, FlowType.ESPV6)
+
+
+def _turn(address: np.ndarray) -> np.ndarray:
+    """An IPv6 address with its 32-bit words in the opposite order."""
+    return address.reshape(4, 4)[::-1].reshape(16)
+
+
 class FlowRules:
     """Installed n-tuple rules: the bytes as the driver gave them, and the form the packet path matches."""
 
@@ -104,8 +112,15 @@ class FlowRules:
         """Locations in use, ascending: the order in which they are matched."""
         return sorted(self._raw)
 
-    def add(self, location: int, raw: bytes) -> None:
-        """Install or replace the rule at `location`; `raw` is a `FLOW_RULE`."""
+    def add(self, location: int, raw: bytes, *, words_reversed: bool = False) -> None:
+        """Install or replace the rule at `location`.
+
+        Args:
+            location: which.
+            raw: a `FLOW_RULE`.
+            words_reversed: IPv6 addresses have their least significant 32-bit word first. DPDK writes them so and says
+                that the device wants it (drivers/net/gve/gve_flow_rule.c, gve_parse_ipv6), Linux does not.
+        """
         rule = np.frombuffer(raw, c.FLOW_RULE)[0]
         if location >= self.capacity:
             raise SteeringError(Status.OUT_OF_RANGE, f"rule location {location} of {self.capacity}")
@@ -119,9 +134,10 @@ class FlowRules:
         entry["installed"] = 1
         entry["flow_type"] = rule["flow_type"]
         entry["action"] = rule["queue"]
+        turned = words_reversed and FlowType(rule["flow_type"]) in _IPV6
         for name in ("source", "destination"):
-            entry[name] = key[name]
-            entry[f"{name}_mask"] = mask[name]
+            entry[name] = _turn(key[name]) if turned else key[name]
+            entry[f"{name}_mask"] = _turn(mask[name]) if turned else mask[name]
         # The same four bytes are two ports or one SPI, by flow type.
         if FlowType(rule["flow_type"]) in (FlowType.AHV4, FlowType.ESPV4, FlowType.AHV6, FlowType.ESPV6):
             entry["spi"] = key["ports"].view(">u4")

@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -14,7 +16,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
-from nicmodel.gvnic.commands import FlowOperation
+from nicmodel.gvnic.commands import FlowOperation, OsType
 from nicmodel.gvnic.state import Drop
 from nicmodel.packet.rss import HashType
 from nicmodel.testing.driver import DEFAULT_KEY, Driver
@@ -252,6 +254,29 @@ def test_address_bits(lab: Loopback, driver: Driver) -> None:
         other[byte] ^= 0x10
         text = ":".join(other[place : place + 2].hex() for place in range(0, 16, 2))
         assert queue_of(lab, build(TCPv6, V6["src"], text)) == 0, mask
+
+
+def test_the_words_of_dpdks_ipv6_addresses(lab: Loopback, driver: Driver) -> None:
+    """DPDK writes the least significant word first, in keys and masks, and IPv4 addresses as everybody does."""
+
+    def turned(address: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return np.concatenate([address[12:], address[8:12], address[4:8], address[:4]])
+
+    plain = TCPv6(src=V6["src"], dst="2001:db8::ff00/120").encode(4)
+    reversed_words = plain.copy()
+    for half in ("key", "mask"):
+        for name in ("source", "destination"):
+            reversed_words[half][name] = turned(plain[half][name])
+    inside, outside = (build(TCPv6, V6["src"], target) for target in ("2001:db8::ff42", "2001:db8::fe42"))
+    for system, rule, other in ((OsType.DPDK, reversed_words, plain), (OsType.LINUX, plain, reversed_words)):
+        driver.verify_compatibility(system)
+        driver.configure_flow_rule(FlowOperation.ADD, 0, rule)
+        assert [queue_of(lab, frame) for frame in (inside, outside)] == [4, 0]
+        assert driver.flow_rules()[0].tobytes() == rule.tobytes(), "a query returns what was given"
+        driver.configure_flow_rule(FlowOperation.ADD, 0, other)
+        assert queue_of(lab, inside) == 0
+        driver.configure_flow_rule(FlowOperation.ADD, 0, TCPv4(dst=V4["dst"]).encode(5))
+        assert queue_of(lab, build(TCPv4, **V4)) == 5
 
 
 @pytest.mark.parametrize(("spec", "v"), [(TCPv4, 4), (TCPv6, 6)])
