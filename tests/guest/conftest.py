@@ -3,10 +3,15 @@
 from collections.abc import Iterator
 
 import pytest
+from fleet import Fleet
 from lab import Lab
 from streams import Traffic, streams
 
 from nicmodel.vm.guest import Guest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", metavar="MINUTES", type=float, default=1, help="how long test_soak.py soaks (1)")
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +32,19 @@ def lab(bench: Lab) -> Iterator[Lab]:
     """The bench, with the guest's kernel log watched for trouble during the test."""
     with bench.quiet_log():
         yield bench
+
+
+@pytest.fixture(scope="session")
+def booted_fleet() -> Iterator[Fleet]:
+    """The fleet, started once."""
+    yield from Fleet.running()
+
+
+@pytest.fixture
+def fleet(booted_fleet: Fleet) -> Iterator[Fleet]:
+    """The fleet, with its guests' kernel logs watched for trouble during the test."""
+    with booted_fleet.quiet_logs():
+        yield booted_fleet
 
 
 @pytest.fixture

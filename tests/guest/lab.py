@@ -12,10 +12,12 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from nicmodel.vm.guest import Guest, GuestConfig
@@ -206,6 +208,33 @@ def ping(guest: Guest, address: str, *, count: int, size: int, interval: float =
     before = replies()
     said = guest.run(f"ping -q -c {count} -i {interval} -s {size} {options} {address}", timeout=120, check=False).stdout
     wait_until(lambda: replies() - before >= count, what=lambda: f"{replies() - before} of {count} replies:\n{said}")
+
+
+@contextmanager
+def echo_server(namespace: str, port: int, size: int) -> Iterator[Iterator[tuple[str, str]]]:
+    """A TCP server in a namespace of the host's that sends `size` random bytes and receives what comes back.
+
+    Yields:
+        For each connection in turn, the digests of both.
+    """
+    program = str(Path(__file__).with_name("echo.py"))
+    command = ["ip", "netns", "exec", namespace, sys.executable, program, str(port), str(size)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            assert server.stdout.readline() == "ready\n"
+            yield ((sent, back) for sent, back in map(str.split, server.stdout))
+        finally:
+            server.kill()
+
+
+def echo_back(guest: Guest, address: str, window: int = 4 << 20) -> None:
+    """Connect to an `echo_server`, receive all, with a receive buffer of `window` bytes, and send it back."""
+    guest.run(
+        "set -e; printf 'cat > /tmp/echo; cat /tmp/echo' > /tmp/echo.sh;"
+        f"socat -t 300 TCP:{address},rcvbuf={window} EXEC:'sh /tmp/echo.sh'; rm /tmp/echo /tmp/echo.sh",
+        timeout=300,
+    )
 
 
 def connect_pair(guest: Guest) -> None:

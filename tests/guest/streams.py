@@ -1,13 +1,14 @@
-"""TCP streams over the bench's cable that must survive whatever a test does meanwhile."""
+"""TCP streams that must survive whatever a test does meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lab import LINK0, LINK1, Lab, wait_until
 
 from nicmodel.vm.channel import Process
+from nicmodel.vm.guest import Guest
 
 STREAMS = 4
 STREAM_PORT = 5500
@@ -23,40 +24,69 @@ kill $!
 PACING = "setsockopt=1:47:x" + (400_000).to_bytes(4, "little").hex()
 
 
-class Traffic:
-    """TCP streams over the cable, both ways at once, each byte compared: a wrong one, or a reset, ends the stream."""
+class Streams:
+    """Streams both ways at once, each byte compared: a wrong one, or a reset, ends the stream.
 
-    def __init__(self, lab: Lab, streams: list[Process]) -> None:
+    Args:
+        processes: one per stream.
+        received: bytes that each end has received.
+    """
+
+    def __init__(self, processes: list[Process], received: Callable[[], list[int]]) -> None:
+        self._processes = processes
+        self._received = received
+
+    def goes_on(self) -> None:
+        """Both ends receive again, and no stream has ended."""
+        before = self._received()
+        wait_until(
+            lambda: all(now - then > ENOUGH for now, then in zip(self._received(), before, strict=True)), timeout=120
+        )
+        for stream in self._processes:
+            assert stream.running, f"a stream ended: {stream.output()}"
+
+
+class Traffic(Streams):
+    """Streams over the bench's cable."""
+
+    def __init__(self, lab: Lab, processes: list[Process]) -> None:
+        super().__init__(processes, self.received)
         self.lab = lab
-        self.streams = streams
 
     def received(self) -> list[int]:
         """Bytes that each end of the cable has received."""
         return [sum(queue["bytes"] for queue in self.lab.report(port)["rx_queues"]) for port in (LINK0, LINK1)]
 
-    def goes_on(self) -> None:
-        """Both ends receive again, and no stream has ended."""
-        before = self.received()
-        wait_until(
-            lambda: all(now - then > ENOUGH for now, then in zip(self.received(), before, strict=True)), timeout=60
-        )
-        for stream in self.streams:
-            assert stream.running, f"a stream ended: {stream.output()}"
+
+@contextmanager
+def exchange(server: Guest, inside: str, client: Guest, address: str) -> Iterator[list[Process]]:
+    """Streams from a guest to an address of another, or of its own's other namespace, while the block runs.
+
+    Args:
+        server: the guest that listens.
+        inside: put before commands that have to run where it does.
+        client: the guest that connects.
+        address: to which.
+    """
+    block = b"".join(number.to_bytes(7, "big") for number in range(140_009))
+    for guest in {server, client}:
+        guest.put(EXCHANGE, "/tmp/exchange")
+        guest.put(block, "/tmp/block")
+    listener = server.start(f"exec {inside}socat TCP-LISTEN:{STREAM_PORT},reuseaddr,fork,{PACING} EXEC:/tmp/exchange")
+    try:
+        server.run(f"{inside}sh -c 'until ss -ltn | grep -q :{STREAM_PORT}; do sleep 0.05; done'")
+        command = f"exec socat TCP:{address}:{STREAM_PORT},{PACING} EXEC:/tmp/exchange"
+        yield [client.start(command) for _ in range(STREAMS)]
+    finally:
+        for guest in {server, client}:
+            guest.run("pkill socat; pkill exchange; pkill -x cat; rm -f /tmp/exchange /tmp/block; true")
+        listener.wait()
 
 
 @contextmanager
 def streams(lab: Lab) -> Iterator[Traffic]:
-    """Streams that run inside the block."""
-    lab.guest.put(EXCHANGE, "/tmp/exchange")
-    lab.run("head -c 1000003 /dev/urandom > /tmp/block")
-    address = f"{STREAM_PORT},reuseaddr,fork,{PACING}"
-    listener = lab.guest.start(["ip", "netns", "exec", "peer", "socat", f"TCP-LISTEN:{address}", "EXEC:/tmp/exchange"])
-    try:
-        lab.in_peer(f"until ss -ltn | grep -q :{STREAM_PORT}; do sleep 0.05; done")
-        command = f"exec socat TCP:{LINK0.peer}:{STREAM_PORT},{PACING} EXEC:/tmp/exchange"
-        traffic = Traffic(lab, [lab.guest.start(command) for _ in range(STREAMS)])
+    """Streams over the bench's cable, which run inside the block."""
+    with exchange(lab.guest, "ip netns exec peer ", lab.guest, LINK0.peer) as processes:
+        traffic = Traffic(lab, processes)
         traffic.goes_on()
         yield traffic
-    finally:
-        lab.run("pkill socat; pkill exchange; pkill -x cat; rm -f /tmp/exchange /tmp/block; true")
-        listener.wait()
