@@ -282,6 +282,16 @@ def addresses(flow: str) -> tuple[str, str]:
     return (LINK0.peer6, LINK0.address6) if flow.endswith("6") else (LINK0.peer, LINK0.address)
 
 
+def rule_hits(lab: Lab) -> dict[int, int]:
+    """Frames that each rule has steered, by location."""
+    return {rule["location"]: rule["hits"] for rule in lab.report(LINK0)["rules"]}
+
+
+def await_hits(lab: Lab, expected: dict[int, int]) -> None:
+    """Wait until the rules have just these hits: what was sent may still be on its way."""
+    wait_until(lambda: rule_hits(lab) == expected, timeout=60, what=lambda: f"{rule_hits(lab)}, not {expected}")
+
+
 def test_flow_rules_of_every_type(traffic: Traffic) -> None:
     """Added, listed as they were added, hit by the frames that match and by no other, deleted."""
     lab = traffic.lab
@@ -323,13 +333,71 @@ def test_flow_rules_of_every_type(traffic: Traffic) -> None:
             frames += [Ether(src=LINK1.mac, dst=LINK0.mac) / network / headers / bytes(50)] * repeats
             hits[rules[flow]] = repeats
         send_raw(lab, frames)
-        assert {rule["location"]: rule["hits"] for rule in lab.report(LINK0)["rules"]} == hits
+        await_hits(lab, hits)
         traffic.goes_on()
 
         for rule_location in rules.values():
             ethtool(lab, LINK0, "-N", f"delete {rule_location}")
         assert listed(lab) == {} and lab.report(LINK0)["rules"] == []
     traffic.goes_on()
+
+
+def test_flow_rules_with_masks_and_replaced(lab: Lab) -> None:
+    """Bits of a mask do not count (in ethtool's sense of the word); of several rules the first location wins, and a new
+    rule at a location replaces the old.
+    """
+
+    def datagrams(*targets: tuple[int, int]) -> list[Packet]:
+        ethernet, ip = Ether(src=LINK1.mac, dst=LINK0.mac), IP(src=LINK0.peer, dst=LINK0.address)
+        return [ethernet / ip / UDP(sport=sport, dport=dport) / bytes(20) for sport, dport in targets]
+
+    def frames() -> list[int]:
+        return [queue["frames"] for queue in lab.report(LINK0)["rx_queues"][:4]]
+
+    with ExitStack() as undo:
+        ethtool(lab, LINK0, "-K", "ntuple on")
+        undo.callback(ethtool, lab, LINK0, "-K", "ntuple off")
+        ethtool(lab, LINK0, "-N", "flow-type udp4 src-ip 10.1.0.0 m 0.0.0.255 dst-port 0x1200 m 0xff action 1 loc 20")
+        ethtool(lab, LINK0, "-N", "flow-type udp4 src-port 7 dst-port 0x1234 action 2 loc 10")
+        shown = listed(lab)
+        assert set(shown) == {10, 20}
+        assert shown[20]["Src IP addr"] == "10.1.0.0 mask: 0.0.0.255" and shown[20]["Dest port"] == "4608 mask: 0xff"
+        send_raw(lab, datagrams((7, 0x1234), (8, 0x1234), (8, 0x12FF), (8, 0x1300), (7, 0x1235)))
+        await_hits(lab, {10: 1, 20: 3})
+
+        ethtool(lab, LINK0, "-N", "flow-type udp4 src-port 8 action 3 loc 10")
+        assert listed(lab)[10]["Src port"] == "8 mask: 0x0" and listed(lab)[10]["Dest port"] == "0 mask: 0xffff"
+        before = frames()
+        send_raw(lab, datagrams(*[(8, 0x1234)] * 50))
+        await_hits(lab, {10: 50, 20: 3})
+        assert frames()[3] - before[3] >= 50
+
+        # A queue that there is not is refused before the device hears of it.
+        assert lab.run("ethtool -N eth0 flow-type udp4 dst-port 9 action 4", check=False).status
+        assert set(rule_hits(lab)) == {10, 20}
+        ethtool(lab, LINK0, "-N", "delete 10")
+        send_raw(lab, datagrams((8, 0x1234)))
+        await_hits(lab, {20: 4})
+
+
+def test_more_flow_rules_than_one_query_returns(lab: Lab) -> None:
+    """The driver asks for them page by page: 4096 bytes hold 46 rules."""
+    rules = 100
+    with ExitStack() as undo:
+        ethtool(lab, LINK0, "-K", "ntuple on")
+        undo.callback(ethtool, lab, LINK0, "-K", "ntuple off")
+        lab.run(
+            f"set -e; for n in $(seq {rules}); do"
+            " ethtool -N eth0 flow-type tcp4 dst-port $((7000 + n)) action $((n % 4)) loc $((n * 10)) >/dev/null; done",
+            timeout=120,
+        )
+        shown = listed(lab)
+        assert {location: rule["Dest port"] for location, rule in shown.items()} == {
+            10 * n: f"{7000 + n} mask: 0x0" for n in range(1, rules + 1)
+        }
+        assert "Total 100 rules" in ethtool(lab, LINK0, "-n")
+        ethtool(lab, LINK0, "-N", "delete 500")
+        assert set(listed(lab)) == set(shown) - {500}
 
 
 def test_flow_rules_steer_running_streams(traffic: Traffic) -> None:
