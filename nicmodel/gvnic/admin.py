@@ -237,12 +237,16 @@ class AdminQueue:
             entries = entries or self._nic.profile.ring_entries
             self._check_ring("TX", int(p["ring_address"]), entries, GQI_TX_PACKET.itemsize)
             self._queue_resources(p, self._nic.tx_doorbell(queue), queue)
+            counter = self._nic.counter_array + 4 * queue
+            # A new queue has nothing done (gve_tx_alloc_ring_gqi): a driver that read its predecessor's count here
+            # would take packets for sent that it is about to send.
+            self._nic.dma_write(counter, bytes(4))
             self._nic.create_tx(
                 queue,
                 vector=int(p["notification_block"]),
                 ring=int(p["ring_address"]),
                 entries=entries,
-                completion_ring=self._nic.counter_array + 4 * queue,
+                completion_ring=counter,
                 **self._page_list(p),
             )
             return

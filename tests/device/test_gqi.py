@@ -12,7 +12,7 @@ import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
-from nicmodel.gvnic.commands import Opcode, QueueFormat, Status
+from nicmodel.gvnic.commands import NO_PAGE_LIST, Opcode, QueueFormat, Status
 from nicmodel.gvnic.descriptors import (
     GQI_RX_PAD,
     GQI_TX_PACKET,
@@ -22,7 +22,7 @@ from nicmodel.gvnic.descriptors import (
 from nicmodel.gvnic.state import Drop
 from nicmodel.observe.trace import Event, Tracer
 from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.gqi import BUFFER, RX_LIST, GqiQueues
+from nicmodel.testing.gqi import BUFFER, RX_LIST, TX_LIST, GqiQueues
 from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.memory import PAGE
 
@@ -110,6 +110,23 @@ def test_transmit_and_its_counter(gqi: Gqi) -> None:
         gqi.send(frame, pieces=1 + number % 3)
         assert gqi.lab.wire.take() == [frame]
         assert gqi.done == gqi.posted
+
+
+def test_a_new_transmit_queue_has_nothing_done(gqi: Gqi) -> None:
+    """The counter's place is the same for every queue of that number, and the driver looks before it sends."""
+    gqi.send(tcp(1))
+    assert gqi.done == 1
+    driver = gqi.lab.driver
+    driver.admin(Opcode.DESTROY_TX_QUEUE, queue_id=0)
+    driver.admin(
+        Opcode.CREATE_TX_QUEUE,
+        notification_block=driver.tx_block(0),
+        queue_resources_address=driver.ram.allocate_zeroed(PAGE),
+        ring_address=gqi.tx_ring,
+        page_list_id=TX_LIST if gqi.qpl else NO_PAGE_LIST,
+        ring_entries=ENTRIES,
+    )
+    assert gqi.done == 0
 
 
 def test_a_segment_crosses_pages_of_its_list(make_lab: Callable[..., Loopback]) -> None:
