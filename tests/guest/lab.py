@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -189,6 +190,18 @@ def ethtool(lab: Lab, port: Port, option: str, *arguments: str) -> str:
 def active(lab: Lab, port: Port, way: str) -> list[int]:
     """Numbers of the queues that exist."""
     return [queue["queue"] for queue in lab.report(port)[f"{way}_queues"] if queue["active"]]
+
+
+def with_memory_of(guest: Guest, device: str) -> str:
+    """What to put before a command in the guest so that all its memory comes from a device's."""
+    # set_mempolicy(2), system call 238, with MPOL_BIND; a program that is executed inherits it.
+    program = (
+        "import ctypes, os, sys\n"
+        f"nodes = ctypes.c_ulong({1 << guest.device_memory[device].node})\n"
+        "assert ctypes.CDLL(None).syscall(238, 2, ctypes.byref(nodes), 64) == 0\n"
+        "os.execvp(sys.argv[1], sys.argv[1:])\n"
+    )
+    return shlex.join(["python3", "-c", program])
 
 
 def ping(guest: Guest, address: str, *, count: int, size: int, interval: float = 0.01, options: str = "") -> None:
