@@ -10,49 +10,13 @@
 #include <linux/netlink.h>
 #include <linux/udmabuf.h>
 #include <net/if.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
-
-_Noreturn void die(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	vfprintf(stderr, format, arguments);
-	va_end(arguments);
-	fputc('\n', stderr);
-	exit(1);
-}
-
-double now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec + time.tv_nsec * 1e-9;
-}
-
-size_t parse_size(const char *text, const char *option)
-{
-	char *end;
-	size_t size = strtoull(text, &end, 0);
-
-	switch (*end) {
-	case 'G': size <<= 10; /* fall through */
-	case 'M': size <<= 10; /* fall through */
-	case 'k': case 'K': size <<= 10; end++;
-	}
-	if (end == text || *end)
-		die("--%s: '%s' is not a number", option, text);
-	return size;
-}
 
 struct dmabuf dmabuf_create(size_t size, int node)
 {

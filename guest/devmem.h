@@ -2,6 +2,8 @@
 #ifndef DEVMEM_H
 #define DEVMEM_H
 
+#include "tool.h"
+
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -35,11 +37,5 @@ void pattern_fill(uint8_t *data, size_t size, uint64_t offset);
 /* Index of the first byte that is not the pattern's from stream position `offset` on; `size` if there is none. */
 size_t pattern_mismatch(const uint8_t *data, size_t size, uint64_t offset);
 uint8_t pattern_byte(uint64_t offset);
-
-/* A number with an optional unit: "64M". Exits with a message that names `option` if it is none. */
-size_t parse_size(const char *text, const char *option);
-
-double now(void);
-_Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 #endif

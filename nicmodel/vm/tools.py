@@ -46,15 +46,16 @@ LIBURING = Packages("liburing", ("liburing-dev",), suite="forky", keep="liburing
 # MAINTAINERS: the netlink code generator looks for it in every folder upwards, and never ends without it.
 SOURCE_PARTS = ("MAINTAINERS", "Makefile", "Documentation/netlink", "include", "scripts", "arch/x86", "tools")
 
-GUEST_TOOLS = ("devmem_receiver", "devmem_sender")
+GUEST_TOOLS = ("devmem_receiver", "devmem_sender", "xdp_program", "xdp_socket")
 
 
 def build_guest_tools() -> Path:
     """Folder of the programs compiled from `guest/`, one for each of `GUEST_TOOLS`. They are linked statically."""
     sources = sorted([*GUEST_FILES.glob("*.c"), *GUEST_FILES.glob("*.h")])
     content = b"".join(source.read_bytes() for source in sources)
+    shared = " ".join(source.name for source in sources if source.suffix == ".c" and source.stem not in GUEST_TOOLS)
     script = "".join(
-        f"gcc -std=gnu11 -O2 -Wall -Wextra -Werror -static -o /out/{tool} {tool}.c devmem.c\n" for tool in GUEST_TOOLS
+        f"gcc -std=gnu11 -O2 -Wall -Wextra -Werror -static -o /out/{tool} {tool}.c {shared}\n" for tool in GUEST_TOOLS
     )
     return _build("guest-tools", content, {source: f"build/{source.name}" for source in sources}, script)
 
