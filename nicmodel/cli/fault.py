@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TextIO
+
 import click
 from rich.console import Console
 from rich.table import Table
@@ -77,6 +79,15 @@ def list_(path: str, nic: str | None) -> None:
     with Control(path) as control:
         for one in control.faults(nic):
             click.echo(f"{one['id']}: {one['fault']} {one['state']}, {one['hits']:,} hits; {fields(one['parameters'])}")
+
+
+@fault.command()
+@control_option
+@click.argument("file", type=click.File())
+def play(path: str, file: TextIO) -> None:
+    """Begin the faults of a scenario, a TOML file; its times count from now."""
+    with Control(path) as control:
+        control.begin_scenario(file.read())
 
 
 @fault.command()

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import click
 
+from nicmodel.faults.fault import FaultError
 from nicmodel.faults.faults import Faults
+from nicmodel.faults.scenario import Scenario
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import PROFILES, named_profile, parse_mac, random_mac
 from nicmodel.observe.control_server import ControlServer
@@ -80,6 +82,8 @@ def _mac(_context: click.Context, _parameter: click.Parameter, values: tuple[str
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
 @click.option("--control", metavar="PATH", help="Socket for looking inside, and for injecting frames; only for you.")
+@click.option("--faults", "scenario", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+              help="Faults on demand: a scenario in TOML, which begins at once.")  # fmt: skip
 @click.option("-v", "--verbose", count=True, help="Log what the guest does; twice: each admin command.")
 def serve(
     sockets: tuple[str, ...],
@@ -94,6 +98,7 @@ def serve(
     coalesce: bool,
     report: Path | None,
     control: str | None,
+    scenario: str | None,
     verbose: int,
 ) -> None:
     """Serve NICs (the help text is the decorator's)."""
@@ -132,12 +137,16 @@ def serve(
             controller = ControlServer(control, list(zip(nics, servers, strict=True)), poller, faults)
         for nic in nics:
             nic.start()
+        if scenario is not None:
+            Scenario.load(scenario).begin(faults)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: poller.stop())
         signal.signal(signal.SIGUSR1, lambda *_: _report(nics, servers, report))
         _announce(nics, sockets)
         poller.serve_forever()
         _report(nics, servers, report)
+    except FaultError as error:
+        raise click.ClickException(str(error)) from None
     except AddressError as error:
         raise click.ClickException(str(error.strerror)) from None
     finally:

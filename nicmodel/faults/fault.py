@@ -89,7 +89,8 @@ class Fault:
         found = {}
         for one in fields(cls):
             hint, meaning = typing.get_args(hints[one.name])
-            kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+            kinds = typing.get_args(hint) if is_union else (hint,)
             found[one.name] = Parameter(one.name, kinds, one.default, meaning)
         common = [name for name in ("probability", "count", "start", "duration") if name in found]
         return {name: found[name] for name in (*(name for name in found if name not in common), *common)}

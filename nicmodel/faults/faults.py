@@ -11,7 +11,9 @@ from nicmodel.faults.dma import DmaFaults
 from nicmodel.faults.fault import Fault, FaultError, Injection, make
 from nicmodel.faults.interrupts import InterruptFaults
 from nicmodel.faults.kinds import KINDS
+from nicmodel.faults.receive import ReceiveFaults
 from nicmodel.faults.transmit import TransmitFaults
+from nicmodel.faults.wire import WireFaults
 from nicmodel.gvnic.device import Nic
 
 
@@ -57,7 +59,8 @@ class Faults:
         self.injections: dict[int, Injection] = {}
         self._added = 0
         self._sites: list[Site] = [
-            TransmitFaults(nic), InterruptFaults(nic), AdminFaults(nic), DmaFaults(nic), DeviceFaults(nic),
+            WireFaults(nic), ReceiveFaults(nic), TransmitFaults(nic), InterruptFaults(nic), AdminFaults(nic),
+            DmaFaults(nic), DeviceFaults(nic),
         ]  # fmt: skip
 
     def add(self, fault: Fault | str, /, *, seed: str | None = None, **parameters: Any) -> Injection:

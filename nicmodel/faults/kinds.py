@@ -12,7 +12,176 @@ from typing import Annotated, Literal
 from nicmodel.faults.fault import Chance, Fault
 from nicmodel.gvnic.commands import Opcode, Status
 
+#: Which way frames go, as the NIC sees it.
+Direction = Literal["rx", "tx", "both"]
+
+_DIRECTION = "frames that come (rx), that leave (tx), or both"
 _QUEUE = "only of this queue; none: of all"
+
+# --------------------------------------------------------------------------------------------------------------- wire
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireFault(Chance):
+    """A fault of frames on the wire. An aggregate is cut first into the frames that a real wire would carry."""
+
+    where = "wire"
+
+    direction: Annotated[Direction, _DIRECTION] = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireDrop(WireFault):
+    """Frames vanish."""
+
+    name = "wire-drop"
+    effect = "TCP sends again (TcpRetransSegs); ping loses echoes; the driver notices nothing."
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireCorrupt(WireFault):
+    """One bit of a frame flips behind its Ethernet header, unseen by the frame's check sequence."""
+
+    name = "wire-corrupt"
+    effect = (
+        "The checksum verdict of the completion is bad, the stack verifies by itself and drops the packet "
+        "(TcpInCsumErrors); TCP sends again. No byte of it reaches the application."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireDuplicate(WireFault):
+    """Frames come twice."""
+
+    name = "wire-duplicate"
+    effect = "ping says DUP!; TCP discards the copy and reports it by D-SACK (TcpExtTCPDSACKRecv at the sender)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireReorder(WireFault):
+    """Frames are overtaken by those that come within a time after them."""
+
+    name = "wire-reorder"
+    effect = "TCP keeps the early ones aside (TcpExtTCPOFOQueue) and delivers all; throughput falls."
+
+    delay: Annotated[float, "seconds that a frame is held back"] = 0.002
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireDelay(WireFault):
+    """Frames come later, in their order."""
+
+    name = "wire-delay"
+    effect = "The round trip grows by the delay of each direction."
+
+    delay: Annotated[float, "seconds"] = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireRate(Fault):
+    """The wire carries only so many bits a second; what does not fit waits, and beyond a queue's length is lost."""
+
+    name = "wire-rate"
+    where = "wire"
+    effect = (
+        "Throughput is the rate. What the guest sends too fast waits in its rings and qdisc; "
+        "what it is sent too fast is lost in the queue, and TCP slows down."
+    )
+
+    direction: Annotated[Direction, _DIRECTION] = "both"
+    rate: Annotated[int, "bits per second"] = 10_000_000
+    limit: Annotated[int, "frames that may wait"] = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireFlap(Chance):
+    """The cable is pulled and plugged in again, time after time."""
+
+    name = "wire-flap"
+    where = "wire"
+    effect = "Carrier is lost and comes back (carrier_changes counts both); TCP connections survive."
+
+    down: Annotated[float, "seconds without a link"] = 0.5
+    period: Annotated[float, "seconds from one pull to the next"] = 2.0
+
+
+# ------------------------------------------------------------------------------------------------------------ receive
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxFault(Chance):
+    """A fault of packets on their way into receive queues."""
+
+    where = "receive"
+
+    queue: Annotated[int | None, _QUEUE] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxUnsplit(RxFault):
+    """The header is not split off: the whole packet goes to data buffers, and the completion says so."""
+
+    name = "rx-unsplit"
+    effect = (
+        "On an ordinary queue nothing is lost. On a queue bound to a dma-buf the driver cannot read the header "
+        "there and drops the packet (rx_skb_alloc_fail); TCP sends it again."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxSplitBeyond(RxFault):
+    """The header is split off too late: the payload's first bytes lie behind it in the header buffer."""
+
+    name = "rx-split-beyond"
+    effect = (
+        "The stack gets these bytes in the packet's linear part. recvmsg hands them out as SCM_DEVMEM_LINEAR, copied "
+        "to the caller's buffer, and the rest as SCM_DEVMEM_DMABUF. No byte is lost."
+    )
+
+    extra: Annotated[int, "bytes of payload behind the header"] = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxHeaderOverflow(RxFault):
+    """The header does not fit its buffer: the completion says overflow, all of the packet is in data buffers."""
+
+    name = "rx-header-overflow"
+    effect = "As rx-unsplit: nothing is lost on an ordinary queue, a queue bound to a dma-buf drops the packet."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxChecksum(RxFault):
+    """The completion's checksum verdict is wrong (DQO formats)."""
+
+    name = "rx-checksum"
+    effect = (
+        "Called bad though it is good: the stack verifies by itself and takes the packet, at the price of CPU time. "
+        "Called good though it is bad: nobody looks again, and the wrong bytes reach the application."
+    )
+
+    verdict: Annotated[Literal["bad", "good"], "bad: good packets are called bad; good: the reverse"] = "bad"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxStarve(RxFault):
+    """The device finds no receive buffers, although the driver has posted some."""
+
+    name = "rx-starve"
+    effect = (
+        "Packets wait in the device, 200 ms at most and as many as its memory holds, then they are lost "
+        "(ethtool -S: rx_no_buffers_posted). When it ends, those that wait are delivered."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxLate(RxFault):
+    """A packet's completions are written later, its bytes at once."""
+
+    name = "rx-late"
+    effect = "The round trip grows by the delay. Later packets of the queue wait too: a completion ring has an order."
+
+    delay: Annotated[float, "seconds"] = 0.01
+
 
 # ----------------------------------------------------------------------------------------------------------- transmit
 
@@ -221,6 +390,8 @@ class DeviceOnes(Fault):
 KINDS: dict[str, type[Fault]] = {
     kind.name: kind
     for kind in (
+        WireDrop, WireCorrupt, WireDuplicate, WireReorder, WireDelay, WireRate, WireFlap,
+        RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxStarve, RxLate,
         TxLate, TxNever,
         IrqLost, IrqLate, IrqSpurious,
         AdminStatus, AdminSlow, AdminSilent,

@@ -17,6 +17,7 @@ reset      nic                                          {}; the driver has been 
 faults     nic                                          a list: faults at work or waiting (`Injection.describe`)
 fault      nic, fault, parameters, seed                 the same of a new one, see `nicmodel.faults`
 fault_end  nic, injection (all if it is left out)       {}
+scenario   text (TOML, see `nicmodel.faults.scenario`)  {}; its faults have been given to all NICs
 trace      kinds, queues, nic (all if it is left out)   {}; from now on lines ``{"event": …}`` come, see
                                                         `nicmodel.observe.trace`
 ========== ============================================ =========================================================
@@ -192,6 +193,14 @@ class Control:
             ControlError: it is over already.
         """
         self.request("fault_end", nic=nic, injection=number)
+
+    def begin_scenario(self, text: str) -> None:
+        """Give the NICs the faults of a scenario (`nicmodel.faults.scenario`), whose times count from now.
+
+        Raises:
+            ControlError: it is none; the text says where.
+        """
+        self.request("scenario", text=text)
 
     def trace(
         self, *, kinds: Collection[str] = (), queues: Collection[str] = (), nic: str | None = None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nicmodel.faults.faults import Faults, named_fault
+from nicmodel.faults.scenario import Scenario
 from nicmodel.gvnic.device import Nic
 from nicmodel.observe.control import MAX_LINE, VERSION
 from nicmodel.observe.detail import detail
@@ -95,6 +96,7 @@ class _Client:
             "faults": self._list_faults,
             "fault": self._add_fault,
             "fault_end": self._end_faults,
+            "scenario": self._begin_scenario,
             "trace": self._trace,
         }
         connection.setblocking(False)
@@ -271,6 +273,13 @@ class _Client:
             faults.remove(number)
         else:
             raise _Refused(f"there is no fault {number!r} at work or waiting")
+        return {}
+
+    def _begin_scenario(self, request: dict[str, Any]) -> dict[str, Any]:
+        text = request.get("text")
+        if not isinstance(text, str):
+            raise _Refused("text is the scenario's TOML")
+        Scenario.parse(text).begin(self._server.faults.values())
         return {}
 
     def _trace(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from nicmodel.faults import FaultError
+from nicmodel.faults import KINDS, FaultError, Scenario
+from nicmodel.gvnic.commands import Status
 from nicmodel.gvnic.descriptors import TxCompletionType
+from nicmodel.gvnic.registers import ADMINQ_EVENT_COUNTER, DeviceStatus
+from nicmodel.gvnic.state import Drop
+from nicmodel.packet.frames import FrameFlag, Gso
+from nicmodel.testing.adminq import AdminError, AdminTimeout
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.loopback import Loopback
+from nicmodel.testing.violation import ContractViolation
+from nicmodel.vfio_user.protocol import PciRegion
 
 from .conftest import ENTRIES
 from .frames import tcp
@@ -124,8 +135,7 @@ def test_a_completion_later_than_its_queue_is_not_written(lab: Loopback, driver:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_same_seed_gives_the_same_faults(make_lab: object, seed: int) -> None:
-    assert callable(make_lab)
+def test_the_same_seed_gives_the_same_faults(make_lab: Callable[..., Loopback], seed: int) -> None:
     runs = []
     for _ in range(2):
         lab = make_lab()
@@ -138,3 +148,552 @@ def test_the_same_seed_gives_the_same_faults(make_lab: object, seed: int) -> Non
         runs.append([tag in done for tag in tags])
     assert runs[0] == runs[1]
     assert 10 < sum(runs[0]) < 50
+
+
+# Wire.
+
+
+def received(lab: Loopback, queue: int = 0) -> list[bytes]:
+    """Frames received on a queue since the last call."""
+    return [packet.header + packet.payload for packet in lab.driver.poll(queue)]
+
+
+def numbered(count: int) -> list[bytes]:
+    """Frames that can be told apart."""
+    return [tcp(64, sport=1000 + number) for number in range(count)]
+
+
+@pytest.mark.parametrize("direction", ["rx", "tx", "both"])
+def test_lost_frames(lab: Loopback, driver: Driver, direction: str) -> None:
+    lab.faults.add("wire-drop", direction=direction, count=4)
+    frames = numbered(2)
+    lab.receive(*frames)
+    assert received(lab) == (frames if direction == "tx" else [])
+    tags = send(lab, count=2)
+    assert len(lab.wire.take()) == (2 if direction == "rx" else 0)
+    assert completed(lab) == tags  # what the wire does to a frame is nothing to the queue
+    assert hits(lab) == {"wire-drop": 4 if direction == "both" else 2}
+
+
+def test_frames_of_an_injection_are_behind_the_wire(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("wire-drop")
+    [delivery] = lab.inject([tcp()])
+    assert delivery.queue == 0
+
+
+def test_a_corrupted_frame_has_one_bit_other_and_a_bad_checksum(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("wire-corrupt", direction="rx")
+    frame = tcp(500)
+    lab.receive(*[frame] * 20)
+    for packet in driver.poll(0):
+        got = packet.header + packet.payload
+        assert sum((a ^ b).bit_count() for a, b in zip(got, frame, strict=True)) == 1
+        assert got[:14] == frame[:14]
+    assert hits(lab) == {"wire-corrupt": 20}
+    assert lab.nic.state.rx["bad_checksum"].sum() > 10  # a bit in the header may make it no TCP at all
+
+
+def test_duplicates(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("wire-duplicate", direction="rx", count=1)
+    first, second = numbered(2)
+    lab.receive(first, second)
+    assert received(lab) == [first, first, second]
+
+
+def test_delayed_frames_keep_their_order(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("wire-delay", direction="rx", delay=0.01, count=1)
+    frames = numbered(3)
+    lab.receive(*frames)
+    assert received(lab) == []
+    lab.advance(10 * MS)
+    assert received(lab) == frames
+
+
+def test_reordered_frames_are_overtaken(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("wire-reorder", delay=0.01, count=1)
+    frames = numbered(3)
+    lab.receive(*frames)
+    assert received(lab) == frames[1:]
+    lab.advance(10 * MS)
+    assert received(lab) == frames[:1]
+
+
+def test_a_slow_line_carries_its_rate_and_no_more(lab: Loopback, driver: Driver) -> None:
+    """1000 frames a second, of which 8 may wait: of 20 that come at once 12 are lost."""
+    frame = tcp()
+    fault = lab.faults.add("wire-rate", direction="rx", rate=8000 * len(frame), limit=8)
+    lab.receive(*[frame] * 20)
+    for _ in range(8):
+        assert received(lab) == []
+        lab.advance(1 * MS)
+        assert received(lab) == [frame]
+    lab.advance(100 * MS)
+    assert received(lab) == []
+    assert hits(lab) == {"wire-rate": 12}
+    lab.faults.remove(fault)
+    lab.receive(*[frame] * 20)
+    assert received(lab) == [frame] * 20
+
+
+def test_a_slow_line_makes_the_driver_wait(lab: Loopback, driver: Driver) -> None:
+    """Nothing that the driver sends is lost; what does not fit the line waits in its ring."""
+    lab.faults.add("wire-rate", direction="tx", rate=8000 * len(tcp()), limit=4)
+    tags = send(lab, count=20)
+    assert lab.wire.take() == []
+    for _ in range(20):
+        lab.advance(1 * MS)
+        assert len(lab.wire.take()) == 1
+    lab.run()
+    assert completed(lab) == tags
+    assert hits(lab) == {}
+
+
+def test_an_aggregate_is_cut_before_a_fault_strikes(lab: Loopback, driver: Driver) -> None:
+    """Loss is of frames as a medium has them, and their checksums are whole."""
+    lab.faults.add("wire-drop", direction="rx", count=1)
+    whole = tcp(3000)
+    headers = len(whole) - 3000
+    lab.run()
+    lab.wire.inject(whole, gso=Gso.TCPV4, segment=1000, header=headers, flags=FrameFlag.NEEDS_CSUM,
+                    csum_start=34, csum_offset=16)  # fmt: skip
+    got = driver.poll(0)
+    assert [packet.payload for packet in got] == [whole[headers + 1000 :][:1000], whole[headers + 2000 :]]
+    assert not lab.nic.state.rx["bad_checksum"].any()
+
+
+def test_a_cable_that_flaps(lab: Loopback, driver: Driver) -> None:
+    fault = lab.faults.add("wire-flap", down=0.5, period=2)
+    seen = []
+    for _ in range(8):
+        seen.append(bool(driver.device_status() & DeviceStatus.LINK_UP))
+        lab.advance(500 * MS)
+    assert seen == [False, True, True, True] * 2
+    assert driver.fired(driver.management_vector) >= 1
+    lab.faults.remove(fault)
+    assert driver.device_status() & DeviceStatus.LINK_UP
+    assert hits(lab)["wire-flap"] == 3
+
+
+# Receive.
+
+
+def test_a_header_that_is_not_split_off(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("rx-unsplit", count=1)
+    first, second = numbered(2)
+    lab.receive(first, second)
+    whole, split = driver.poll(0)
+    assert (whole.header, whole.payload) == (b"", first)
+    assert (split.header, split.payload) == (second[:54], second[54:])
+    assert hits(lab) == {"rx-unsplit": 1}
+
+
+def test_a_header_that_does_not_fit(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("rx-header-overflow", count=1)
+    first, second = numbered(2)
+    lab.receive(first, second)
+    whole, split = driver.poll(0)
+    assert (whole.header, whole.payload) == (b"", first)
+    assert whole.completions[0]["header_buffer_overflow"] == 1
+    assert split.header == second[:54]
+
+
+def test_a_header_split_too_late(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("rx-split-beyond", extra=10, count=1)
+    first, second = numbered(2)
+    lab.receive(first, second)
+    beyond, split = driver.poll(0)
+    assert (beyond.header, beyond.payload) == (first[:64], first[64:])
+    assert (split.header, split.payload) == (second[:54], second[54:])
+
+
+@pytest.mark.parametrize("verdict", ["bad", "good"])
+def test_a_wrong_checksum_verdict(lab: Loopback, driver: Driver, verdict: str) -> None:
+    """Only packets of the other sort are struck."""
+    good = tcp()
+    bad = good[:-1] + bytes([good[-1] ^ 1])
+    lab.receive(good, bad)
+    assert [packet.completions[-1]["l4_checksum_error"] for packet in driver.poll(0)] == [0, 1]
+    lab.faults.add("rx-checksum", verdict=verdict)
+    lab.receive(good, bad)
+    packets = driver.poll(0)
+    called = [packet.completions[-1]["l4_checksum_error"] for packet in packets]
+    assert called == ([1, 1] if verdict == "bad" else [0, 0])
+    assert [packet.header + packet.payload for packet in packets] == [good, bad]
+    assert hits(lab) == {"rx-checksum": 1}
+
+
+def test_starved_frames_are_delivered_when_it_ends(lab: Loopback, driver: Driver) -> None:
+    fault = lab.faults.add("rx-starve")
+    frames = numbered(3)
+    lab.receive(*frames)
+    lab.advance(100 * MS)
+    assert received(lab) == []
+    lab.faults.remove(fault)
+    assert received(lab) == frames
+    assert hits(lab) == {"rx-starve": 3}
+
+
+def test_starved_frames_are_lost_after_a_time(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("rx-starve", duration=1)
+    lab.receive(*numbered(3))
+    lab.advance(1000 * MS)
+    frames = numbered(2)
+    lab.receive(*frames)
+    assert received(lab) == frames
+    assert lab.nic.state.drops[0, Drop.NO_BUFFERS] == 3
+
+
+def test_starvation_of_one_queue_is_none_of_another(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("rx-starve", queue=1)
+    frames = numbered(2)
+    lab.receive(*frames)
+    assert received(lab) == frames
+
+
+def test_late_receive_completions(lab: Loopback, driver: Driver) -> None:
+    """The bytes are there at once, the completion later; a packet behind it waits too; the interrupt comes with it."""
+    lab.faults.add("rx-late", delay=0.02, count=1)
+    frames = numbered(2)
+    lab.receive(*frames)
+    assert received(lab) == []
+    driver.fired(driver.rx_block(0))
+    driver.enable(driver.rx_block(0))
+    lab.run()
+    lab.advance(20 * MS)
+    assert driver.fired(driver.rx_block(0)) == 1
+    assert received(lab) == frames
+
+
+def test_receive_completions_later_than_their_queue_are_not_written(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("rx-late", delay=0.02)
+    lab.receive(tcp())
+    ring, size = driver.rx[0].completion_ring_address, driver.rx[0].completion_ring.nbytes
+    driver.reset()
+    lab.ram.write(ring, b"\xaa" * size)
+    lab.advance(30 * MS)
+    assert lab.ram.read(ring, size) == b"\xaa" * size
+
+
+def test_many_laps_of_the_ring_under_receive_faults(lab: Loopback, driver: Driver) -> None:
+    """Every frame comes, whole and in order, whatever is done to its headers and completions."""
+    lab.faults.add("rx-unsplit", probability=0.3)
+    lab.faults.add("rx-late", probability=0.2, delay=0.001)
+    lab.faults.add("rx-header-overflow", probability=0.2)
+    lab.faults.add("rx-split-beyond", probability=0.3)
+    frames = numbered(300)
+    got = []
+    for first in range(0, 300, 20):
+        lab.receive(*frames[first : first + 20])
+        lab.advance(2 * MS)
+        got += received(lab)
+    assert got == frames
+    assert len(hits(lab)) == 4
+
+
+# Interrupts.
+
+
+def test_a_lost_interrupt_leaves_its_vector_masked(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("irq-lost", count=1)
+    lab.receive(tcp())
+    lab.receive(tcp())
+    assert driver.fired(driver.rx_block(0)) == 0
+    assert len(received(lab)) == 2
+    driver.enable(driver.rx_block(0))
+    lab.run()
+    assert driver.fired(driver.rx_block(0)) == 1  # the second frame was pending
+    assert hits(lab) == {"irq-lost": 1}
+
+
+def test_a_late_interrupt(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("irq-late", vector=driver.rx_block(0), delay=0.01)
+    lab.receive(tcp())
+    lab.advance(9 * MS)
+    assert driver.fired(driver.rx_block(0)) == 0
+    lab.advance(1 * MS)
+    assert driver.fired(driver.rx_block(0)) == 1
+    assert send(lab) == completed(lab)
+    assert driver.fired(driver.tx_block(0)) == 1
+
+
+def test_spurious_interrupts(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("irq-spurious", vector=driver.rx_block(1), interval=0.01, count=3)
+    lab.advance(100 * MS)
+    assert driver.fired(driver.rx_block(1)) == 3
+    assert driver.fired(driver.rx_block(0)) == 0
+
+
+# Admin queue.
+
+
+def test_any_status(lab: Loopback, driver: Driver) -> None:
+    for status in Status:
+        if status not in (Status.UNSET, Status.PASSED):
+            lab.faults.add("admin-status", status=status.name, count=1)
+            with pytest.raises(AdminError) as raised:
+                driver.report_link_speed()
+            assert raised.value.status == status
+    assert driver.report_link_speed() == lab.nic.link_speed
+
+
+def test_a_status_for_one_command_only(lab: Loopback, driver: Driver) -> None:
+    driver.close()
+    lab.faults.add("admin-status", opcode="CREATE_RX_QUEUE", status="RESOURCE_EXHAUSTED", count=1)
+    with pytest.raises(AdminError, match="CREATE_RX_QUEUE"):
+        driver.open(rx_queues=2, tx_queues=2, ring_entries=ENTRIES)
+    active = lab.nic.state.rx["active"][:2].tolist()
+    assert active == [0, 1]  # the second command was executed all the same
+    assert lab.nic.admin.executed["CREATE_RX_QUEUE RESOURCE_EXHAUSTED"] == 1
+
+
+def test_a_slow_command(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("admin-slow", delay=0.1, opcode="REPORT_LINK_SPEED")
+    done = driver.registers.read(ADMINQ_EVENT_COUNTER)
+    with pytest.raises(AdminTimeout):
+        driver.report_link_speed()
+    lab.advance(99 * MS)
+    assert driver.registers.read(ADMINQ_EVENT_COUNTER) == done
+    lab.advance(1 * MS)
+    assert driver.registers.read(ADMINQ_EVENT_COUNTER) == done + 1
+    driver.nic_timestamp()  # other commands are not slow
+
+
+@pytest.mark.parametrize("count", [None, 1])
+def test_a_command_without_an_answer(lab: Loopback, driver: Driver, count: int | None) -> None:
+    """It is executed when the fault ends."""
+    fault = lab.faults.add("admin-silent", count=count)
+    done = driver.registers.read(ADMINQ_EVENT_COUNTER)
+    with pytest.raises(AdminTimeout):
+        driver.report_link_speed()
+    lab.advance(10_000 * MS)
+    assert driver.registers.read(ADMINQ_EVENT_COUNTER) == done
+    lab.faults.remove(fault)
+    assert driver.registers.read(ADMINQ_EVENT_COUNTER) == done + 1
+    assert driver.report_link_speed() == lab.nic.link_speed
+    assert hits(lab) == {"admin-silent": 1}
+
+
+def test_a_reset_forgets_the_command_without_an_answer(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("admin-silent", opcode="REPORT_LINK_SPEED")
+    with pytest.raises(AdminTimeout):
+        driver.report_link_speed()
+    driver.reset()
+    driver.open(rx_queues=2, tx_queues=2, ring_entries=ENTRIES)
+    assert send(lab) == completed(lab)
+
+
+# DMA.
+
+
+def test_an_address_that_cannot_be_reached(lab: Loopback, driver: Driver) -> None:
+    """A ring that is gone stands still; frames are lost and counted; all is well when it is back."""
+    buffers = driver.rx[0].buffer_ring_address
+    fault = lab.faults.add("dma-fault", address=buffers, size=4096)
+    lab.receive(*numbered(3))
+    assert received(lab) == []
+    assert lab.nic.state.drops[0, Drop.DMA_FAULT] == 3
+    assert send(lab) == completed(lab)
+    lab.faults.remove(fault)
+    frames = numbered(2)
+    lab.receive(*frames)
+    assert received(lab) == frames
+
+
+def test_an_admin_queue_that_cannot_be_reached(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("dma-fault")  # all memory
+    with pytest.raises(AdminError, match="UNSET"):
+        driver.report_link_speed()
+    lab.faults.clear()
+    assert driver.report_link_speed() == lab.nic.link_speed
+
+
+def test_slow_memory(lab: Loopback, driver: Driver) -> None:
+    """A frame leaves only when its descriptor is there; what has come is seen later."""
+    lab.faults.add("dma-slow", delay=0.005)
+    tags = send(lab, count=3)
+    frames = numbered(2)
+    lab.receive(*frames)
+    lab.advance(4 * MS)
+    assert lab.wire.take() == [] and received(lab) == []
+    lab.advance(1 * MS)
+    assert len(lab.wire.take()) == 3
+    assert completed(lab) == tags
+    assert received(lab) == frames
+
+
+# Device.
+
+
+def test_a_reset_that_the_device_asks_for(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("device-reset", count=1)
+    assert driver.fired(driver.management_vector) == 1
+    assert driver.device_status() & DeviceStatus.RESET
+    driver.reset()
+    assert not driver.device_status() & DeviceStatus.RESET
+
+
+def test_a_device_that_hangs_does_afterwards_what_it_was_told(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("device-hang", duration=1)
+    tags = send(lab, count=2)
+    lab.receive(tcp())
+    with pytest.raises(AdminTimeout):
+        driver.report_link_speed()
+    assert (lab.wire.take(), completed(lab), received(lab)) == ([], [], [])
+    lab.advance(1000 * MS)
+    assert len(lab.wire.take()) == 2
+    assert completed(lab) == tags
+    assert lab.nic.state.drops[-1, Drop.DEVICE_DOWN] == 1
+    assert driver.report_link_speed() == lab.nic.link_speed
+    frames = numbered(2)
+    lab.receive(*frames)
+    assert received(lab) == frames
+
+
+def test_a_device_that_hangs_does_not_let_go(lab: Loopback, driver: Driver) -> None:
+    """The driver's reset takes effect when the hang ends; what it had posted before is forgotten then."""
+    fault = lab.faults.add("device-hang")
+    send(lab)
+    with pytest.raises(AdminTimeout):
+        driver.release()
+    lab.faults.remove(fault)
+    assert driver.device_status() & DeviceStatus.DEVICE_IS_RESET
+    assert lab.wire.take() == []
+
+
+def test_a_device_that_is_gone_and_comes_back(lab: Loopback, driver: Driver) -> None:
+    fault = lab.faults.add("device-gone")
+    assert driver.registers.read(ADMINQ_EVENT_COUNTER) == 0xFFFFFFFF
+    assert driver.client.region_read(PciRegion.CONFIG, 0, 4) == b"\xff" * 4
+    send(lab)
+    lab.receive(tcp())
+    assert (lab.wire.take(), received(lab)) == ([], [])
+    lab.faults.remove(fault)
+    assert driver.client.region_read(PciRegion.CONFIG, 0, 4) == bytes.fromhex("e01a4200")
+    assert driver.device_status() == DeviceStatus.LINK_UP
+    driver.disconnect()
+    again = lab.connect()
+    again.probe()
+    again.open(rx_queues=1, tx_queues=1)
+    frames = numbered(2)
+    lab.driver = again
+    lab.receive(*frames)
+    assert received(lab) == frames
+
+
+def test_registers_of_ones(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("device-ones", duration=1)
+    assert driver.registers.read(ADMINQ_EVENT_COUNTER) == 0xFFFFFFFF
+    assert driver.client.region_read(PciRegion.CONFIG, 0, 4) == bytes.fromhex("e01a4200")
+    driver.send(0, tcp())
+    lab.advance(1000 * MS)
+    assert len(completed(lab)) == 1
+    assert driver.report_link_speed() == lab.nic.link_speed
+
+
+# Scenarios.
+
+
+SCENARIO = """
+seed = 7
+
+[[fault]]
+name = "wire-drop"
+nic = "nic"
+start = 1
+duration = 2
+probability = 0.5
+direction = "rx"
+
+[[fault]]
+name = "device-reset"
+start = 10
+count = 1
+"""
+
+
+def test_a_scenario(make_lab: Callable[..., Loopback]) -> None:
+    """Faults come and go at their times; played again, it loses the same frames."""
+    runs = []
+    for _ in range(2):
+        lab = make_lab()
+        lab.driver.probe()
+        lab.driver.open(rx_queues=1, tx_queues=1, ring_entries=ENTRIES)
+        Scenario.parse(SCENARIO).begin([lab.faults])
+        seconds = []
+        for _ in range(4):
+            lab.receive(*numbered(20))
+            seconds.append(received(lab))
+            lab.advance(1000 * MS)
+        assert [len(frames) == 20 for frames in seconds] == [True, False, False, True]
+        assert not lab.driver.device_status() & DeviceStatus.RESET
+        lab.advance(6000 * MS)
+        assert lab.driver.device_status() & DeviceStatus.RESET
+        assert lab.faults.injections == {}
+        runs.append(seconds)
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("seed = ", "Invalid value"),
+        ("seed = 'x'", "whole number"),
+        ("sede = 1", "no sede"),
+        ("fault = 1", "faults are tables"),
+        ("[[fault]]\nstart = 1", "fault 1: it has no name"),
+        ("[[fault]]\nname = 'wire-drop'\n[[fault]]\nname = 'x'", "fault 2: there is no fault 'x'"),
+        ("[[fault]]\nname = 'wire-drop'\ndirection = 'up'", "direction is 'up'; it takes rx or tx or both"),
+        ("[[fault]]\nname = 'wire-drop'\nnic = 'nic9'", "no NIC 'nic9', but nic"),
+    ],
+)
+def test_what_is_no_scenario(lab: Loopback, text: str, reason: str) -> None:
+    with pytest.raises(FaultError, match=reason):
+        Scenario.parse(text).begin([lab.faults])
+    assert lab.faults.injections == {}
+
+
+# All of them.
+
+
+def test_every_fault_is_traced_by_name(lab: Loopback, driver: Driver) -> None:
+    told = []
+    lab.nic.observers = (lambda event, **fields: told.append((event, fields)),)
+    lab.faults.add("rx-unsplit", start=1, duration=1)
+    for _ in range(3):
+        lab.receive(tcp())
+        lab.advance(1000 * MS)
+    assert [fields for event, fields in told if event == "injected"] == [
+        {"fault": "rx-unsplit", "injection": 1, "queue": "rx0"}
+    ]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_fault_is_in_the_way_when_it_is_over(lab: Loopback, driver: Driver, name: str) -> None:
+    """Each may do what it likes with a second of traffic; afterwards all is as it was, after a reset if need be."""
+    nic = lab.nic
+    clean = nic.receive, nic.transmit, nic.transmit_gqi, nic.signal, nic.bus, nic.unreachable, nic.halted
+    parameters: dict[str, Any] = {"duration": 1}
+    if "probability" in KINDS[name].parameters():
+        parameters["probability"] = 0.5
+    lab.faults.add(name, **parameters)
+    for _ in range(4):
+        with contextlib.suppress(AdminTimeout, AdminError, ContractViolation):
+            lab.receive(*numbered(4))
+            send(lab, count=2)
+            driver.poll_all()
+            driver.poll_tx(0)
+            driver.report_link_speed()
+        lab.advance(250 * MS)
+    assert lab.faults.injections == {}
+    assert hits(lab).keys() <= {name}
+    lab.wire.take()
+    lab.driver.disconnect()
+    lab.driver = lab.connect()
+    lab.driver.probe()
+    lab.driver.open(rx_queues=2, tx_queues=2, ring_entries=ENTRIES, header_split=True)
+    assert (nic.receive, nic.transmit, nic.transmit_gqi, nic.signal, nic.bus, nic.unreachable, nic.halted) == clean
+    frames = numbered(20)
+    lab.receive(*frames)
+    assert sorted(frame for queue in (0, 1) for frame in received(lab, queue)) == sorted(frames)
+    assert send(lab, count=4) == completed(lab)
+    assert len(lab.wire.take()) == 4

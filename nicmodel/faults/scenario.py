@@ -1,0 +1,94 @@
+"""A scenario: faults with times, probabilities and a seed, in a TOML file.
+
+seed = 7                    # the same seed and traffic give the same strikes
+
+[[fault]]
+name = "wire-drop"
+nic = "nic0"                # all NICs if it is left out
+start = 5                   # seconds after the scenario's beginning
+duration = 10
+probability = 0.01
+direction = "rx"
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from nicmodel.faults.fault import Fault, FaultError
+from nicmodel.faults.faults import Faults, named_fault
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Faults of the NICs of a server.
+
+    Attributes:
+        seed: of all dice.
+        faults: each fault with the name of its NIC, None for all.
+    """
+
+    seed: int
+    faults: tuple[tuple[str | None, Fault], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a scenario.
+
+        Raises:
+            FaultError: it is not TOML, or not a scenario; the text says where.
+        """
+        try:
+            found = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise FaultError(str(error)) from None
+        unknown = found.keys() - {"seed", "fault"}
+        if unknown:
+            raise FaultError(f"a scenario has a seed and faults, but no {', '.join(sorted(unknown))}")
+        seed, entries = found.get("seed", 0), found.get("fault", [])
+        if not isinstance(seed, int):
+            raise FaultError(f"the seed is {seed!r}; it is a whole number")
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise FaultError("faults are tables: [[fault]]")
+        return cls(seed, tuple(_read(number, entry) for number, entry in enumerate(entries, 1)))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file; raises as `parse`, and OSError."""
+        with open(path, encoding="utf-8") as file:
+            try:
+                return cls.parse(file.read())
+            except FaultError as error:
+                raise FaultError(f"{os.fspath(path)}: {error}") from None
+
+    def begin(self, nics: Iterable[Faults]) -> None:
+        """Give the faults to their NICs; their times count from now.
+
+        Raises:
+            FaultError: there is no such NIC; nothing is begun then.
+        """
+        by_name = {faults.nic.name: faults for faults in nics}
+        for nic, fault in self.faults:
+            if nic is not None and nic not in by_name:
+                raise FaultError(f"{fault.name}: there is no NIC {nic!r}, but {', '.join(by_name)}")
+        for number, (nic, fault) in enumerate(self.faults):
+            for name, faults in by_name.items():
+                if nic in (None, name):
+                    faults.add(fault, seed=f"{self.seed} {number} {name}")
+
+
+def _read(number: int, entry: dict[str, Any]) -> tuple[str | None, Fault]:
+    parameters = dict(entry)
+    name, nic = parameters.pop("name", None), parameters.pop("nic", None)
+    try:
+        if not isinstance(name, str):
+            raise FaultError("it has no name")
+        if nic is not None and not isinstance(nic, str):
+            raise FaultError(f"nic is {nic!r}; it is a name such as nic0")
+        return nic, named_fault(name, parameters)
+    except FaultError as error:
+        raise FaultError(f"fault {number}: {error}") from None
