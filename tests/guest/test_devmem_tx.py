@@ -86,6 +86,7 @@ def test_sent_from_device_memory_to_a_neighbour(ends: Lab) -> None:
     said = sender(ends, LINK0, PORT, nbytes, seed=5)
     ends.run("until [ -e /tmp/sum ]; do sleep 0.05; done", timeout=60)
     sink.kill()
+    sink.wait()
     assert ends.run("cat /tmp/sum").stdout.split()[0] == pattern_digest(nbytes, 5)
     assert (said["bytes"], said["copied"]) == (nbytes, 0)
     check_read_from_dma_buf(before, ends.report(LINK0), nbytes)
@@ -137,7 +138,9 @@ def test_device_memory_at_both_ends(ends: Lab) -> None:
     ends.split(LINK1, False)
 
 
-def ncdevmem_sends(lab: Lab, content: bytes, options: str = "", receiver: str = f"socat -u TCP-LISTEN:{PORT} -") -> str:
+def ncdevmem_sends(
+    lab: Lab, content: bytes, options: str = "", receiver: str = f"socat -u TCP-LISTEN:{PORT},reuseaddr -"
+) -> str:
     """Send lines with ncdevmem from link0 to a receiver in the peer; what it says on its standard error.
 
     What the receiver prints is in /tmp/received then. After each line ncdevmem waits half a second for the kernel's
