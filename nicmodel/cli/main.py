@@ -24,6 +24,8 @@ _COMMANDS = {
     "send": "nicmodel.cli.act",
     "link": "nicmodel.cli.act",
     "reset": "nicmodel.cli.act",
+    "rules": "nicmodel.cli.contract",
+    "findings": "nicmodel.cli.contract",
     "faults": "nicmodel.cli.fault",
     "fault": "nicmodel.cli.fault",
 }

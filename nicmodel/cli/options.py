@@ -9,3 +9,6 @@ control_option = click.option(
 nic_option = click.option(
     "--nic", metavar="NAME", help="Which NIC of the server: nic0, nic1, …  [default: the only one]"
 )
+
+#: Exit status when a driver has broken the contract.
+BROKEN = 3

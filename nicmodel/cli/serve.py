@@ -8,15 +8,19 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
+from nicmodel.cli.options import BROKEN
 from nicmodel.faults.fault import FaultError
 from nicmodel.faults.faults import Faults
 from nicmodel.faults.scenario import Scenario
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import PROFILES, named_profile, parse_mac, random_mac
+from nicmodel.observe.contract.checker import Checker
+from nicmodel.observe.contract.findings import Finding
 from nicmodel.observe.control_server import ControlServer
 from nicmodel.observe.report import show
 from nicmodel.observe.snapshot import snapshot
@@ -50,7 +54,7 @@ Wires:
 _PROFILES = "\n\n\b\nProfiles:\n" + listing({name: meaning for name, (meaning, _) in PROFILES.items()})
 _HELP_END = (
     "\n\nSIGUSR1 prints the counters, or writes them where --report says. With --control, look inside with the commands"
-    " stat, show, top and trace, and act on it with inject, link and reset."
+    " stat, show, top, trace and findings, and act on it with inject, link and reset."
 )
 
 
@@ -81,6 +85,9 @@ def _mac(_context: click.Context, _parameter: click.Parameter, values: tuple[str
               help="Merge TCP segments where the driver lets the NIC do so (ethtool: rx-gro-hw).")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
+@click.option("--check", is_flag=True,
+              help="Watch the driver keep the contract (nicmodel rules), and print what it breaks.")  # fmt: skip
+@click.option("--strict", is_flag=True, help=f"As --check, and end with exit status {BROKEN} if it broke any.")
 @click.option("--control", metavar="PATH", help="Socket for looking inside, and for injecting frames; only for you.")
 @click.option("--faults", "scenario", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
               help="Faults on demand: a scenario in TOML, which begins at once.")  # fmt: skip
@@ -97,6 +104,8 @@ def serve(
     promiscuous: bool,
     coalesce: bool,
     report: Path | None,
+    check: bool,
+    strict: bool,
     control: str | None,
     scenario: str | None,
     verbose: int,
@@ -128,23 +137,24 @@ def serve(
         Nic(profile, wire, poller, name=name) for profile, wire, name in zip(profiles, ends, names, strict=True)
     ]  # fmt: skip
     faults = [Faults(nic) for nic in nics]
+    checkers = {nic.name: Checker(nic, on_finding=_print_finding) for nic in nics} if check or strict else {}
     servers: list[Server] = []
     controller: ControlServer | None = None
     try:
         for nic, socket in zip(nics, sockets, strict=True):
             servers.append(Server(socket, nic, poller=poller))
         if control is not None:
-            controller = ControlServer(control, list(zip(nics, servers, strict=True)), poller, faults)
+            controller = ControlServer(control, list(zip(nics, servers, strict=True)), poller, faults, checkers)
         for nic in nics:
             nic.start()
         if scenario is not None:
             Scenario.load(scenario).begin(faults)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: poller.stop())
-        signal.signal(signal.SIGUSR1, lambda *_: _report(nics, servers, report))
+        signal.signal(signal.SIGUSR1, lambda *_: _report(nics, servers, checkers, report))
         _announce(nics, sockets)
         poller.serve_forever()
-        _report(nics, servers, report)
+        _report(nics, servers, checkers, report)
     except FaultError as error:
         raise click.ClickException(str(error)) from None
     except AddressError as error:
@@ -156,6 +166,12 @@ def serve(
             server.close()
         for nic in nics:
             nic.stop()
+    if strict and any(checker.findings or checker.failed for checker in checkers.values()):
+        raise click.exceptions.Exit(BROKEN)
+
+
+def _print_finding(finding: Finding) -> None:
+    click.echo(str(finding), err=True)
 
 
 def _open_wires(specs: tuple[str, ...], count: int) -> list[Wire]:
@@ -218,8 +234,11 @@ def _announce(nics: list[Nic], sockets: tuple[str, ...]) -> None:
     sys.stdout.flush()
 
 
-def _report(nics: list[Nic], servers: list[Server], path: Path | None) -> None:
+def _report(nics: list[Nic], servers: list[Server], checkers: Mapping[str, Checker], path: Path | None) -> None:
     snapshots = [snapshot(nic, server.stats) for nic, server in zip(nics, servers, strict=True)]
+    for nic in snapshots:
+        if nic["name"] in checkers:
+            nic["findings"] = [finding.as_dict() for finding in checkers[nic["name"]].findings]
     if path is None:
         show(snapshots)
         return

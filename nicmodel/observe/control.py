@@ -18,6 +18,8 @@ faults     nic                                          a list: faults at work o
 fault      nic, fault, parameters, seed                 the same of a new one, see `nicmodel.faults`
 fault_end  nic, injection (all if it is left out)       {}
 scenario   text (TOML, see `nicmodel.faults.scenario`)  {}; its faults have been given to all NICs
+findings   nic (all if it is left out)                  a list: how the driver has broken the contract, see
+                                                        `nicmodel.observe.contract.findings.Finding`
 trace      kinds, queues, nic (all if it is left out)   {}; from now on lines ``{"event": …}`` come, see
                                                         `nicmodel.observe.trace`
 ========== ============================================ =========================================================
@@ -201,6 +203,15 @@ class Control:
             ControlError: it is none; the text says where.
         """
         self.request("scenario", text=text)
+
+    def findings(self, nic: str | None = None) -> list[dict[str, Any]]:
+        """How the drivers, or that of one NIC, have broken the contract so far (`Finding.as_dict`).
+
+        Raises:
+            ControlError: the server does not watch them.
+        """
+        found: list[dict[str, Any]] = self.request("findings", nic=nic)
+        return found
 
     def trace(
         self, *, kinds: Collection[str] = (), queues: Collection[str] = (), nic: str | None = None

@@ -7,12 +7,13 @@ import binascii
 import json
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nicmodel.faults.faults import Faults, named_fault
 from nicmodel.faults.scenario import Scenario
 from nicmodel.gvnic.device import Nic
+from nicmodel.observe.contract.checker import Checker
 from nicmodel.observe.control import MAX_LINE, VERSION
 from nicmodel.observe.detail import detail
 from nicmodel.observe.snapshot import snapshot
@@ -41,16 +42,23 @@ class ControlServer:
         nics: each NIC with its vfio-user server.
         poller: the event loop.
         faults: of each NIC, if it is to have faults on demand.
+        checkers: by the names of the NICs whose drivers are watched.
 
     Raises:
         AddressError: the socket cannot be created.
     """
 
     def __init__(
-        self, path: str, nics: Sequence[tuple[Nic, Server]], poller: Poller, faults: Sequence[Faults] = ()
-    ) -> None:  # fmt: skip
+        self,
+        path: str,
+        nics: Sequence[tuple[Nic, Server]],
+        poller: Poller,
+        faults: Sequence[Faults] = (),
+        checkers: Mapping[str, Checker] | None = None,
+    ) -> None:
         self.nics = {nic.name: (nic, server) for nic, server in nics}
         self.faults = {one.nic.name: one for one in faults}
+        self.checkers = dict(checkers or {})
         self.tracers = {nic.name: Tracer(nic, server) for nic, server in nics}
         self._poller = poller
         self._listener = Listener(path, mode=0o600)
@@ -97,6 +105,7 @@ class _Client:
             "fault": self._add_fault,
             "fault_end": self._end_faults,
             "scenario": self._begin_scenario,
+            "findings": self._findings,
             "trace": self._trace,
         }
         connection.setblocking(False)
@@ -253,6 +262,16 @@ class _Client:
         if name not in self._server.faults:
             raise _Refused(f"{name} has no faults on demand")
         return self._server.faults[name]
+
+    def _findings(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        checkers = self._server.checkers
+        if not checkers:
+            raise _Refused("nobody watches the driver: the server needs --check or --strict")
+        names = [self._nic(request).name] if "nic" in request else list(checkers)
+        failed = [name for name in names if checkers[name].failed]
+        if failed:
+            raise _Refused(f"the contract checker of {', '.join(failed)} has failed; the server's log says where")
+        return [finding.as_dict() for name in names for finding in checkers[name].findings]
 
     def _list_faults(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         return [injection.describe() for injection in self._faults(request).injections.values()]

@@ -460,7 +460,7 @@ def _set_reserved_bits_of_a_buffer(nic: Loopback) -> None:
 
 @_breaks("RX-BUF-006")
 def _change_posted_buffer(nic: Loopback) -> None:
-    nic.driver.rx[0].buffer_ring[5] = nic.driver.rx[0].buffer_ring[int(nic.driver.rx[0].state.doorbell)]
+    nic.driver.rx[0].buffer_ring[0] = nic.driver.rx[0].buffer_ring[int(nic.driver.rx[0].state.doorbell)]
     nic.receive(_FRAME)
 
 

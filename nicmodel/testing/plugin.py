@@ -8,7 +8,9 @@
         assert bytes(d.header) == bytes(d.frame)[:54]
 
 What the NIC offers, a marker says: ``@pytest.mark.nic(queues=2, max_mtu=1500)``, fields of
-`nicmodel.gvnic.profile.Profile`. It holds for `nic` and for both ends of `link`.
+`nicmodel.gvnic.profile.Profile`. It holds for `nic` and for both ends of `link`, as does ``@pytest.mark.contract``: the
+drivers are watched (`nicmodel.observe.contract`), and a test whose driver breaks a rule fails; with ``strict=False``
+the test looks into `TestNic.findings` itself.
 
 Nothing is imported before a fixture is used: pytest loads this file in every project where nicmodel is installed.
 """
@@ -40,6 +42,7 @@ class Station(NamedTuple):
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known."""
     config.addinivalue_line("markers", "nic(**profile): what the NIC offers, by the fields of Profile")
+    config.addinivalue_line("markers", "contract(strict=True): watch the driver, and fail when it breaks a rule")
 
 
 @pytest.fixture
@@ -55,8 +58,9 @@ def nic(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[TestNic
     """A NIC (02:00:00:00:00:01) behind a real socket, in virtual time; its wire is the test: `TestNic`."""
     from nicmodel.testing.nic import TestNic
 
-    with TestNic(_profile(request, 1), clock=clock) as made:
+    with TestNic(_profile(request, 1), clock=clock, check=_checked(request)) as made:
         yield made
+        _judge(request, made)
 
 
 @pytest.fixture
@@ -75,13 +79,15 @@ def link(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[tuple[
 
     with ExitStack() as stack:
         nics = [
-            stack.enter_context(TestNic(_profile(request, number), wire=end, clock=clock))
+            stack.enter_context(TestNic(_profile(request, number), wire=end, clock=clock, check=_checked(request)))
             for number, end in enumerate(make_link(), 1)
         ]
         one, other = [Station(end, stack.enter_context(end.connect())) for end in nics]
         for station in (one, other):
             station.driver.probe()
         yield one, other
+        for station in (one, other):
+            _judge(request, station.nic)
 
 
 @pytest.fixture(scope="session")
@@ -122,3 +128,15 @@ def _numbered(number: int, **fields: object) -> Profile:
     from nicmodel.gvnic.profile import Profile
 
     return Profile(**{"mac": bytes([2, 0, 0, 0, 0, number]), **fields})  # type: ignore[arg-type]
+
+
+def _checked(request: pytest.FixtureRequest) -> bool:
+    """Whether the nearest marker has the driver watched."""
+    return request.node.get_closest_marker("contract") is not None
+
+
+def _judge(request: pytest.FixtureRequest, nic: TestNic) -> None:
+    """Fail the test if the driver has broken a rule, and the marker asks for it."""
+    marker = request.node.get_closest_marker("contract")
+    if marker is not None and marker.kwargs.get("strict", True) and nic.findings:
+        pytest.fail("\n".join(["the driver breaks the contract:", *map(str, nic.findings)]), pytrace=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from nicmodel.observe.contract.findings import as_text
 from nicmodel.observe.control import Control, ControlError
 from nicmodel.vm.errors import VmError
 
@@ -124,6 +125,14 @@ class NicServer:
                 return control.stat()
         except ControlError as error:
             raise VmError(f"the NIC server gave no report: {error}\n{self.log()}") from None
+
+    def findings(self) -> str:
+        """How drivers have broken the contract so far, as text; only with ``--check`` or ``--strict``."""
+        try:
+            with Control(self.control) as control:
+                return "\n".join(map(as_text, control.findings()))
+        except ControlError as error:
+            raise VmError(f"the NIC server tells no findings: {error}\n{self.log()}") from None
 
     def stop(self) -> list[dict[str, Any]]:
         """End the server in order; its last report, none if it was killed."""

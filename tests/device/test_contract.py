@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -137,4 +140,45 @@ def test_a_gqi_driver_that_keeps_the_contract(checked: Loopback, qpl: bool) -> N
     for opcode in (Opcode.DESTROY_TX_QUEUE, Opcode.DESTROY_RX_QUEUE):
         checked.driver.admin(opcode, queue_id=0)
     checked.driver.remove()
+    assert names(checked) == []
+
+
+BROKEN_TESTS = """
+import pytest
+
+pytestmark = pytest.mark.contract
+
+
+def test_good(nic, driver, link):
+    driver.open()
+    link[0].driver.open()
+
+
+def test_bad(nic, driver):
+    driver.doorbells.ring(0, 1)
+    assert [finding.rule.name for finding in nic.findings] == ["DBL-002"]
+
+
+def test_bad_end(link):
+    link[1].driver.doorbells.ring(0, 1)
+"""
+
+
+def test_the_marker_makes_a_test_fail(tmp_path: Path) -> None:
+    file = tmp_path / "test_example.py"
+    file.write_text(BROKEN_TESTS)
+    command = [sys.executable, "-m", "pytest", "-p", "nicmodel.testing.plugin", "-p", "no:cacheprovider", str(file)]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert " 3 passed, 2 errors in " in said, said
+    assert "the driver breaks the contract" in said and "DBL-002 error: nic" in said
+
+
+def test_giving_up_on_a_device_that_hangs_is_no_fault(checked: Loopback) -> None:
+    """As Linux' gve_tx_timeout does: the admin queue is released without a word."""
+    open_queues(checked.driver)
+    checked.wire.room = 0
+    for _ in range(2):  # the second stays in the ring
+        checked.driver.send(0, tcp(100))
+        checked.run()
+    checked.driver.release()
     assert names(checked) == []

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[2] / "README.md"
+#: What an example prints, but for lines that are left out (…) and for addresses.
+FINDING = re.findall(r"^    RX-BUF-003 error:.*?(?=\n\n)", README.read_text(), re.MULTILINE | re.DOTALL)
+ADDRESS = re.compile("0x[0-9a-f]{8}")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -21,7 +24,11 @@ def test_there_are_examples() -> None:
 def test_example(number: int, tmp_path: Path) -> None:
     file = tmp_path / "test_example.py"
     file.write_text(EXAMPLES[number])
-    command = [sys.executable, "-m", "pytest", "-p", "nicmodel.testing.plugin", "-p", "no:cacheprovider", str(file)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "nicmodel.testing.plugin", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, str(file)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(rf" {EXAMPLES[number].count('def test_')} passed", done.stdout), done.stdout
+    if "print(finding)" in EXAMPLES[number]:
+        said = ADDRESS.sub("0x", done.stdout)
+        for line in FINDING[0].splitlines():
+            assert line.strip() == "…" or ADDRESS.sub("0x", line.strip()) in said, said

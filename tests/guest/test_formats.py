@@ -44,7 +44,7 @@ def linked(request: pytest.FixtureRequest) -> Iterator[tuple[Case, Guest, NicSer
     """A guest with two NICs of one profile, back to back, the second in namespace "peer"."""
     case: Case = request.param
     with ExitStack() as stack:
-        server = stack.enter_context(NicServer(["--wire", "link", "--profile", case.profile], sockets=2))
+        server = stack.enter_context(NicServer(["--wire", "link", "--profile", case.profile, "--check"], sockets=2))
         nics = [Nic(path) for path in server.sockets]
         config = GuestConfig(nics=nics, memory="1536M", kernel=kernel_named(case.kernel))
         guest = stack.enter_context(Guest(config))
@@ -57,6 +57,8 @@ def linked(request: pytest.FixtureRequest) -> Iterator[tuple[Case, Guest, NicSer
         yield case, guest, server
         trouble = [line for line in guest.dmesg().splitlines() if TROUBLE.search(line)]
         assert not trouble
+        findings = server.findings()
+        assert not findings, "the driver breaks the contract:\n" + findings
 
 
 def test_the_driver_takes_the_format(linked: tuple[Case, Guest, NicServer]) -> None:

@@ -43,11 +43,11 @@ class Checker:
         self._nic = nic
         self._journal = Journal(nic.name, nic.clock, on_finding)
         memory, self._rings = Memory(nic), Rings(nic)
-        self._registers = Registers(nic, memory, self._journal, self._forget_queues)
         self._admin = Admin(nic, memory, self._journal, self._rings)
         self._rx = Receive(nic, memory, self._journal, self._rings)
         self._tx = Transmit(nic, memory, self._journal, self._rings)
         self._interrupts = Interrupts(nic, self._journal)
+        self._registers = Registers(nic, memory, self._journal, lambda: self._tx.behind, self._forget_queues)
         self._created: set[str] = set()
         self._destroyed: set[str] = set()
         self._events: dict[str, Callable[..., None]] = {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.state import Records
 from nicmodel.observe.memory import peek
+
+_LAST_ADDRESS = (1 << 64) - 1
 
 Addresses = npt.NDArray[np.uint64]
 
@@ -20,14 +24,40 @@ class Memory:
 
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
+        self._seen: Records = nic.state.regions
+        #: The region of the last access, which is nearly always that of the next: start, end, host address, rights.
+        self._last = (0, 0, 0, 0)
 
     @property
     def _regions(self) -> Records:
         return self._nic.link.dma.regions if self._nic.link is not None else self._nic.state.regions
 
+    def _region(self, address: int) -> tuple[int, int, int, int]:
+        """The region with the last start that is not above the address: start, end, host address, rights."""
+        regions = self._regions
+        if regions is not self._seen:
+            self._seen, self._last = regions, (0, 0, 0, 0)
+        if not self._last[0] <= address < self._last[1]:
+            number = int(np.searchsorted(regions["start"], np.uint64(min(address, _LAST_ADDRESS)), "right")) - 1
+            if number < 0:
+                return (0, 0, 0, 0)
+            start, size, host, flags, _ = regions[number].item()
+            self._last = (start, start + size, host, flags)
+        return self._last
+
     def read(self, address: int, count: int) -> bytes | None:
         """Bytes at a guest address; None if some are not mapped into this process."""
+        start, end, host, _ = self._region(address)
+        if host and start <= address and address + count <= end:
+            return ctypes.string_at(host + address - start, count)
         return peek(self._regions, address, count)
+
+    def entries(self, ring: int, entries: int, size: int, first: int, count: int) -> bytes | None:
+        """`count` entries of a ring, `size` bytes each, from index `first` on; as `read`."""
+        whole = min(count, entries - first)
+        head = self.read(ring + first * size, whole * size)
+        rest = self.read(ring, (count - whole) * size) if count > whole else b""
+        return None if head is None or rest is None else head + rest
 
     def mapped(self, address: int, count: int, right: int) -> bool:
         """Whether the device may access all of `count` bytes, across borders of regions if need be.
@@ -37,15 +67,10 @@ class Memory:
             count: bytes; of none, any address will do.
             right: READABLE or WRITABLE.
         """
-        regions = self._regions
         end = address + count
         while address < end:
-            number = int(np.searchsorted(regions["start"], np.uint64(min(address, (1 << 64) - 1)), "right")) - 1
-            if number < 0:
-                return False
-            region = regions[number]
-            border = int(region["start"]) + int(region["size"])
-            if address >= border or not int(region["flags"]) & right:
+            start, border, _, rights = self._region(address)
+            if not start <= address < border or not rights & right:
                 return False
             address = border
         return True

@@ -1,13 +1,13 @@
 """Rules of receive queues (RX), and of memory that goes away under them (DMA-001, DMA-002).
 
 A posted descriptor is copied when the doorbell comes: the copy says what the device owns, whatever the driver does to
-the ring later.
+the ring later. The memory that it owns is kept by page, so that a buffer costs the same however many there are.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any
+from collections import defaultdict
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,58 @@ from nicmodel.vfio_user.dma import WRITABLE
 
 #: Least number of buffers that a doorbell of a DQO format posts.
 _DOORBELL_STEP = 8
-_COUNT_MASK = 0xFFFFFFFF
+_PAGE_SHIFT = 12
+
+#: Indices of a ring.
+Places = npt.NDArray[np.int64]
 
 _RESERVED = np.frombuffer(RX_BUFFER.reserved.to_bytes(RX_BUFFER.size, "little"), "<u8")
+
+
+class _Span(NamedTuple):
+    """Memory that the device owns: from `start` up to `end`, by an entry of a queue's ring."""
+
+    start: int
+    end: int
+    queue: int
+    place: int
+
+
+class _Spans:
+    """Memory that the device owns, by page."""
+
+    def __init__(self) -> None:
+        self._pages: defaultdict[int, list[_Span]] = defaultdict(list)
+
+    def clear(self) -> None:
+        """All of it is the driver's again."""
+        self._pages.clear()
+
+    def add(self, span: _Span) -> _Span | None:
+        """More memory; an earlier span that it overlaps."""
+        clash = None
+        for page in range(span.start >> _PAGE_SHIFT, (span.end - 1 >> _PAGE_SHIFT) + 1):
+            there = self._pages[page]
+            for other in there:
+                if other.start < span.end and span.start < other.end:
+                    clash = other
+            there.append(span)
+        return clash
+
+    def remove(self, queue: int, place: int, start: int, end: int) -> None:
+        """The memory of an entry is the driver's again, if it was not before."""
+        span = _Span(start, end, queue, place)
+        for page in range(start >> _PAGE_SHIFT, (end - 1 >> _PAGE_SHIFT) + 1):
+            there = self._pages.get(page)
+            if there is not None and span in there:
+                there.remove(span)
+                if not there:
+                    del self._pages[page]
+
+    def forget(self, queue: int) -> None:
+        """All memory of a queue is the driver's again."""
+        kept = {page: [span for span in there if span.queue != queue] for page, there in self._pages.items()}
+        self._pages = defaultdict(list, {page: there for page, there in kept.items() if there})
 
 
 class _Queue:
@@ -37,6 +86,7 @@ class _Queue:
         addresses: where each posted buffer begins, shape (entries,).
         refused: whether there is no buffer in the entry that can be used: none was posted, or a finding was made of
             its address; shape (entries,).
+        ids: entry of each buffer id that is in use.
     """
 
     def __init__(self, entries: int, words: int) -> None:
@@ -44,6 +94,7 @@ class _Queue:
         self.copy: npt.NDArray[np.uint64] = np.zeros((entries, words), "<u8")
         self.addresses: Addresses = np.zeros(entries, np.uint64)
         self.refused = np.ones(entries, np.bool_)
+        self.ids: dict[int, int] = {}
 
 
 class Receive:
@@ -55,11 +106,17 @@ class Receive:
         self._journal = journal
         self._rings = rings
         self._queues: dict[int, _Queue] = {}
+        self._buffers, self._headers = _Spans(), _Spans()
         self._faults = 0
         self._heads: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
     def forget(self, number: int | None = None) -> None:
         """A queue is gone, or all are."""
+        for spans in (self._buffers, self._headers):
+            if number is None:
+                spans.clear()
+            else:
+                spans.forget(number)
         if number is None:
             self._queues.clear()
         else:
@@ -76,13 +133,6 @@ class Receive:
         """The queues that the device has; it may have just ended one."""
         return [(number, queue) for number, queue in self._queues.items() if self._nic.state.rx[number]["active"]]
 
-    def _owned(self, number: int) -> npt.NDArray[np.int64]:
-        """Indices of the entries that the device owns, in order."""
-        record = self._nic.state.rx[number]
-        head, entries = int(record["buffer_head"]), int(record["buffer_entries"])
-        count = (self._queue(number).tail - head) & int(record["position_mask"])
-        return np.arange(head, head + min(count, entries)) % entries
-
     def doorbell(self, number: int, value: int) -> None:
         """The doorbell of an existing queue is about to take effect; its value is an index of the ring or a count."""
         record, queue, name = self._nic.state.rx[number], self._queue(number), f"rx{number}"
@@ -98,8 +148,8 @@ class Receive:
             )  # fmt: skip
         elif not self._nic.gqi and 0 < new < _DOORBELL_STEP:
             self._journal.report("RX-RNG-002", f"{new} buffers are posted", name, tail=value, before=queue.tail)
-        raw = self._memory.read(int(record["buffer_ring"]), entries * queue.copy.itemsize * queue.copy.shape[1])
         places = np.arange(value - min(new, entries), value) % entries
+        raw = self._read(number, queue, places)
         queue.tail = value
         if raw is None:
             if not self._memory.mapped(int(record["buffer_ring"]), 1, 1):
@@ -107,13 +157,14 @@ class Receive:
                     "DMA-001", "the buffer ring is no longer in memory", name, ring_address=int(record["buffer_ring"])
                 )
             return
-        queue.copy[places] = np.frombuffer(raw, "<u8").reshape(entries, -1)[places]
+        queue.copy[places] = raw
         if new > room:
-            queue.refused[:] = True  # what the device owns now is anybody's guess
+            self.forget(number)  # what the device owns now is anybody's guess
+            self._queue(number).tail = value
         else:
             self._check_posted(number, queue, places)
 
-    def _check_posted(self, number: int, queue: _Queue, places: npt.NDArray[np.int64]) -> None:
+    def _check_posted(self, number: int, queue: _Queue, places: Places) -> None:
         record, posted = self._nic.state.rx[number], queue.copy[places]
         size = int(record["buffer_size"])
         addresses = posted[:, 0].byteswap() if self._nic.gqi else _field(posted, RX_BUFFER.buffer_address)
@@ -157,129 +208,132 @@ class Receive:
         usable = (number < len(listed)) & (offset + np.uint64(size) <= page_size)
         return np.where(usable, listed[np.minimum(number, len(listed) - 1).astype(np.int64)] + offset, 0), usable
 
-    def _check_ids(self, number: int, queue: _Queue, places: npt.NDArray[np.int64]) -> None:
-        owned = self._owned(number)
-        ids = _field(queue.copy[owned], RX_BUFFER.buffer_id)
-        if len(np.unique(ids)) == len(ids):
-            return
-        for place in places:
-            identity = RX_BUFFER.buffer_id.get(queue.copy[place].tobytes())
-            same = owned[(ids == identity) & (owned != place)]
-            if len(same):
-                self._find(
-                    number, place, "RX-BUF-004", f"buffer id {identity} is posted while entry {same[0]} has it"
-                )  # fmt: skip
-                return
+    def _check_ids(self, number: int, queue: _Queue, places: Places) -> None:
+        for place, identity in zip(
+            places.tolist(), _field(queue.copy[places], RX_BUFFER.buffer_id).tolist(), strict=True
+        ):
+            earlier = queue.ids.setdefault(identity, place)
+            if earlier != place:
+                self._find(number, place, "RX-BUF-004", f"buffer id {identity} is posted while entry {earlier} has it")
 
-    def _check_headers(self, number: int, queue: _Queue, places: npt.NDArray[np.int64]) -> None:
+    def _check_headers(self, number: int, queue: _Queue, places: Places) -> None:
         size = int(self._nic.state.rx[number]["header_size"])
         headers = _field(queue.copy[places], RX_BUFFER.header_address)
         mapped = self._memory.all_mapped(headers, size, WRITABLE) & (headers != 0)
         self._first(number, places, ~mapped, "RX-BUF-002", f"the header buffer of {size} bytes is not in memory")
-        owned = self._owned(number)
-        every = np.sort(_field(queue.copy[owned], RX_BUFFER.header_address))
-        if mapped.all() and (np.diff(every) < np.uint64(size)).any():
-            order = owned[np.argsort(_field(queue.copy[owned], RX_BUFFER.header_address), kind="stable")]
-            clash = int(
-                np.flatnonzero(np.diff(_field(queue.copy[order], RX_BUFFER.header_address)) < np.uint64(size))[0]
-            )
-            pair = [int(place) for place in order[clash : clash + 2]]
-            late = next((place for place in reversed(places) if place in pair), None)
-            if late is not None:
-                other = pair[0] if pair[1] == late else pair[1]
-                self._find(number, late, "RX-BUF-009", f"the header buffer is that of entry {other} as well")
-
-    def _check_twice(self, number: int, queue: _Queue, places: npt.NDArray[np.int64]) -> None:
-        """Whether one of the buffers just posted shares memory with another that the device owns, of any queue."""
-        starts: list[Addresses] = []
-        ends: list[Addresses] = []
-        owners: list[npt.NDArray[np.int64]] = []
-        for other, of_other in self._alive():
-            owned = self._owned(other)
-            owned = owned[~of_other.refused[owned]]
-            begin = of_other.addresses[owned]
-            starts.append(begin)
-            ends.append(begin + np.uint64(self._nic.state.rx[other]["buffer_size"]))
-            owners.append(other << 32 | owned)
-        start, end = np.concatenate(starts), np.concatenate(ends)
-        # Buffers of all queues in order: without an overlap, none begins before the one before it ends.
-        if (np.sort(start)[1:] >= np.sort(end)[:-1]).all():
-            return
-        owner = np.concatenate(owners)
-        order = np.argsort(start, kind="stable")
-        new = {number << 32 | int(place) for place in places}
-        for earlier, later in pairwise(order):
-            pair = (int(owner[earlier]), int(owner[later]))
-            if start[later] < end[earlier] and not new.isdisjoint(pair):
-                mine, other = pair if pair[0] in new else pair[::-1]
-                if {mine, other} <= new:
-                    mine, other = max(pair), min(pair)
-                place = mine & _COUNT_MASK
+        for place, start in zip(places[mapped].tolist(), headers[mapped].tolist(), strict=True):
+            other = self._headers.add(_Span(start, start + size, number, place))
+            if other is not None:
                 self._find(
-                    number, place, "RX-BUF-003",
-                    f"the buffer is posted while entry {other & _COUNT_MASK} of rx{other >> 32} has it",
-                )  # fmt: skip
-                return
+                    number,
+                    place,
+                    "RX-BUF-009",
+                    f"the header buffer is that of entry {other.place} of rx{other.queue} too",
+                )
+
+    def _check_twice(self, number: int, queue: _Queue, places: Places) -> None:
+        """Whether one of the buffers just posted shares memory with another that the device owns, of any queue."""
+        size = int(self._nic.state.rx[number]["buffer_size"])
+        places = places[~queue.refused[places]]
+        for place, start in zip(places.tolist(), queue.addresses[places].tolist(), strict=True):
+            other = self._buffers.add(_Span(start, start + size, number, place))
+            if other is not None:
+                self._find(
+                    number,
+                    place,
+                    "RX-BUF-003",
+                    f"the buffer is posted while entry {other.place} of rx{other.queue} has it",
+                )
 
     # What the device takes.
 
     def before(self, batch: Batch) -> None:
-        """Frames are about to be received: what the device owns must be as it was posted."""
+        """Frames are about to be received: what the device may take must be as it was posted."""
         state = self._nic.state
         self._heads = state.rx["buffer_head"].copy()
         self._faults = int(state.device["faults"][0])
+        length = int(batch.frames["length"][: batch.count].sum())
         for number, queue in self._alive():
-            record, owned = state.rx[number], self._owned(number)
-            raw = self._memory.read(int(record["buffer_ring"]), queue.copy.nbytes)
-            if raw is None or not len(owned):
+            record = state.rx[number]
+            head, entries = int(record["buffer_head"]), int(record["buffer_entries"])
+            owned = (queue.tail - head) & int(record["position_mask"])
+            # As many as the batch can take, if all of it comes here.
+            count = min(owned, entries, 2 * batch.count + length // int(record["buffer_size"]))
+            places = np.arange(head, head + count) % entries
+            now, was = self._read(number, queue, places), queue.copy[places]
+            if now is None or (now == was).all():
                 continue
-            now = np.frombuffer(raw, "<u8").reshape(queue.copy.shape)
-            changed = owned[(now[owned] != queue.copy[owned]).any(axis=1)]
-            if len(changed):
-                self._find(
-                    number,
-                    changed[0],
-                    "RX-BUF-006",
-                    "the descriptor has been changed",
-                    now=now[changed[0]].tobytes().hex(),
-                )
-                queue.copy[changed] = now[changed]
+            changed = int(np.flatnonzero((now != was).any(axis=1))[0])
+            self._find(
+                number,
+                places[changed],
+                "RX-BUF-006",
+                "the descriptor has been changed",
+                now=now[changed].tobytes().hex(),
+            )
+            queue.copy[places] = now
+
+    def _read(self, number: int, queue: _Queue, places: Places) -> npt.NDArray[np.uint64] | None:
+        """Entries of the ring that follow each other, as they are; None if they are not in memory here."""
+        entries, words = queue.copy.shape
+        first = int(places[0]) if len(places) else 0
+        ring = int(self._nic.state.rx[number]["buffer_ring"])
+        raw = self._memory.entries(ring, entries, queue.copy.strides[0], first, len(places))
+        return None if raw is None else np.frombuffer(raw, "<u8").reshape(-1, words)
 
     def after(self, batch: Batch) -> None:
         """They were received."""
         state = self._nic.state
-        for number, _ in self._alive():
+        completed: list[tuple[int, _Queue, Places]] = []
+        for number, queue in self._alive():
             record, head = state.rx[number], int(self._heads[number])
             taken = (int(record["buffer_head"]) - head) & int(record["position_mask"])
             if taken:
                 self._journal.note(f"rx{number}", "received", buffers=taken, head=int(record["buffer_head"]))
+                places = np.arange(head, head + taken) % int(record["buffer_entries"])
+                completed.append((number, queue, places))
+                self._give_back(number, queue, places)
         if int(state.device["faults"][0]) != self._faults:
-            self._fault(int(state.device["fault_address"][0]))
+            self._fault(int(state.device["fault_address"][0]), completed)
 
-    def _fault(self, address: int) -> None:
+    def _give_back(self, number: int, queue: _Queue, places: Places) -> None:
+        """Entries are completed: their memory and ids are the driver's again."""
+        record = self._nic.state.rx[number]
+        size, header = int(record["buffer_size"]), int(record["header_size"])
+        for place, start in zip(places.tolist(), queue.addresses[places].tolist(), strict=True):
+            self._buffers.remove(number, place, start, start + size)
+        if self._nic.gqi:
+            return
+        for place, identity in zip(
+            places.tolist(), _field(queue.copy[places], RX_BUFFER.buffer_id).tolist(), strict=True
+        ):
+            if queue.ids.get(identity) == place:
+                del queue.ids[identity]
+        if header:
+            headers = _field(queue.copy[places], RX_BUFFER.header_address)
+            for place, start in zip(places.tolist(), headers.tolist(), strict=True):
+                self._headers.remove(number, place, start, start + header)
+
+    def _fault(self, address: int, completed: list[tuple[int, _Queue, Places]]) -> None:
         """The device ran into memory that is not there: whose it was."""
         if self._memory.mapped(address, 1, WRITABLE):
             return  # a fault on demand
-        for number, queue in self._alive():
-            name = f"rx{number}"
-            for ring in self._rings.of(name):
-                if ring.overlaps(address, 1) and not self._memory.mapped(ring.address, ring.size, ring.right):
+        for number, _ in self._alive():
+            for ring in self._rings.of(f"rx{number}"):
+                if ring.overlaps(address, 1):
                     self._journal.report(
-                        "DMA-001", f"the {ring.name} is no longer in memory", name, fault_address=address
+                        "DMA-001", f"the {ring.name} is no longer in memory", f"rx{number}", fault_address=address
                     )
                     return
+        for number, queue, places in completed:  # a buffer out of reach is handed back
             size = np.uint64(self._nic.state.rx[number]["buffer_size"])
-            hit = (queue.addresses <= address) & (np.uint64(address) - queue.addresses < size) & ~queue.refused
-            if hit.any():
-                place = int(np.flatnonzero(hit)[0])
-                self._find(number, place, "DMA-002", "the buffer is no longer in memory", fault_address=address)
-                return
+            start = queue.addresses[places]
+            hit = (start <= address) & (np.uint64(address) - start < size) & ~queue.refused[places]
+            self._first(number, places, hit, "DMA-002", "the buffer is no longer in memory")
 
     # Findings.
 
-    def _first(
-        self, number: int, places: npt.NDArray[np.int64], wrong: npt.NDArray[np.bool_], rule: str, what: str
-    ) -> None:
+    def _first(self, number: int, places: Places, wrong: npt.NDArray[np.bool_], rule: str, what: str) -> None:
         """A finding of the first of the entries that are wrong."""
         if wrong.any():
             self._find(number, places[np.flatnonzero(wrong)[0]], rule, what)

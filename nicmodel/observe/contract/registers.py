@@ -22,14 +22,18 @@ class Registers:
         nic: the device.
         memory: guest memory.
         journal: where findings go.
+        behind: whether the device has work that it does not do.
         on_release: called when the device is about to forget its queues.
 
     Attributes:
         failed: the device has refused a command since the admin queue was set up.
     """
 
-    def __init__(self, nic: Nic, memory: Memory, journal: Journal, on_release: Callable[[], None]) -> None:
+    def __init__(
+        self, nic: Nic, memory: Memory, journal: Journal, behind: Callable[[], bool], on_release: Callable[[], None]
+    ) -> None:
         self._nic = nic
+        self._behind = behind
         self._on_release = on_release
         self._memory = memory
         self._journal = journal
@@ -107,7 +111,8 @@ class Registers:
         nic = self._nic
         queues = [f"{way}{number}" for way, records in (("rx", nic.state.rx), ("tx", nic.state.tx))
                   for number in records["active"].nonzero()[0]]  # fmt: skip
-        if queues and not self.failed and not nic.status & DeviceStatus.RESET:
+        excused = self.failed or bool(nic.status & DeviceStatus.RESET) or self._behind()
+        if queues and not excused:
             self._journal.report("REG-010", f"the admin queue is released with {len(queues)} queues", queues=queues)
         self._on_release()
 

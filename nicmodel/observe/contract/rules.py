@@ -114,7 +114,7 @@ _REGISTERS = (
     ),
     Rule(
         "REG-010",
-        "Queues are destroyed before the admin queue is released, unless the device asked for a reset or has failed.",
+        "Queues are destroyed before the admin queue is released, unless the device asks for a reset, fails or hangs.",
         "What is under way is lost, and the other end is not told; it is the way out of an error, not of a shutdown.",
         "gve_main.c: gve_close, gve_teardown_priv_resources, gve_reset",
         _WARNING,
@@ -587,9 +587,9 @@ _TRANSMIT = (
     ),
     Rule(
         "TX-DSC-004",
-        "The reserved fields of a descriptor are 0.",
+        "In the DQO formats the reserved fields of a descriptor are 0.",
         "A later device may give them a meaning.",
-        "gve_desc_dqo.h: struct gve_tx_pkt_desc_dqo, gve_tx_context_cmd_dtype; gve_desc.h: struct gve_tx_seg_desc",
+        "gve_desc_dqo.h: struct gve_tx_pkt_desc_dqo, gve_tx_context_cmd_dtype (gve_tx.c leaves them as they were)",
         _WARNING,
     ),
     Rule(

@@ -113,6 +113,11 @@ class Transmit:
         else:
             self._queues.pop(number, None)
 
+    @property
+    def behind(self) -> bool:
+        """Whether the device has not taken what is posted: a driver may find that it hangs."""
+        return any(queue.waiting for queue in self._queues.values())
+
     def _queue(self, number: int) -> _Queue:
         if number not in self._queues:
             record = self._nic.state.tx[number]
@@ -134,18 +139,15 @@ class Transmit:
             )  # fmt: skip
             new = min(new, entries)
             queue.freed = queue.posted + new - entries
-        raw = self._memory.read(int(record["ring"]), entries * _SIZE)
-        first, queue.tail = queue.tail, value
+        raw = self._memory.entries(int(record["ring"]), entries, _SIZE, queue.tail % entries, new)
+        queue.tail = value
         if raw is None:
             if not self._memory.mapped(int(record["ring"]), 1, READABLE):
                 self._journal.report(
                     "DMA-001", "the ring is no longer in memory", name, ring_address=int(record["ring"])
                 )
             return
-        posted = [
-            _Descriptor(queue.posted + k, raw[place * _SIZE : (place + 1) * _SIZE])
-            for k, place in enumerate((first + k) % entries for k in range(new))
-        ]
+        posted = [_Descriptor(queue.posted + k, raw[k * _SIZE : (k + 1) * _SIZE]) for k in range(new)]
         queue.posted += new
         queue.waiting.extend(posted)
         for packet in self._packets(number, queue, posted):
@@ -303,8 +305,6 @@ class Transmit:
             self._check_piece(
                 number, queue, descriptor, int(segment["segment_address"]), int(segment["segment_length"])
             )
-            if segment["reserved"]:
-                self._find(number, descriptor, "TX-DSC-004", "reserved bits of the descriptor are set")
             if kind == GqiTxType.TSO and not segment["mss"]:
                 self._find(number, descriptor, "TX-GQI-005", "segments of 0 bytes")
         if gathered != first["length"]:
@@ -343,13 +343,12 @@ class Transmit:
         self._faults = int(state.device["faults"][0])
         queue, record = self._queue(number), state.tx[number]
         entries = int(record["entries"])
-        first = queue.tail - len(queue.waiting)
-        raw = self._memory.read(int(record["ring"]), entries * _SIZE)
+        waiting = len(queue.waiting)
+        raw = self._memory.entries(int(record["ring"]), entries, _SIZE, (queue.tail - waiting) % entries, waiting)
         if raw is None:
             return
         for k, descriptor in enumerate(queue.waiting):
-            place = (first + k) % entries
-            now = raw[place * _SIZE : (place + 1) * _SIZE]
+            now = raw[k * _SIZE : (k + 1) * _SIZE]
             if now != descriptor.raw:
                 self._find(number, descriptor, "TX-DSC-005", "the descriptor has been changed", now=now.hex())
                 queue.waiting[k] = _Descriptor(descriptor.position, now)

@@ -1,0 +1,76 @@
+"""``nicmodel rules`` and ``nicmodel findings``: the contract, and how a driver has broken it."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from nicmodel.cli.options import BROKEN, control_option
+from nicmodel.observe.contract.findings import as_text
+from nicmodel.observe.contract.rules import AREAS, RULES, Rule
+from nicmodel.observe.control import Control
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[RULE]...")
+@click.option("--json", "as_json", is_flag=True, help="All of them in full, for programs.")
+def rules(names: tuple[str, ...], as_json: bool) -> None:
+    """What a driver of a gVNIC has to do: all rules in short, or the named ones in full.
+
+    A name such as RX-BUF-003 is one rule, the beginning of names such as RX or ADM-QUE is all of those.
+    """
+    chosen = [rule for rule in RULES.values() if not names or rule.name.startswith(tuple(map(str.upper, names)))]
+    unknown = [name for name in names if not any(rule.startswith(name.upper()) for rule in RULES)]
+    if unknown:
+        raise click.UsageError(f"no rule is called {unknown[0]}, or begins so; the areas are {', '.join(AREAS)}")
+    if as_json:
+        click.echo(json.dumps([_as_dict(rule) for rule in chosen], indent=1))
+    elif names:
+        click.echo("\n\n".join(map(_in_full, chosen)))
+    else:
+        table = Table()
+        for heading in ("rule", "severity", "says"):
+            table.add_column(heading, no_wrap=heading != "says")
+        for rule in chosen:
+            table.add_row(rule.name, rule.severity.value, rule.says)
+        Console(highlight=False, markup=False).print(table)
+        click.echo(f"{len(chosen)} rules; nicmodel rules NAME tells why, and where it is written down")
+
+
+def _as_dict(rule: Rule) -> dict[str, str]:
+    return {
+        "rule": rule.name,
+        "area": AREAS[rule.area],
+        "severity": rule.severity.value,
+        "says": rule.says,
+        "why": rule.why,
+        "source": rule.source,
+    }
+
+
+def _in_full(rule: Rule) -> str:
+    fields = _as_dict(rule)
+    return "\n".join([f"{rule.name}: {rule.says}", *(f"  {name:<9}{fields[name]}" for name in
+                                                     ("why", "area", "severity", "source"))])  # fmt: skip
+
+
+@click.command()
+@control_option
+@click.option("--nic", metavar="NAME", help="Only of this NIC of the server: nic0, nic1, …")
+@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+def findings(path: str, nic: str | None, as_json: bool) -> None:
+    """How drivers have broken the contract, on a server that was started with --check or --strict.
+
+    The exit status is 3 if there is any finding.
+    """
+    with Control(path) as control:
+        found = control.findings(nic)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        click.echo("\n".join(map(as_text, found)) or "no findings")
+    if found:
+        raise click.exceptions.Exit(BROKEN)
