@@ -139,8 +139,11 @@ def without_segmentation(lab: Lab) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("split", [False, True], ids=["unsplit", "split"])
-@pytest.mark.parametrize("offloads", [False, True], ids=["frames", "offloads"])
+@pytest.mark.parametrize(
+    ("split", "offloads"),
+    [(False, False), (True, False), (True, True)],
+    ids=["frames", "frames split", "offloads split"],
+)
 def test_all_counters_agree(lab: Lab, split: bool, offloads: bool, tmp_path: Path) -> None:
     """Frame by frame and byte by byte.
 

@@ -13,8 +13,17 @@ pytestmark = pytest.mark.guest
 
 
 @pytest.fixture
-def down(lab: Lab) -> Iterator[Lab]:
-    """The first interface is down during the test, and as always after it."""
+def as_always(lab: Lab) -> Lab:
+    """The first interface with the settings that tests of traffic choose among."""
+    lab.split(LINK0, False)
+    ethtool(lab, LINK0, "-X", "default")
+    return lab
+
+
+@pytest.fixture
+def down(as_always: Lab) -> Iterator[Lab]:
+    """The first interface is down during the test."""
+    lab = as_always
     lab.run("ip link set eth0 down")
     yield lab
     lab.run(f"ip link set eth0 up; ip addr replace {LINK0.address6}/64 dev eth0 nodad")
@@ -56,8 +65,8 @@ def check_what_is_shown(lab: Lab) -> None:
         assert "not supported" in lab.run(f"ethtool {option} eth0", check=False).stderr, option
 
 
-def test_what_is_shown(lab: Lab) -> None:
-    check_what_is_shown(lab)
+def test_what_is_shown(as_always: Lab) -> None:
+    check_what_is_shown(as_always)
 
 
 def test_what_is_shown_while_down(down: Lab) -> None:

@@ -11,10 +11,10 @@ from contextlib import closing, contextmanager
 
 import pytest
 from fleet import STALLED, Fleet
-from lab import LINK0, LINK1, Port, ethtool, wait_until
+from lab import LINK0, LINK1, Lab, Port, ethtool, wait_until
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import Ether
-from streams import Traffic
+from streams import Traffic, streams
 
 from nicmodel.observe.control import Control
 
@@ -70,6 +70,35 @@ def test_the_link_flaps_under_traffic(traffic: Traffic) -> None:
             wait_until(detected, timeout=60)
             assert int(lab.run("cat /sys/class/net/eth0/carrier_changes").stdout) == changes + 2
             traffic.goes_on()
+
+
+def test_transmit_completions_that_never_come(bench: Lab) -> None:
+    """The device sends, and does not say so: the kernel's watchdog finds a queue hanging, the driver resets the device,
+    and once completions come again the streams go on.
+    """
+    lab, name, log = bench, f"nic{LINK0.number}", len(bench.guest.dmesg())
+
+    def count(counter: str) -> int:
+        return statistic(ethtool(lab, LINK0, "-S"), counter)
+
+    resets, timeouts = count("reset_cnt"), count("tx_timeouts")
+    with streams(lab) as traffic, Control(lab.server.control) as control:
+        control.add_fault("tx-never", nic=name)
+        try:
+            wait_until(lambda: count("reset_cnt") > resets, timeout=120, pause=1, what=lambda: lab.guest.dmesg()[log:])
+        finally:
+            control.end_fault(nic=name)
+            lab.await_carrier(LINK0)
+            lab.run(f"ip addr replace {LINK0.address6}/64 dev {LINK0.interface} nodad")
+        assert count("tx_timeouts") > timeouts
+        check_log_of_a_hang(lab.guest.dmesg()[log:])
+        traffic.goes_on()
+
+
+def check_log_of_a_hang(said: str) -> None:
+    """The watchdog and the driver have spoken, and nobody has complained of anything else."""
+    assert "NETDEV WATCHDOG" in said and "Timeout on tx queue" in said and "Performing reset" in said
+    assert not re.search(r"Reset failed|Call Trace|AQ command failed|Invalid|BUG", said), said
 
 
 class Peer:
@@ -143,10 +172,8 @@ def test_a_transmit_queue_that_hangs(booted_fleet: Fleet) -> None:
             flood.kill()
             flood.wait(60)
             guest.run(f"sysctl -q net.core.wmem_default={buffer}")
-        said = guest.dmesg()[log:]
         assert count("tx_timeouts") > timeouts
-        assert "NETDEV WATCHDOG" in said and "Timeout on tx queue" in said and "Performing reset" in said
-        assert not re.search(r"Reset failed|Call Trace|AQ command failed|Invalid|BUG", said), said
+        check_log_of_a_hang(guest.dmesg()[log:])
         peer.read()
         fleet.await_carrier(STALLED)
         # The route has gone with the interface for a moment, the neighbour with it.

@@ -158,7 +158,7 @@ def restore(fleet: Fleet) -> None:
 
 @pytest.fixture(scope="module")
 def minutes(request: pytest.FixtureRequest) -> float:
-    return float(request.config.getoption("--soak"))
+    return float(request.config.getoption("--soak", default=1))
 
 
 def test_soak(fleet: Fleet, minutes: float) -> None:
