@@ -151,7 +151,7 @@ class RxHeaderOverflow(RxFault):
 
 @dataclass(frozen=True, kw_only=True)
 class RxChecksum(RxFault):
-    """The completion's checksum verdict is wrong (DQO formats)."""
+    """The completion's checksum verdict is wrong (DQO formats; packets that are not coalesced)."""
 
     name = "rx-checksum"
     effect = (
@@ -245,7 +245,7 @@ class IrqLate(IrqFault):
     """An interrupt is raised later."""
 
     name = "irq-late"
-    effect = "The round trip grows by the delay; packets are handled in larger batches."
+    effect = "Packets wait for the next interrupt, so round trips grow by up to the delay, and batches get larger."
 
     delay: Annotated[float, "seconds"] = 0.01
 
@@ -381,8 +381,8 @@ class DeviceOnes(Fault):
     name = "device-ones"
     where = "device"
     effect = (
-        "Packets flow. An admin command seems not to be executed and times out; at the next management interrupt "
-        "the ones read as a request to reset."
+        "Packets flow. The driver takes the admin queue's counter for wrong and refuses every command at once, so that "
+        'ethtool and ip say "Invalid argument"; the worker of the NIC\'s clock says "gve_ptp_do_aux_work read err".'
     )
 
 

@@ -177,7 +177,10 @@ class ReceiveFaults:
     ) -> None:  # fmt: skip
         """Turn a checksum's verdict round."""
         errors = (RX_COMPLETION.ip_checksum_error, RX_COMPLETION.l4_checksum_error)
-        looked = _get(completions[places[0]], RX_COMPLETION.l3_l4_processed)
+        # What is merged has been verified before: it is never bad, and its header holds no whole checksum any more.
+        looked = _get(completions[places[0]], RX_COMPLETION.l3_l4_processed) and not _get(
+            completions[places[0]], RX_COMPLETION.rsc
+        )
         is_bad = any(_get(completions[places[0]], bit) for bit in errors)
         if looked and is_bad == (fault.verdict == "good") and injection.hit(queue=f"rx{queue}"):
             for place in places:

@@ -55,11 +55,11 @@ class WireFaults:
         """These faults are at work from now on."""
         self._wire.update([one for one in active if not isinstance(one.fault, WireFlap)])
         flaps = {one for one in active if isinstance(one.fault, WireFlap)}
-        begun, self._flaps = flaps - self._flaps, flaps
+        begun, ended, self._flaps = flaps - self._flaps, self._flaps - flaps, flaps
         for injection in begun:
             assert isinstance(injection.fault, WireFlap)
             self._pull(injection, injection.fault)
-        if not flaps:
+        if any(not one.exhausted for one in ended):  # the last of a number of flaps lasts as long as the others
             self._plug()
 
     def _pull(self, injection: Injection, fault: WireFlap) -> None:
