@@ -215,8 +215,10 @@ class ReceiveFaults:
         rx = self._nic.state.rx[queue]
         entries = int(rx["completion_entries"])
         position = "buffer_head" if self._nic.gqi else "completion_index"
-        first, end = int(before[position]), int(rx[position])
-        for place in range(first, first + (end - first) % entries):
+        first = int(before[position])
+        # Each buffer has a completion, and only of buffers it is known that there are not more than a ring's.
+        count = (int(rx["buffer_head"]) - int(before["buffer_head"])) & int(rx["position_mask"])
+        for place in range(first, first + count):
             place %= entries
             ring = int(rx["completion_ring"])
             words = completions[place].copy()

@@ -28,7 +28,7 @@ from nicmodel.vm.server import NicServer
 from .frames import ETHERNET, NIC_MAC, PEER_MAC, tcp, udp
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-README_COMMANDS = re.findall(r"^ +nicmodel (.* --control .*)$", README, re.MULTILINE)
+README_COMMANDS = re.findall(r"^ +nicmodel ((?!fault ).* --control .*)$", README, re.MULTILINE)
 
 TO_PORT = 'Ether()/IP(dst="192.0.2.1")/TCP(dport=5201)/("x"*1000)'
 

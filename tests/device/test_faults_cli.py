@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from .frames import NIC_MAC, tcp
 from .test_control_commands import run
 
 README = (Path(__file__).parents[2] / "nicmodel" / "faults" / "README.md").read_text()
+COMMANDS = re.findall(
+    r"^ +nicmodel (fault .*--control \S+)", (Path(__file__).parents[2] / "README.md").read_text() + README, re.MULTILINE
+)
 [SCENARIO] = re.findall(r"^```toml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
@@ -92,6 +96,13 @@ def test_the_readme_scenario_plays(control: str, tmp_path: Path) -> None:
     run("fault", "play", str(file), "--control", control)
     listed = run("fault", "list", "--control", control)
     assert [name for name in (fault.name for _, fault in Scenario.parse(SCENARIO).faults) if name not in listed] == []
+
+
+def test_the_readme_commands_work(control: str) -> None:
+    assert len(COMMANDS) == 6
+    for command in COMMANDS:
+        run(*shlex.split(command.replace("/tmp/nic.ctl", control)))
+    assert run("fault", "list", "--control", control) == ""
 
 
 def test_the_readme_table_is_the_registry() -> None:

@@ -137,6 +137,40 @@ def test_a_segment_crosses_pages_of_its_list(make_lab: Callable[..., Loopback]) 
     assert gqi.lab.wire.take() == [frame]
 
 
+def test_late_and_missing_completions(gqi: Gqi) -> None:
+    """A fault that keeps counts and descriptors back, for a ring's worth of packets each time."""
+    lab = gqi.lab
+    late = lab.faults.add("rx-late", delay=0.01)
+    frames = [tcp(number) for number in range(ENTRIES)]
+    for _ in range(3):
+        lab.receive(*frames)
+        assert gqi.receive() == []
+        lab.advance(10_000_000)
+        assert [content for content, _ in gqi.receive()] == frames
+        gqi.fill(ENTRIES)
+    lab.faults.remove(late)
+
+    never = lab.faults.add("tx-never", count=1)
+    gqi.send(tcp(1))
+    assert gqi.done == 0
+    gqi.send(tcp(2))
+    assert gqi.done == gqi.posted
+    assert never.hits == 1
+
+    lab.faults.add("tx-late", delay=0.01, count=1)
+    done = gqi.done
+    gqi.send(tcp(3))
+    assert gqi.done == done
+    lab.advance(10_000_000)
+    assert gqi.done == gqi.posted
+    lab.faults.add("tx-late", delay=0.01, count=1)
+    gqi.send(tcp(4))
+    gqi.send(tcp(5))
+    assert gqi.done == gqi.posted
+    lab.advance(10_000_000)
+    assert gqi.done == gqi.posted  # a late count takes nothing back
+
+
 def test_checksum_offload(gqi: Gqi) -> None:
     packet = Ether(tcp(333))
     packet[TCP].chksum = 0x1234
