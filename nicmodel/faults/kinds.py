@@ -124,7 +124,7 @@ class RxUnsplit(RxFault):
     name = "rx-unsplit"
     effect = (
         "On an ordinary queue nothing is lost. On a queue bound to a dma-buf the driver cannot read the header "
-        "there and drops the packet (rx_skb_alloc_fail); TCP sends it again."
+        "there and drops the packet (rx_skb_alloc_fail of the queue); TCP sends it again."
     )
 
 

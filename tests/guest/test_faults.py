@@ -211,29 +211,13 @@ def test_starvation(bench: Bench) -> None:
     assert bench.control.stat()[0]["drops"]["no_buffers"] > 0
 
 
-# Transmit.
+# Transmit. That the watchdog resets a queue whose completions never come is tested in test_recovery.py.
 
 
 def test_late_transmit_completions(bench: Bench) -> None:
     with fault(bench, "tx-late", delay=0.01, probability=0.1):
         counters = bench.stream("there")
     assert counters["same"], counters
-
-
-def test_completions_that_never_come(bench: Bench) -> None:
-    """The watchdog finds the queue stuck; the driver kicks it, in vain, and at the next time resets the device."""
-
-    def resets() -> int:
-        [count] = re.findall(r"^ +reset_cnt: (\d+)$", bench.run("ethtool -S eth0"), re.MULTILINE)
-        return int(count)
-
-    before, timeouts = resets(), bench.log().count("Timeout on tx queue")
-    with fault(bench, "tx-never"):
-        process = bench.guest.start("stream there")
-        wait_until(lambda: bench.log().count("Timeout on tx queue") > timeouts, timeout=120)
-    wait_until(lambda: resets() > before, timeout=120)
-    assert "same 1" in process.wait(240).stdout
-    assert "Kicking queue" in bench.log()
 
 
 # Interrupts.
@@ -346,11 +330,12 @@ def test_devmem(bench: Bench, tools: None, name: str) -> None:
     )
     receiver.expect("ready", timeout=60)
 
-    def dropped() -> int:
-        return sum(map(int, re.findall(r"rx_skb_alloc_fail: (\d+)", bench.run("ethtool -S eth2"))))
+    def out_of_order() -> int:
+        """Segments that came after one that was lost. (The driver's own count of the queue goes with the queue.)"""
+        return int(bench.run("nstat -asz TcpExtTCPOFOQueue | awk '/OFO/ {print $2}'"))
 
-    before = dropped()
-    with fault(bench, name, nic=2, queue=3, probability=0.02):
+    before = out_of_order()
+    with fault(bench, name, nic=2, queue=3, probability=0.05, count=10):
         send_pattern("127.0.0.1", bench.port, 4 * MIB)
     result = receiver.wait(120)
     assert result.status == 0, result.stdout + result.stderr
@@ -358,7 +343,7 @@ def test_devmem(bench: Bench, tools: None, name: str) -> None:
     bench.run(f"ethtool -N eth2 delete {rule[1]}")
     assert (said["bytes"], said["errors"]) == (4 * MIB, 0)
     assert (said["linear_bytes"] > 0) == (name == "rx-split-beyond")
-    assert (dropped() > before) == (name != "rx-split-beyond")
+    assert (out_of_order() > before) == (name != "rx-split-beyond")
 
 
 # At last, since the guest is another afterwards.
