@@ -130,7 +130,10 @@ class Bench:
 def benches() -> Iterator[dict[Pair, Bench]]:
     """Both pairs in one guest, set up as the driver wants them for XDP."""
     with ExitStack() as stack:
-        servers = [stack.enter_context(NicServer(["--wire", "link", *pair.profile], sockets=2)) for pair in (DQO, GQI)]
+        servers = [
+            stack.enter_context(NicServer(["--wire", "link", "--check", *pair.profile], sockets=2))
+            for pair in (DQO, GQI)
+        ]
         nics = [Nic(path) for server in servers for path in server.sockets]
         guest = stack.enter_context(Guest(GuestConfig(nics=nics, device_memory={MEMORY: 64 * MIB})))
         install_guest_tools(guest)
@@ -156,6 +159,9 @@ def benches() -> Iterator[dict[Pair, Bench]]:
             )
         guest.run(f"ethtool -K {DQO.interface} rx-gro-hw off; ethtool -G {DQO.interface} rx-buf-len 2048")
         yield {pair: Bench(guest, server, pair) for pair, server in zip((DQO, GQI), servers, strict=True)}
+        for server in servers:
+            findings = server.findings()
+            assert not findings, "the driver breaks the contract:\n" + findings
 
 
 @pytest.fixture(params=[DQO, GQI], ids=["dqo-rda", "gqi-qpl"])
