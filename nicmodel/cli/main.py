@@ -20,6 +20,7 @@ _COMMANDS = {
     "top": "nicmodel.cli.top",
     "show": "nicmodel.cli.show",
     "trace": "nicmodel.cli.trace",
+    "capture": "nicmodel.cli.capture",
     "inject": "nicmodel.cli.act",
     "send": "nicmodel.cli.act",
     "link": "nicmodel.cli.act",

@@ -27,7 +27,7 @@ from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit import transmit
 from nicmodel.gvnic.transmit_gqi import transmit_gqi
-from nicmodel.packet.frames import Batch
+from nicmodel.packet.frames import NO_QUEUE, Batch
 from nicmodel.pci.config import Command, ConfigSpace, MsixTable
 from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
 from nicmodel.vfio_user.dma import REGION, DmaFault, without
@@ -79,8 +79,8 @@ class Nic(Device):
             data) before what the driver writes takes effect; ``command`` (slot) before an admin command is executed,
             ``admin`` (opcode, payload, status, reason) before its status is written; ``interrupt`` (vector), ``link``
             (up), ``reset`` and ``reset_request``; around each batch ``receive`` (batch) and then ``received`` (batch,
-            outcomes), ``transmit`` (queue) and then ``transmitted`` (queue); ``injected`` (fault, …) each time that a
-            fault of `nicmodel.faults` strikes.
+            outcomes), ``transmit`` (queue) and then ``transmitted`` (queue); before a batch goes to the wire ``send``
+            (batch); ``injected`` (fault, …) each time that a fault of `nicmodel.faults` strikes.
         lives: by name, such as ``rx3``, how many lives of a queue have ended: what was kept for one is void then.
     """
 
@@ -624,6 +624,8 @@ class Nic(Device):
                     break
                 del self._tx_dirty[queue]
             out.count, out.used = int(self._out_used[0]), int(self._out_used[1])
+            if self.observers:
+                self.tell("send", batch=out)
 
     def send(self, frames: Iterable[bytes]) -> int:
         """Put frames out on the wire, as if the driver had sent them; no queue counts them.
@@ -634,6 +636,9 @@ class Nic(Device):
         if self._out.sent < self._out.count:
             return 0
         batch = Batch.of(frames, headroom=self.wire.headroom)
+        batch.frames["queue"] = NO_QUEUE
+        if self.observers:
+            self.tell("send", batch=batch)
         if self.cable:
             self.wire.send(batch)
         return batch.sent

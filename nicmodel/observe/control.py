@@ -22,6 +22,8 @@ findings   nic (all if it is left out)                  a list: how the driver h
                                                         `nicmodel.observe.contract.findings.Finding`
 trace      kinds, queues, nic (all if it is left out)   {}; from now on lines ``{"event": …}`` come, see
                                                         `nicmodel.observe.trace`
+capture    queues, limit (bytes of a frame), nic (all   {"epoch": …, "wires": …}, see `Control.capture`; from now on
+           if it is left out)                           lines ``{"frame": …}`` come, see `nicmodel.observe.capture`
 ========== ============================================ =========================================================
 
 A client that reads its events too slowly loses some: ``{"lost": N}`` says how many, and where. One that does not read
@@ -232,10 +234,33 @@ class Control:
         self._socket.settimeout(None)
         return self._events()
 
+    def capture(
+        self, *, queues: Collection[str] = (), limit: int | None = None, nic: str | None = None
+    ) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+        """Frames from now on, received and sent, until the server ends, and what one has to know of them first.
+
+        The connection is of no other use afterwards. ``{"lost": N}`` stands for frames that came too fast.
+
+        Args:
+            queues: only of these, such as ``rx3``; all if empty, and what comes to no queue.
+            limit: most bytes of each frame; None: all.
+            nic: only of this NIC.
+
+        Returns:
+            ``epoch``, what to add to a time for nanoseconds since 1970, and ``wires``, their names by NIC; and the
+            frames, see `nicmodel.observe.capture`.
+
+        Raises:
+            ControlError: no such queue or NIC.
+        """
+        about: dict[str, Any] = self.request("capture", queues=list(queues), limit=limit, nic=nic)
+        self._socket.settimeout(None)
+        return about, self._events()
+
     def _events(self) -> Iterator[dict[str, Any]]:
         for line in self._lines:
             answer = json.loads(line)
-            yield answer.get("event", answer)
+            yield answer.get("event") or answer.get("frame") or answer
 
 
 def _portions(frames: Sequence[bytes]) -> Iterator[list[str]]:

@@ -7,17 +7,20 @@ import binascii
 import json
 import logging
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from nicmodel.faults.faults import Faults, named_fault
 from nicmodel.faults.scenario import Scenario
 from nicmodel.gvnic.device import Nic
+from nicmodel.observe.capture import Capture
 from nicmodel.observe.contract.checker import Checker
 from nicmodel.observe.control import MAX_LINE, VERSION
 from nicmodel.observe.detail import detail
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.observe.trace import Event, Subscription, Tracer, completions, followers, where
+from nicmodel.observe.trace import Event, Tracer, completions, followers, where
 from nicmodel.packet.frames import MAX_FRAME, Batch
 from nicmodel.vfio_user.listener import Listener
 from nicmodel.vfio_user.poll import Poller
@@ -93,7 +96,7 @@ class _Client:
         self._overlong = False
         self._congested = False
         self._lost = 0
-        self._subscriptions: list[tuple[Tracer, Subscription]] = []
+        self._endings: list[Callable[[], None]] = []
         self._requests: dict[str, Callable[[dict[str, Any]], Any]] = {
             "stat": self._stat,
             "show": self._show,
@@ -107,6 +110,7 @@ class _Client:
             "scenario": self._begin_scenario,
             "findings": self._findings,
             "trace": self._trace,
+            "capture": self._capture,
         }
         connection.setblocking(False)
         poller.add(connection.fileno(), self._readable)
@@ -115,8 +119,8 @@ class _Client:
         """End the connection."""
         if self._socket.fileno() < 0:
             return
-        for tracer, subscription in self._subscriptions:
-            tracer.unsubscribe(subscription)
+        for end in self._endings:
+            end()
         self._poller.remove(self._socket.fileno())
         self._socket.close()
         self._on_close(self)
@@ -199,14 +203,14 @@ class _Client:
             self._congested = bool(self._output)
             self._poller.want_write(self._socket.fileno(), self._flush if self._congested else None)
 
-    def _event(self, event: Event) -> None:
+    def _event(self, kind: str, event: Event) -> None:
         if len(self._output) > _MAX_EVENTS:
             self._lost += 1
             return
         if self._lost:
             lost, self._lost = self._lost, 0
             self._send({"lost": lost})
-        self._send({"event": event})
+        self._send({kind: event})
 
     # Requests.
 
@@ -217,6 +221,10 @@ class _Client:
         if not isinstance(name, str) or name not in nics:
             raise _Refused(f"which NIC? There are {', '.join(nics)}" if name is None else f"there is no NIC {name!r}")
         return nics[name][0]
+
+    def _nics(self, request: dict[str, Any]) -> list[Nic]:
+        """The one that is named, or all."""
+        return [self._nic(request)] if "nic" in request else [nic for nic, _ in self._server.nics.values()]
 
     def _stat(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         return [snapshot(nic, server.stats) for nic, server in self._server.nics.values()]
@@ -303,11 +311,21 @@ class _Client:
 
     def _trace(self, request: dict[str, Any]) -> dict[str, Any]:
         kinds, queues = _strings(request, "kinds"), _strings(request, "queues")
-        names = [self._nic(request).name] if "nic" in request else list(self._server.tracers)
-        for name in names:
-            tracer = self._server.tracers[name]
-            self._subscriptions.append((tracer, tracer.subscribe(self._event, kinds, queues)))
+        for nic in self._nics(request):
+            tracer = self._server.tracers[nic.name]
+            subscription = tracer.subscribe(partial(self._event, "event"), kinds, queues)
+            self._endings.append(partial(tracer.unsubscribe, subscription))
         return {}
+
+    def _capture(self, request: dict[str, Any]) -> dict[str, Any]:
+        queues, limit = _strings(request, "queues"), request.get("limit")
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise _Refused("limit is a number of bytes")
+        nics = self._nics(request)
+        for nic in nics:
+            self._endings.append(Capture(nic, partial(self._event, "frame"), queues, limit).close)
+        epoch = time.time_ns() - nics[0].clock()
+        return {"epoch": epoch, "wires": {nic.name: nic.wire.name for nic in nics}}
 
 
 def _strings(request: dict[str, Any], name: str) -> list[str]:

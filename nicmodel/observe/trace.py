@@ -129,6 +129,7 @@ class Tracer:
             "injected": partial(self._emit, "injected"),
             "command": lambda **_: None,  # told when it is done, with its status
             "write": lambda **_: None,  # told by the server, together with what is read
+            "send": lambda **_: None,  # its frames are for captures
         }
         self._observer = partial(self._hear, self._of_device)
         self._of_server: dict[str, Callable[..., None]] = {
@@ -153,13 +154,10 @@ class Tracer:
         Raises:
             ValueError: there is no such kind, or no such queue.
         """
-        last = self._nic.profile.queues - 1
         for kind in kinds:
             if kind not in KINDS:
                 raise ValueError(f"no events are of kind {kind!r}; there are {', '.join(KINDS)}")
-        for queue in queues:
-            if queue[:2] not in ("rx", "tx") or not queue[2:].isdecimal() or int(queue[2:]) > last:
-                raise ValueError(f"there is no queue {queue!r}, but rx0 to rx{last} and tx0 to tx{last}")
+        check_queues(self._nic, queues)
         subscription = Subscription(listener, frozenset(kinds), frozenset(queues))
         self._subscriptions.append(subscription)
         self._switch()
@@ -384,6 +382,18 @@ class Tracer:
             if left == 0:
                 self._emit("tx", queue=f"tx{queue}", counter=(place + 1) & 0xFFFFFFFF, descriptors=packet)
                 packet = []
+
+
+def check_queues(nic: Nic, queues: Collection[str]) -> None:
+    """See that these are names of queues.
+
+    Raises:
+        ValueError: there is no such queue.
+    """
+    last = nic.profile.queues - 1
+    for queue in queues:
+        if queue[:2] not in ("rx", "tx") or not queue[2:].isdecimal() or int(queue[2:]) > last:
+            raise ValueError(f"there is no queue {queue!r}, but rx0 to rx{last} and tx0 to tx{last}")
 
 
 def where(nic: Nic, outcome: np.void) -> dict[str, Any]:

@@ -46,8 +46,9 @@ class Offload(IntFlag):
 
 #: `offset` and `length` are the frame's place in the batch's bytes; `segment` the payload bytes of each segment and
 #: `header` the bytes of L2-L4 header when `gso` is set; `csum_start`/`csum_offset` as in a virtio-net header. A frame
-#: that a NIC sends also says where it comes from: the transmit `queue`; if it was cut from a longer packet (TSO, USO)
-#: the payload bytes of each such `cut`, and its number (`part`); whether the NIC has `filled` in the L4 checksum.
+#: that a NIC sends also says where it comes from: the transmit `queue`, or `NO_QUEUE`; if it was cut from a longer
+#: packet (TSO, USO) the payload bytes of each such `cut`, and its number (`part`); whether the NIC has `filled` in the
+#: L4 checksum.
 FRAME = np.dtype(
     [
         ("offset", "<u4"),
@@ -66,6 +67,9 @@ FRAME = np.dtype(
     ],
     align=False,
 )
+
+#: `FRAME.queue` of a frame that no driver has sent.
+NO_QUEUE = 255
 
 #: Longest frame that can be carried whole: a 64 KiB IP packet with its Ethernet and VLAN header.
 MAX_FRAME = 65535 + 14 + 8

@@ -1,0 +1,107 @@
+"""``nicmodel capture``: frames of a running NIC, into a file for Wireshark."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import click
+
+from nicmodel.cli.options import control_option
+from nicmodel.observe.control import Control
+from nicmodel.observe.pcapng import PcapngWriter
+
+
+@click.command()
+@control_option
+@click.option("-w", "--write", "output", type=click.File("wb", lazy=False), required=True, metavar="FILE",
+              help="The pcapng file; - for the standard output.")  # fmt: skip
+@click.option("--nic", metavar="NAME", help="Only this NIC of the server: nic0, nic1, …")
+@click.option("--queue", "queues", multiple=True, metavar="QUEUE",
+              help="Only frames of these queues: rx0, tx3. Repeat for several.")  # fmt: skip
+@click.option("-s", "--snapshot-length", "limit", type=click.IntRange(1), metavar="BYTES",
+              help="Keep so much of each frame.  [default: all]")  # fmt: skip
+@click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="End after so many frames.")
+def capture(
+    path: str, output: BinaryIO, nic: str | None, queues: tuple[str, ...], limit: int | None, count: int | None
+) -> None:
+    """Write the frames that a NIC receives and sends to a pcapng file, until Ctrl-C.
+
+    Each queue is an interface, named such as nic0:rx3; what comes to no queue is on the NIC's wire, nic0:wire. Every
+    frame is there once, with direction, queue and RSS hash, and a comment: the flow rule or table entry that chose the
+    queue, bytes of header and payload, why it was dropped, how it was segmented.
+
+    \b
+      nicmodel capture --control /tmp/nic.ctl -w - | wireshark -k -i -
+
+    While nobody captures, the NIC does not spend any time on it.
+    """
+    with Control(path) as control:
+        about, frames = control.capture(queues=queues, limit=limit, nic=nic)
+        click.echo("capturing", err=True)
+        try:
+            taken, lost = _write(output, about, frames, limit or 0, count)
+        except BrokenPipeError:  # the reader has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+    click.echo(f"{taken} frames{f', and {lost} lost: they came faster than they were read' if lost else ''}", err=True)
+
+
+def _write(
+    output: BinaryIO, about: dict[str, Any], frames: Iterator[dict[str, Any]], limit: int, count: int | None
+) -> tuple[int, int]:
+    """Write until Ctrl-C, the server's end or `count`; how many frames were written and lost."""
+    writer = PcapngWriter(output)
+    interfaces: dict[str, int] = {}
+    taken = lost = 0
+    with contextlib.suppress(KeyboardInterrupt):
+        for frame in frames:
+            if "lost" in frame:
+                lost += frame["lost"]
+                continue
+            queue = frame.get("queue")
+            name = f"{frame['nic']}:{queue or 'wire'}"
+            if name not in interfaces:
+                description = f"queue {queue}" if queue else about["wires"][frame["nic"]]
+                interfaces[name] = writer.interface(name, description, limit=limit)
+            writer.packet(
+                interfaces[name],
+                base64.b64decode(frame["data"]),
+                time=about["epoch"] + frame["time"],
+                length=frame["length"],
+                outbound=frame["direction"] == "out",
+                queue=int(queue[2:]) if queue else None,
+                toeplitz=frame.get("hash"),
+                comment=describe(frame),
+            )
+            output.flush()
+            taken += 1
+            if taken == count:
+                break
+    return taken, lost
+
+
+def describe(frame: dict[str, Any]) -> str:
+    """What became of a frame, in words."""
+    words = []
+    if frame.get("verdict", "delivered") != "delivered":
+        words.append(f"dropped: {frame['verdict']}")
+    if "rule" in frame:
+        words.append(f"rule {frame['rule']}")
+    if "table_entry" in frame:
+        words.append(f"table entry {frame['table_entry']}")
+    if frame.get("header"):
+        words.append(f"split: header {frame['header']} + payload {frame['length'] - frame['header']} bytes")
+    if "coalesced" in frame:
+        words.append("coalesced with the frame before")
+    if "mss" in frame:
+        words.append(f"segment {frame['segment']} of {frame['mss']} bytes")
+    if "gso" in frame:
+        words.append(f"to be cut into segments of {frame['gso']} bytes")
+    if "checksum" in frame:
+        words.append("checksum filled in" if frame["checksum"] == "filled" else "checksum left to the wire")
+    return ", ".join(words)
