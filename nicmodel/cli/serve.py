@@ -22,6 +22,7 @@ from nicmodel.gvnic.profile import PROFILES, named_profile, parse_mac, random_ma
 from nicmodel.observe.contract.checker import Checker
 from nicmodel.observe.contract.findings import Finding
 from nicmodel.observe.control_server import ControlServer
+from nicmodel.observe.metrics import MetricsServer
 from nicmodel.observe.report import show
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.compiled import cache_is_empty
@@ -65,6 +66,15 @@ def _mac(_context: click.Context, _parameter: click.Parameter, values: tuple[str
         raise click.BadParameter(str(error)) from None
 
 
+def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    if value is None:
+        return None
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise click.BadParameter(f"{value!r} is not a host and a port, such as 127.0.0.1:9400")
+    return host.strip("[]"), int(port)
+
+
 @click.command(help=_HELP + _WIRES + _PROFILES + _HELP_END)
 @click.option("--socket", "sockets", multiple=True, required=True, metavar="PATH", help="Where QEMU connects.")
 @click.option("--wire", "wires", multiple=True, default=("none",), show_default=True, metavar="WIRE",
@@ -91,6 +101,8 @@ def _mac(_context: click.Context, _parameter: click.Parameter, values: tuple[str
 @click.option("--control", metavar="PATH", help="Socket for looking inside, and for injecting frames; only for you.")
 @click.option("--faults", "scenario", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
               help="Faults on demand: a scenario in TOML, which begins at once.")  # fmt: skip
+@click.option("--metrics", callback=_host_and_port, metavar="HOST:PORT",
+              help="Serve the counters to Prometheus there, such as at 127.0.0.1:9400.")  # fmt: skip
 @click.option("-v", "--verbose", count=True, help="Log what the guest does; twice: each admin command.")
 def serve(
     sockets: tuple[str, ...],
@@ -108,6 +120,7 @@ def serve(
     strict: bool,
     control: str | None,
     scenario: str | None,
+    metrics: tuple[str, int] | None,
     verbose: int,
 ) -> None:
     """Serve NICs (the help text is the decorator's)."""
@@ -140,11 +153,14 @@ def serve(
     checkers = {nic.name: Checker(nic, on_finding=_print_finding) for nic in nics} if check or strict else {}
     servers: list[Server] = []
     controller: ControlServer | None = None
+    exporter: MetricsServer | None = None
     try:
         for nic, socket in zip(nics, sockets, strict=True):
             servers.append(Server(socket, nic, poller=poller))
         if control is not None:
             controller = ControlServer(control, list(zip(nics, servers, strict=True)), poller, faults, checkers)
+        if metrics is not None:
+            exporter = _export(metrics, list(zip(nics, servers, strict=True)), poller)
         for nic in nics:
             nic.start()
         if scenario is not None:
@@ -162,6 +178,8 @@ def serve(
     finally:
         if controller is not None:
             controller.close()
+        if exporter is not None:
+            exporter.close()
         for server in servers:
             server.close()
         for nic in nics:
@@ -172,6 +190,16 @@ def serve(
 
 def _print_finding(finding: Finding) -> None:
     click.echo(str(finding), err=True)
+
+
+def _export(address: tuple[str, int], nics: list[tuple[Nic, Server]], poller: Poller) -> MetricsServer:
+    try:
+        exporter = MetricsServer(address, nics, poller)
+    except OSError as error:
+        raise click.ClickException(f"no metrics at {address[0]}:{address[1]}: {error.strerror or error}") from None
+    host, port = exporter.address
+    click.echo(f"metrics at http://{f'[{host}]' if ':' in host else host}:{port}/metrics")
+    return exporter
 
 
 def _open_wires(specs: tuple[str, ...], count: int) -> list[Wire]:

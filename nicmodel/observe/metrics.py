@@ -89,8 +89,9 @@ def _samples(snap: Mapping[str, Any]) -> Iterator[Sample]:
         yield "interrupts_total", {"block": str(block)}, count
     for rule in snap["rules"]:
         yield "rule_hits_total", {"location": str(rule["location"]), "queue": f"rx{rule['queue']}"}, rule["hits"]
-    for command, count in snap["admin"].items():
-        yield "admin_commands_total", {"command": command}, count
+    for name, count in snap["admin"].items():
+        command, status = name.split(" ")
+        yield "admin_commands_total", {"command": command, "status": status}, count
     for metric, counts in (
         ("events_total", snap["events"]), ("wire_total", snap["wire"]), ("vfio_user_total", snap["vfio_user"]),
     ):  # fmt: skip
