@@ -154,19 +154,24 @@ def test_trace(server: NicServer, control: str, tmp_path: Path) -> None:
     assert [json.loads(line)["value"] for line in program.stdout] == list(b"GVE")
 
 
-def test_the_readme(driver: Driver, server: NicServer, control: str) -> None:
+def test_the_readme(driver: Driver, server: NicServer, control: str, tmp_path: Path) -> None:
     """What the README shows works as it stands there, and what it says of one result is true."""
-    assert len(README_COMMANDS) == 5
-    words = [shlex.split(line.replace("/tmp/nic.ctl", control)) for line in README_COMMANDS]
-    trace, top, show, inject, link = words
+    assert len(README_COMMANDS) == 6
+    file = tmp_path / "nic.pcapng"
+    places = {"/tmp/nic.ctl": control, "/tmp/nic.pcapng": str(file)}
+    words = [[places.get(word, word) for word in shlex.split(line)] for line in README_COMMANDS]
+    trace, top, show, inject, capture, link = words
     watcher = start(*trace, "--count", "1")
     assert watcher.stderr is not None and watcher.stderr.readline() == "tracing\n"
     driver.device_status()
     assert watcher.wait(20) == 0
     run(*top, "--once")
     run(*show)
+    writer = start(*capture, "--count", "1")
+    assert writer.stderr is not None and writer.stderr.readline() == "capturing\n"
     [shown] = re.findall(r"^ +(\d+ bytes: delivered, .*)$", README, re.MULTILINE)
     assert run(*inject).strip() == shown
+    assert writer.wait(20) == 0 and len(list(read_capture(str(file)))) == 1
     run(*link)
     with Control(control) as connection:
         assert connection.set_link(True)
