@@ -17,6 +17,7 @@ from nicmodel.cli.options import BROKEN
 from nicmodel.faults.fault import FaultError
 from nicmodel.faults.faults import Faults
 from nicmodel.faults.scenario import Scenario
+from nicmodel.faults.wire import load as load_wire_faults
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import PROFILES, named_profile, parse_mac, random_mac
 from nicmodel.observe.contract.checker import Checker
@@ -150,6 +151,7 @@ def serve(
         Nic(profile, wire, poller, name=name) for profile, wire, name in zip(profiles, ends, names, strict=True)
     ]  # fmt: skip
     faults = [Faults(nic) for nic in nics]
+    load_wire_faults()
     checkers = {nic.name: Checker(nic, on_finding=_print_finding) for nic in nics} if check or strict else {}
     servers: list[Server] = []
     controller: ControlServer | None = None

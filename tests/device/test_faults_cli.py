@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +105,15 @@ def test_the_readme_commands_work(control: str) -> None:
     for command in COMMANDS:
         run(*shlex.split(command.replace("/tmp/nic.ctl", control)))
     assert run("fault", "list", "--control", control) == ""
+
+
+def test_the_readme_example(tmp_path: Path) -> None:
+    [example] = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "test_example.py"
+    file.write_text(example)
+    command = [sys.executable, "-m", "pytest", "-p", "nicmodel.testing.plugin", "-p", "no:cacheprovider", str(file)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_readme_table_is_the_registry() -> None:
