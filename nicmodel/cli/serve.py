@@ -94,6 +94,10 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
 @click.option("--promiscuous", is_flag=True, help="Take unicast frames to any address.")
 @click.option("--coalesce/--no-coalesce", default=True, show_default=True,
               help="Merge TCP segments where the driver lets the NIC do so (ethtool: rx-gro-hw).")  # fmt: skip
+@click.option("--coalesce-flows", type=int, metavar="N", help="TCP flows merged at the same time.  [default: 16]")
+@click.option("--coalesce-usecs", type=int, metavar="USECS",
+              help="How long each frame from the wire waits for others to be merged with. 0: only segments that arrive "
+                   "together are merged, and none waits.  [default: 0]")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
 @click.option("--check", is_flag=True,
@@ -116,6 +120,8 @@ def serve(
     revision: int | None,
     promiscuous: bool,
     coalesce: bool,
+    coalesce_flows: int | None,
+    coalesce_usecs: int | None,
     report: Path | None,
     check: bool,
     strict: bool,
@@ -130,6 +136,7 @@ def serve(
     if len(macs) not in (0, len(sockets)):
         raise click.UsageError(f"{len(macs)} MAC addresses for {len(sockets)} NICs: give none, or one for each")
     given = {"queues": queues, "default_queues": default_queues, "max_mtu": mtu, "revision": revision}
+    given |= {"coalesce_flows": coalesce_flows, "coalesce_usecs": coalesce_usecs}
     changes = {name: value for name, value in given.items() if value is not None} | {"promiscuous": promiscuous}
     changes["coalesce"] = coalesce
     try:

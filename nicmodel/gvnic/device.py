@@ -112,7 +112,12 @@ class Nic(Device):
         #: Names of the kinds of memory in the ledger, of the client that is or was the last.
         self.kinds = ["ram"]
         self.state = make_state(
-            profile.queues, profile.vectors - 1, profile.max_flow_rules, RSS_LUT_SIZE, np.empty(0, REGION)
+            profile.queues,
+            profile.vectors - 1,
+            profile.max_flow_rules,
+            RSS_LUT_SIZE,
+            profile.coalesce_flows,
+            np.empty(0, REGION),
         )
         device = self.state.device
         device["mac"] = int.from_bytes(profile.mac, "big")
@@ -166,6 +171,8 @@ class Nic(Device):
         self._rx_dirty = False
         self._fired = np.zeros(max(profile.vectors, 1), np.int32)
         self._timer: Timer | None = None
+        self._gathered = Batch(_OUT_BYTES, _OUT_FRAMES) if profile.coalesce_usecs else Batch(0, 0)
+        self._gathering: Timer | None = None
         self.gqi = False
         self.counter_array = 0
         self._offloads = int(wire.offloads)
@@ -188,13 +195,19 @@ class Nic(Device):
 
     def start(self) -> None:
         """Begin to take frames from the wire."""
-        self.wire.start(self.poller, self.deliver, self._wire_writable, self._link_changed)
+        self.wire.start(
+            self.poller,
+            self._gather if self.profile.coalesce_usecs else self.deliver,
+            self._wire_writable,
+            self._link_changed,
+        )
         self._link_changed()
 
     def stop(self) -> None:
         """Leave the wire."""
         self.wire.stop()
         self._cancel_timer()
+        self._cancel_gathering()
         self.statistics.detach()
 
     # The client, its memory and its interrupts.
@@ -558,6 +571,28 @@ class Nic(Device):
             return
         self._receive(batch)
         self._moderate()
+
+    def _gather(self, batch: Batch) -> None:
+        """Keep frames from the wire until the first of them has waited for `Profile.coalesce_usecs`."""
+        if not self._gathered.take(batch):
+            self._deliver_gathered()
+            if not self._gathered.take(batch):
+                self.deliver(batch)
+                return
+        if self._gathering is None:
+            due = self.clock() + self.profile.coalesce_usecs * 1000
+            self._gathering = self.poller.call_at(due, self._deliver_gathered)
+
+    def _deliver_gathered(self) -> None:
+        gathered = self._gathered
+        self._cancel_gathering()
+        self.deliver(gathered)
+        gathered.clear()
+
+    def _cancel_gathering(self) -> None:
+        if self._gathering is not None:
+            self.poller.cancel(self._gathering)
+            self._gathering = None
 
     def inject(self, batch: Batch) -> Records:
         """Take frames as if they came from the wire.

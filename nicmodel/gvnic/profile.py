@@ -17,6 +17,7 @@ FRAME_OVERHEAD = 14 + 4
 
 MAX_QUEUES = 63
 MIN_MTU, MAX_MTU = 68, 9216
+MAX_COALESCE_FLOWS = 4096
 
 
 #: Pages of a page list, as the descriptor advises drivers; a receive list has to cover a ring of 1024.
@@ -63,6 +64,9 @@ class Profile:
             queue are accepted at any revision.
         promiscuous: receive unicast frames to any address.
         coalesce: merge TCP segments on queues with RSC (Linux: ``ethtool -K ... rx-gro-hw``).
+        coalesce_flows: of so many TCP flows at the same time.
+        coalesce_usecs: how long frames from the wire wait for others to be merged with, microseconds. 0: segments are
+            merged that the wire hands over together, and no frame waits.
         link_speed: Mbit/s.
         max_registered_pages: pages in all page lists together, for the QPL formats.
     """
@@ -83,6 +87,8 @@ class Profile:
     revision: int = 1
     promiscuous: bool = False
     coalesce: bool = True
+    coalesce_flows: int = 16
+    coalesce_usecs: int = 0
     link_speed: int = 100_000
     max_registered_pages: int = 65536
 
@@ -93,6 +99,10 @@ class Profile:
             raise ValueError(f"MTU {self.max_mtu}: between {MIN_MTU} and {MAX_MTU} is possible")
         if not self.formats or not set(self.formats) <= set(QueueFormat) - {QueueFormat.UNSPECIFIED}:
             raise ValueError("a device offers at least one queue format")
+        if not 1 <= self.coalesce_flows <= MAX_COALESCE_FLOWS:
+            raise ValueError(f"{self.coalesce_flows} flows: between 1 and {MAX_COALESCE_FLOWS} can be coalesced")
+        if self.coalesce_usecs < 0:
+            raise ValueError(f"{self.coalesce_usecs} µs: frames cannot wait for less than nothing")
         if len(self.mac) != 6 or self.mac[0] & 1:
             raise ValueError("a MAC address has six bytes, the first of them even")
 

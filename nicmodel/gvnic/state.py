@@ -22,9 +22,6 @@ MAX_SEGMENTS = 512
 #: Bytes of one transmit packet beyond which it is an error: the longest TSO packet that Linux sends, and its header.
 MAX_PACKET = 262143 + 255
 
-#: TCP flows of one batch that are coalesced at the same time; one more ends the oldest.
-MAX_AGGREGATES = 16
-
 
 class Drop(IntEnum):
     """Why a frame or packet ended here; 0 and `HELD` mean that it did not."""
@@ -204,8 +201,13 @@ class State(NamedTuple):
     pieces: Records
 
 
-def make_state(queues: int, vectors: int, rules: int, lut_size: int, regions: Records) -> State:
-    """A device at rest with room for `queues` queues each way."""
+def make_state(
+    queues: int, vectors: int, rules: int, lut_size: int, flows: int, regions: Records
+) -> State:  # fmt: skip
+    """A device at rest with room for `queues` queues each way.
+
+    `flows` TCP flows of one batch are coalesced at the same time; one more ends the oldest.
+    """
     rows = 2 * queues + 1
     return State(
         device=np.zeros(1, DEVICE),
@@ -221,7 +223,7 @@ def make_state(queues: int, vectors: int, rules: int, lut_size: int, regions: Re
         ledger=np.zeros((rows, len(Purpose), KINDS), np.int64),
         drops=np.zeros((rows, len(Drop)), np.int64),
         headers=np.zeros(1, HEADERS),
-        aggregates=np.zeros(MAX_AGGREGATES + 1, AGGREGATE),
+        aggregates=np.zeros(flows + 1, AGGREGATE),
         # As long as any packet: headers in it are parsed within the packet's length, also where only they are gathered.
         segment=np.zeros(MAX_PACKET, np.uint8),
         pieces=np.zeros(MAX_SEGMENTS, PIECE),

@@ -129,6 +129,23 @@ class Batch:
         self.used = start + len(frame)
         self.count += 1
 
+    def take(self, other: Batch) -> bool:
+        """Add copies of all frames of another batch; false, and nothing added, if they do not fit."""
+        frames = other.frames[: other.count]
+        if not len(frames):
+            return True
+        start = int(frames["offset"].min())
+        end = int((frames["offset"] + frames["length"]).max())
+        if self.count + len(frames) > len(self.frames) or self.used + end - start > len(self.data):
+            return False
+        copies = self.frames[self.count : self.count + len(frames)]
+        copies[:] = frames
+        copies["offset"] += self.used - start
+        self.data[self.used : self.used + end - start] = other.data[start:end]
+        self.used += end - start
+        self.count += len(frames)
+        return True
+
     @classmethod
     def of(cls, frames: Iterable[bytes], *, flags: FrameFlag = FrameFlag.NONE, headroom: int = 0) -> Batch:
         """A batch that holds just these frames."""

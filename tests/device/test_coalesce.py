@@ -14,7 +14,8 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from nicmodel.gvnic.descriptors import RX_BUFFER
-from nicmodel.gvnic.state import MAX_AGGREGATES, Drop, Purpose
+from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.state import Drop, Purpose
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.flows import TCPv4
@@ -26,6 +27,8 @@ from nicmodel.testing.wire import make_batch
 from .frames import ETHERNET, arp, ip, pattern, tcp, udp
 
 MSS = 1448
+#: Flows that are coalesced at the same time.
+FLOWS = Profile().coalesce_flows
 #: Sequence number of a flow's first byte: it wraps soon.
 START = 2**32 - 2000
 
@@ -300,13 +303,62 @@ def test_interleaved_flows(lab: Loopback, header_split: bool) -> None:
 def test_more_flows_than_can_be_open(lab: Loopback) -> None:
     """The oldest is delivered then; no flow's bytes come in another order."""
     opened(lab, ring_entries=1024)
-    flows = [flow(3, port=4000 + number) for number in range(MAX_AGGREGATES + 5)]
+    flows = [flow(3, port=4000 + number) for number in range(FLOWS + 5)]
     frames = [one[step] for step in range(3) for one in flows]
     packets = receive(lab, frames)
     for number in range(len(flows)):
         assert joined(packets, 4000 + number) == joined(frames, 4000 + number)
-    few = [one[step] for step in range(3) for one in flows[:MAX_AGGREGATES]]
-    assert len(receive(lab, few)) == MAX_AGGREGATES
+    few = [one[step] for step in range(3) for one in flows[:FLOWS]]
+    assert len(receive(lab, few)) == FLOWS
+
+
+def test_number_of_flows(make_lab: Callable[..., Loopback]) -> None:
+    lab = make_lab(coalesce_flows=FLOWS * 4)
+    opened(lab, ring_entries=1024)
+    flows = [flow(3, port=4000 + number) for number in range(FLOWS * 4)]
+    assert len(receive(lab, [one[step] for step in range(3) for one in flows])) == FLOWS * 4
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_frames_wait_for_others(make_lab: Callable[..., Loopback], split: bool) -> None:
+    """With a time to wait, segments that arrive one by one are merged; it runs from the first of them."""
+    lab = make_lab(coalesce_usecs=100)
+    opened(lab, header_split=split)
+    frames = flow(3)
+    for frame in frames:
+        assert receive(lab, [frame]) == []
+        lab.advance(30_000)
+    lab.advance(9_999)
+    assert lab.driver.poll_all() == []
+    lab.advance(1)
+    [packet] = lab.driver.poll_all()
+    assert joined([packet]) == joined(frames)
+    assert packet.rsc == 1
+    assert receive(lab, [udp(33)]) == []
+    lab.advance(100_000)
+    assert [packet.frame for packet in lab.driver.poll_all()] == [udp(33)]
+
+
+def test_frames_that_fill_what_waits(make_lab: Callable[..., Loopback]) -> None:
+    """More than can wait (2 MiB): all is delivered, in order, none twice."""
+    lab = make_lab(coalesce_usecs=1_000_000)
+    opened(lab, ring_entries=1024)
+    frames = [udp(8000 + number) for number in range(300)]
+    packets = receive(lab, frames[:150]) + receive(lab, frames[150:])
+    assert len(packets) == 150
+    lab.advance(1_000_000_000)
+    packets += lab.driver.poll_all()
+    assert [packet.frame for packet in packets] == frames
+
+
+def test_what_waits_when_the_nic_stops(make_lab: Callable[..., Loopback]) -> None:
+    """Nothing is delivered later."""
+    lab = make_lab(coalesce_usecs=100)
+    opened(lab)
+    assert receive(lab, flow(2)) == []
+    lab.nic.stop()
+    lab.advance(1_000_000)
+    assert lab.driver.poll_all() == []
 
 
 def test_queues(lab: Loopback) -> None:
