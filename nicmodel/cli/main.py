@@ -16,6 +16,7 @@ _COMMANDS = {
     "demo": "nicmodel.cli.demo",
     "serve": "nicmodel.cli.serve",
     "vm": "nicmodel.vm.cli",
+    "selftests": "nicmodel.cli.selftests",
     "stat": "nicmodel.cli.stat",
     "top": "nicmodel.cli.top",
     "show": "nicmodel.cli.show",

@@ -130,7 +130,7 @@ def build_image(kernel: Kernel = DEFAULT_KERNEL, *, update: bool = False) -> Ima
     """
     userland = obtain(USERLAND, update=update)
     linux = obtain(kernel_packages(kernel), update=update)
-    version = next(path.name for path in _modules_root(linux).iterdir())
+    version = kernel_version(linux)
     folder = cache_dir() / "images"
     with locked(folder / "lock", "the guest's image"):
         base = _base(folder, userland, linux, version)
@@ -146,6 +146,11 @@ def build_image(kernel: Kernel = DEFAULT_KERNEL, *, update: bool = False) -> Ima
 def kernel_packages(kernel: Kernel) -> Packages:
     """The request for `kernel` alone: what it depends on serves to install it, which nobody does here."""
     return Packages("linux", (kernel.package,), kernel.suite, keep=r"linux-(image|base|binary|modules)-\d")
+
+
+def kernel_version(linux: Tree) -> str:
+    """The release of the kernel in a tree of `kernel_packages`, as `uname -r` prints it."""
+    return next(path.name for path in _modules_root(linux).iterdir())
 
 
 def _modules_root(linux: Tree) -> Path:
@@ -171,13 +176,13 @@ def _base(folder: Path, userland: Tree, linux: Tree, version: str) -> Path:
         root = Path(name)
         _copy_userland(userland, root)
         advance(10)
-        _copy_modules(linux, version, userland, root)
+        copy_modules(linux, version, userland, root)
         advance(30)
         _compile_python(userland, root)
         advance(80)
         unfinished = archive.with_suffix(".unfinished")
         with unfinished.open("wb") as file:
-            write_cpio(file, _walk(root))
+            write_cpio(file, walk(root))
         unfinished.rename(archive)
     return archive
 
@@ -198,8 +203,8 @@ def _copy_userland(userland: Tree, root: Path) -> None:
             (root / "usr/bin" / applet).symlink_to("busybox")
 
 
-def _copy_modules(linux: Tree, version: str, userland: Tree, root: Path) -> None:
-    """`MODULES` and their dependencies, decompressed here since a guest without KVM is slow at that, and indexed."""
+def copy_modules(linux: Tree, version: str, userland: Tree, root: Path, modules: Iterable[str] = MODULES) -> None:
+    """`modules` and their dependencies, decompressed here since a guest without KVM is slow at that, and indexed."""
     source = _modules_root(linux) / version
     names: dict[str, Path] = {}
     for file in (source / "kernel").rglob("*.ko*"):
@@ -208,7 +213,7 @@ def _copy_modules(linux: Tree, version: str, userland: Tree, root: Path) -> None
     if missing:
         raise VmError(f"Linux {version} has no module {' '.join(missing)}: choose a 'cloud' or 'amd64' kernel package")
     target = root / "usr/lib/modules" / version
-    wanted = [name for name in MODULES if name in names]
+    wanted = [name for name in modules if name in names]
     done = set()
     while wanted:
         name = wanted.pop()
@@ -281,7 +286,7 @@ class Entry:
     source: Path | None = None
 
 
-def _walk(root: Path) -> Iterator[Entry]:
+def walk(root: Path) -> Iterator[Entry]:
     """Everything below `root`, folders before what they hold."""
     for folder, folders, files in os.walk(root):
         folders.sort()

@@ -38,10 +38,11 @@ BPF_TOOLS = Packages(
     "bpf-tools",
     ("clang-19", "bpftrace", "bpftool", "libelf-dev", "rsync"),
     suite="trixie-backports",
-    keep=r"clang-19$|lib(clang|llvm|z3|edit|bsd|md|xml2|lz4|xxhash|popt|lzma|stdc\+\+6|elf|bpf)|(zlib1g|libzstd)-dev|bpf|rsync",
+    keep=r"clang-19$|bpf|rsync|(zlib1g|libzstd)-dev"
+    r"|lib(clang|llvm|z3|edit|bsd|md|xml2|lz4|xxhash|popt|lzma|sframe|stdc\+\+6|elf|bpf)",
 )
-# io_uring's zero-copy receive came with liburing 2.10; trixie has 2.9.
-LIBURING = Packages("liburing", ("liburing-dev",), suite="forky", keep="liburing-dev")
+# Newer than trixie's: io_uring's zero-copy receive came with liburing 2.10, and the tests read `ethtool --json -l`.
+NEWER_TOOLS = Packages("newer-tools", ("liburing-dev", "ethtool"), suite="forky", keep="liburing-dev|ethtool")
 
 # MAINTAINERS: the netlink code generator looks for it in every folder upwards, and never ends without it.
 SOURCE_PARTS = ("MAINTAINERS", "Makefile", "Documentation/netlink", "include", "scripts", "arch/x86", "tools")
@@ -79,15 +80,15 @@ def build_selftests() -> Path:
     by clang), and the Python netlink library with its specifications. All of it runs in the guest.
     """
     source = kernel_source()
-    bpf_tools, liburing = obtain(BPF_TOOLS), obtain(LIBURING)
+    bpf_tools, newer_tools = obtain(BPF_TOOLS), obtain(NEWER_TOOLS)
     script = (
         "ln -s mawk /usr/bin/awk\n"  # as mawk's installation would
         # HAS_IOURING_ZCRX: the Makefile finds out by a command that only bash understands.
         'make -s -C tools/testing/selftests TARGETS="drivers/net drivers/net/hw" FORCE_TARGETS=1 KHDR_INCLUDES='
         " CC=gcc CLANG=clang-19 HAS_IOURING_ZCRX=y INSTALL_PATH=/out/selftests install\n"
     )
-    identity = "\0".join([source.name, bpf_tools.id, liburing.id]).encode()
-    sources = {source: "build", bpf_tools.path: ".", liburing.path: "."}
+    identity = "\0".join([source.name, bpf_tools.id, newer_tools.id]).encode()
+    sources = {source: "build", bpf_tools.path: ".", newer_tools.path: "."}
     return _build("selftests", identity, sources, script) / "selftests"
 
 
@@ -136,10 +137,10 @@ def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) ->
                 step(f"compiling {name}"),
             ):
                 root = Path(folder)
-                _link_tree(compiler.path, root)
+                link_tree(compiler.path, root)
                 (root / "out").mkdir()
                 for source, target in sources.items():
-                    _link_tree(source, root / target)
+                    link_tree(source, root / target)
                 _check([*_enter(root), "/bin/sh", "-ec", f"export PATH=/usr/bin; cd /build\n{script}"], name)
                 for product in (root / "out").iterdir():
                     if os.access(product, os.X_OK):
@@ -147,7 +148,7 @@ def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) ->
     return path
 
 
-def _link_tree(source: Path, target: Path) -> None:
+def link_tree(source: Path, target: Path) -> None:
     """Hard links to `source`'s files: cheap, and compilers and make replace files rather than write into them.
 
     What is at `target` already stays.

@@ -1,0 +1,347 @@
+"""The kernel's own network driver selftests, run against the NIC in a guest and held against what is expected of them.
+
+The tests are tools/testing/selftests/drivers/net of the Linux source, unmodified. Each program runs as its
+README.rst says, with two linked NICs, the second in a network namespace as the remote end, on NICs whose driver has
+just been bound. `selftests.toml` says how to run each program, and, for every case that does not pass, why.
+"""
+
+import fnmatch
+import re
+import shlex
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.guest import Guest, GuestConfig
+from nicmodel.vm.image import DEFAULT_KERNEL, Kernel
+from nicmodel.vm.layout import Nic
+from nicmodel.vm.selftests_disk import FOLDER, build_disk, disk_arguments, install_selftests
+from nicmodel.vm.server import NicServer
+
+RECIPE = Path(__file__).with_suffix(".toml")
+
+_RESULT = re.compile(r"(?P<bad>not )?ok \d+ (?P<name>\S+)(?: # (?P<directive>\w+) ?(?P<said>.*))?")
+_TROUBLE = re.compile(
+    r"BUG:|WARNING:|Oops|Invalid RX buffer_id|RX buffer_id is not|Invalid TX completion tag|No pending data completion"
+    r"|Timeout on tx queue|Unrecoverable platform error"
+)
+_FATAL = re.compile(r"BUG:|Oops")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one case.
+
+    Attributes:
+        case: Its name as the test prints it, without the program's; `#3` if it printed none.
+        outcome: "pass", "fail", "skip" or "xfail" as it says; "crash" if the kernel did, "none" if the program ended.
+        said: What it says of a skip, or the last line of a failure's traceback.
+    """
+
+    case: str
+    outcome: str
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What is expected of some cases that do not pass.
+
+    Attributes:
+        pattern: Names of cases, as a shell's pattern.
+        outcomes: Any of these; several where time decides.
+        reason: Why, with its place in the driver's or the test's source.
+    """
+
+    pattern: str
+    outcomes: tuple[str, ...]
+    reason: str
+
+    @classmethod
+    def parse(cls, pattern: str, text: str) -> Self:
+        """From the file's form, `outcome: reason` or `outcome or outcome: reason`."""
+        outcomes, colon, reason = text.partition(": ")
+        if not colon or not reason:
+            raise VmError(f"expectation of '{pattern}': write 'outcome: reason', not '{text}'")
+        return cls(pattern, tuple(outcomes.split(" or ")), reason)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A test program: how it is run, and what is expected of it.
+
+    Attributes:
+        name: What the user calls it.
+        path: Its file, relative to the selftests.
+        nics: Which pair of NICs it gets, a key of `NICS`.
+        setup: Shell commands before it, in the guest; `$NETIF` is the interface.
+        cases: How many cases it has.
+        quick: Cases of a quick run, as patterns; none: all of them.
+        slow: A quick run leaves the program out.
+        arguments: Of the program.
+        timeout: Seconds, generous.
+        expected: Of the cases that do not pass.
+    """
+
+    name: str
+    path: str
+    cases: int
+    nics: str = "jumbo"
+    setup: str = "true"
+    quick: tuple[str, ...] = ()
+    slow: bool = False
+    arguments: tuple[str, ...] = ()
+    timeout: float = 600
+    expected: tuple[Expectation, ...] = ()
+
+    def expectation(self, case: str) -> Expectation | None:
+        """The first that names `case`; None: it is to pass."""
+        return next((entry for entry in self.expected if fnmatch.fnmatchcase(case, entry.pattern)), None)
+
+
+#: Arguments of `nicmodel serve` for the pairs of NICs.
+NICS = {
+    # An MTU that the tests of multi-buffer XDP set.
+    "jumbo": ("--mtu", "9000"),
+    # AF_XDP without copies: a buffer of 2048 bytes holds any frame (gve_main.c, gve_xsk_pool_enable).
+    "afxdp": ("--profile", "afxdp"),
+    # The tests' sender takes its time on an emulated CPU: segments wait for each other as long as it needs for all.
+    "coalescing": ("--mtu", "9000", "--coalesce-flows", "1024", "--coalesce-usecs", "50000"),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One program's run.
+
+    Attributes:
+        program: What was run.
+        results: By case, in order.
+        surprises: How reality differs from what is expected; empty if it does not.
+        seconds: Wall-clock time.
+        log: All it printed, and what the kernel logged meanwhile.
+    """
+
+    program: Program
+    results: tuple[Result, ...]
+    surprises: tuple[str, ...]
+    seconds: float
+    log: str
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Number of cases by outcome."""
+        return Counter(result.outcome for result in self.results)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The file `selftests.toml`.
+
+    Attributes:
+        kernel: The release whose outcomes it knows, such as "7.2".
+        programs: By name, in the order in which they run.
+        inapplicable: Programs that are not run, and why.
+    """
+
+    kernel: str
+    programs: Mapping[str, Program]
+    inapplicable: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path = RECIPE) -> Self:
+        """Parse the file."""
+        content = tomllib.loads(path.read_text())
+        programs = {name: _program(name, table) for name, table in content["program"].items()}
+        return cls(content["kernel"], programs, content["inapplicable"])
+
+    def chosen(self, names: Sequence[str]) -> list[Program]:
+        """The programs of these names, all if none is given.
+
+        Raises:
+            VmError: There is no such program.
+        """
+        if unknown := [name for name in names if name not in self.programs]:
+            reason = self.inapplicable.get(unknown[0], f"say one of {', '.join(self.programs)}")
+            raise VmError(f"no test '{unknown[0]}' to run: {reason}")
+        return [program for name, program in self.programs.items() if not names or name in names]
+
+
+def _program(name: str, table: dict[str, Any]) -> Program:
+    expected = tuple(Expectation.parse(pattern, text) for pattern, text in table.pop("expected", {}).items())
+    for key in ("quick", "arguments"):
+        table[key] = tuple(table.get(key, ()))
+    return Program(name=name, expected=expected, **table)
+
+
+def parse_ktap(text: str) -> list[Result]:
+    """The results in a test's output, in order (Linux, Documentation/dev-tools/ktap.rst).
+
+    Cases that the plan announces and that never ended are there too, with outcome "none".
+    """
+    results = []
+    planned = 0
+    trouble = ""
+    for line in text.splitlines():
+        if plan := re.fullmatch(r"1\.\.(\d+)", line):
+            planned = int(plan[1])
+        elif found := _RESULT.match(line):
+            outcome = (found["directive"] or "").lower()
+            if outcome not in ("skip", "xfail"):
+                outcome = "fail" if found["bad"] else "pass"
+            said = trouble if outcome == "fail" else found["said"] or ""
+            results.append(Result(found["name"].partition(".")[2], outcome, said))
+            trouble = ""
+        elif found := re.match(r"# (?:Exception\||Check\|?) *(?P<said>\S.*)", line):
+            trouble = found["said"]
+    results += (Result(f"#{number}", "none") for number in range(len(results) + 1, planned + 1))
+    return results
+
+
+def judge(program: Program, results: Sequence[Result], *, quick: bool = False) -> list[str]:
+    """How `results` differ from what is expected, in sentences; none if they do not."""
+    surprises = []
+    for result in results:
+        expectation = program.expectation(result.case)
+        wanted = expectation.outcomes if expectation else ("pass",)
+        if result.outcome not in wanted:
+            said = f" ({result.said})" if result.said else ""
+            surprises.append(f"{program.name}: {result.case}: {result.outcome}{said}, expected {' or '.join(wanted)}")
+    if not quick:
+        if len(results) != program.cases:
+            surprises.append(f"{program.name}: {len(results)} cases, expected {program.cases}")
+        surprises += (
+            f"{program.name}: no case {entry.pattern}"
+            for entry in program.expected
+            if not any(program.expectation(result.case) is entry for result in results)
+        )
+    elif not results:
+        surprises.append(f"{program.name}: no case has run")
+    return surprises
+
+
+_BIND = """
+set -e
+cd /sys/bus/pci/drivers/gve
+for nic in 0000:*; do [ ! -e $nic ] || echo $nic >unbind; done
+ip netns del peer 2>/dev/null || true
+ip netns add peer
+echo $1 >bind
+echo $2 >bind
+ip link set eth1 netns peer
+ip address add 192.0.2.1/24 dev eth0
+ip address add 2001:db8:1::1/64 dev eth0 nodad
+ip -n peer address add 192.0.2.2/24 dev eth1
+ip -n peer address add 2001:db8:1::2/64 dev eth1 nodad
+ip link set eth0 up
+ip -n peer link set lo up
+ip -n peer link set eth1 up
+ip -n peer route add 2001:db8:2::/64 via 2001:db8:1::1
+until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done
+"""
+"""Bind the driver to two NICs anew, and to no others: eth0, and eth1 in namespace "peer"."""
+
+_ENVIRONMENT = {
+    "NETIF": "eth0",
+    "LOCAL_V4": "192.0.2.1",
+    "LOCAL_V6": "2001:db8:1::1",
+    "REMOTE_V4": "192.0.2.2",
+    "REMOTE_V6": "2001:db8:1::2",
+    "LOCAL_PREFIX_V6": "2001:db8:2::0/64",
+    "REMOTE_TYPE": "netns",
+    "REMOTE_ARGS": "peer",
+}
+"""Of the tests: drivers/net/README.rst."""
+
+
+class Bench:
+    """A guest with its pairs of NICs in which the programs run; it starts with the first, and again after a crash.
+
+    Use it as a context manager.
+
+    Attributes:
+        kernel_version: As `uname -r` prints it, once a guest has been started.
+    """
+
+    def __init__(self, kernel: Kernel = DEFAULT_KERNEL) -> None:
+        self.kernel = kernel
+        self._stack = ExitStack()
+        self._servers: dict[str, NicServer] = {}
+        self._guest: Guest | None = None
+        self.kernel_version = ""
+        self._addresses: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._guest:
+            self._guest.stop()
+        self._stack.close()
+
+    def run(self, program: Program, *, quick: bool = False) -> Outcome:
+        """Run one program on NICs whose driver has just been bound.
+
+        Args:
+            program: The program.
+            quick: Only its cases for a quick run.
+
+        Raises:
+            VmError: The NICs could not be set up, or the guest died.
+        """
+        guest = self._guest or self._boot()
+        first = 2 * list(NICS).index(program.nics)
+        guest.run(["bash", "-c", _BIND, "bind", *self._addresses[first : first + 2]], timeout=120)
+        environment = dict(_ENVIRONMENT)
+        if guest.accel == "tcg":
+            environment["KSFT_MACHINE_SLOW"] = "yes"  # some tests are then lenient about time
+        marker = f"nicmodel: {program.name}"
+        arguments = [*program.arguments, *(word for pattern in program.quick if quick for word in ("-t", pattern))]
+        folder, _, file = f"{FOLDER}/{program.path}".rpartition("/")
+        command = f"""
+            echo {shlex.quote(marker)} >/dev/kmsg
+            export {" ".join(f"{name}={value}" for name, value in environment.items())}
+            cd {folder} && {{ {program.setup}; }} &&
+            exec timeout -k 20 {program.timeout} python3 -u ./{file} {shlex.join(arguments)} 2>&1
+        """
+        started = time.monotonic()
+        # The guest's own clock ends a test that hangs; a kernel that hangs as well has this long.
+        output = guest.run(command, timeout=program.timeout + 120, check=False).stdout
+        seconds = time.monotonic() - started
+        kernel_log = guest.dmesg().rpartition(marker)[2]
+        results = parse_ktap(output)
+        complaints = [line for line in kernel_log.splitlines() if _TROUBLE.search(line)]
+        if any(_FATAL.search(line) for line in complaints):
+            results = [replace(result, outcome="crash") if result.outcome == "none" else result for result in results]
+            guest.kill()
+            self._guest = None
+        surprises = judge(program, results, quick=quick)
+        if not any(result.outcome == "crash" for result in results):
+            surprises += (f"{program.name}: the kernel complains: {line}" for line in complaints)
+        log = f"{output}\n\nThe kernel's log meanwhile:\n{kernel_log}"
+        return Outcome(program, tuple(results), tuple(surprises), seconds, log)
+
+    def _boot(self) -> Guest:
+        """Start servers and guest, with the selftests in it."""
+        for name, arguments in NICS.items():
+            if name not in self._servers:
+                server = NicServer([*arguments, "--wire", "link", "--wire", "link"], sockets=2)
+                self._servers[name] = self._stack.enter_context(server)
+        config = GuestConfig(
+            nics=[Nic(socket) for server in self._servers.values() for socket in server.sockets],
+            memory="2G",
+            kernel=self.kernel,
+            arguments=disk_arguments(build_disk(self.kernel)),
+        )
+        self._guest = guest = self._stack.enter_context(Guest(config, boot_timeout=180))
+        install_selftests(guest)
+        # PCI addresses are in the order of the NICs.
+        self.kernel_version = guest.kernel_version
+        self._addresses = guest.run("modprobe gve; ls /sys/bus/pci/drivers/gve | grep ^0000:").stdout.split()
+        return guest

@@ -1,0 +1,70 @@
+"""What the kernel's network selftests need in a guest, as a disk: an archive that the guest unpacks over its root."""
+
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from nicmodel.cache import cache_dir
+from nicmodel.vm.guest import Guest
+from nicmodel.vm.image import MODULES, USERLAND, Kernel, copy_modules, kernel_packages, kernel_version, walk, write_cpio
+from nicmodel.vm.packages import locked, obtain
+from nicmodel.vm.progress import step
+from nicmodel.vm.tools import BPF_TOOLS, NEWER_TOOLS, build_selftests, link_tree
+
+FOLDER = "/usr/lib/kselftest"
+"""Where the selftests are in the guest."""
+
+SELFTEST_MODULES = (
+    *("netconsole", "configfs", "macsec", "pppoe", "sch_etf", "sch_multiq", "act_tunnel_key", "cls_fw"),
+    *("ipip", "sit", "ip_gre", "ip6_gre", "ip6_tunnel", "fou", "fou6", "geneve"),
+    *("esp4", "esp6", "esp4_offload", "esp6_offload", "xfrm_user", "gcm", "ctr"),
+)
+"""Modules that the tests load, besides those of every guest (drivers/net/config, drivers/net/hw/config)."""
+
+RUNTIME = re.compile(r"usr/s?bin/(bpf|ethtool)|usr/lib/x86_64-linux-gnu/lib(?!clang-cpp)[^/]+\.so")
+"""Of the packages: what is there to run bpftool, bpftrace and ethtool. clang has done its work."""
+
+
+def build_disk(kernel: Kernel) -> Path:
+    """The archive for guests of `kernel` (cpio, about 300 MB): from the cache, else built."""
+    selftests, linux, userland = build_selftests(), obtain(kernel_packages(kernel)), obtain(USERLAND)
+    tools = (obtain(BPF_TOOLS), obtain(NEWER_TOOLS))
+    trees = (selftests.parent.name, linux.id, userland.id, *(tree.id for tree in tools))
+    identity = repr(trees).encode() + Path(__file__).read_bytes()
+    version = kernel_version(linux)
+    folder = cache_dir() / "images"
+    disk = folder / f"{version}-{hashlib.sha256(identity).hexdigest()[:12]}.selftests"
+    with locked(disk.with_suffix(".lock"), "the disk of selftests"):
+        if not disk.exists():
+            with (
+                tempfile.TemporaryDirectory(dir=folder, prefix="building-") as name,
+                step(f"building the disk of selftests for Linux {version}"),
+            ):
+                root = Path(name)
+                link_tree(selftests, root / FOLDER.lstrip("/"))
+                for tree in tools:
+                    for file in walk(tree.path):
+                        if file.source and RUNTIME.match(file.name):
+                            (root / file.name).parent.mkdir(parents=True, exist_ok=True)
+                            os.link(file.source, root / file.name, follow_symlinks=False)
+                (root / "lib").symlink_to("usr/lib")  # where depmod looks; the guest has it
+                copy_modules(linux, version, userland, root, (*MODULES, *SELFTEST_MODULES))
+                (root / "lib").unlink()
+                unfinished = disk.with_suffix(".unfinished")
+                with unfinished.open("wb") as archive:
+                    write_cpio(archive, walk(root))
+                unfinished.rename(disk)
+        os.utime(disk)
+    return disk
+
+
+def disk_arguments(disk: Path) -> list[str]:
+    """QEMU's arguments for a guest that gets the disk."""
+    return ["-drive", f"file={disk},format=raw,if=virtio,readonly=on"]
+
+
+def install_selftests(guest: Guest) -> None:
+    """Unpack the disk, the guest's first, over its root."""
+    guest.run("cd / && cpio -idu --quiet < /dev/vda", timeout=300)

@@ -1,0 +1,110 @@
+"""The selftests' output and the file of what is expected of them."""
+
+from pathlib import Path
+
+import pytest
+
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.selftests import NICS, Expectation, Program, Recipe, Result, judge, parse_ktap
+
+OUTPUT = """\
+TAP version 13
+1..6
+ok 1 hds.get_hds
+# Exception| Traceback (most recent call last):
+# Exception|     raise CmdExitFailure("Command failed", self)
+# Exception|   STDERR: Error: gve: XDP is not supported for Rx buf len 4096, only 2048 supported.
+# Exception|\x20
+not ok 2 hds.set_xdp
+ok 3 hds.set_hds_thresh_max # SKIP hds-thresh not supported by device
+ok 4 hds.nsim # XFAIL Test only works on netdevsim
+# Check| At /usr/lib/kselftest/drivers/net/hds.py, line 7, in check:
+# Check failed 1 != 2
+not ok 5 hds.check.ipv4_df0
+"""
+
+RESULTS = [
+    Result("get_hds", "pass"),
+    Result("set_xdp", "fail", "STDERR: Error: gve: XDP is not supported for Rx buf len 4096, only 2048 supported."),
+    Result("set_hds_thresh_max", "skip", "hds-thresh not supported by device"),
+    Result("nsim", "xfail", "Test only works on netdevsim"),
+    Result("check.ipv4_df0", "fail", "failed 1 != 2"),
+    Result("#6", "none"),
+]
+
+
+def test_ktap() -> None:
+    assert parse_ktap(OUTPUT) == RESULTS
+
+
+def test_no_output_has_no_results() -> None:
+    assert parse_ktap("Traceback (most recent call last):\n  ImportError\n") == []
+
+
+def program(expected: dict[str, str], cases: int = 6) -> Program:
+    entries = tuple(Expectation.parse(pattern, text) for pattern, text in expected.items())
+    return Program("hds", "drivers/net/hds.py", cases, expected=entries)
+
+
+EXPECTED = {
+    "set_xdp": "fail: the driver wants small buffers",
+    "set_hds_thresh_*": "skip: the driver has no threshold",
+    "nsim": "xfail: netdevsim only",
+    "check.*": "pass or fail: a matter of time",
+    "#6": "crash or none: the driver reads its rings when it has none",
+}
+
+
+def test_as_expected() -> None:
+    assert judge(program(EXPECTED), RESULTS) == []
+
+
+@pytest.mark.parametrize(
+    ("expected", "cases", "surprise"),
+    [
+        ({**EXPECTED, "set_xdp": "skip: no XDP"}, 6, "hds: set_xdp: fail (STDERR: Error: gve: XDP is not"),
+        ({**EXPECTED, "get_hds": "fail: broken"}, 6, "hds: get_hds: pass, expected fail"),
+        ({key: text for key, text in EXPECTED.items() if key != "nsim"}, 6, "hds: nsim: xfail"),
+        (EXPECTED, 7, "hds: 6 cases, expected 7"),
+        ({**EXPECTED, "gone": "skip: was there once"}, 6, "hds: no case gone"),
+    ],
+)
+def test_every_difference_is_a_surprise(expected: dict[str, str], cases: int, surprise: str) -> None:
+    [said] = judge(program(expected, cases), RESULTS)
+    assert said.startswith(surprise)
+
+
+def test_a_quick_run_may_leave_cases_out_but_not_all() -> None:
+    assert judge(program(EXPECTED), RESULTS[:2], quick=True) == []
+    assert judge(program(EXPECTED), [], quick=True) == ["hds: no case has run"]
+
+
+def test_an_expectation_needs_a_reason() -> None:
+    with pytest.raises(VmError, match="outcome: reason"):
+        Expectation.parse("check_fec", "skip")
+
+
+def test_the_file_is_well_formed() -> None:
+    recipe = Recipe.read()
+    for entry in recipe.programs.values():
+        assert entry.cases > 0
+        assert entry.nics in NICS
+        for expectation in entry.expected:
+            assert set(expectation.outcomes) <= {"pass", "fail", "skip", "xfail", "crash", "none"}
+    assert all(recipe.inapplicable.values())
+
+
+def test_choosing(tmp_path: Path) -> None:
+    path = tmp_path / "selftests.toml"
+    path.write_text(
+        'kernel = "7.2"\n[inapplicable]\nloopback = "no loopback"\n'
+        '[program.ping]\npath = "drivers/net/ping.py"\ncases = 7\n'
+        '[program.hds]\npath = "drivers/net/hds.py"\ncases = 1\n'
+    )
+    recipe = Recipe.read(path)
+    assert [entry.name for entry in recipe.chosen([])] == ["ping", "hds"]
+    assert [entry.name for entry in recipe.chosen(["hds"])] == ["hds"]
+    with pytest.raises(VmError, match="no loopback"):
+        recipe.chosen(["loopback"])
+    with pytest.raises(VmError, match="say one of ping, hds"):
+        recipe.chosen(["pong"])
