@@ -143,6 +143,25 @@ def test_a_gqi_driver_that_keeps_the_contract(checked: Loopback, qpl: bool) -> N
     assert names(checked) == []
 
 
+def test_faults_on_demand_are_not_the_driver_s(checked: Loopback) -> None:
+    """*Steps*: memory of posted buffers is out of the device's reach; interrupts are lost; the driver gives up.
+    *Verify*: nothing is found, though each looks like a broken rule.
+    """
+    open_queues(checked.driver)
+    buffers = checked.driver.rx[0].payloads
+    checked.faults.add("dma-fault", address=buffers, size=256 * 2048)
+    checked.faults.add("irq-lost")
+    checked.driver.set_rss(table=[0] * 128)
+    checked.receive(tcp(100), tcp(101))
+    assert checked.nic.state.device["faults"][0] > 0
+    for _ in range(60):
+        checked.advance(1_000_000_000)
+        checked.driver.nic_timestamp()
+        checked.receive(tcp(100))
+    checked.driver.release()
+    assert names(checked) == []
+
+
 BROKEN_TESTS = """
 import pytest
 

@@ -159,8 +159,8 @@ class Checker:
         self._created.clear()
 
     def _injected(self, **_: Any) -> None:
-        """A fault on demand is at work: what the driver does to recover from it is right."""
-        self._registers.failed = True
+        """A fault on demand is at work: what the driver does to recover from it, until a reset, is right."""
+        self._registers.failed = self._interrupts.excused = True
 
     def _reset(self) -> None:
         self._forget_queues()

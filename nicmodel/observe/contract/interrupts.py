@@ -18,7 +18,11 @@ _GQI_BITS = sum(GqiIrqDoorbell)
 
 
 class Interrupts:
-    """Looks at interrupt doorbells, and at vectors whose doorbell does not come."""
+    """Looks at interrupt doorbells, and at vectors whose doorbell does not come.
+
+    Attributes:
+        excused: interrupts may have been lost by a fault on demand, so that the driver waits in good faith.
+    """
 
     def __init__(self, nic: Nic, journal: Journal) -> None:
         self._nic = nic
@@ -26,11 +30,13 @@ class Interrupts:
         self._enabled: set[int] = set()  # blocks that the driver has enabled
         self._waiting: dict[int, int] = {}  # seconds that a block with something to tell has waited, masked
         self._looked = 0
+        self.excused = False
 
     def reset(self) -> None:
         """No block is enabled any more."""
         self._enabled.clear()
         self._waiting.clear()
+        self.excused = False
 
     def doorbell(self, block: int, value: int) -> None:
         """The doorbell of a block, configured or not, is about to take effect."""
@@ -68,7 +74,7 @@ class Interrupts:
     def look(self) -> None:
         """The driver lives: is there a vector that it has forgotten?"""
         now = self._nic.clock()
-        if now - self._looked < _SECOND_NS:
+        if self.excused or now - self._looked < _SECOND_NS:
             return
         self._looked = now
         vectors = self._nic.state.vectors
