@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nicmodel.gvnic.commands import Opcode
+from nicmodel.observe.contract.checker import Checker
 from nicmodel.observe.contract.rules import AREAS, RULES
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4
@@ -141,6 +142,28 @@ def test_a_gqi_driver_that_keeps_the_contract(checked: Loopback, qpl: bool) -> N
         checked.driver.admin(opcode, queue_id=0)
     checked.driver.remove()
     assert names(checked) == []
+
+
+def test_a_checker_that_comes_late_or_after_a_breach_goes_on(checked: Loopback) -> None:
+    """What it does not know it does not judge; what comes later it does."""
+    open_queues(checked.driver)
+    misbehave(checked, "RX-RNG-001")
+    checked.receive(*[tcp(number) for number in range(64)])
+    assert names(checked) == ["RX-RNG-001"]
+    assert checked.checker is not None
+    checked.checker.close()
+    late = Checker(checked.nic)
+    for number in range(300):
+        checked.receive(tcp(number))
+        for queue in checked.driver.rx.values():
+            queue.discard()
+        checked.driver.send(0, tcp(number))
+        checked.run()
+        checked.driver.poll_tx(0)
+    assert late.findings == [] and not late.failed
+    checked.driver.doorbells.ring(checked.driver.tx[0].doorbell_index, 5000)
+    checked.run()
+    assert [finding.rule.name for finding in late.findings] == ["DBL-005"]
 
 
 def test_faults_on_demand_are_not_the_driver_s(checked: Loopback) -> None:

@@ -123,10 +123,15 @@ class Receive:
             self._queues.pop(number, None)
 
     def _queue(self, number: int) -> _Queue:
+        """What is known of a queue; of one that is new to the checker, no more than what its ring holds now."""
         record = self._nic.state.rx[number]
         if number not in self._queues:
-            queue = self._queues[number] = _Queue(int(record["buffer_entries"]), 1 if self._nic.gqi else 4)
+            entries = int(record["buffer_entries"])
+            queue = self._queues[number] = _Queue(entries, 1 if self._nic.gqi else 4)
             queue.tail = int(record["buffer_tail"])
+            now = self._read(number, queue, np.arange(entries))
+            if now is not None:
+                queue.copy[:] = now
         return self._queues[number]
 
     def _alive(self) -> list[tuple[int, _Queue]]:
