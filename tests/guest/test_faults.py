@@ -148,13 +148,14 @@ def test_tcp_overcomes_a_bad_wire(bench: Bench, name: str, parameters: dict[str,
 def test_the_round_trip_grows(bench: Bench, name: str, parameters: dict[str, Any]) -> None:
     with fault(bench, name, **parameters):
         shortest, longest = bench.ping()
-    assert longest >= 50
-    assert name == "irq-late" or shortest >= 50  # an interrupt may be that of a packet before
+    # Nearly 50 ms: the guest's clock is another. An interrupt may be that of a packet before.
+    assert longest >= 45
+    assert name == "irq-late" or shortest >= 45
 
 
 def test_a_slow_wire(bench: Bench) -> None:
     """4 MiB at 20 Mbit/s take 1.7 s, not less; frames for which there is no room are sent again."""
-    number = bench.control.add_fault("wire-rate", nic="nic0", direction="rx", rate=20_000_000, limit=16)
+    number = bench.control.add_fault("wire-rate", nic="nic0", direction="rx", rate=20_000_000, limit=4)
     before = time.monotonic()
     counters = bench.stream()
     assert time.monotonic() - before > 1.6
@@ -204,11 +205,17 @@ def test_a_packet_called_good_is_believed(bench: Bench) -> None:
 
 def test_starvation(bench: Bench) -> None:
     """What waits longer than 200 ms is lost; the connection survives."""
-    bench.control.add_fault("rx-starve", nic="nic0", duration=3)
-    counters = bench.stream()
-    assert counters["same"], counters
-    assert counters.get("sender.TcpRetransSegs", 0) > 0, counters
-    assert bench.control.stat()[0]["drops"]["no_buffers"] > 0
+
+    def lost() -> int:
+        return int(bench.control.stat()[0]["drops"].get("no_buffers", 0))
+
+    before = lost()
+    with fault(bench, "rx-starve"):
+        process = bench.guest.start("stream here")
+        wait_until(lambda: lost() > before, timeout=120)
+    said = process.wait(240).stdout
+    assert "same 1" in said, said
+    assert re.search(r"^sender.TcpRetransSegs [1-9]", said, re.MULTILINE), said
 
 
 # Transmit. That the watchdog resets a queue whose completions never come is tested in test_recovery.py.
