@@ -150,7 +150,9 @@ def ipv4(draw: st.DrawFn) -> Packet:
     fragment = draw(st.sampled_from([(0, 0), (0, 0), (0, 0), (1, 0), (1, 5), (0, 5)]))
     flags = "MF" if fragment[0] else draw(st.sampled_from(["", "DF"]))
     source, destination = draw(st.sampled_from([("192.0.2.2", "198.51.100.7"), ("10.0.0.1", "10.0.0.255")]))
-    return fuzz(IP(version=4, options=options, src=source, dst=destination, flags=flags, frag=fragment[1]))
+    header = fuzz(IP(version=4, src=source, dst=destination, flags=flags, frag=fragment[1]))
+    header.options = options  # after fuzz, which would make source routes of them: those scapy sums up differently
+    return header
 
 
 @st.composite
