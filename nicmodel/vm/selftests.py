@@ -307,7 +307,7 @@ class Bench:
         command = f"""
             echo {shlex.quote(marker)} >/dev/kmsg
             export {" ".join(f"{name}={value}" for name, value in environment.items())}
-            cd {folder} && {{ {program.setup}; }} &&
+            cd {folder} && {{ {program.setup.strip()}; }} &&
             exec timeout -k 20 {program.timeout} python3 -u ./{file} {shlex.join(arguments)} 2>&1
         """
         started = time.monotonic()
