@@ -29,8 +29,8 @@ def bench() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(bench: Lab) -> Iterator[Lab]:
-    """The bench, with the guest's kernel log watched for trouble during the test."""
-    with bench.quiet_log():
+    """The bench, with the guest's kernel log watched for trouble during the test, and its drivers for faults."""
+    with bench.quiet_log(), bench.contract_kept():
         yield bench
 
 
