@@ -17,7 +17,7 @@ FOLDER = "/usr/lib/kselftest"
 """Where the selftests are in the guest."""
 
 SELFTEST_MODULES = (
-    *("netconsole", "configfs", "macsec", "pppoe", "sch_etf", "sch_multiq", "act_tunnel_key", "cls_fw"),
+    *("netconsole", "configfs", "macsec", "sch_etf", "sch_multiq", "act_tunnel_key", "cls_fw"),
     *("ipip", "sit", "ip_gre", "ip6_gre", "ip6_tunnel", "fou", "fou6", "geneve"),
     *("esp4", "esp6", "esp4_offload", "esp6_offload", "xfrm_user", "gcm", "ctr"),
 )
