@@ -1,0 +1,235 @@
+"""The packet path alone: frames from memory to a driver's buffers in shared memory, on one core.
+
+    python benchmarks/packet_path.py
+    python benchmarks/packet_path.py --length 1514 --split
+
+What is timed is the device: taking a batch, and the doorbell with which the driver posts the buffers again. The driver
+is in no hurry and not timed. The peer is a compiled loop that only copies the same bytes from the same batch to the
+same header and payload buffers, in turns with the device: no NIC can be faster than the memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import click
+import numpy as np
+import numpy.typing as npt
+from report import Column, write
+from rich.progress import track
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
+
+from nicmodel.gvnic.descriptors import RX_BUFFER
+from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.registers import Bar
+from nicmodel.packet.compiled import compiled, i64, u64
+from nicmodel.packet.frames import Batch, FrameFlag, Gso
+from nicmodel.packet.memory import copy
+from nicmodel.testing.bars import Doorbells
+from nicmodel.testing.driver import Driver
+from nicmodel.testing.flows import TCPv4
+from nicmodel.testing.loopback import Loopback
+from nicmodel.testing.memory import GuestMemory
+from nicmodel.testing.rx import RxQueue
+
+#: Addresses in this process, shape (RING,).
+Addresses: TypeAlias = npt.NDArray[np.uint64]
+
+MAC = bytes([2, 0, 0, 0, 0, 1])
+LENGTHS = (64, 256, 1514, 4096 + 66, 9014, 65226)
+#: Payload of the segments that an aggregated frame stands for.
+SEGMENT = 1448
+HEADER = 54
+FIRST_PORT = 10_000
+RING, BUFFER = 4096, 4096
+#: Bytes of a batch, and frames: what the tap takes at once.
+BATCH_BYTES, BATCH_FRAMES = 1 << 20, 512
+#: Frames longer than this come aggregated.
+LONGEST = 9014
+
+
+class DirectDoorbells(Doorbells):
+    """Doorbells without the socket: they are kept until the device is to see them."""
+
+    def __init__(self, nic: Nic) -> None:
+        self._nic = nic
+        self._rung: list[tuple[int, int]] = []
+
+    def ring(self, index: int, value: int) -> None:
+        """Keep one."""
+        self._rung.append((index, value))
+
+    def pass_on(self) -> None:
+        """Give the device what was kept."""
+        for index, value in self._rung:
+            self._nic.region_write(Bar.DOORBELLS, 4 * index, value.to_bytes(4, "little"))
+        self._rung.clear()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: the frames, and what the device has to do with them."""
+
+    length: int
+    split: bool = False
+    flows: int = 1
+    rules: int = 0
+    vouched: bool = False
+
+
+def cases(lengths: tuple[int, ...], split: bool | None) -> Iterator[Case]:
+    """All lengths with and without header split and checksums to verify; then flows and rules, at two lengths."""
+    for length in lengths:
+        for splits in (False, True) if split is None else (split,):
+            for vouched in (False, True):
+                yield Case(length, splits, vouched=vouched)
+    for length in lengths:
+        if length in (64, 1514):
+            for flows in (1, 64, 10_000):
+                for rules in (0, 1, 1000):
+                    if flows > 1 or rules > 0:
+                        yield Case(length, bool(split), flows, rules)
+
+
+@click.command()
+@click.option("--length", "lengths", type=int, multiple=True, help=f"Length of frames, again and again: {LENGTHS}.")
+@click.option("--split/--no-split", default=None, help="Only with header split, or without; default: both.")
+@click.option("--seconds", default=0.5, show_default=True, help="For each figure, of device and of peer.")
+def main(lengths: tuple[int, ...], split: bool | None, seconds: float) -> None:
+    """Measure, print a table and write it to benchmarks/results."""
+    found = list(cases(lengths or LENGTHS, split))
+    rows = [measure(case, seconds) for case in track(found, "packet path", transient=True)]
+    columns = (
+        Column("length", "bytes", ","), Column("split_text", "header split"), Column("checksum", "checksums"),
+        Column("flows", "flows", ","), Column("rules", "rules", ","), Column("mpps", "Mpps", ".2f"),
+        Column("gbps", "Gbit/s", ".1f"), Column("copy_gbps", "copy alone, Gbit/s", ".1f"),
+        Column("ratio", "ratio", ".2f"),
+    )  # fmt: skip
+    write("packet_path", "Packet path alone, receive, one core", "python benchmarks/packet_path.py", columns, rows)
+
+
+def measure(case: Case, seconds: float) -> dict[str, Any]:
+    """Medians of the device and of the copy for one case."""
+    ram = GuestMemory("ram", size=512 << 20)
+    with Loopback(Profile(mac=MAC, max_mtu=9216), ram=ram) as bench:
+        driver = bench.driver
+        driver.doorbells = doorbells = DirectDoorbells(bench.nic)
+        driver.probe()
+        driver.open(
+            rx_queues=1, tx_queues=1, ring_entries=RING, buffer_size=BUFFER,
+            header_split=case.split, rsc=case.length > LONGEST,
+        )  # fmt: skip
+        for number in range(case.rules):
+            driver.add_flow_rule(TCPv4(dst_port=FIRST_PORT + number), queue=0)
+        bench.run()
+        doorbells.pass_on()
+        bench.nic.flush()
+        batches = make_batches(case)
+        device, peer = [], []
+        turn = 0
+        ends = time.perf_counter() + 2 * seconds
+        while time.perf_counter() < ends or turn < 4:
+            batch = batches[turn % len(batches)]
+            places = buffers_of(ram, driver.rx[0])
+            device.append(deliver(bench.nic, driver, doorbells, batch) / batch.count)
+            peer.append(copy_once(batch, HEADER if case.split else 0, *places) / batch.count)
+            turn += 1
+        assert bench.nic.state.drops.sum() == 0
+        assert driver.rx[0].errors == 0
+    per_frame, per_copy = float(np.median(device)), float(np.median(peer))
+    return {
+        **asdict(case),
+        "split_text": "on" if case.split else "off",
+        "checksum": "vouched for" if case.vouched else "verified",
+        "mpps": 1e-6 / per_frame,
+        "gbps": 8e-9 * case.length / per_frame,
+        "copy_gbps": 8e-9 * case.length / per_copy,
+        "ratio": per_copy / per_frame,
+    }
+
+
+def make_batches(case: Case) -> list[Batch]:
+    """As many batches as there are flows for, full."""
+    aggregated = case.length > LONGEST
+    plain = bytes(
+        Ether(src="02:00:00:00:00:02", dst=MAC.hex(":"))
+        / IP(src="192.0.2.1", dst="192.0.2.2")
+        / TCP(sport=1, dport=FIRST_PORT + case.rules // 2, flags="A")
+        / np.random.default_rng(1).bytes(case.length - HEADER)
+    )
+    count = max(1, min(BATCH_FRAMES, BATCH_BYTES // case.length, RING * BUFFER // 2 // case.length))
+    flags = FrameFlag.CSUM_VALID if case.vouched else FrameFlag.NONE
+    offload: dict[str, Any] = {"gso": Gso.TCPV4, "segment": SEGMENT, "header": HEADER} if aggregated else {}
+    batches = []
+    for start in range(0, max(case.flows, count), count):
+        batch = Batch(count * case.length, count)
+        for number in range(start, start + count):
+            frame = bytearray(plain)
+            # The checksum stays right: what one port gains the other field loses.
+            port = number % case.flows
+            frame[34:36] = (1 + port).to_bytes(2, "big")
+            frame[52:54] = (0xFFFF - port).to_bytes(2, "big") if port else b"\0\0"
+            batch.append(bytes(frame), flags=flags, **offload)
+        batches.append(batch)
+    return batches
+
+
+def deliver(nic: Nic, driver: Driver, doorbells: DirectDoorbells, batch: Batch) -> float:
+    """Seconds that the device takes for a batch; the driver then takes it and posts the buffers again."""
+    begin = time.perf_counter()
+    nic.deliver(batch)
+    taken = time.perf_counter() - begin
+    driver.rx[0].discard()
+    begin = time.perf_counter()
+    doorbells.pass_on()
+    nic.flush()
+    return taken + time.perf_counter() - begin
+
+
+def buffers_of(ram: GuestMemory, queue: RxQueue) -> tuple[Addresses, Addresses]:
+    """Where in this process the header and data buffers are that the device will fill, in its order."""
+    order = (int(queue.state.head) + np.arange(RING)) % RING
+    to_host = np.uint64(ram.bytes.ctypes.data) - np.uint64(ram.base)
+    descriptors = queue.buffer_ring[order]
+    return descriptors[:, RX_BUFFER.header_address.word] + to_host, descriptors[
+        :, RX_BUFFER.buffer_address.word
+    ] + to_host
+
+
+def copy_once(batch: Batch, header: int, headers: Addresses, payloads: Addresses) -> float:
+    """Seconds that copying the same bytes takes."""
+    begin = time.perf_counter()
+    copy_frames(batch.data, batch.frames, batch.count, header, headers, payloads, BUFFER)
+    return time.perf_counter() - begin
+
+
+@compiled
+def copy_frames(
+    data: npt.NDArray[np.uint8], frames: npt.NDArray[np.void], count: int, header: int,
+    headers: Addresses, payloads: Addresses, buffer_size: int,
+) -> None:  # fmt: skip
+    """Copy each frame's first `header` bytes to the next header buffer, and the rest to as many others as it takes."""
+    buffer = 0
+    source = u64(data.ctypes.data)
+    for number in range(count):
+        frame = frames[number]
+        start = source + u64(frame.offset)
+        left = i64(frame.length) - header
+        if header > 0:
+            copy(headers[buffer], start, header)
+            start += u64(header)
+        while left > 0:
+            piece = min(left, buffer_size)
+            copy(payloads[buffer], start, piece)
+            start += u64(piece)
+            left -= piece
+            buffer += 1
+
+
+if __name__ == "__main__":
+    main()
