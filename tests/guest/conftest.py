@@ -42,8 +42,8 @@ def booted_fleet() -> Iterator[Fleet]:
 
 @pytest.fixture
 def fleet(booted_fleet: Fleet) -> Iterator[Fleet]:
-    """The fleet, with its guests' kernel logs watched for trouble during the test."""
-    with booted_fleet.quiet_logs():
+    """The fleet, awake, with its guests' kernel logs watched for trouble during the test."""
+    with booted_fleet.awake():
         yield booted_fleet
 
 
