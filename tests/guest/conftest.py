@@ -41,10 +41,17 @@ def booted_fleet() -> Iterator[Fleet]:
 
 
 @pytest.fixture
-def fleet(booted_fleet: Fleet) -> Iterator[Fleet]:
-    """The fleet, awake, with its guests' kernel logs watched for trouble during the test."""
+def awake_fleet(booted_fleet: Fleet) -> Iterator[Fleet]:
+    """The fleet, awake, for tests whose guests have reason to complain."""
     with booted_fleet.awake():
         yield booted_fleet
+
+
+@pytest.fixture
+def fleet(awake_fleet: Fleet) -> Iterator[Fleet]:
+    """The fleet, awake, with its guests' kernel logs watched for trouble during the test."""
+    with awake_fleet.quiet_logs():
+        yield awake_fleet
 
 
 @pytest.fixture

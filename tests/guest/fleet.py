@@ -200,18 +200,23 @@ class Fleet:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """The guests run meanwhile, and no kernel of theirs may have anything to complain about.
+        """The guests run meanwhile.
 
         At other times they stand still: idle, the three of them take a third of an emulating core from other tests.
         """
         self._execute("cont")
         try:
-            with ExitStack() as stack:
-                for guest in self.guests.values():
-                    stack.enter_context(quiet_log(guest))
-                yield
+            yield
         finally:
             self._execute("stop")
+
+    @contextmanager
+    def quiet_logs(self) -> Iterator[None]:
+        """No guest's kernel may have anything to complain about meanwhile."""
+        with ExitStack() as stack:
+            for guest in self.guests.values():
+                stack.enter_context(quiet_log(guest))
+            yield
 
     def _execute(self, command: str) -> None:
         for guest in self.guests.values():
