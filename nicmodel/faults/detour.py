@@ -46,7 +46,7 @@ class Shadow:
         for size in sizes:
             pieces.append((base + place, self._bytes[place : place + size]))
             place += size
-        return state._replace(regions=np.concatenate((regions, shadow))), pieces
+        return state.with_arrays(regions=np.concatenate((regions, shadow))), pieces
 
 
 def host_address(regions: Records, address: int, count: int) -> int:

@@ -226,7 +226,7 @@ class Nic(Device):
             log.info("%s: %s has gone", self.name, self.link.name)
         self.reset()
         self.link = None
-        self.state = self.state._replace(regions=np.empty(0, REGION))
+        self.state.regions = np.empty(0, REGION)
 
     def dma_changed(self) -> None:
         """The guest's memory map is another."""
@@ -240,7 +240,7 @@ class Nic(Device):
         regions = self.link.dma.regions
         for start, end in self.unreachable:
             regions = without(regions, start, end)
-        self.state = self.state._replace(regions=regions)
+        self.state.regions = regions
 
     def set_unreachable(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Have the device reach nothing in these ranges of addresses: each access there is a DMA fault."""

@@ -7,7 +7,6 @@ receive queues, M transmit queues and one for the device itself.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from nicmodel.packet.coalesce import AGGREGATE
 from nicmodel.packet.headers import HEADERS
 from nicmodel.packet.match import GROUP, RULE, SLOT, slots_for
+from nicmodel.packet.reference import Arrays
 from nicmodel.vfio_user.dma import MAX_KINDS
 
 #: Most data descriptors of one packet, both ways; more is a driver's error.
@@ -176,12 +176,8 @@ PIECE = np.dtype([("address", "<u8"), ("length", "<i4"), ("identifier", "<i4")])
 Records = npt.NDArray[np.void]
 
 
-class State(NamedTuple):
-    """All that receive and transmit work on; `regions` is exchanged when the guest's memory map changes.
-
-    Compiled code hands it on by value, seven words for each array. With an even number of arrays what is pushed stays
-    aligned to 16 bytes; with one more a batch of small frames took half as long again.
-    """
+class State(Arrays):
+    """All that receive and transmit work on; `regions` is exchanged when the guest's memory map changes."""
 
     device: Records
     rx: Records

@@ -20,6 +20,7 @@ import numpy as np
 from numba.core import config
 
 from nicmodel.cache import cache_dir
+from nicmodel.packet.reference import Arrays
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -107,6 +108,8 @@ def _interpreted(function: F) -> F:
             return argument.view(np.dtype((_FieldsFirst, argument.dtype)))
         if isinstance(argument, tuple) and hasattr(argument, "_fields"):
             return type(argument)(*map(attributes, argument))
+        if isinstance(argument, Arrays):
+            return argument.with_arrays(**{name: attributes(getattr(argument, name)) for name in argument.names()})
         return argument
 
     @functools.wraps(function)
