@@ -192,8 +192,11 @@ def deliver(nic: Nic, driver: Driver, doorbells: DirectDoorbells, batch: Batch) 
 
 
 def buffers_of(ram: GuestMemory, queue: RxQueue) -> tuple[Addresses, Addresses]:
-    """Where in this process the header and data buffers are that the device will fill, in its order."""
-    order = (int(queue.state.head) + np.arange(RING)) % RING
+    """Where in this process header and data buffers are that the device fills half a ring later, in its order.
+
+    Not those that it fills next: then each of the two would find in the cache what the other has just written.
+    """
+    order = (int(queue.state.head) + RING // 2 + np.arange(RING)) % RING
     to_host = np.uint64(ram.bytes.ctypes.data) - np.uint64(ram.base)
     descriptors = queue.buffer_ring[order]
     return descriptors[:, RX_BUFFER.header_address.word] + to_host, descriptors[
