@@ -17,6 +17,7 @@ from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.admin import AdminQueue
 from nicmodel.gvnic.commands import RSS_LUT_SIZE, QueueFormat
 from nicmodel.gvnic.descriptors import GQI_RX_PAD, IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS, GqiIrqDoorbell
+from nicmodel.gvnic.messages import Messages
 from nicmodel.gvnic.moderation import NEVER, moderate
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
@@ -138,6 +139,7 @@ class Nic(Device):
         self.rules = FlowRules(self.state)
         self.admin = AdminQueue(self)
         self.statistics = Statistics(self)
+        self.messages = Messages(self)
         self.config = ConfigSpace(
             vendor=r.VENDOR_GOOGLE,
             device=r.DEVICE_GVNIC,
@@ -241,6 +243,7 @@ class Nic(Device):
         for start, end in self.unreachable:
             regions = without(regions, start, end)
         self.state.regions = regions
+        self.state.device["remote"] = bool((regions["host"] == 0).any())
 
     def set_unreachable(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Have the device reach nothing in these ranges of addresses: each access there is a DMA fault."""
@@ -613,11 +616,16 @@ class Nic(Device):
             self._outcomes = np.zeros(len(batch.frames), OUTCOME)
         if self.observers:
             self.tell("receive", batch=batch)
+        remote = self.state.device["remote"][0]
+        if remote:
+            self.messages.make_room(batch)
         now = self.clock()
         self.delivered += self.receive(
             self.state, batch.data, batch.frames, batch.count, now, now - _HELD_NS, _HELD_PER_QUEUE,
             self._backlog.data, self._backlog.frames, self._held, self._outcomes,
         )  # fmt: skip
+        if remote:
+            self.messages.send()
         if self.observers:
             self.tell("received", batch=batch, outcomes=self._outcomes)
 
@@ -656,6 +664,8 @@ class Nic(Device):
                 if self.observers:
                     self.tell("transmitted", queue=queue)
                 if full:
+                    if self.state.device["asked"][0]:
+                        self.messages.fetch()
                     break
                 del self._tx_dirty[queue]
             out.count, out.used = int(self._out_used[0]), int(self._out_used[1])

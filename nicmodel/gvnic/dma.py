@@ -1,11 +1,13 @@
 """DMA of the packet path: guest addresses checked against the memory map, bytes booked in the ledger.
 
 The map (`State.regions`) is sorted by address. Nearly every access falls into the region of the one before, so that
-region is tried first. A range may cross borders: behind a vIOMMU each page is a region of its own.
+region is tried first. A range may cross borders: behind a vIOMMU each page is a region of its own. Memory without a
+descriptor is reached by messages (`nicmodel.gvnic.messages`), but not by rings.
 """
 
 from __future__ import annotations
 
+from nicmodel.gvnic.messages import ask, fetched, post
 from nicmodel.gvnic.state import State
 from nicmodel.packet.compiled import compiled, i64, inlined, u32, u64
 from nicmodel.packet.memory import copy
@@ -74,7 +76,7 @@ def accessible(state: State, address: int, count: int, right: int) -> bool:
         if found < 0:
             return False
         region = state.regions[found]
-        if region.host == _NOWHERE or region.flags & right == 0:
+        if region.flags & right == 0 or (region.host == _NOWHERE and state.device[0].gqi != 0):
             return False
         piece = region.size - (position - region.start)
         if piece >= left:
@@ -93,7 +95,11 @@ def _write_across(state: State, row: int, purpose: int, address: int, source: in
         region = state.regions[_find(state, address)]
         offset = address - region.start
         piece = min(region.size - offset, left)
-        copy(region.host + offset, source, i64(piece))
+        if region.host == _NOWHERE:
+            if not post(state, address, source, i64(piece), 0):
+                return False
+        else:
+            copy(region.host + offset, source, i64(piece))
         state.ledger[row, purpose, region.kind] += i64(piece)
         left -= piece
         address += piece
@@ -110,7 +116,12 @@ def _read_across(state: State, row: int, purpose: int, address: int, destination
         region = state.regions[_find(state, address)]
         offset = address - region.start
         piece = min(region.size - offset, left)
-        copy(destination, region.host + offset, i64(piece))
+        origin = region.host + offset
+        if region.host == _NOWHERE:
+            origin = fetched(state, address, i64(piece))
+            if origin == _NOWHERE:
+                return False
+        copy(destination, origin, i64(piece))
         state.ledger[row, purpose, region.kind] += i64(piece)
         left -= piece
         address += piece
@@ -142,6 +153,28 @@ def read(state: State, row: int, purpose: int, address: int, destination: int, c
     copy(destination, host, count)
     state.ledger[row, purpose, state.regions[state.device[0].region].kind] += count
     return True
+
+
+@compiled
+def ask_for_pieces(state: State, count: int) -> bool:
+    """Ask for what of the packet's `count` pieces is in memory without a descriptor; whether there is some to wait for.
+
+    A piece that is not wholly mapped is not asked for: reading it is a DMA fault.
+    """
+    waits = False
+    for k in range(count):
+        address = state.pieces[k].address
+        left = u64(state.pieces[k].length)
+        if not accessible(state, address, i64(left), READ):
+            continue
+        while left > _NOWHERE:
+            region = state.regions[_find(state, address)]
+            piece = min(region.size - (address - region.start), left)
+            if region.host == _NOWHERE and ask(state, address, i64(piece)):
+                waits = True
+            left -= piece
+            address += piece
+    return waits
 
 
 @inlined

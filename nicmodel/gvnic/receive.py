@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RXDID
 from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
+from nicmodel.gvnic.messages import COMPLETION, post
 from nicmodel.gvnic.receive_gqi import place_gqi
 from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
 from nicmodel.packet.checksum import ChecksumError, complete, verifiable, verify
@@ -130,6 +131,19 @@ def _ptype(headers: Records) -> int:
     return i64(h.l3) << 3 | l4
 
 
+@compiled
+def _post_completion(
+    state: State, queue: int, address: int, word0: int, word1: int, word2: int, word3: int
+) -> None:  # fmt: skip
+    """Have a completion written after what was posted before it."""
+    words = state.completion
+    words[0], words[1], words[2], words[3] = word0, word1, word2, word3
+    if post(state, address, u64(words.ctypes.data), _COMPLETION_SIZE, COMPLETION):
+        state.ledger[queue, _COMPLETION, state.regions[state.device[0].region].kind] += _COMPLETION_SIZE
+    else:
+        fault(state, address)
+
+
 @inlined
 def _complete_buffer(state: State, queue: int, word0: int, word1: int, word2: int, word3: int) -> None:
     """Write the next completion of a queue: the generation bit is added here, its word stored last."""
@@ -139,6 +153,8 @@ def _complete_buffer(state: State, queue: int, word0: int, word1: int, word2: in
     host = locate(state, address, _COMPLETION_SIZE, WRITE)
     if host == 0:
         fault(state, address)
+    elif state.device[0].posted != 0:  # the bytes that it is about may still be among them
+        _post_completion(state, queue, address, word0 | i64(rx.generation) << _GENERATION, word1, word2, word3)
     else:
         store_u64(host + _U8, u64(word1))
         store_u64(host + _U16, u64(word2))

@@ -77,6 +77,11 @@ DEVICE = np.dtype(
         ("coalesce", "<i4"),
         ("aggregates", "<i4"),
         ("region", "<i4"),
+        ("remote", "<i4"),
+        ("posted", "<i4"),
+        ("posted_bytes", "<i8"),
+        ("asked", "<i4"),
+        ("asked_bytes", "<i8"),
         ("fault_address", "<u8"),
         ("faults", "<i8"),
     ]
@@ -173,6 +178,10 @@ OUTCOME = np.dtype(
 #: One buffer or fragment of the packet in hand: where it is in guest memory, how long, and its buffer ID.
 PIECE = np.dtype([("address", "<u8"), ("length", "<i4"), ("identifier", "<i4")])
 
+#: Bytes for memory without a descriptor, or from it (`nicmodel.gvnic.messages`): guest address, and place in this
+#: process.
+MESSAGE = np.dtype([("address", "<u8"), ("count", "<i4"), ("offset", "<i4"), ("flags", "<i4")])
+
 Records = npt.NDArray[np.void]
 
 
@@ -195,6 +204,11 @@ class State(Arrays):
     aggregates: Records
     segment: npt.NDArray[np.uint8]
     pieces: Records
+    posted: Records
+    posted_data: npt.NDArray[np.uint8]
+    asked: Records
+    asked_data: npt.NDArray[np.uint8]
+    completion: npt.NDArray[np.int64]
 
 
 def make_state(
@@ -223,4 +237,9 @@ def make_state(
         # As long as any packet: headers in it are parsed within the packet's length, also where only they are gathered.
         segment=np.zeros(MAX_PACKET, np.uint8),
         pieces=np.zeros(MAX_SEGMENTS, PIECE),
+        posted=np.zeros(0, MESSAGE),
+        posted_data=np.zeros(0, np.uint8),
+        asked=np.zeros(MAX_SEGMENTS, MESSAGE),
+        asked_data=np.zeros(MAX_PACKET, np.uint8),
+        completion=np.zeros(4, np.int64),
     )

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TX_PACKET, TX_TSO_CONTEXT, TxCompletionType, TxType
-from nicmodel.gvnic.dma import READ, WRITE, fault, locate, read
+from nicmodel.gvnic.dma import READ, WRITE, ask_for_pieces, fault, locate, read
 from nicmodel.gvnic.state import MAX_PACKET, MAX_SEGMENTS, Drop, Purpose, Records, State
 from nicmodel.packet.checksum import complete, pseudo
 from nicmodel.packet.compiled import Record, compiled, i64, u64
@@ -288,7 +288,8 @@ def transmit(
         offloads: what the wire takes undone (`Offload`).
 
     Returns:
-        True when the next packet did not fit the batch: call again with an empty one.
+        True when the next packet did not fit the batch, or waits for bytes that were asked for: call again with an
+        empty batch, and with the bytes.
     """
     tx = state.tx[queue]
     row = len(state.rx) + queue
@@ -316,7 +317,6 @@ def transmit(
                 state.drops[row, _DMA_FAULT] += 1
                 tx.head = tail
                 return False
-            state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _SIZE
             low = load_u64(host)
             high = load_u64(host + _U8)
             dtype = i64(high >> _DTYPE & _DTYPE_MASK)
@@ -342,7 +342,12 @@ def transmit(
             position = (position + 1) & mask
         if not ended:
             break
+        if verdict == _NONE and total <= MAX_PACKET and state.device[0].remote != 0 and ask_for_pieces(state, count):
+            tx.head = head
+            return True
 
+        descriptors = (position - head) & mask
+        state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += descriptors * _SIZE
         header = 0
         payload = total
         mss = 0
@@ -381,6 +386,8 @@ def transmit(
         if verdict != _NONE:
             state.drops[row, verdict] += 1
         tx.packets += 1
+        state.device[0].asked = 0
+        state.device[0].asked_bytes = 0
 
         # Each descriptor that asked for it is reported; then the packet, whose buffers have been read.
         if reports > 0:

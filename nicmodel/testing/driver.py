@@ -64,7 +64,7 @@ from nicmodel.testing.adminq import AdminQueue, encode_command
 from nicmodel.testing.bars import Doorbells, Registers
 from nicmodel.testing.description import Description
 from nicmodel.testing.flows import FlowSpec
-from nicmodel.testing.memory import PAGE, GuestMemory
+from nicmodel.testing.memory import PAGE, GuestMemory, memory_of
 from nicmodel.testing.queue import Queue
 from nicmodel.testing.rx import RxConfig, RxPacket, RxQueue
 from nicmodel.testing.tx import Tso, TxCompletion, TxQueue
@@ -167,12 +167,23 @@ class Driver:
     ) -> None:
         self.disconnect()
 
-    def map(self, memory: GuestMemory) -> None:
-        """Let the device reach a memory."""
+    def map(self, memory: GuestMemory, *, by_message: bool = False) -> None:
+        """Let the device reach a memory, with its descriptor or `by_message` only: then call `serve_dma`."""
         flags = DmaFlag.READABLE | DmaFlag.WRITABLE
-        self.client.dma_map(memory.base, memory.size, memory.fd, 0, flags)
+        self.client.dma_map(memory.base, memory.size, None if by_message else memory.fd, 0, flags)
 
-    def add_memory(self, name: str, size: int = 64 << 20) -> GuestMemory:
+    def serve_dma(self, timeout: float = 0.0) -> bool:
+        """Answer a message of the device that reads or writes memory; false if none came within `timeout` seconds."""
+        return self.client.process(timeout)
+
+    def _access(self, address: int, count: int, data: bytes | None) -> bytes | None:
+        memory = memory_of((self.ram, *self._added), address)
+        if data is None:
+            return memory.read(address, count)
+        memory.write(address, data)
+        return None
+
+    def add_memory(self, name: str, size: int = 64 << 20, *, by_message: bool = False) -> GuestMemory:
         """Memory of another device, such as an accelerator's, that the NIC may reach; it goes with the driver.
 
         As `payload_memory` of a queue it is what devmem TCP receives into.
@@ -180,11 +191,13 @@ class Driver:
         Args:
             name: kind of memory in the device's ledger.
             size: bytes, a multiple of the page size.
+            by_message: the device gets no descriptor of it, and has to ask for each access: see `serve_dma`.
         """
         after = max(memory.base + memory.size for memory in (self.ram, *self._added))
         memory = GuestMemory(name, base=after, size=size)
         self._added.append(memory)
-        self.map(memory)
+        self.map(memory, by_message=by_message)
+        self.client.serve_dma(self._access)
         return memory
 
     def unmap(self, memory: GuestMemory) -> None:

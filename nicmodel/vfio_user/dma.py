@@ -30,6 +30,9 @@ WRITABLE = 2
 MAX_KINDS = 8
 """Kinds of memory that get a name of their own; further ones share the name ``other``."""
 
+BY_MESSAGE = "by message"
+"""The kind of memory that has no descriptor, so that nobody knows its name."""
+
 _QEMU_MEMFD = "memory-backend-memfd"  # the name QEMU gives every memfd of a memory-backend-memfd object
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -110,6 +113,8 @@ class DmaTable:
         if fd is not None:
             host = _map_file(fd, offset, size, flags)
             kind = self._kind(_memory_name(fd))
+        elif readable and writable:  # without a descriptor and not writable: a ROM, which counts as ordinary memory
+            kind = self._kind(BY_MESSAGE)
         row = np.array((start, size, host, flags, kind), REGION)
         self.regions = np.concatenate((self.regions[:index], row[np.newaxis], self.regions[index:]))
         self._starts.insert(index, start)

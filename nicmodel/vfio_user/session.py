@@ -174,9 +174,9 @@ class Session:
             while not self._closed and (message := self._channel.next()) is not None:
                 self._handle(message)
         finally:
+            self._handling = False
             if self.link is not None:
                 self._guard(self._device.flush)
-            self._handling = False
 
     def _handle(self, message: Message) -> None:
         message_id, command, flags, _, payload, fds = message

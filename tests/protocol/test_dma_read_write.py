@@ -135,6 +135,27 @@ def test_outside_of_a_register_access(lab: Lab, client: Client, served: Served) 
     assert result == [b"timer!"]
 
 
+def test_in_what_follows_a_batch_of_messages(lab: Lab, client: Client, served: Served) -> None:
+    """A command that arrives while `Device.flush` waits for the client is handled, although nothing comes after it."""
+
+    def flush() -> None:
+        del lab.device.flush
+        assert lab.device.link is not None
+        lab.device.link.dma.read(BASE, 4)
+
+    def serve(address: int, count: int, data: bytes | None) -> bytes | None:
+        if count == 4:
+            payload = REGION_ACCESS.pack(0x40, 0, 4) + b"next"
+            client.raw(HEADER.pack(0, Command.REGION_WRITE, HEADER.size + len(payload), NO_REPLY, 0) + payload)
+        return served(address, count, data)
+
+    client.serve_dma(serve)
+    lab.device.flush = flush  # type: ignore[method-assign]
+    client.region_write(0, 0x80, b"bell")
+    lab.until(lambda: client.process(0) and served.accesses[-1:] == [("read", 0, 4)])
+    lab.until(lambda: bytes(lab.device.memory[0x40:0x44]) == b"next")
+
+
 def test_commands_that_arrive_meanwhile_come_after(lab: Lab, client: Client, served: Served) -> None:
     payload = REGION_ACCESS.pack(0x40, 0, 4) + b"next"
     write_next = HEADER.pack(0, Command.REGION_WRITE, HEADER.size + len(payload), NO_REPLY, 0) + payload
