@@ -31,7 +31,7 @@ from nicmodel.gvnic.transmit_gqi import transmit_gqi
 from nicmodel.packet.frames import NO_QUEUE, Batch
 from nicmodel.pci.config import Command, ConfigSpace, MsixTable
 from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
-from nicmodel.vfio_user.dma import REGION, DmaFault, without
+from nicmodel.vfio_user.dma import REGION, WRITABLE, DmaFault, without
 from nicmodel.vfio_user.poll import Poller, Timer
 from nicmodel.vfio_user.protocol import PciIrq, PciRegion
 from nicmodel.wire.wire import Wire
@@ -243,7 +243,8 @@ class Nic(Device):
         for start, end in self.unreachable:
             regions = without(regions, start, end)
         self.state.regions = regions
-        self.state.device["remote"] = bool((regions["host"] == 0).any())
+        # A ROM, which is not writable, has no descriptor either; nobody sends from there or receives to it.
+        self.state.device["remote"] = bool(((regions["host"] == 0) & (regions["flags"] & WRITABLE != 0)).any())
 
     def set_unreachable(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Have the device reach nothing in these ranges of addresses: each access there is a DMA fault."""

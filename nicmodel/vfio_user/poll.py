@@ -57,6 +57,7 @@ class Poller:
         if self._timerfd < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create")
         self._epoll.register(self._timerfd, select.EPOLLIN | select.EPOLLET)
+        self._armed = 0  # when the timerfd expires, on the loop's clock
 
     def add(self, fd: int, on_readable: Callback) -> None:
         """Call ``on_readable`` whenever ``fd`` is readable, or its peer is gone.
@@ -109,10 +110,13 @@ class Poller:
             until_due = due - self.clock()
             if until_due <= 0:
                 timeout = 0
-            else:
+            elif not 0 < self._armed <= due:  # else it wakes the loop in time, if for nothing
+                self._armed = due
                 _libc.timerfd_settime(self._timerfd, 0, _ITIMERSPEC(0, 0, *divmod(until_due, 1_000_000_000)), None)
         ready = self._epoll.poll(timeout)
         for fd, events in ready:
+            if fd == self._timerfd:
+                self._armed = 0
             if events & ~select.EPOLLOUT and (reader := self._readers.get(fd)):
                 self._call(reader)
             if events & ~select.EPOLLIN and (writer := self._writers.get(fd)):
