@@ -574,7 +574,7 @@ class Nic(Device):
             self.state.drops[-1, Drop.DEVICE_DOWN] += batch.count
             return
         self._receive(batch)
-        self._moderate()
+        self._moderate_soon()
 
     def _gather(self, batch: Batch) -> None:
         """Keep frames from the wire until the first of them has waited for `Profile.coalesce_usecs`."""
@@ -605,6 +605,7 @@ class Nic(Device):
             Where each went, shape (batch.count,), `OUTCOME`.
         """
         self.deliver(batch)
+        self._moderate()
         if self.cable:
             return self._outcomes[: batch.count].copy()
         lost = np.zeros(batch.count, OUTCOME)
@@ -644,7 +645,7 @@ class Nic(Device):
     def _wire_writable(self) -> None:
         """The wire takes frames again."""
         self._transmit()
-        self._moderate()
+        self._moderate_soon()
 
     def _transmit(self) -> None:
         """Take packets from the queues that have work, until none is left or the wire has to be waited for."""
@@ -703,7 +704,7 @@ class Nic(Device):
             self._retry_held()
         if self._tx_dirty:
             self._transmit()
-        self._moderate()
+        self._moderate_soon()
 
     def go_on(self, queue: int | None = None) -> None:
         """Look again at frames that wait for buffers, and at transmit queue `queue`, without a doorbell."""
@@ -711,6 +712,11 @@ class Nic(Device):
         if queue is not None and self.state.tx[queue]["active"]:
             self._tx_dirty[queue] = None
         self.flush()
+
+    def _moderate_soon(self) -> None:
+        """Interrupts are decided once for all that has arrived: an interrupt costs a guest more than a packet does."""
+        if self.state.vectors["pending"].any():
+            self.poller.when_idle(self._moderate)
 
     def _moderate(self) -> None:
         if self.halted:

@@ -68,6 +68,7 @@ class Loopback(TestNic):
         """Have the NIC receive frames, after it has seen all that the driver did before."""
         self.run()
         self.wire.inject(*frames)
+        self.run()
 
     def close(self) -> None:
         """End everything."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from nicmodel.gvnic.commands import Opcode, QueueFormat
 from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE
 from nicmodel.gvnic.registers import DeviceStatus
+from nicmodel.packet.frames import Batch
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.memory import PAGE
@@ -242,9 +244,35 @@ def test_event_for_transmit_after_a_blocked_wire(lab: Loopback, driver: Driver) 
     lab.run()
     assert fired(driver) == {}
     lab.wire.unblock()
+    lab.run()
     assert len(lab.wire.take()) == 3
     assert len(driver.poll_tx(0)) == 2
     assert fired(driver) == {vector: 1}
+
+
+def test_interrupts_of_all_that_arrived_together_come_last(lab: Loopback, driver: Driver) -> None:
+    """*Steps*: packets are sent, and answered before the loop looks again. *Verify*: nothing fires in between."""
+    order: list[str] = []
+    nic = lab.nic
+
+    def watch(event: str, **fields: Any) -> None:
+        order.append(event)
+
+    def answer(batch: Batch) -> bool:
+        """The far end answers at once, as a kernel does behind a tap."""
+        sent = send(batch)
+        nic.poller.call_at(0, lambda: lab.wire.inject(tcp()))
+        return sent
+
+    send = lab.wire.send
+    lab.wire.send = answer  # type: ignore[method-assign]
+    nic.observers = (watch,)
+    driver.send(0, tcp())
+    lab.run()
+    assert [event for event in order if event in ("transmit", "receive", "interrupt")] == [
+        "transmit", "receive", "interrupt", "interrupt",
+    ]  # fmt: skip
+    assert sorted(fired(driver).values()) == [1, 1]
 
 
 def test_vector_without_eventfd(lab: Loopback, driver: Driver) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from nicmodel.vfio_user import Poller
+from nicmodel.vfio_user.poll import BUSY_TURNS
 
 
 @pytest.fixture
@@ -146,3 +147,69 @@ def test_stop_from_another_thread_and_from_a_callback(poller: Poller) -> None:
     thread.join()
     poller.call_at(0, poller.stop)
     poller.serve_forever()
+
+
+def test_when_idle_comes_once_after_all_that_waits(poller: Poller) -> None:
+    """What is ready when the loop looks again goes first; but not for ever."""
+    order: list[str] = []
+    eventfd = os.eventfd(0)
+
+    def ready() -> None:
+        order.append("ready")
+        poller.when_idle(idle)
+        if order.count("ready") == 3:
+            os.eventfd_read(eventfd)
+
+    def idle() -> None:
+        order.append("idle")
+
+    poller.add(eventfd, ready)
+    os.eventfd_write(eventfd, 1)
+    while poller.run_once(0):
+        pass
+    assert order == ["ready", "ready", "ready", "idle"]
+
+    order.clear()
+    os.eventfd_write(eventfd, 1)
+    order += ["ready"] * 3  # so that it stays readable
+    for _ in range(100):
+        poller.run_once(0)
+    turns = len(order) - 3 - order.count("idle")
+    assert turns == 100
+    assert order.count("idle") == turns // (BUSY_TURNS + 1)
+    poller.remove(eventfd)
+    os.close(eventfd)
+
+
+def test_when_idle_does_not_sleep(poller: Poller) -> None:
+    called: list[float] = []
+    poller.when_idle(lambda: called.append(time.monotonic()))
+    started = time.monotonic()
+    assert poller.run_once(5)
+    assert called and called[0] - started < 1
+    assert not poller.run_once(0)
+
+
+def test_busy_poll_finds_what_comes_and_what_is_due() -> None:
+    poller = Poller(busy_poll=10_000_000_000)
+    eventfd = os.eventfd(0)
+    seen: list[str] = []
+    poller.add(eventfd, lambda: seen.append(f"read {os.eventfd_read(eventfd)}"))
+    writer = threading.Timer(0.05, lambda: os.eventfd_write(eventfd, 7))
+    writer.start()
+    poller.run_once(None)
+    assert seen == ["read 7"]
+    poller.call_at(time.monotonic_ns() + 20_000_000, lambda: seen.append("timer"))
+    poller.run_once(None)
+    assert seen == ["read 7", "timer"]
+    writer.join()
+    poller.close()
+    os.close(eventfd)
+
+
+def test_busy_poll_ends() -> None:
+    poller = Poller(busy_poll=20_000_000)
+    before = time.process_time()
+    assert not poller.run_once(0.2)
+    assert 0.01 < time.process_time() - before < 0.15
+    poller.close()
