@@ -4,21 +4,25 @@
     python benchmarks/packet_path.py --length 1514 --split
 
 What is timed is the device: taking a batch, and the doorbell with which the driver posts the buffers again. The driver
-is in no hurry and not timed. The peer is a compiled loop that only copies the same bytes from the same batch to the
-same header and payload buffers, in turns with the device: no NIC can be faster than the memory.
+is in no hurry and not timed. The peer is a compiled loop that only copies the same bytes from the same batch to header
+and payload buffers of the same ring, in turns with the device: no NIC can be faster than the memory. Both find their
+buffers equally cold.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
 import numpy as np
 import numpy.typing as npt
-from report import Column, write
+from plot import Plot
+from report import Column, output_option, write
 from rich.progress import track
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
@@ -100,7 +104,8 @@ def cases(lengths: tuple[int, ...], split: bool | None) -> Iterator[Case]:
 @click.option("--length", "lengths", type=int, multiple=True, help=f"Length of frames, again and again: {LENGTHS}.")
 @click.option("--split/--no-split", default=None, help="Only with header split, or without; default: both.")
 @click.option("--seconds", default=0.5, show_default=True, help="For each figure, of device and of peer.")
-def main(lengths: tuple[int, ...], split: bool | None, seconds: float) -> None:
+@output_option
+def main(lengths: tuple[int, ...], split: bool | None, seconds: float, output: Path) -> None:
     """Measure, print a table and write it to benchmarks/results."""
     found = list(cases(lengths or LENGTHS, split))
     rows = [measure(case, seconds) for case in track(found, "packet path", transient=True)]
@@ -110,13 +115,31 @@ def main(lengths: tuple[int, ...], split: bool | None, seconds: float) -> None:
         Column("gbps", "Gbit/s", ".1f"), Column("copy_gbps", "copy alone, Gbit/s", ".1f"),
         Column("ratio", "ratio", ".2f"),
     )  # fmt: skip
-    write("packet_path", "Packet path alone, receive, one core", "python benchmarks/packet_path.py", columns, rows)
+    plot = Plot(
+        series=(("gbps", "the device"), ("copy_gbps", "copying the same bytes to the same places")),
+        label=label,
+        note=lambda row: f"{row['ratio']:.2f} of the copy, {row['mpps']:.1f} Mpps",
+        unit=lambda row: "Gbit/s",
+    )
+    write("packet_path", "Packet path alone, receive, one core", columns, rows, plot, output)
 
 
-def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Medians of the device and of the copy for one case."""
-    ram = GuestMemory("ram", size=512 << 20)
-    with Loopback(Profile(mac=MAC, max_mtu=9216), ram=ram) as bench:
+def label(row: dict[str, Any]) -> str:
+    """A row's name in the plot."""
+    parts = [f"{row['length']:,} bytes"]
+    if row["split"]:
+        parts.append("split")
+    if row["vouched"]:
+        parts.append("checksums vouched for")
+    if row["flows"] > 1 or row["rules"]:
+        parts.append(f"{row['flows']:,} flows, {row['rules']:,} rules")
+    return ", ".join(parts)
+
+
+@contextmanager
+def open_nic(case: Case) -> Iterator[tuple[Loopback, DirectDoorbells]]:
+    """A NIC and its driver, set up for a case, all buffers posted."""
+    with Loopback(Profile(mac=MAC, max_mtu=9216), ram=GuestMemory("ram", size=512 << 20)) as bench:
         driver = bench.driver
         driver.doorbells = doorbells = DirectDoorbells(bench.nic)
         driver.probe()
@@ -129,19 +152,36 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
         bench.run()
         doorbells.pass_on()
         bench.nic.flush()
+        yield bench, doorbells
+        assert bench.nic.state.drops.sum() == 0
+        assert driver.rx[0].errors == 0
+
+
+def measure(case: Case, seconds: float) -> dict[str, Any]:
+    """Medians of the device and of the copy for one case."""
+    with open_nic(case) as (bench, doorbells):
+        driver = bench.driver
         batches = make_batches(case)
-        device, peer = [], []
+        warm_up = RING * BUFFER // (batches[0].count * max(case.length, BUFFER)) + 1  # every buffer has been used
+        device: list[float] = []
+        peer: list[float] = []
         turn = 0
         ends = time.perf_counter() + 2 * seconds
         while time.perf_counter() < ends or turn < 4:
             batch = batches[turn % len(batches)]
-            places = buffers_of(ram, driver.rx[0])
-            device.append(deliver(bench.nic, driver, doorbells, batch) / batch.count)
-            peer.append(copy_once(batch, HEADER if case.split else 0, *places) / batch.count)
+            places = buffers_of(bench.ram, driver.rx[0], RING // 2)
+            # In turns, so that none always finds in the caches what the other has read.
+            if turn % 2:
+                peer.append(copy_once(batch, HEADER if case.split else 0, *places))
+            device.append(deliver(bench.nic, driver, doorbells, batch))
+            if not turn % 2:
+                peer.append(copy_once(batch, HEADER if case.split else 0, *places))
             turn += 1
-        assert bench.nic.state.drops.sum() == 0
-        assert driver.rx[0].errors == 0
-    per_frame, per_copy = float(np.median(device)), float(np.median(peer))
+            if turn == warm_up and time.perf_counter() < ends:
+                device.clear()
+                peer.clear()
+    frames = batches[0].count
+    per_frame, per_copy = float(np.median(device)) / frames, float(np.median(peer)) / frames
     return {
         **asdict(case),
         "split_text": "on" if case.split else "off",
@@ -191,17 +231,15 @@ def deliver(nic: Nic, driver: Driver, doorbells: DirectDoorbells, batch: Batch) 
     return taken + time.perf_counter() - begin
 
 
-def buffers_of(ram: GuestMemory, queue: RxQueue) -> tuple[Addresses, Addresses]:
-    """Where in this process header and data buffers are that the device fills half a ring later, in its order.
+def buffers_of(ram: GuestMemory, queue: RxQueue, ahead: int) -> tuple[Addresses, Addresses]:
+    """Where in this process header and data buffers are that the device will fill, in its order, from one on.
 
-    Not those that it fills next: then each of the two would find in the cache what the other has just written.
+    With half a ring `ahead` they are as cold as those that come next: either were last written half a ring ago.
     """
-    order = (int(queue.state.head) + RING // 2 + np.arange(RING)) % RING
+    order = (int(queue.state.head) + ahead + np.arange(RING)) % RING
     to_host = np.uint64(ram.bytes.ctypes.data) - np.uint64(ram.base)
-    descriptors = queue.buffer_ring[order]
-    return descriptors[:, RX_BUFFER.header_address.word] + to_host, descriptors[
-        :, RX_BUFFER.buffer_address.word
-    ] + to_host
+    descriptors = queue.buffer_ring[order] + to_host
+    return descriptors[:, RX_BUFFER.header_address.word], descriptors[:, RX_BUFFER.buffer_address.word]
 
 
 def copy_once(batch: Batch, header: int, headers: Addresses, payloads: Addresses) -> float:

@@ -9,20 +9,25 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
+from plot import Plot, Row, draw
 from rich.console import Console
 from rich.table import Table
 
 FOLDER = Path(__file__).resolve().parent
-RESULTS = FOLDER / "results"
-HISTORY = FOLDER / "history.jsonl"
+
+output_option = click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=FOLDER, metavar="DIR",
+    help="Where results/ and history.jsonl are written.  [default: benchmarks/]",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Column:
     heading: str
     style: str = ""
 
-    def text(self, row: dict[str, Any]) -> str:
+    def text(self, row: Row) -> str:
         """The value of a row, as a person reads it."""
         value = row.get(self.key)
         return "" if value is None else format(value, self.style)
@@ -51,15 +56,29 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with a + if it was changed; empty without git."""
-    done = subprocess.run(
-        ["git", "-C", str(FOLDER), "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True
-    )
-    return done.stdout.strip()
+    """The checkout's commit, with a + if what is measured was changed since; empty without git."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(FOLDER.parent), *words], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "nicmodel", "guest", "benchmarks/*.py", "pyproject.toml")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
-def write(name: str, title: str, command: str, columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> None:
-    """Print a table and write it to ``results/NAME.md`` and ``.json``; add the rows to the history."""
+def write(
+    name: str, title: str, columns: Sequence[Column], rows: Sequence[Row], plot: Plot, folder: Path = FOLDER
+) -> None:
+    """Print a table, write it to ``results/NAME.md``, ``.json`` and ``.png`` in `folder`, add the rows to its history.
+
+    Args:
+        name: of the benchmark, which is that of its program.
+        title: of the table.
+        columns: of the table.
+        rows: by the columns' keys, and whatever else JSON is to have.
+        plot: how they are drawn.
+        folder: where everything goes.
+    """
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column.heading, justify="right" if column.style else "left")
@@ -67,15 +86,32 @@ def write(name: str, title: str, command: str, columns: Sequence[Column], rows: 
         table.add_row(*(column.text(row) for column in columns))
     Console(width=max(120, Console().width)).print(table)
 
-    about = {"benchmark": name, "command": command, "machine": machine(), "commit": commit()}
+    about = {"benchmark": name, "title": title, "command": command(), "machine": machine(), "commit": commit()}
     about["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    text = [f"# {title}", "", f"`{command}` on {about['machine']}; {about['date'][:10]}, commit {about['commit']}.", ""]
+    origin = f"`{about['command']}` on {about['machine']}; {about['date'][:10]}, commit {about['commit']}."
+    text = [f"# {title}", "", origin, "", f"![{title}]({name}.png)", ""]
     text.append("| " + " | ".join(column.heading for column in columns) + " |")
     text.append("|" + "|".join("--:" if column.style else "---" for column in columns) + "|")
     text += ["| " + " | ".join(column.text(row) for column in columns) + " |" for row in rows]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text("\n".join(text) + "\n")
-    (RESULTS / f"{name}.json").write_text(json.dumps({**about, "rows": list(rows)}, indent=1) + "\n")
-    with HISTORY.open("a") as history:
+    results = folder / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    (results / f"{name}.md").write_text("\n".join(text) + "\n")
+    (results / f"{name}.json").write_text(json.dumps({**about, "rows": list(rows)}, indent=1) + "\n")
+    with (folder / "history.jsonl").open("a") as history:
         history.write(json.dumps({**about, "rows": list(rows)}) + "\n")
-    click.echo(f"written: {RESULTS / name}.md, .json", err=True)
+    written = f"written: {results / name}.md, .json"
+    try:
+        draw(results / f"{name}.png", title, origin.replace("`", ""), rows, plot)
+        written += ", .png"
+    except ImportError:
+        written += "; no plot: matplotlib is missing (pip install -e '.[bench]')"
+    click.echo(written, err=True)
+
+
+def command() -> str:
+    """The command that was given, but for where its results go."""
+    words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    if "--output" in words:
+        at = words.index("--output")
+        del words[at : at + 2]
+    return shlex.join(["python", *words])
