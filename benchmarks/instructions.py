@@ -1,0 +1,142 @@
+"""Instructions of the packet path for each frame: a figure that a busy machine does not blur.
+
+    python benchmarks/instructions.py
+    python benchmarks/instructions.py --length 64
+
+The packet path runs under valgrind, which counts the instructions of a number of batches and of twice as many: the
+difference is that of the batches alone. What is counted is `Nic.deliver`, the interpreter's share included, on its way
+from the wire's batch to buffers and completions; the driver does nothing meanwhile. Valgrind knows no AVX-512, so the
+code is compiled for a processor without: one that is named, and the same everywhere.
+
+"perf stat" would count faster, but virtual machines seldom let it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from packet_path import LENGTHS, Case, label, make_batches, open_nic
+from plot import Plot
+from report import Column, output_option, write
+
+#: What the code is compiled for: AVX2, no AVX-512.
+PROCESSOR = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx2,+bmi,+bmi2,+fma,+popcnt"}
+#: Batches of the first count. Twice as many fit into the ring of buffers.
+BATCHES = 3
+CASES = (
+    *(Case(length, split) for length in LENGTHS for split in (False, True)),
+    Case(64, flows=10_000),
+    Case(64, rules=1000),
+    Case(64, flows=10_000, rules=1000),
+)
+
+# Client requests (valgrind/valgrind.h, valgrind/callgrind.h): the tool's two letters, then its own number.
+_CALLGRIND = ord("C") << 24 | ord("T") << 16
+_DUMP_STATS, _ZERO_STATS = _CALLGRIND, _CALLGRIND + 1
+_START, _STOP = _CALLGRIND + 4, _CALLGRIND + 5
+# mov rax, rdi; xor edx, edx; then what valgrind looks for, and what does nothing elsewhere: rol rdi by 3, 13, 61, 51;
+# xchg rbx, rbx. The result is in rdx. rbx is left alone, rdi and rax need not be kept.
+_REQUEST = bytes.fromhex("4889f8 31d2 48c1c703 48c1c70d 48c1c73d 48c1c733 4887db 4889d0 c3")
+
+
+class Callgrind:
+    """Talks to valgrind, from inside."""
+
+    def __init__(self) -> None:
+        self._code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._code.write(_REQUEST)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._code))
+        self._call = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(address)
+
+    def request(self, number: int) -> None:
+        """Make a request without arguments."""
+        words = ctypes.create_string_buffer(struct.pack("<6Q", number, 0, 0, 0, 0, 0))
+        self._call(ctypes.addressof(words))
+
+
+@click.command()
+@click.option("--length", "lengths", type=click.Choice(list(map(str, LENGTHS))), multiple=True,
+              help="Length of frames, again and again.")  # fmt: skip
+@output_option
+@click.option("--inside", is_flag=True, hidden=True)
+def main(lengths: tuple[str, ...], output: Path, inside: bool) -> None:
+    """Measure, print a table and write it to benchmarks/results."""
+    chosen = [case for case in CASES if not lengths or str(case.length) in lengths]
+    if inside:
+        for case in chosen:
+            count(case)
+        return
+    if not shutil.which("valgrind"):
+        raise click.ClickException("valgrind is missing: apt install valgrind")
+    arguments = [word for length in lengths for word in ("--length", length)]
+    counts = run(arguments, len(chosen))
+    rows = []
+    for case, (once, twice) in zip(chosen, counts, strict=True):
+        frames = make_batches(case)[0].count * BATCHES
+        rows.append({**asdict(case), "split_text": "on" if case.split else "off", "count": (twice - once) / frames})
+    columns = (
+        Column("length", "bytes", ","), Column("split_text", "header split"), Column("flows", "flows", ","),
+        Column("rules", "rules", ","), Column("count", "instructions for each frame", ",.0f"),
+    )  # fmt: skip
+    title = "Packet path, receive: instructions for each frame"
+    plot = Plot(
+        series=(("count", "instructions"),),
+        label=label,
+        note=lambda row: "",
+        unit=lambda row: "instructions",
+        style=",.0f",
+    )
+    write("instructions", title, columns, rows, plot, output)
+
+
+def run(arguments: list[str], cases: int) -> list[tuple[int, int]]:
+    """Instructions of `BATCHES` batches and of twice as many, for each case."""
+    environment = os.environ | PROCESSOR
+    program = [sys.executable, __file__, "--inside", *arguments]
+    # Outside of valgrind first: that compiles whatever is not in the cache.
+    subprocess.run(program, check=True, env=environment)
+    with tempfile.TemporaryDirectory() as folder:
+        valgrind = ("valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out", "-q")
+        # JIT-compiled code lies in memory that was data before.
+        subprocess.run([*valgrind, "--smc-check=all-non-file", *program], check=True, env=environment)
+        files = [Path(folder, f"out.{number}") for number in range(1, 2 * cases + 1)]
+        totals = [int(re.findall(r"^(?:summary|totals): (\d+)", file.read_text(), re.MULTILINE)[-1]) for file in files]
+    return list(zip(totals[::2], totals[1::2], strict=True))
+
+
+def count(case: Case) -> None:
+    """Inside valgrind: deliver batches, and dump the instructions of them twice."""
+    callgrind = Callgrind()
+    with open_nic(case) as (bench, doorbells):
+        batches = make_batches(case)
+        bench.nic.deliver(batches[0])  # what is loaded or set up with the first frame
+        bench.driver.rx[0].discard()
+        doorbells.pass_on()
+        bench.nic.flush()
+        callgrind.request(_START)
+        for number in (BATCHES, 2 * BATCHES):
+            callgrind.request(_ZERO_STATS)
+            for turn in range(number):
+                bench.nic.deliver(batches[turn % len(batches)])
+            callgrind.request(_DUMP_STATS)
+            callgrind.request(_STOP)
+            bench.driver.rx[0].discard()
+            doorbells.pass_on()
+            bench.nic.flush()
+            callgrind.request(_START)
+        callgrind.request(_STOP)
+
+
+if __name__ == "__main__":
+    main()
