@@ -127,6 +127,11 @@ class Guest:
         self._console_wanted = console
         self._boot_timeout = boot_timeout
 
+    @property
+    def pid(self) -> int:
+        """QEMU's process number."""
+        return self._process.pid
+
     def __enter__(self) -> Self:
         self._cleanup = contextlib.ExitStack()
         try:

@@ -47,7 +47,7 @@ NEWER_TOOLS = Packages("newer-tools", ("liburing-dev", "ethtool"), suite="forky"
 # MAINTAINERS: the netlink code generator looks for it in every folder upwards, and never ends without it.
 SOURCE_PARTS = ("MAINTAINERS", "Makefile", "Documentation/netlink", "include", "scripts", "arch/x86", "tools")
 
-GUEST_TOOLS = ("devmem_receiver", "devmem_sender", "xdp_program", "xdp_socket")
+GUEST_TOOLS = ("devmem_receiver", "devmem_sender", "xdp_program", "xdp_socket", "tcp_peer")
 
 
 def build_guest_tools() -> Path:
