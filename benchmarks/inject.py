@@ -35,7 +35,7 @@ from nicmodel.testing.nic import TestNic
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def main(starts: int, frames: int, calls: int, as_json: bool) -> None:
     """Measure, and print a table."""
-    result = {"start": measure_starts(starts), "inject": measure_rates(frames, calls)}
+    result: dict[str, Any] = {"start": measure_starts(starts), "inject": measure_rates(frames, calls)}
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return

@@ -1,0 +1,168 @@
+"""A guest over a tap: our NIC beside the other NICs of the same QEMU, in the same guest, on taps of the same kind.
+
+    python benchmarks/guest_tap.py
+    python benchmarks/guest_tap.py --device virtio-net --case "tcp receive 1500 x1" --seconds 5
+
+All NICs are in one guest, each on a tap of its own in the benchmark's network namespace, and are measured in turns. The
+far end is the host's kernel at the tap. A case is TCP throughput (iperf3), datagrams a second (iperf3, 64 bytes of
+payload, as fast as they go; those that arrive count) or the time of a request of one byte and its answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from plot import Plot
+from report import Column, output_option, write
+from rich.console import Console
+from rich.progress import track
+from testbed import LARGEST_MTU, OURS, PEERS, Port, Testbed, enter_namespace, round_trip
+
+#: How much longer than virtio-net a request may take.
+LATENCY_GOAL = 1.2
+#: Units as the plot writes them.
+UNITS = {"1000/s": "thousand datagrams a second", "µs": "µs (less is better)"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Attributes:
+        kind: "tcp", "udp" or "request".
+        guest_sends: or else it receives.
+        mtu: at both ends.
+        streams: at the same time.
+        aggregated: the kernels hand over TCP segments of up to 64 KiB; or else frames of the MTU's size.
+    """
+
+    kind: str
+    guest_sends: bool = False
+    mtu: int = 1500
+    streams: int = 1
+    aggregated: bool = True
+
+    @property
+    def name(self) -> str:
+        """What to call it, also with --case."""
+        if self.kind == "request":
+            return "tcp request and response"
+        way = "send" if self.guest_sends else "receive"
+        if self.kind == "udp":
+            return f"udp {way}"
+        return f"tcp {way} {self.mtu} x{self.streams}" + ("" if self.aggregated else " plain")
+
+    @property
+    def unit(self) -> str:
+        """Of its figures."""
+        return {"tcp": "Gbit/s", "udp": "1000/s", "request": "µs"}[self.kind]
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether its figures are times."""
+        return self.kind == "request"
+
+
+def cases() -> Iterator[Case]:
+    """All, those of one MTU together."""
+    ways = (False, True)
+    for mtu in (1500, LARGEST_MTU):
+        for streams in (1, 4):
+            yield from (Case("tcp", way, mtu, streams) for way in ways)
+        if mtu == 1500:
+            yield from (Case("tcp", way, aggregated=False) for way in ways)
+            yield from (Case("udp", way) for way in ways)
+            yield Case("request")
+
+
+CASES = {case.name: case for case in cases()}
+
+
+@click.command()
+@click.option("--case", "names", type=click.Choice(list(CASES)), multiple=True, help="Only this one; again and again.")
+@click.option("--device", "devices", type=click.Choice(list(PEERS)), multiple=True, help="Only beside this one.")
+@click.option("--seconds", default=2, show_default=True, help="Of each run.")
+@click.option("--rounds", default=2, show_default=True, help="Runs of each device and case; the median counts.")
+@click.option("--vcpus", default=2, show_default=True, help="Of the guest.")
+@output_option
+def main(
+    names: tuple[str, ...], devices: tuple[str, ...], seconds: int, rounds: int, vcpus: int, output: Path
+) -> None:  # fmt: skip
+    """Measure, print a table and write it to benchmarks/results."""
+    devices = devices or tuple(PEERS)
+    enter_namespace(devices)
+    chosen = [CASES[name] for name in names or CASES]
+    with Testbed((OURS, *devices), vcpus=vcpus) as bed:
+        rows = []
+        for case in track(chosen, "guest over a tap", console=Console(stderr=True), transient=True):
+            rows.append(measure(bed, case, seconds, rounds))
+            click.echo(f"{case.name}: {rows[-1]['ratio']:.2f}", err=True)
+        accel = bed.guest.accel
+    columns = (
+        Column("case", "case"), Column("unit", "unit"),
+        *(Column(device, device, ".3g") for device in (OURS, *devices)),
+        Column("best", "best other"), Column("ratio", "ratio", ".2f"), Column("goal_text", "goal"),
+        Column("held", "held"),
+    )  # fmt: skip
+    title = f"A guest over a tap ({accel.upper()}, {vcpus} CPUs)"
+    plot = Plot(
+        series=[(device, device) for device in (OURS, *devices)],
+        label=lambda row: str(row["case"]),
+        note=lambda row: f"{row['ratio']:.2f} of {row['best']}'s",
+        unit=lambda row: UNITS.get(str(row["unit"]), str(row["unit"])),
+    )
+    write("guest_tap", title, columns, rows, plot, output)
+
+
+def measure(bed: Testbed, case: Case, seconds: int, rounds: int) -> dict[str, Any]:
+    """All devices in turns."""
+    bed.set_mtu(case.mtu)
+    figures: dict[str, list[float]] = {device: [] for device in bed.ports}
+    for _ in range(rounds):
+        for device, port in bed.ports.items():
+            with nullcontext() if case.aggregated else bed.without_aggregation(port):
+                figures[device].append(measure_once(bed, port, case, seconds))
+    medians = {device: float(np.median(values)) for device, values in figures.items()}
+    return {
+        "case": case.name,
+        "unit": case.unit,
+        **medians,
+        "runs": figures,
+        **compare(case, medians),
+    }
+
+
+def compare(case: Case, medians: dict[str, float]) -> dict[str, Any]:
+    """Ours beside the best other's, or virtio-net's for a time."""
+    others = {device: value for device, value in medians.items() if device != OURS}
+    if case.less_is_better:
+        best = "virtio-net" if "virtio-net" in others else min(others, key=others.__getitem__)
+    else:
+        if not case.aggregated and {"e1000e", "igb"} & set(others):
+            others = {device: value for device, value in others.items() if device in ("e1000e", "igb")}
+        best = max(others, key=others.__getitem__)
+    ratio = medians[OURS] / others[best]
+    held = ratio <= LATENCY_GOAL if case.less_is_better else ratio >= 1
+    goal = f"≤ {LATENCY_GOAL}" if case.less_is_better else "≥ 1"
+    return {"best": best, "ratio": ratio, "goal_text": goal, "held": "yes" if held else "no"}
+
+
+def measure_once(bed: Testbed, port: Port, case: Case, seconds: int) -> float:
+    """One run."""
+    time.sleep(0.2)  # what the run before has left behind is over
+    if case.kind == "request":
+        return round_trip(bed.guest, port.address, seconds)["median_us"]
+    return bed.iperf(
+        port, seconds, guest_sends=case.guest_sends, streams=case.streams, datagrams=case.kind == "udp"
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
