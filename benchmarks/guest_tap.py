@@ -89,7 +89,7 @@ CASES = {case.name: case for case in cases()}
 @click.option("--case", "names", type=click.Choice(list(CASES)), multiple=True, help="Only this one; again and again.")
 @click.option("--device", "devices", type=click.Choice(list(PEERS)), multiple=True, help="Only beside this one.")
 @click.option("--seconds", default=2, show_default=True, help="Of each run.")
-@click.option("--rounds", default=2, show_default=True, help="Runs of each device and case; the median counts.")
+@click.option("--rounds", default=3, show_default=True, help="Runs of each device and case; the median counts.")
 @click.option("--vcpus", default=2, show_default=True, help="Of the guest.")
 @output_option
 def main(
