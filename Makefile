@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint unit protocol device guest clean help
+.PHONY: demo test bench lint unit protocol device guest clean help
 
 help:
 	@echo "make demo      devmem TCP from end to end: a stock guest, the emulated NIC, a verified transfer"
 	@echo "make test      the whole test suite, linters and type checks included"
+	@echo "make bench     all benchmarks, a quarter of an hour; tables and plots in benchmarks/results"
 	@echo "make lint      ruff, mypy and import-linter only"
 	@echo "make unit      one ring of tests; also: protocol, device, guest"
 	@echo "make clean     remove the Python environment (downloads stay in the user's cache folder)"
@@ -19,6 +20,14 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/pytest
+
+# What plots need comes when it is first asked for.
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/run.py
+
+$(VENV)/.bench: $(READY)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .

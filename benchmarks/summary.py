@@ -1,0 +1,203 @@
+"""The latest results, written into the two READMEs between their marks: goals into the main one, all tables here.
+
+python benchmarks/summary.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from report import FOLDER
+from run import BENCHMARKS
+
+Row = dict[str, Any]
+RESULTS = FOLDER / "results"
+MARKS = ("<!-- results: written by benchmarks/summary.py -->\n", "<!-- end of results -->\n")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One line for the main README: a goal, and the case that is furthest from it.
+
+    Attributes:
+        text: what is measured.
+        benchmark: whose rows.
+        among: which of them.
+        case: a row's name.
+        figure: of ours, as a person reads it.
+        peer: beside what, likewise.
+        ratio: what the goal is about.
+        least: what the ratio has to reach; None: there is a limit.
+        most: what it may not exceed; None: there is a goal to be reached.
+    """
+
+    text: str
+    benchmark: str
+    among: Callable[[Row], bool]
+    case: Callable[[Row], str]
+    figure: Callable[[Row], str]
+    peer: Callable[[Row], str]
+    ratio: Callable[[Row], float]
+    least: float | None = None
+    most: float | None = None
+
+    def line(self, rows: list[Row]) -> str:
+        """Of the table; empty if nothing of it was measured."""
+        found = [row for row in rows if self.among(row)]
+        if not found:
+            return ""
+        row = (min if self.most is None else max)(found, key=self.ratio)
+        value = self.ratio(row)
+        held = value >= self.least if self.least is not None else value <= (self.most or 0)
+        goal = f"≥ {self.least:g}" if self.least is not None else f"≤ {self.most:g}"
+        words = (
+            self.text,
+            self.case(row),
+            self.figure(row),
+            self.peer(row),
+            f"{value:.2f}",
+            goal,
+            "✓" if held else "—",
+        )
+        return "| " + " | ".join(words) + " |"
+
+
+def goals(rows: dict[str, list[Row]]) -> Iterator[Goal]:
+    """All of them."""
+    path = rows.get("packet_path", [])
+
+    def frame(row: Row) -> str:
+        parts = [f"{row['length']:,} bytes", *(["split"] if row["split"] else [])]
+        parts += ["checksums vouched for"] if row["vouched"] else []
+        return ", ".join([*parts, *([f"{row['flows']:,} flows, {row['rules']:,} rules"] if crowded(row) else [])])
+
+    def crowded(row: Row) -> bool:
+        return bool(row["flows"] > 1 or row["rules"] > 0)
+
+    def slower(row: Row) -> float:
+        same = ("length", "split", "vouched")
+        alone = next(
+            other for other in path if not crowded(other) and all(other[key] == row[key] for key in same)
+        )  # fmt: skip
+        return float(alone["mpps"] / row["mpps"])
+
+    def mpps(row: Row) -> str:
+        return f"{row['mpps']:.1f} Mpps"
+
+    yield Goal(
+        "packet path, 64 bytes: million frames a second", "packet_path", lambda row: row["length"] == 64, frame, mpps,
+        lambda row: "", lambda row: float(row["mpps"]), least=5,
+    )  # fmt: skip
+    yield Goal(
+        "packet path, 1514 bytes and up: share of a bare copy", "packet_path",
+        lambda row: row["length"] >= 1514, frame,
+        lambda row: f"{row['gbps']:.0f} Gbit/s", lambda row: f"{row['copy_gbps']:.0f} Gbit/s",
+        lambda row: float(row["ratio"]), least=0.8,
+    )  # fmt: skip
+    yield Goal(
+        "packet path, many flows and rules: times the frame of one flow", "packet_path", crowded, frame, mpps,
+        lambda row: f"{row['mpps'] * slower(row):.1f} Mpps", slower, most=1.2,
+    )  # fmt: skip
+
+    def tap(text: str, among: Callable[[str], bool], most: float | None = None) -> Goal:
+        return Goal(
+            text, "guest_tap", lambda row: among(row["case"]), lambda row: str(row["case"]),
+            lambda row: f"{row['nicmodel']:.3g} {row['unit']}", lambda row: f"{row['best']}: {row[row['best']]:.3g}",
+            lambda row: float(row["ratio"]), least=1 if most is None else None, most=most,
+        )  # fmt: skip
+
+    def tcp(way: str) -> Callable[[str], bool]:
+        return lambda case: f"tcp {way}" in case and "plain" not in case
+
+    yield tap("a guest receives TCP over a tap", tcp("receive"))
+    yield tap("a guest sends TCP over a tap", tcp("send"))
+    yield tap("the same without aggregation", lambda case: case.endswith("plain"))
+    yield tap("datagrams a second over a tap", lambda case: case.startswith("udp"))
+    yield tap("a TCP request's time over a tap", lambda case: case.startswith("tcp request"), most=1.2)
+    yield Goal(
+        "devmem TCP beside ordinary receive", "devmem", lambda row: True,
+        lambda row: f"{row['payload']} bytes, {row['queues']} queues", lambda row: f"{row['devmem']:.2f} Gbit/s",
+        lambda row: f"{row['best']}: {row[row['best']]:.2f}", lambda row: float(row["ratio"]), least=5,
+    )  # fmt: skip
+    yield between_guests("link")
+    yield between_guests("switch")
+    yield from (small_thing(row) for row in rows.get("small", []) if row["goal"] is not None)
+
+
+def between_guests(wire: str) -> Goal:
+    """Of one of our wires."""
+    return Goal(
+        f"two guests over `{wire}`", "guest_to_guest", lambda row: row["wire"] == wire,
+        lambda row: f"MTU {row['mtu']}, {row['streams']} streams", lambda row: f"{row['gbps']:.2f} Gbit/s",
+        lambda row: f"QEMU's socket: {row['peer']:.2f}", lambda row: float(row["ratio"]), least=2,
+    )  # fmt: skip
+
+
+def small_thing(wanted: Row) -> Goal:
+    """Of one of the small things."""
+    return Goal(
+        wanted["what"], "small", lambda row: row is wanted, lambda row: "",
+        lambda row: f"{row['value']:.3g} {row['unit']}", lambda row: "", lambda row: float(row["value"]),
+        most=wanted["goal"],
+    )  # fmt: skip
+
+
+def main_table(results: dict[str, dict[str, Any]]) -> str:
+    """For the main README."""
+    rows = {name: result["rows"] for name, result in results.items()}
+    lines = [goal.line(rows.get(goal.benchmark, [])) for goal in goals(rows)]
+    machines = dict.fromkeys(result["machine"] for result in results.values())
+    commits = dict.fromkeys(result["commit"] for result in results.values())
+    return "\n".join(
+        [
+            f"`make bench` on {'; '.join(machines)}; commit {', '.join(commits)}.",
+            "",
+            "| goal | its weakest case | nicmodel | beside | ratio or figure | goal | held |",
+            "|---|---|--:|--:|--:|--:|---|",
+            *filter(None, lines),
+            "",
+        ]
+    )
+
+
+def all_tables(results: dict[str, dict[str, Any]]) -> str:
+    """For the benchmarks' README: each result file, its heading two levels down."""
+    tables = []
+    for name in results:
+        text = (RESULTS / f"{name}.md").read_text()
+        tables.append("##" + text.replace(f"({name}.png)", f"(results/{name}.png)"))
+    return "\n".join(tables)
+
+
+def put(path: Path, text: str) -> None:
+    """Write text between the marks of a file."""
+    begin, end = MARKS
+    old = path.read_text()
+    new, count = re.subn(f"(?s){re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text}\n{end}", old)
+    if count != 1:
+        raise click.ClickException(f"{path} has no place for results: it needs the lines\n{begin}{end}")
+    path.write_text(new)
+
+
+@click.command()
+def main() -> None:
+    """Write the latest results into README.md and benchmarks/README.md."""
+    results = {
+        name: json.loads((RESULTS / f"{name}.json").read_text())
+        for name in BENCHMARKS
+        if (RESULTS / f"{name}.json").exists()
+    }
+    if not results:
+        raise click.ClickException("there are no results yet: make bench")
+    put(FOLDER.parent / "README.md", main_table(results))
+    put(FOLDER / "README.md", all_tables(results))
+
+
+if __name__ == "__main__":
+    main()
