@@ -6,14 +6,57 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+def run(program: str, *arguments: str | Path) -> str:
+    """Run a benchmark; what it prints."""
+    command = [sys.executable, BENCHMARKS / program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What a benchmark has written: the table has a line for each row, and the history has the same rows."""
+    result = json.loads((folder / "results" / f"{name}.json").read_text())
+    lines = (folder / "results" / f"{name}.md").read_text().splitlines()
+    assert len([line for line in lines if line.startswith("| ")]) == 1 + len(result["rows"])
+    [past] = map(json.loads, (folder / "history.jsonl").read_text().splitlines())
+    assert past == result
+    assert result["benchmark"] == name and result["machine"] and result["date"]
+    assert result["command"].startswith(f"python benchmarks/{name}.py")
+    return list(result["rows"])
+
+
 def test_inject() -> None:
-    command = [sys.executable, str(BENCHMARKS / "inject.py"), "--starts", "2", "--frames", "300", "--calls", "1"]
-    result = json.loads(subprocess.run([*command, "--json"], check=True, capture_output=True, text=True).stdout)
+    arguments = ("--starts", "2", "--frames", "300", "--calls", "1")
+    result = json.loads(run("inject.py", *arguments, "--json"))
     assert result["start"].keys() == {"first_ms", "median_ms", "p99_ms", "max_ms"}
     assert len(result["inject"]) == 4 and all(row["per_second"] > 0 for row in result["inject"])
-    table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    table = run("inject.py", *arguments)
     assert "2 starts of NIC and driver" in table and "TCP, 1514 bytes" in table
+
+
+def test_packet_path(tmp_path: Path) -> None:
+    run("packet_path.py", "--length", "256", "--seconds", "0.01", "--output", tmp_path)
+    found = rows(tmp_path, "packet_path")
+    assert [(row["split"], row["vouched"]) for row in found] == [(a, b) for a in (False, True) for b in (False, True)]
+    assert all(row["ratio"] == row["gbps"] / row["copy_gbps"] > 0 for row in found)
+    said = run("history.py", "packet_path", "--row", "on verified", "--history", tmp_path / "history.jsonl")
+    assert f"{found[2]['ratio']:.4g}" in said and "vouched" not in said
+
+
+def test_small(tmp_path: Path) -> None:
+    run("small.py", "--no-guest", "--no-compile", "--starts", "1", "--rounds", "20", "--output", tmp_path)
+    found = {row["what"]: row for row in rows(tmp_path, "small")}
+    assert found["start to accepting a client"]["value"] > found["start to accepting a client"]["peer"] > 0
+    latencies = [found[f"doorbell to interrupt, {which}"]["value"] for which in ("median", "99th percentile")]
+    assert 0 < latencies[0] <= latencies[1]
+
+
+def test_instructions() -> None:
+    """What valgrind counts runs outside of it as well, and nothing is dropped."""
+    run("instructions.py", "--inside", "--length", "64")
