@@ -22,7 +22,7 @@ from typing import Any
 import click
 import numpy as np
 from plot import Plot
-from report import Column, output_option, write
+from report import Column, counted, output_option, write
 from rich.console import Console
 from rich.progress import track
 from testbed import OURS, PEER_PORT, Port, Testbed, cpu_seconds, enter_namespace, tcp_peer
@@ -103,7 +103,7 @@ def main(
         rows = []
         for payload, count in track(chosen, "devmem TCP", console=Console(stderr=True), transient=True):
             rows.append(measure(bed, payload, count, seconds, rounds))
-            click.echo(f"{payload.name}, {count} queues: {rows[-1]['ratio']:.2f}", err=True)
+            click.echo(f"{payload.name}, {counted(count, 'queue')}: {rows[-1]['ratio']:.2f}", err=True)
     columns = (
         Column("payload", "payload, bytes"), Column("queues", "queues", "d"), Column(DEVMEM, "devmem, Gbit/s", ".2f"),
         *(Column(device, f"ordinary, {device}", ".2f") for device in (OURS, *devices)),
@@ -114,7 +114,7 @@ def main(
     title = f"devmem TCP receive ({bed.guest.accel.upper()}, 2 CPUs)"
     plot = Plot(
         series=[(DEVMEM, "devmem"), *((device, f"ordinary, {device}") for device in (OURS, *devices))],
-        label=lambda row: f"{row['payload']} bytes, {row['queues']} queues",
+        label=lambda row: f"{row['payload']} bytes, {counted(row['queues'], 'queue')}",
         note=lambda row: f"{row['ratio']:.2f} × {row['best']}",
         unit=lambda row: "Gbit/s",
     )

@@ -19,7 +19,7 @@ from typing import Any
 import click
 import numpy as np
 from plot import Plot
-from report import Column, output_option, write
+from report import Column, counted, output_option, write
 from rich.console import Console
 from rich.progress import track
 from testbed import IPERF_PORT, LARGEST_MTU, MEMORY, enter_namespace, interfaces, wait_for_listener
@@ -134,7 +134,7 @@ def main(names: tuple[str, ...], seconds: int, rounds: int, vcpus: int, output: 
                     time.sleep(0.2)  # what the run before has left behind is over
                     runs[wire].append(pair.iperf(wire, seconds, streams))
             rows += [row(wire, mtu, streams, runs) for wire in wires if wire != PEER]
-            click.echo(f"MTU {mtu}, {streams} streams: {rows[-1]['ratio']:.2f}", err=True)
+            click.echo(f"MTU {mtu}, {counted(streams, 'stream')}: {rows[-1]['ratio']:.2f}", err=True)
         accel = pair.guests[0].accel
     columns = (
         Column("wire", "wire"), Column("mtu", "MTU", "d"), Column("streams", "streams", "d"),
@@ -144,7 +144,7 @@ def main(names: tuple[str, ...], seconds: int, rounds: int, vcpus: int, output: 
     title = f"Guest to guest, TCP ({accel.upper()}, {vcpus} CPUs each)"
     plot = Plot(
         series=(("gbps", "nicmodel"), ("peer", "virtio-net over QEMU's stream socket")),
-        label=lambda row: f"{row['wire']}, MTU {row['mtu']}, {row['streams']} streams",
+        label=lambda row: f"{row['wire']}, MTU {row['mtu']}, {counted(row['streams'], 'stream')}",
         note=lambda row: f"{row['ratio']:.2f} ×",
         unit=lambda row: "Gbit/s",
     )

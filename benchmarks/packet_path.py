@@ -22,7 +22,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 from plot import Plot
-from report import Column, output_option, write
+from report import Column, counted, output_option, write
 from rich.progress import track
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
@@ -132,7 +132,7 @@ def label(row: dict[str, Any]) -> str:
     if row["vouched"]:
         parts.append("checksums vouched for")
     if row["flows"] > 1 or row["rules"]:
-        parts.append(f"{row['flows']:,} flows, {row['rules']:,} rules")
+        parts.append(f"{counted(row['flows'], 'flow')}, {counted(row['rules'], 'rule')}")
     return ", ".join(parts)
 
 

@@ -44,6 +44,11 @@ class Column:
         return "" if value is None else format(value, self.style)
 
 
+def counted(number: int, what: str) -> str:
+    """So many of something: "1 queue", "4 queues"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def machine() -> str:
     """The machine in one line: processor, cores, memory, kernel, Python."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
