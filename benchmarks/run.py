@@ -8,6 +8,7 @@ It takes a quarter of an hour. Have the machine to yourself: whatever else runs 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from report import FOLDER, output_option
 
 #: In this order: those without a guest first.
 BENCHMARKS = ("packet_path", "instructions", "small", "guest_tap", "devmem", "guest_to_guest")
+#: Load of a machine that has something else to do.
+BUSY = 0.5
 
 
 @click.command()
@@ -26,6 +29,8 @@ BENCHMARKS = ("packet_path", "instructions", "small", "guest_tap", "devmem", "gu
 def main(only: tuple[str, ...], output: Path) -> None:
     """Run them all; one that fails does not keep the others from running."""
     chosen = only or BENCHMARKS
+    if (load := os.getloadavg()[0]) > BUSY:
+        click.secho(f"the machine is busy (load {load:.1f}): the figures will show it", fg="yellow", err=True)
     began = time.monotonic()
     failed = []
     for number, name in enumerate(chosen, 1):
