@@ -31,7 +31,7 @@ FIGURES = {
 #: What tells rows apart.
 KEYS = (
     *("case", "what", "wire", "mtu", "streams", "payload", "queues"),
-    *("length", "split_text", "checksum", "flows", "rules"),
+    *("length", "split_text", "checksum", "memory", "flows", "rules"),
 )
 #: A change beyond this is coloured; below, it may be the machine's mood.
 NOTEWORTHY = 0.05

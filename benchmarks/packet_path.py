@@ -4,9 +4,9 @@
     python benchmarks/packet_path.py --length 1514 --split
 
 What is timed is the device: taking a batch, and the doorbell with which the driver posts the buffers again. The driver
-is in no hurry and not timed. The peer is a compiled loop that only copies the same bytes from the same batch to header
-and payload buffers of the same ring, in turns with the device: no NIC can be faster than the memory. Both find their
-buffers equally cold.
+is in no hurry and not timed. The peer is a compiled loop that only copies the same bytes from the same batch to buffers
+of the same kind, in turns with the device: no NIC can be faster than the memory. Each has its own buffers, and takes
+them in turn: as many as the ring has, which the processor's caches may well hold, or so many more that they are cold.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from nicmodel.testing.bars import Doorbells
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
+from nicmodel.testing.memory import PAGE, GuestMemory
 from nicmodel.testing.rx import RxQueue
 
-#: Addresses in this process, shape (RING,).
+#: Addresses in this process, shape (buffers,).
 Addresses: TypeAlias = npt.NDArray[np.uint64]
 
 MAC = bytes([2, 0, 0, 0, 0, 1])
@@ -51,6 +51,8 @@ SEGMENT = 1448
 HEADER = 54
 FIRST_PORT = 10_000
 RING, BUFFER = 4096, 4096
+#: Bytes of data buffers that are taken in turn: what the ring holds, and more than the caches do.
+WARM, COLD = RING * BUFFER, 128 << 20
 #: Bytes of a batch, and frames: what the tap takes at once.
 BATCH_BYTES, BATCH_FRAMES = 1 << 20, 512
 #: Frames longer than this come aggregated.
@@ -84,14 +86,19 @@ class Case:
     flows: int = 1
     rules: int = 0
     vouched: bool = False
+    cold: bool = False
 
 
 def cases(lengths: tuple[int, ...], split: bool | None) -> Iterator[Case]:
-    """All lengths with and without header split and checksums to verify; then flows and rules, at two lengths."""
+    """All lengths with and without header split and checksums to verify, long ones to cold memory as well; then flows
+    and rules, at two lengths.
+    """
     for length in lengths:
         for splits in (False, True) if split is None else (split,):
             for vouched in (False, True):
                 yield Case(length, splits, vouched=vouched)
+            if length >= 1514:
+                yield Case(length, splits, cold=True)
     for length in lengths:
         if length in (64, 1514):
             for flows in (1, 64, 10_000):
@@ -111,6 +118,7 @@ def main(lengths: tuple[int, ...], split: bool | None, seconds: float, output: P
     rows = [measure(case, seconds) for case in track(found, "packet path", transient=True)]
     columns = (
         Column("length", "bytes", ","), Column("split_text", "header split"), Column("checksum", "checksums"),
+        Column("memory", "buffers"),
         Column("flows", "flows", ","), Column("rules", "rules", ","), Column("mpps", "Mpps", ".2f"),
         Column("gbps", "Gbit/s", ".1f"), Column("copy_gbps", "copy alone, Gbit/s", ".1f"),
         Column("ratio", "ratio", ".2f"),
@@ -131,6 +139,8 @@ def label(row: dict[str, Any]) -> str:
         parts.append("split")
     if row["vouched"]:
         parts.append("checksums vouched for")
+    if row["cold"]:
+        parts.append("cold")
     if row["flows"] > 1 or row["rules"]:
         parts.append(f"{counted(row['flows'], 'flow')}, {counted(row['rules'], 'rule')}")
     return ", ".join(parts)
@@ -139,7 +149,7 @@ def label(row: dict[str, Any]) -> str:
 @contextmanager
 def open_nic(case: Case) -> Iterator[tuple[Loopback, DirectDoorbells]]:
     """A NIC and its driver, set up for a case, all buffers posted."""
-    with Loopback(Profile(mac=MAC, max_mtu=9216), ram=GuestMemory("ram", size=512 << 20)) as bench:
+    with Loopback(Profile(mac=MAC, max_mtu=9216), ram=GuestMemory("ram", size=1 << 30)) as bench:
         driver = bench.driver
         driver.doorbells = doorbells = DirectDoorbells(bench.nic)
         driver.probe()
@@ -162,30 +172,33 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     with open_nic(case) as (bench, doorbells):
         driver = bench.driver
         batches = make_batches(case)
-        warm_up = RING * BUFFER // (batches[0].count * max(case.length, BUFFER)) + 1  # every buffer has been used
+        header = HEADER if case.split else 0
+        buffers = batches[0].count * -(-(case.length - header) // BUFFER)
+        pool = Pool(bench.ram, driver.rx[0], COLD if case.cold else WARM)
+        for _ in range(RING // buffers + 1):  # until the device has the pool's buffers
+            pool.renew(buffers)
+            deliver(bench.nic, driver, doorbells, batches[0])
         device: list[float] = []
         peer: list[float] = []
-        turn = 0
         ends = time.perf_counter() + 2 * seconds
-        while time.perf_counter() < ends or turn < 4:
+        while time.perf_counter() < ends or len(device) < 4:
+            turn = len(device)
             batch = batches[turn % len(batches)]
-            places = buffers_of(bench.ram, driver.rx[0], RING // 2)
+            places = pool.places(buffers)
+            pool.renew(buffers)
             # In turns, so that none always finds in the caches what the other has read.
             if turn % 2:
-                peer.append(copy_once(batch, HEADER if case.split else 0, *places))
+                peer.append(copy_once(batch, header, *places))
             device.append(deliver(bench.nic, driver, doorbells, batch))
             if not turn % 2:
-                peer.append(copy_once(batch, HEADER if case.split else 0, *places))
-            turn += 1
-            if turn == warm_up and time.perf_counter() < ends:
-                device.clear()
-                peer.clear()
+                peer.append(copy_once(batch, header, *places))
     frames = batches[0].count
     per_frame, per_copy = float(np.median(device)) / frames, float(np.median(peer)) / frames
     return {
         **asdict(case),
         "split_text": "on" if case.split else "off",
         "checksum": "vouched for" if case.vouched else "verified",
+        "memory": "cold" if case.cold else "the ring's",
         "mpps": 1e-6 / per_frame,
         "gbps": 8e-9 * case.length / per_frame,
         "copy_gbps": 8e-9 * case.length / per_copy,
@@ -231,15 +244,45 @@ def deliver(nic: Nic, driver: Driver, doorbells: DirectDoorbells, batch: Batch) 
     return taken + time.perf_counter() - begin
 
 
-def buffers_of(ram: GuestMemory, queue: RxQueue, ahead: int) -> tuple[Addresses, Addresses]:
-    """Where in this process header and data buffers are that the device will fill, in its order, from one on.
+class Pool:
+    """Data buffers of the device's and as many of the copy's, each of the two taking its own in the same order.
 
-    With half a ring `ahead` they are as cold as those that come next: either were last written half a ring ago.
+    Args:
+        ram: where they are.
+        queue: the queue whose buffers they become.
+        size: bytes of each half, a multiple of the ring's.
     """
-    order = (int(queue.state.head) + ahead + np.arange(RING)) % RING
-    to_host = np.uint64(ram.bytes.ctypes.data) - np.uint64(ram.base)
-    descriptors = queue.buffer_ring[order] + to_host
-    return descriptors[:, RX_BUFFER.header_address.word], descriptors[:, RX_BUFFER.buffer_address.word]
+
+    def __init__(self, ram: GuestMemory, queue: RxQueue, size: int) -> None:
+        self._queue = queue
+        self._size = size
+        self._next = 0
+        self._payloads = ram.allocate(2 * size)
+        self._headers = ram.allocate(max(RING * queue.config.header_size, 1))
+        self._to_host = ram.bytes.ctypes.data - ram.base
+        ram.view(self._payloads, 2 * size)[::PAGE] = 0  # the pages are there from now on
+
+    def renew(self, count: int) -> None:
+        """Have the next `count` buffers that the device fills be posted at the pool's next places afterwards."""
+        queue = self._queue
+        posted = queue.buffer_ring[(int(queue.state.head) + np.arange(count)) % RING]
+        ids = posted[:, RX_BUFFER.buffer_id.word] >> np.uint64(RX_BUFFER.buffer_id.shift)
+        ids &= np.uint64(RX_BUFFER.buffer_id.mask)
+        queue.descriptors[ids, RX_BUFFER.buffer_address.word] = self._payloads + self._offsets(count, self._size)
+        self._next += count
+
+    def places(self, count: int) -> tuple[Addresses, Addresses]:
+        """Addresses in this process of the next header and data buffers for the copy, shape (count,) each."""
+        headers = self._to_host + self._headers + self._offsets(count, RING * BUFFER) // BUFFER * self._stride
+        return headers, self._to_host + self._payloads + self._size + self._offsets(count, self._size)
+
+    @property
+    def _stride(self) -> int:
+        return self._queue.config.header_size
+
+    def _offsets(self, count: int, size: int) -> Addresses:
+        """Of the next `count` buffers among `size` bytes of them."""
+        return (np.uint64(self._next) + np.arange(count, dtype=np.uint64)) * np.uint64(BUFFER) % np.uint64(size)
 
 
 def copy_once(batch: Batch, header: int, headers: Addresses, payloads: Addresses) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from packet_path import label
 from report import FOLDER, counted
 from run import BENCHMARKS
 
@@ -73,18 +74,11 @@ def goals(rows: dict[str, list[Row]]) -> Iterator[Goal]:
     """All of them."""
     path = rows.get("packet_path", [])
 
-    def frame(row: Row) -> str:
-        parts = [f"{row['length']:,} bytes", *(["split"] if row["split"] else [])]
-        parts += ["checksums vouched for"] if row["vouched"] else []
-        return ", ".join(
-            [*parts, *([f"{counted(row['flows'], 'flow')}, {counted(row['rules'], 'rule')}"] if crowded(row) else [])]
-        )
-
     def crowded(row: Row) -> bool:
         return bool(row["flows"] > 1 or row["rules"] > 0)
 
     def slower(row: Row) -> float:
-        same = ("length", "split", "vouched")
+        same = ("length", "split", "vouched", "cold")
         alone = next(
             other for other in path if not crowded(other) and all(other[key] == row[key] for key in same)
         )  # fmt: skip
@@ -94,17 +88,17 @@ def goals(rows: dict[str, list[Row]]) -> Iterator[Goal]:
         return f"{row['mpps']:.1f} Mpps"
 
     yield Goal(
-        "packet path, 64 bytes: million frames a second", "packet_path", lambda row: row["length"] == 64, frame, mpps,
+        "packet path, 64 bytes: million frames a second", "packet_path", lambda row: row["length"] == 64, label, mpps,
         lambda row: "", lambda row: float(row["mpps"]), least=5,
     )  # fmt: skip
     yield Goal(
         "packet path, 1514 bytes and up: share of a bare copy", "packet_path",
-        lambda row: row["length"] >= 1514, frame,
+        lambda row: row["length"] >= 1514, label,
         lambda row: f"{row['gbps']:.0f} Gbit/s", lambda row: f"{row['copy_gbps']:.0f} Gbit/s",
         lambda row: float(row["ratio"]), least=0.8,
     )  # fmt: skip
     yield Goal(
-        "packet path, many flows and rules: times the frame of one flow", "packet_path", crowded, frame, mpps,
+        "packet path, many flows and rules: times the frame of one flow", "packet_path", crowded, label, mpps,
         lambda row: f"{row['mpps'] * slower(row):.1f} Mpps", slower, most=1.2,
     )  # fmt: skip
 
