@@ -42,9 +42,11 @@ NOTEWORTHY = 0.05
 @click.option("--row", "wanted", default="", help="Only rows whose name holds this.")
 @click.option("--figure", help="Which figure, by its key in the JSON.")
 @click.option("--last", default=10, show_default=True, help="How many runs.")
-@click.option("--history", type=click.Path(path_type=Path, exists=True), default=FOLDER / "history.jsonl", hidden=True)
+@click.option("--history", type=click.Path(path_type=Path), default=FOLDER / "history.jsonl", hidden=True)
 def main(benchmark: str | None, wanted: str, figure: str | None, last: int, history: Path) -> None:
     """Show how a benchmark's figures came about."""
+    if not history.exists():
+        raise click.ClickException("there is no history yet: make bench")
     runs = [json.loads(line) for line in history.read_text().splitlines()]
     if benchmark is None:
         for name, count in Counter(run["benchmark"] for run in runs).items():

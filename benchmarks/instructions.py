@@ -30,6 +30,10 @@ from packet_path import LENGTHS, Case, deliver, label, make_batches, open_nic
 from plot import Plot
 from report import Column, output_option, write
 
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.packages import Packages, obtain
+
+VALGRIND = Packages("valgrind", ("valgrind",), suite="trixie", keep="valgrind|libc6$|libgcc-s1")
 #: What the code is compiled for: AVX2, no AVX-512.
 PROCESSOR = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx2,+bmi,+bmi2,+fma,+popcnt"}
 #: Batches of the first count. Twice as many fit into the ring of buffers.
@@ -77,8 +81,6 @@ def main(lengths: tuple[str, ...], output: Path, inside: bool) -> None:
         for case in chosen:
             count(case)
         return
-    if not shutil.which("valgrind"):
-        raise click.ClickException("valgrind is missing: apt install valgrind")
     arguments = [word for length in lengths for word in ("--length", length)]
     counts = run(arguments, len(chosen))
     rows = []
@@ -100,16 +102,28 @@ def main(lengths: tuple[str, ...], output: Path, inside: bool) -> None:
     write("instructions", title, columns, rows, plot, output)
 
 
+def find_valgrind() -> tuple[list[str], dict[str, str]]:
+    """The system's valgrind or else Debian's: how to call it, and variables that it needs."""
+    if system := shutil.which("valgrind"):
+        return [system], {}
+    try:
+        tree = obtain(VALGRIND)
+    except VmError as error:
+        raise click.ClickException(str(error)) from None
+    return tree.command("usr/bin/valgrind.bin"), {"VALGRIND_LIB": str(tree.path / "usr/libexec/valgrind")}
+
+
 def run(arguments: list[str], cases: int) -> list[tuple[int, int]]:
     """Instructions of `BATCHES` batches and of twice as many, for each case."""
-    environment = os.environ | PROCESSOR
+    valgrind, environment = find_valgrind()
+    environment |= os.environ | PROCESSOR
     program = [sys.executable, __file__, "--inside", *arguments]
     # Outside of valgrind first: that compiles whatever is not in the cache.
     subprocess.run(program, check=True, env=environment)
     with tempfile.TemporaryDirectory() as folder:
-        valgrind = ("valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out", "-q")
+        options = ("--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out", "-q")
         # JIT-compiled code lies in memory that was data before.
-        subprocess.run([*valgrind, "--smc-check=all-non-file", *program], check=True, env=environment)
+        subprocess.run([*valgrind, *options, "--smc-check=all-non-file", *program], check=True, env=environment)
         files = [Path(folder, f"out.{number}") for number in range(1, 2 * cases + 1)]
         totals = [int(re.findall(r"^(?:summary|totals): (\d+)", file.read_text(), re.MULTILINE)[-1]) for file in files]
     return list(zip(totals[::2], totals[1::2], strict=True))
