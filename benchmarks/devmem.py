@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,7 @@ def measure(bed: Testbed, payload: Payload, count: int, seconds: int, rounds: in
         # QEMU runs the guest's CPUs: its time has the guest's in it.
         "all_devmem": cost(DEVMEM, "qemu", "server"),
         "all_best": cost(best, "qemu", "server"),
+        "runs": {receiver: [asdict(run) for run in transfers] for receiver, transfers in runs.items()},
     }
 
 
@@ -207,6 +208,8 @@ def transfer(bed: Testbed, port: Port, count: int, seconds: int, *, devmem: bool
     if wrong:
         raise click.ClickException(f"devmem_receiver: {wrong[0]}")
     nbytes = sum(result["bytes"] for result in results)
+    if devmem and (linear := sum(result["linear_bytes"] for result in results)):
+        raise click.ClickException(f"{linear:,} of {nbytes:,} bytes did not go to the dma-buf: that was no devmem TCP")
     gbps = nbytes * 8e-9 / max(result["seconds"] for result in results)
     return Transfer(gbps, *(used * 1e9 / (nbytes / 1024)))
 
