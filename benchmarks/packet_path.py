@@ -175,7 +175,7 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
         header = HEADER if case.split else 0
         buffers = batches[0].count * -(-(case.length - header) // BUFFER)
         pool = Pool(bench.ram, driver.rx[0], COLD if case.cold else WARM)
-        for _ in range(RING // buffers + 1):  # until the device has the pool's buffers
+        for _ in range((RING + pool.buffers) // buffers + 1):  # until the device has used each of the pool's buffers
             pool.renew(buffers)
             deliver(bench.nic, driver, doorbells, batches[0])
         device: list[float] = []
@@ -251,9 +251,13 @@ class Pool:
         ram: where they are.
         queue: the queue whose buffers they become.
         size: bytes of each half, a multiple of the ring's.
+
+    Attributes:
+        buffers: how many the device has.
     """
 
     def __init__(self, ram: GuestMemory, queue: RxQueue, size: int) -> None:
+        self.buffers = size // BUFFER
         self._queue = queue
         self._size = size
         self._next = 0
