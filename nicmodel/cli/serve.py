@@ -99,8 +99,8 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
               help="How long each frame from the wire waits for others to be merged with. 0: only segments that arrive "
                    "together are merged, and none waits.  [default: 0]")  # fmt: skip
 @click.option("--busy-poll", type=click.IntRange(0), default=0, show_default=True, metavar="USECS",
-              help="How long to look for more before going to sleep. Where a processor is to spare, 50 makes for quicker "
-                   "answers.")  # fmt: skip
+              help="How long to look for more before going to sleep: where a processor is to spare, 50 makes for "
+                   "quicker answers.")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
 @click.option("--check", is_flag=True,
