@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from nicmodel.cli.start import no_garbage
 from nicmodel.observe.control import ControlError
 from nicmodel.vm.errors import VmError
 from nicmodel.wire.wire import WireError
@@ -40,7 +41,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
+        with no_garbage():
+            command: click.Command = getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
         return command
 
 

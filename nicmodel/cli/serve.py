@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from nicmodel.cli.options import BROKEN
+from nicmodel.cli.start import no_garbage
 from nicmodel.faults.fault import FaultError
 from nicmodel.faults.faults import Faults
 from nicmodel.faults.scenario import Scenario
@@ -158,9 +159,10 @@ def serve(
     poller = Poller(busy_poll=busy_poll * 1000)
     ends = _open_wires(wires, len(sockets))
     names = [f"nic{number}" for number in range(len(sockets))]
-    nics = [
-        Nic(profile, wire, poller, name=name) for profile, wire, name in zip(profiles, ends, names, strict=True)
-    ]  # fmt: skip
+    with no_garbage():
+        nics = [
+            Nic(profile, wire, poller, name=name) for profile, wire, name in zip(profiles, ends, names, strict=True)
+        ]
     faults = [Faults(nic) for nic in nics]
     load_wire_faults()
     checkers = {nic.name: Checker(nic, on_finding=_print_finding) for nic in nics} if check or strict else {}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from nicmodel.wire.dgram import DgramWire
 from nicmodel.wire.none import NoWire
 from nicmodel.wire.packet import PacketWire
-from nicmodel.wire.pcap import Pace, PcapWire
 from nicmodel.wire.stream import StreamWire
 from nicmodel.wire.tap import TapWire
 from nicmodel.wire.wire import Wire, WireError
+
+if TYPE_CHECKING:
+    from nicmodel.wire.pcap import Pace
 
 #: Every form that `open_wire` takes, and what it stands for.
 FORMS = {
@@ -89,6 +92,8 @@ def _open_pcap(spec: str, text: str) -> Wire:
         case text:
             pace = _number(spec, "pace", text, 1)
     loop, after = (_number(spec, name, options.get(name, str(value)), 0) for name, value in (("loop", 1), ("after", 0)))
+    from nicmodel.wire.pcap import PcapWire  # it loads scapy, a tenth of a server's time to start
+
     return PcapWire(replay or None, write=write, pace=pace, loop=loop, after=after)
 
 
