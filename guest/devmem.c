@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "devmem.h"
+#include "module/bar_dmabuf.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -18,28 +19,58 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-struct dmabuf dmabuf_create(size_t size, int node)
+static uint8_t *map(int fd, size_t size)
+{
+	void *data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (data == MAP_FAILED)
+		die("mmap of %zu bytes: %s", size, strerror(errno));
+	return data;
+}
+
+static struct dmabuf export_bar(size_t size, const struct dmabuf_source *source)
+{
+	struct bar_dmabuf_range range = { .offset = source->offset, .size = size };
+	struct dmabuf dmabuf = { .size = size };
+	int device = open(source->device, O_RDWR | O_CLOEXEC);
+
+	if (device < 0)
+		die("%s: %s (insmod bar_dmabuf.ko?)", source->device, strerror(errno));
+	dmabuf.fd = ioctl(device, BAR_DMABUF_EXPORT, &range);
+	if (dmabuf.fd < 0) {
+		static const char *const reasons[] = {
+			[EINVAL] = "the offset must be a multiple of the page size",
+			[ERANGE] = "the device's memory ends before",
+			[EBUSY] = "a dma-buf has some of it already; /proc/iomem says whose, --offset takes another part",
+			[ENOTTY] = "this is no device of bar_dmabuf.ko",
+		};
+		const char *reason = (size_t)errno < sizeof(reasons) / sizeof(*reasons) ? reasons[errno] : NULL;
+
+		die("a dma-buf of %zu bytes at %zu of %s: %s%s%s%s", size, source->offset, source->device,
+		    strerror(errno), reason ? " (" : "", reason ? reason : "", reason ? ")" : "");
+	}
+	close(device);
+	dmabuf.data = map(dmabuf.fd, size);
+	return dmabuf;
+}
+
+static struct dmabuf export_memfd(size_t size, const struct dmabuf_source *source)
 {
 	struct dmabuf dmabuf = { .size = size };
 	struct udmabuf_create create = { .size = size };
-	size_t page = sysconf(_SC_PAGESIZE);
 	int memfd = memfd_create("devmem", MFD_ALLOW_SEALING);
 	int udmabuf = open("/dev/udmabuf", O_RDWR);
 
-	if (!size || size % page)
-		die("a dma-buf of %zu bytes: the size must be a multiple of the page size, %zu", size, page);
 	if (udmabuf < 0)
 		die("/dev/udmabuf: %s (modprobe udmabuf?)", strerror(errno));
 	if (memfd < 0 || ftruncate(memfd, size))
 		die("memfd of %zu bytes: %s", size, strerror(errno));
-	dmabuf.data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
-	if (dmabuf.data == MAP_FAILED)
-		die("mmap of %zu bytes: %s", size, strerror(errno));
-	if (node >= 0) {
-		unsigned long nodes = 1UL << node;
+	dmabuf.data = map(memfd, size);
+	if (source->node >= 0) {
+		unsigned long nodes = 1UL << source->node;
 
 		if (syscall(SYS_mbind, dmabuf.data, size, MPOL_BIND, &nodes, 8 * sizeof(nodes), 0))
-			die("binding memory to NUMA node %d: %s", node, strerror(errno));
+			die("binding memory to NUMA node %d: %s", source->node, strerror(errno));
 	}
 	if (fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK)) /* udmabuf insists: its pages must not go away */
 		die("sealing the memfd: %s", strerror(errno));
@@ -50,6 +81,15 @@ struct dmabuf dmabuf_create(size_t size, int node)
 		    size, strerror(errno));
 	close(udmabuf);
 	return dmabuf;
+}
+
+struct dmabuf dmabuf_create(size_t size, const struct dmabuf_source *source)
+{
+	size_t page = sysconf(_SC_PAGESIZE);
+
+	if (!size || size % page)
+		die("a dma-buf of %zu bytes: the size must be a multiple of the page size, %zu", size, page);
+	return source->device ? export_bar(size, source) : export_memfd(size, source);
 }
 
 void dmabuf_sync(const struct dmabuf *dmabuf, uint64_t flags)
@@ -113,6 +153,25 @@ static struct message request(uint16_t family, uint8_t command)
 	};
 }
 
+/* What to do when the kernel refuses a binding with `error`, and with these words if there are any; or NULL. */
+static const char *remedy(int error, const char *words)
+{
+	if (words && strstr(words, "tcp-data-split"))
+		return "switch header split on: ethtool -G <interface> tcp-data-split on";
+	if (words && strstr(words, "hds-thresh"))
+		return "split every packet: ethtool -G <interface> hds-thresh 0";
+	switch (error) {
+	case ERANGE: return "gve cannot restart its queue 0 alone: take another queue";
+	case EINVAL: return words ? NULL : "no such queue? ethtool -l <interface> shows how many there are";
+	case EAGAIN:
+	case ENETDOWN: return "the interface is down: ip link set <interface> up";
+	case EEXIST: return "another process has bound the queue, or an XDP program runs";
+	case EREMOTEIO: return "the NIC cannot reach this device peer-to-peer, dmesg says why: put both under one PCIe switch";
+	case ENOMEM: return "a larger dma-buf, or a smaller ring: ethtool -G <interface> rx 512";
+	default: return NULL;
+	}
+}
+
 /* Send a request and return the first reply; exit with the kernel's words if it refuses `what`. */
 static struct message transact(int fd, const struct message *request, const char *what)
 {
@@ -126,14 +185,14 @@ static struct message transact(int fd, const struct message *request, const char
 		die("%s: %s", what, size < 0 ? strerror(errno) : "netlink reply too short");
 	if (reply.header.nlmsg_type == NLMSG_ERROR) {
 		const struct nlmsgerr *error = NLMSG_DATA(&reply.header);
-		const char *words = NULL;
+		const char *words = NULL, *advice;
 
 		/* With NETLINK_CAP_ACK the request's payload is not quoted: attributes follow its header. */
 		if (reply.header.nlmsg_flags & NLM_F_ACK_TLVS)
 			words = get(error + 1, (uint8_t *)&reply + size, NLMSGERR_ATTR_MSG, 1);
-		if (!words && (error->error == -ERANGE || error->error == -EINVAL))
-			words = "no such queue, or one that cannot be restarted alone (gve: queue 0)";
-		die("%s: %s%s%s", what, strerror(-error->error), words ? ": " : "", words ? words : "");
+		advice = remedy(-error->error, words);
+		die("%s: %s%s%s%s%s", what, strerror(-error->error), words ? ": " : "", words ? words : "",
+		    advice ? "\n" : "", advice ? advice : "");
 	}
 	return reply;
 }

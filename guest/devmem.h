@@ -1,4 +1,4 @@
-/* What the devmem sender and receiver share: a dma-buf in a udmabuf, its binding to a NIC, and the test pattern. */
+/* What the devmem sender and receiver share: a dma-buf, its binding to a NIC, and the test pattern. */
 #ifndef DEVMEM_H
 #define DEVMEM_H
 
@@ -8,23 +8,30 @@
 #include <stdint.h>
 #include <stdio.h>
 
-/* Memory that is a dma-buf: pages of a memfd, exported by udmabuf, mapped here at `data`. */
+/* Memory that is a dma-buf, mapped here at `data`. */
 struct dmabuf {
 	int fd;
 	size_t size;
 	uint8_t *data;
 };
 
-/* Size in bytes, a multiple of the page size; node: NUMA node to take the pages from, or -1. Exits with a message if
- * it cannot be made. */
-struct dmabuf dmabuf_create(size_t size, int node);
+/* Where its memory comes from: part of a PCI device's BAR (module/bar_dmabuf.h) if `device`, the device file, is given;
+ * else pages of a memfd, exported by udmabuf, and taken from NUMA node `node` if that is not -1. */
+struct dmabuf_source {
+	const char *device;
+	size_t offset;
+	int node;
+};
+
+/* Size in bytes, a multiple of the page size. Exits with a message if it cannot be made. */
+struct dmabuf dmabuf_create(size_t size, const struct dmabuf_source *source);
 
 /* DMA_BUF_IOCTL_SYNC around access by the CPU; flags: DMA_BUF_SYNC_START or _END, with _READ or _WRITE. */
 void dmabuf_sync(const struct dmabuf *dmabuf, uint64_t flags);
 
 /* Bind the dma-buf to receive queues of an interface (netlink family netdev, bind-rx), or for sending (bind-tx, no
  * queues). Returns the id that control messages name. The binding lasts as long as the process. Exits with the kernel's
- * own words if it refuses. */
+ * own words if it refuses, and with what to do about it. */
 uint32_t dmabuf_bind_rx(const struct dmabuf *dmabuf, const char *interface, const uint32_t *queues, size_t count);
 uint32_t dmabuf_bind_tx(const struct dmabuf *dmabuf, const char *interface);
 

@@ -38,6 +38,8 @@ static const char usage[] =
 	"usage: devmem_receiver --interface NAME --port PORT --queues N[,N...] [options]\n"
 	"  --size BYTES      size of the dma-buf (64M)\n"
 	"  --node N          take its memory from NUMA node N\n"
+	"  --device FILE     take its memory from a PCI device's BAR: /dev/bar_dmabuf/<PCI address>\n"
+	"  --offset BYTES    where in the device's memory it begins (0)\n"
 	"  --seed N          seed of the sender's pattern (1)\n"
 	"  --no-verify       do not read the content\n"
 	"  --receive BYTES   what one recvmsg asks for (1M)\n"
@@ -167,13 +169,15 @@ static void take(struct msghdr *message, size_t received, const uint8_t *linear,
 
 int main(int argc, char **argv)
 {
-	enum { INTERFACE, PORT, QUEUES, SIZE, NODE, SEED, NO_VERIFY, RECEIVE, BATCH, NO_RETURN, PLAIN };
+	enum { INTERFACE, PORT, QUEUES, SIZE, NODE, DEVICE, OFFSET, SEED, NO_VERIFY, RECEIVE, BATCH, NO_RETURN, PLAIN };
 	static const struct option options[] = {
 		{ "interface", required_argument, NULL, INTERFACE },
 		{ "port", required_argument, NULL, PORT },
 		{ "queues", required_argument, NULL, QUEUES },
 		{ "size", required_argument, NULL, SIZE },
 		{ "node", required_argument, NULL, NODE },
+		{ "device", required_argument, NULL, DEVICE },
+		{ "offset", required_argument, NULL, OFFSET },
 		{ "seed", required_argument, NULL, SEED },
 		{ "no-verify", no_argument, NULL, NO_VERIFY },
 		{ "receive", required_argument, NULL, RECEIVE },
@@ -186,10 +190,11 @@ int main(int argc, char **argv)
 	uint32_t queues[64], id;
 	size_t queue_count = 0, size = 64 << 20, ask = 1 << 20, batch = 256, control_size;
 	uint64_t seed = 1;
-	int node = -1, port = 0, option, listener, fd, on = 1;
+	int port = 0, option, listener, fd, on = 1;
 	bool verify = true, plain = false;
 	struct sigaction action = { .sa_handler = start_returning }; /* no SA_RESTART: it must wake recvmsg */
 	struct sockaddr_in6 address = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_ANY_INIT };
+	struct dmabuf_source source = { .node = -1 };
 	struct dmabuf dmabuf;
 	uint8_t *linear, *control;
 	double started = 0, seconds;
@@ -203,7 +208,9 @@ int main(int argc, char **argv)
 				queues[queue_count++] = parse_size(queue, "queues");
 			break;
 		case SIZE: size = parse_size(optarg, "size"); break;
-		case NODE: node = parse_size(optarg, "node"); break;
+		case NODE: source.node = parse_size(optarg, "node"); break;
+		case DEVICE: source.device = optarg; break;
+		case OFFSET: source.offset = parse_size(optarg, "offset"); break;
 		case SEED: seed = strtoull(optarg, NULL, 0); break;
 		case NO_VERIFY: verify = false; break;
 		case RECEIVE: ask = parse_size(optarg, "receive"); break;
@@ -220,7 +227,7 @@ int main(int argc, char **argv)
 	sigaction(SIGUSR1, &action, NULL);
 	if (verify)
 		pattern_init(seed);
-	dmabuf = dmabuf_create(size, node);
+	dmabuf = dmabuf_create(size, &source);
 	id = dmabuf_bind_rx(&dmabuf, interface, queues, queue_count);
 
 	control_size = 1 << 20; /* for more than 26,000 fragments */

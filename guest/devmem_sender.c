@@ -29,6 +29,8 @@ static const char usage[] =
 	"usage: devmem_sender --interface NAME --connect ADDRESS --port PORT --bytes BYTES [options]\n"
 	"  --size BYTES      size of the dma-buf (16M)\n"
 	"  --node N          take its memory from NUMA node N\n"
+	"  --device FILE     take its memory from a PCI device's BAR: /dev/bar_dmabuf/<PCI address>\n"
+	"  --offset BYTES    where in the device's memory it begins (0)\n"
 	"  --seed N          seed of the pattern (1)\n";
 
 static uint32_t sent, completed; /* calls of sendmsg; those whose memory the kernel is done with */
@@ -112,7 +114,7 @@ static int connect_to(const char *address, const char *port, const char *interfa
 
 int main(int argc, char **argv)
 {
-	enum { INTERFACE, CONNECT, PORT, BYTES, SIZE, NODE, SEED };
+	enum { INTERFACE, CONNECT, PORT, BYTES, SIZE, NODE, DEVICE, OFFSET, SEED };
 	static const struct option options[] = {
 		{ "interface", required_argument, NULL, INTERFACE },
 		{ "connect", required_argument, NULL, CONNECT },
@@ -120,6 +122,8 @@ int main(int argc, char **argv)
 		{ "bytes", required_argument, NULL, BYTES },
 		{ "size", required_argument, NULL, SIZE },
 		{ "node", required_argument, NULL, NODE },
+		{ "device", required_argument, NULL, DEVICE },
+		{ "offset", required_argument, NULL, OFFSET },
 		{ "seed", required_argument, NULL, SEED },
 		{ 0 },
 	};
@@ -127,7 +131,8 @@ int main(int argc, char **argv)
 	uint64_t seed = 1, bytes = 0, position = 0;
 	uint32_t last_call[SLOTS] = { 0 }, id;
 	size_t size = 16 << 20, slot_size;
-	int node = -1, option, fd;
+	int option, fd;
+	struct dmabuf_source source = { .node = -1 };
 	struct dmabuf dmabuf;
 	double started;
 
@@ -138,7 +143,9 @@ int main(int argc, char **argv)
 		case PORT: port = optarg; break;
 		case BYTES: bytes = parse_size(optarg, "bytes"); break;
 		case SIZE: size = parse_size(optarg, "size"); break;
-		case NODE: node = parse_size(optarg, "node"); break;
+		case NODE: source.node = parse_size(optarg, "node"); break;
+		case DEVICE: source.device = optarg; break;
+		case OFFSET: source.offset = parse_size(optarg, "offset"); break;
 		case SEED: seed = strtoull(optarg, NULL, 0); break;
 		default: die("%s", usage);
 		}
@@ -147,7 +154,7 @@ int main(int argc, char **argv)
 		die("%s", usage);
 
 	pattern_init(seed);
-	dmabuf = dmabuf_create(size, node);
+	dmabuf = dmabuf_create(size, &source);
 	id = dmabuf_bind_tx(&dmabuf, interface);
 	fd = connect_to(address, port, interface);
 	slot_size = size / SLOTS;

@@ -11,7 +11,13 @@ from nicmodel.vm.guest import Guest, GuestConfig, parse_size, print_command
 from nicmodel.vm.image import DEFAULT_KERNEL, KERNELS, build_image, kernel_named
 from nicmodel.vm.layout import LAYOUTS, Nic
 from nicmodel.vm.qemu import find_qemu, unpacked_qemu
-from nicmodel.vm.tools import build_guest_tools, build_ncdevmem, install_guest_tools
+from nicmodel.vm.tools import (
+    build_guest_module,
+    build_guest_tools,
+    build_ncdevmem,
+    install_guest_module,
+    install_guest_tools,
+)
 
 
 @click.command()
@@ -31,6 +37,11 @@ from nicmodel.vm.tools import build_guest_tools, build_ncdevmem, install_guest_t
 @click.option("--device-memory", multiple=True, metavar="NAME=SIZE",
               help="Memory of a device, as a NUMA node without CPUs (node 1, 2, …): bind memory there for "
                    "devmem.")  # fmt: skip
+@click.option("--accelerator", "accelerators", multiple=True, metavar="NAME=SIZE",
+              help="A PCI device with memory in a BAR, beside the NICs; a module of ours makes dma-bufs of it "
+                   "(/dev/bar_dmabuf/). With --layout switch they are under one switch.")  # fmt: skip
+@click.option("--cpu", default="max", show_default=True, metavar="MODEL",
+              help="QEMU's CPU model. EPYC is one whose host bridge Linux lets peers talk through.")  # fmt: skip
 @click.option("--tools", is_flag=True,
               help="Install devmem_receiver, devmem_sender and the kernel's ncdevmem in the guest. They are "
                    "compiled once.")  # fmt: skip
@@ -53,6 +64,8 @@ def vm(
     kernel: str,
     cmdline: str,
     device_memory: tuple[str, ...],
+    accelerators: tuple[str, ...],
+    cpu: str,
     tools: bool,
     console: Path | None,
     command: str | None,
@@ -88,6 +101,8 @@ def vm(
         made = {"KERNEL": image.kernel, "INITRD": image.initrd, "QEMU": shlex.join(find_qemu().shell_words())}
         if tools:
             made |= {"TOOLS": build_guest_tools(), "NCDEVMEM": build_ncdevmem()}
+        if accelerators:
+            made |= {"MODULE": build_guest_module(chosen)}
         for name, value in made.items():
             click.echo(f"{name}={shlex.quote(str(value))}")
         return
@@ -95,9 +110,11 @@ def vm(
         nics=[Nic(socket) for socket in nics],
         vcpus=vcpus,
         memory=memory,
-        device_memory=dict(_named_size(text) for text in device_memory),
+        device_memory=dict(_named_size(text, "--device-memory") for text in device_memory),
+        accelerators=dict(_named_size(text, "--accelerator") for text in accelerators),
         layout=layout,
         kernel=chosen,
+        cpu=cpu,
         cmdline=cmdline,
         arguments=qemu_arguments,
     )
@@ -107,14 +124,19 @@ def vm(
     with Guest(config, console=console) as guest:
         if tools:
             install_guest_tools(guest)
+        if accelerators:
+            install_guest_module(guest)
+        for name, device in guest.device_memory.items():
+            place = device.device or f"node {device.node}"
+            click.echo(f"{name}: {place} in the guest, {device.path} here", err=True)
         if command is None:
             click.echo(f"Linux {guest.kernel_version} ({guest.accel}). Ctrl-] or exit ends the guest.", err=True)
         status = shell.interactive(guest) if command is None else shell.run(guest, command)
     sys.exit(status)
 
 
-def _named_size(text: str) -> tuple[str, int]:
+def _named_size(text: str, option: str) -> tuple[str, int]:
     name, equals, size = text.partition("=")
     if not name.isidentifier() or not equals:
-        raise click.BadParameter(f"'{text}': write NAME=SIZE, such as hbm=256M", param_hint="--device-memory")
+        raise click.BadParameter(f"'{text}': write NAME=SIZE, such as hbm=256M", param_hint=option)
     return name, parse_size(size)

@@ -1,7 +1,6 @@
 """A running guest: start it, run commands in it, stop it."""
 
 import contextlib
-import mmap
 import os
 import re
 import selectors
@@ -14,16 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Self
 
 from nicmodel.vm import agent
 from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result, Sink
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.image import DEFAULT_KERNEL, Image, Kernel, build_image
-from nicmodel.vm.layout import Nic, arguments
+from nicmodel.vm.layout import Accelerator, Nic, arguments
+from nicmodel.vm.memory import DeviceMemory
 from nicmodel.vm.qemu import acceleration, find_qemu, spawn
 from nicmodel.vm.qmp import Qmp
 
@@ -38,9 +35,12 @@ class GuestConfig:
         nics: NICs; their servers must be listening when the guest starts.
         vcpus: Virtual CPUs.
         memory: Bytes, or a number with a unit, as QEMU writes it: "2G".
-        device_memory: Memory of devices, in bytes by name (at least 2 MiB each): see `DeviceMemory`.
+        device_memory: Memory of devices as NUMA nodes, in bytes by name (at least 2 MiB each): see `DeviceMemory`.
+        accelerators: PCI devices with memory in a BAR, in bytes by name, powers of two: see `DeviceMemory`. The module
+            `guest/module` exports it as dma-bufs (`nicmodel.vm.tools.install_guest_module`).
         layout: "q35", "two-nics", "switch" or "iommu": see `qemu-configs/`.
         kernel: The kernel.
+        cpu: QEMU's CPU model, such as "EPYC".
         cmdline: Added to the kernel's command line.
         arguments: Added to QEMU's arguments, such as `-netdev` and `-device` for other NICs.
     """
@@ -49,8 +49,10 @@ class GuestConfig:
     vcpus: int = 2
     memory: int | str = GIB
     device_memory: Mapping[str, int] = field(default_factory=dict)
+    accelerators: Mapping[str, int] = field(default_factory=dict)
     layout: str = "q35"
     kernel: Kernel = DEFAULT_KERNEL
+    cpu: str = "max"
     cmdline: str = ""
     arguments: Sequence[str] = ()
 
@@ -60,31 +62,6 @@ def parse_size(text: str) -> int:
     if not (match := re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", text.strip(), re.IGNORECASE)):
         raise VmError(f"'{text}' is not a size: write 2G, 512M or a number of bytes")
     return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
-
-
-class DeviceMemory:
-    """Memory that stands for a device's (a GPU's, say): a memfd that is a NUMA node of the guest's without CPUs.
-
-    The guest reaches it like any memory, and puts a dma-buf there by binding a memfd to the node (mbind(2)). A NIC's
-    server sees it as one DMA window of its own, whose file is called `/memfd:<name>` in /proc/self/fd.
-
-    Attributes:
-        fd: The memfd.
-        size: Bytes.
-        node: The guest's number for the NUMA node.
-        array: The memory itself, shape (size,), not a copy.
-    """
-
-    def __init__(self, name: str, size: int, node: int) -> None:
-        self.size = size
-        self.node = node
-        self.fd = os.memfd_create(name)
-        os.ftruncate(self.fd, size)
-        self.array: NDArray[np.uint8] = np.frombuffer(mmap.mmap(self.fd, size), np.uint8)
-
-    def close(self) -> None:
-        """Close the memfd; `array` stays valid."""
-        os.close(self.fd)
 
 
 class CommandError(VmError):
@@ -113,7 +90,7 @@ class Guest:
         kernel_version: As `uname -r` prints it.
         console: The serial console's output so far is in this file.
         qmp: QEMU's monitor: `guest.qmp.execute("query-pci")`.
-        device_memory: By the names of the configuration.
+        device_memory: Both kinds, by the names of the configuration.
     """
 
     accel: str
@@ -242,21 +219,23 @@ class Guest:
         self.kernel_version = image.version
         folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nicmodel-")))
         self.console = self._console_wanted or folder / "console.log"
+        check_memories(self.config)
         self.device_memory = {}
-        for node, (name, size) in enumerate(self.config.device_memory.items(), 1):
-            self.device_memory[name] = DeviceMemory(name, size, node)
+        for name, size in {**self.config.device_memory, **self.config.accelerators}.items():
+            self.device_memory[name] = DeviceMemory.create(name, size)
             self._cleanup.callback(self.device_memory[name].close)
+        for node, name in enumerate(self.config.device_memory, 1):
+            self.device_memory[name].node = node
         sockets = {name: socket.socketpair() for name in ("agent", "console", "qmp")}
         passed = {name: pair[1].fileno() for name, pair in sockets.items()}
-        memory = {name: device.fd for name, device in self.device_memory.items()}
-        backends = {
-            name: f"memory-backend-file,mem-path=/proc/self/fd/{descriptor}" for name, descriptor in memory.items()
-        }
-        command = [*qemu.command, *qemu_arguments(self.config, image, self.accel), *_channels(passed)]
+        files = {name: f"/proc/self/fd/{memory.fd}" for name, memory in self.device_memory.items()}
+        command = [*qemu.command, *qemu_arguments(self.config, image, self.accel, files), *_channels(passed)]
+        backends = {name: f"memory-backend-file,mem-path={files[name]}" for name in self.config.device_memory}
         command += _numa_nodes(self.config, backends)
         with (folder / "qemu.log").open("wb") as log:
+            memories = [memory.fd for memory in self.device_memory.values()]
             self._process = spawn(
-                command, qemu.environment, stdout=log, stderr=log, pass_fds=(*passed.values(), *memory.values())
+                command, qemu.environment, stdout=log, stderr=log, pass_fds=(*passed.values(), *memories)
             )
         self._qemu_log = folder / "qemu.log"
         self._cleanup.callback(self.kill)
@@ -281,6 +260,9 @@ class Guest:
         if not self._channel.wait_greeting(greetings, self._boot_timeout):
             reason = self._channel.failure or f"the guest has not booted within {self._boot_timeout:g} s"
             raise VmError(self._with_console(reason))
+        addresses = pci_addresses(self.qmp.execute("query-pci"))
+        for name in self.config.accelerators:
+            self.device_memory[name].device = f"/dev/bar_dmabuf/{addresses[name]}"
 
     def _finish(self, process: Process, timeout: float) -> Result:
         try:
@@ -335,13 +317,46 @@ def print_command(config: GuestConfig) -> str:
     """A command line for the shell that starts such a guest by hand, its console on the terminal."""
     image = build_image(config.kernel)
     qemu = find_qemu()
-    words = [*qemu.shell_words(), *qemu_arguments(config, image, acceleration(qemu, image)), "-serial", "stdio"]
+    check_memories(config)
+    files = {name: f"/dev/shm/{name}" for name in config.accelerators}
+    words = [*qemu.shell_words(), *qemu_arguments(config, image, acceleration(qemu, image), files), "-serial", "stdio"]
     words += _numa_nodes(config, dict.fromkeys(config.device_memory, "memory-backend-memfd"))
     return " ".join(f"\\\n  {shlex.quote(word)}" if word.startswith("-") else shlex.quote(word) for word in words)
 
 
-def qemu_arguments(config: GuestConfig, image: Image, accel: str) -> list[str]:
-    """QEMU's arguments for a guest, but for its console, the agent's port and devices' memory."""
+def check_memories(config: GuestConfig) -> None:
+    """What QEMU would say of devices' memories only by crashing, or not at all.
+
+    Raises:
+        VmError: Two have the same name, or an accelerator's size is no power of two, as a BAR's must be.
+    """
+    if twice := set(config.device_memory) & set(config.accelerators):
+        raise VmError(f"two memories are called '{twice.pop()}': give each a name of its own")
+    for name, size in config.accelerators.items():
+        if size < 4096 or size & (size - 1):
+            raise VmError(f"accelerator '{name}' of {size} bytes: a BAR's size is a power of two, such as 128M")
+
+
+def pci_addresses(buses: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The guest's PCI addresses, such as "0000:03:00.0", by QEMU's names for the devices, from `query-pci`."""
+    found = {}
+    for bus in buses:
+        for device in bus["devices"]:
+            found[device["qdev_id"]] = f"0000:{device['bus']:02x}:{device['slot']:02x}.{device['function']}"
+            if "devices" in device.get("pci_bridge", {}):
+                found |= pci_addresses([device["pci_bridge"]])
+    return found
+
+
+def qemu_arguments(config: GuestConfig, image: Image, accel: str, files: Mapping[str, str]) -> list[str]:
+    """QEMU's arguments for a guest, but for its console, the agent's port and NUMA nodes of devices' memory.
+
+    Args:
+        config: The guest.
+        image: What it boots.
+        accel: "kvm" or "tcg".
+        files: Paths of the accelerators' memories, by name.
+    """
     variables = {
         "KERNEL": str(image.kernel),
         "INITRD": str(image.initrd),
@@ -349,9 +364,11 @@ def qemu_arguments(config: GuestConfig, image: Image, accel: str) -> list[str]:
         "ACCEL": "kvm,kernel-irqchip=split" if accel == "kvm" else accel,
         "VCPUS": str(config.vcpus),
         "MEMORY": f"{_memory(config)}B",
+        "CPU": config.cpu,
         "CMDLINE": config.cmdline,
     }
-    words = arguments(config.layout, config.nics, variables)
+    accelerators = [Accelerator(name, size, files[name]) for name, size in config.accelerators.items()]
+    words = arguments(config.layout, config.nics, variables, accelerators)
     if config.device_memory:
         # Once there are NUMA nodes, each names its memory, and the machine no longer does.
         words = [word.removesuffix(",memory-backend=ram") for word in words]

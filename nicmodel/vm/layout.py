@@ -23,6 +23,14 @@ LAYOUTS = {
     "iommu": "intel-iommu.args",
 }
 
+ACCELERATORS = {
+    "q35": "accelerator.args",
+    "two-nics": "accelerator.args",
+    "switch": "pcie-switch-accelerator.args",
+    "iommu": "accelerator.args",
+}
+"""What each of a machine's accelerators adds to its layout."""
+
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -41,7 +49,24 @@ class Nic:
     properties: Mapping[str, Any] = field(default_factory=dict)
 
 
-def arguments(layout: str, nics: Sequence[Nic], variables: Mapping[str, str]) -> list[str]:
+@dataclass(frozen=True)
+class Accelerator:
+    """An accelerator of the guest's: a PCI device with memory.
+
+    Attributes:
+        name: QEMU's name for the device and for its memory.
+        size: Bytes of memory.
+        file: Path of the file that is the memory.
+    """
+
+    name: str
+    size: int
+    file: str
+
+
+def arguments(
+    layout: str, nics: Sequence[Nic], variables: Mapping[str, str], accelerators: Sequence[Accelerator] = ()
+) -> list[str]:
     """QEMU's arguments for a layout.
 
     Args:
@@ -49,6 +74,7 @@ def arguments(layout: str, nics: Sequence[Nic], variables: Mapping[str, str]) ->
         nics: The NICs. A line of the file that names `${SOCKET}` or `${N}` is there once for each of them; `${SOCKET0}`
             and so on name one.
         variables: Values for the file's other variables, by name.
+        accelerators: The accelerators: for each, the lines of the file in `ACCELERATORS`.
 
     Raises:
         VmError: There is no such layout, or it wants another number of NICs.
@@ -70,6 +96,15 @@ def arguments(layout: str, nics: Sequence[Nic], variables: Mapping[str, str]) ->
             words += _fill(line, sockets, nics[int(numbered[1])])
         else:
             words += _fill(line, variables)
+    for number, accelerator in enumerate(accelerators):
+        its = {
+            "A": str(number),
+            "ACCELERATOR": accelerator.name,
+            "ACCELERATOR_FILE": accelerator.file,
+            "ACCELERATOR_SIZE": str(accelerator.size),
+        }
+        for line in (FOLDER / ACCELERATORS[layout]).read_text().splitlines():
+            words += _fill(line, its)
     return words
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from nicmodel.cache import cache_dir
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest
-from nicmodel.vm.image import DEFAULT_KERNEL, GUEST_FILES, kernel_packages
+from nicmodel.vm.image import DEFAULT_KERNEL, GUEST_FILES, Kernel, kernel_packages, kernel_version
 from nicmodel.vm.packages import Packages, building, locked, obtain
 from nicmodel.vm.progress import step
 
@@ -48,17 +48,45 @@ NEWER_TOOLS = Packages("newer-tools", ("liburing-dev", "ethtool"), suite="forky"
 SOURCE_PARTS = ("MAINTAINERS", "Makefile", "Documentation/netlink", "include", "scripts", "arch/x86", "tools")
 
 GUEST_TOOLS = ("devmem_receiver", "devmem_sender", "xdp_program", "xdp_socket", "tcp_peer")
+MODULE = "bar_dmabuf"
 
 
 def build_guest_tools() -> Path:
     """Folder of the programs compiled from `guest/`, one for each of `GUEST_TOOLS`. They are linked statically."""
-    sources = sorted([*GUEST_FILES.glob("*.c"), *GUEST_FILES.glob("*.h")])
+    sources = sorted([*GUEST_FILES.glob("*.c"), *GUEST_FILES.rglob("*.h")])
     content = b"".join(source.read_bytes() for source in sources)
     shared = " ".join(source.name for source in sources if source.suffix == ".c" and source.stem not in GUEST_TOOLS)
     script = "".join(
         f"gcc -std=gnu11 -O2 -Wall -Wextra -Werror -static -o /out/{tool} {tool}.c {shared}\n" for tool in GUEST_TOOLS
     )
-    return _build("guest-tools", content, {source: f"build/{source.name}" for source in sources}, script)
+    return _build(
+        "guest-tools", content, {source: f"build/{source.relative_to(GUEST_FILES)}" for source in sources}, script
+    )
+
+
+def build_guest_module(kernel: Kernel = DEFAULT_KERNEL) -> Path:
+    """The module of `guest/module`, which exports a PCI device's memory as dma-bufs, for exactly this kernel.
+
+    Raises:
+        VmError: It does not compile: kernels before 7.0 have no dma_buf_phys_vec_to_sgt().
+    """
+    version = kernel_version(obtain(kernel_packages(kernel)))
+    # The compiler that they depend on is there; libelf1 is objtool's.
+    keep = "linux-(headers|kbuild)-|libelf1"
+    headers = obtain(Packages("linux-headers", (f"linux-headers-{version}",), kernel.suite, keep))
+    sources = sorted((GUEST_FILES / "module").iterdir())
+    content = b"\0".join([headers.id.encode(), *(source.read_bytes() for source in sources)])
+    script = (
+        "ln -s mawk /usr/bin/awk\n"
+        # objtool insists on knowing where its stack ends, and there is no /proc here.
+        "mkdir -p /proc/self; echo '7ffffffde000-7ffffffff000 [stack]' >/proc/self/maps\n"
+        # Not the kernel, but its types: without pahole nobody can make the module's from them.
+        f"rm -f /usr/src/linux-headers-{version}/vmlinux\n"
+        f"make -s -C /usr/src/linux-headers-{version} M=/build modules\n"
+        f"mkdir /out/module && mv {MODULE}.ko /out/module\n"
+    )
+    places = {source: f"build/{source.name}" for source in sources} | {headers.path: "."}
+    return _build(f"module-{version}", content, places, script) / f"module/{MODULE}.ko"
 
 
 def build_ncdevmem() -> Path:
@@ -98,6 +126,12 @@ def install_guest_tools(guest: Guest) -> None:
     for tool in GUEST_TOOLS:
         guest.put(folder / tool, f"/usr/local/bin/{tool}")
     guest.put(build_ncdevmem(), "/usr/local/bin/ncdevmem")
+
+
+def install_guest_module(guest: Guest) -> None:
+    """Load the module of `guest/module`, after each boot."""
+    guest.put(build_guest_module(guest.config.kernel), f"/root/{MODULE}.ko", 0o644)
+    guest.run(f"insmod /root/{MODULE}.ko")
 
 
 def kernel_source() -> Path:
@@ -154,7 +188,7 @@ def link_tree(source: Path, target: Path) -> None:
     What is at `target` already stays.
     """
     if not source.is_dir():
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
         return
     for folder, folders, files in os.walk(source):

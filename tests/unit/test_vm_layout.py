@@ -1,16 +1,22 @@
 """QEMU's arguments: layout files filled in, NUMA nodes, sizes."""
 
 import json
-import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.guest import GuestConfig, _numa_nodes, parse_size, qemu_arguments
+from nicmodel.vm.guest import (
+    GuestConfig,
+    _numa_nodes,
+    check_memories,
+    parse_size,
+    pci_addresses,
+    qemu_arguments,
+)
 from nicmodel.vm.image import Image
-from nicmodel.vm.layout import FOLDER, LAYOUTS, Nic, arguments
+from nicmodel.vm.layout import ACCELERATORS, FOLDER, LAYOUTS, Accelerator, Nic, arguments
 
 IMAGE = Image(Path("/vmlinuz"), Path("/initrd"), "7.2")
 
@@ -24,21 +30,30 @@ def after(words: list[str], option: str) -> list[str]:
 
 
 def test_every_file_is_a_layout() -> None:
-    assert sorted(LAYOUTS.values()) == sorted(path.name for path in FOLDER.glob("*.args"))
+    assert {*LAYOUTS.values(), *ACCELERATORS.values()} == {path.name for path in FOLDER.glob("*.args")}
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_shell_reads_a_layout_file_as_we_do(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "accelerator"),
+    [*((name, "") for name in LAYOUTS), ("q35", "accelerator.args"), ("switch", "pcie-switch-accelerator.args")],
+)
+def test_a_shell_reads_a_layout_file_as_we_do(name: str, accelerator: str) -> None:
     """*Steps*: start the command of the file's comment, with a QEMU that prints its arguments. *Verify*: same words."""
-    path = FOLDER / LAYOUTS[name]
+    path = FOLDER / (accelerator or LAYOUTS[name])
     settings = {"SOCKET": "/a b/nic", "SOCKET0": "/a", "SOCKET1": "/b", "KERNEL": "/vmlinuz", "INITRD": "/initrd"}
-    script = f"""eval $QEMU $(grep -v '^#' {shlex.quote(str(path))})"""
-    assert script.partition(" $(")[0] in path.read_text()
+    names = ["qemu-configs/" + file for file in (LAYOUTS[name], accelerator) if file]
+    script = f"eval $QEMU $(grep -{'h' * bool(accelerator)}v '^#' {' '.join(names)})"
+    assert script in path.read_text()
     run = subprocess.run(
-        ["sh", "-c", script], env={"QEMU": "printf '%s\\n'", "PATH": "/usr/bin:/bin", **settings}, capture_output=True
+        ["sh", "-c", script],
+        env={"QEMU": "printf '%s\\n'", "PATH": "/usr/bin:/bin", **settings},
+        cwd=FOLDER.parent,
+        capture_output=True,
     )
     nics = [Nic("/a"), Nic("/b")] if name == "two-nics" else [Nic("/a b/nic")]
-    ours = arguments(name, nics, {"KERNEL": "/vmlinuz", "INITRD": "/initrd"})
+    accelerators = [Accelerator("hbm", 128 << 20, "/dev/shm/hbm")] if accelerator else []
+    ours = arguments(name, nics, {"KERNEL": "/vmlinuz", "INITRD": "/initrd"}, accelerators)
+    ours = [word.replace(f"size={128 << 20},", "size=128M,") for word in ours]
     theirs = run.stdout.decode().splitlines()
     assert [json.loads(word.replace("'", '"')) if word[0] == "{" else word.strip() for word in theirs] == [
         json.loads(word) if word[0] == "{" else word.strip() for word in ours
@@ -60,6 +75,42 @@ def test_each_nic_behind_the_switch_has_a_port() -> None:
     assert [device["bus"] for device in devices(words)] == ["port0", "port1"]
 
 
+def test_each_accelerator_behind_the_switch_has_a_port() -> None:
+    words = arguments("switch", [Nic("/x")], {}, [Accelerator("hbm", 4096, "/a"), Accelerator("more", 8192, "/b")])
+    assert [word for word in words if word.startswith("ivshmem")] == [
+        "ivshmem-plain,id=hbm,memdev=hbm,bus=accelerator0",
+        "ivshmem-plain,id=more,memdev=more,bus=accelerator1",
+    ]
+    assert [word for word in words if "accelerator" in word and word.startswith("xio3130")] == [
+        "xio3130-downstream,id=accelerator0,bus=switch,chassis=3,slot=0",
+        "xio3130-downstream,id=accelerator1,bus=switch,chassis=3,slot=1",
+    ]
+    assert "memory-backend-file,id=more,mem-path=/b,size=8192,share=on" in words
+
+
+def test_where_a_device_is_in_the_guest() -> None:
+    """From QEMU's answer to query-pci, devices behind bridges included."""
+
+    def device(name: str, bus: int, slot: int, **more: object) -> dict[str, object]:
+        return {"qdev_id": name, "bus": bus, "slot": slot, "function": 0, **more}
+
+    behind = device("port", 1, 3, pci_bridge={"devices": [device("hbm", 2, 0)]})
+    root = device("root", 0, 5, pci_bridge={"bus": {"number": 0}, "devices": [behind]})
+    found = pci_addresses([{"bus": 0, "devices": [device("", 0, 0), root, device("empty", 0, 31, pci_bridge={})]}])
+    assert found["hbm"] == "0000:02:00.0" and found["empty"] == "0000:00:1f.0"
+
+
+@pytest.mark.parametrize("size", [0, 1000, 96 << 20])
+def test_a_bar_has_a_size_of_a_power_of_two(size: int) -> None:
+    with pytest.raises(VmError, match="a BAR's size is a power of two"):
+        check_memories(GuestConfig(accelerators={"hbm": size}))
+
+
+def test_memories_have_names_of_their_own() -> None:
+    with pytest.raises(VmError, match="two memories are called 'hbm'"):
+        check_memories(GuestConfig(accelerators={"hbm": 4096}, device_memory={"hbm": 2 << 20}))
+
+
 def test_a_socket_path_may_hold_anything() -> None:
     path = '/tmp/it\'s "here" $HOME ${N}'
     assert devices(arguments("q35", [Nic(path)], {}))[0]["socket"] == {"type": "unix", "path": path}
@@ -78,7 +129,7 @@ def test_no_such_layout() -> None:
 
 def test_variables_and_extra_arguments() -> None:
     config = GuestConfig(vcpus=3, memory="512M", cmdline="quiet nokaslr", arguments=("-device", "virtio-rng-pci"))
-    words = qemu_arguments(config, IMAGE, "tcg")
+    words = qemu_arguments(config, IMAGE, "tcg", {})
     assert after(words, "-smp") == ["3"]
     assert after(words, "-m") == [f"{512 << 20}B"]
     assert after(words, "-append")[0].endswith(" quiet nokaslr")
@@ -89,7 +140,7 @@ def test_variables_and_extra_arguments() -> None:
 
 def test_device_memory_makes_nodes_and_counts_as_memory() -> None:
     config = GuestConfig(memory=1 << 30, device_memory={"hbm": 64 << 20, "more": 32 << 20})
-    words = qemu_arguments(config, IMAGE, "kvm") + _numa_nodes(config, {"hbm": "backend-a", "more": "backend-b"})
+    words = qemu_arguments(config, IMAGE, "kvm", {}) + _numa_nodes(config, {"hbm": "backend-a", "more": "backend-b"})
     assert after(words, "-machine") == ["q35"]
     assert after(words, "-accel") == ["kvm,kernel-irqchip=split"]
     assert after(words, "-m")[-1] == f"{(1024 + 96) << 20}B"
