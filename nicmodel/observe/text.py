@@ -19,7 +19,7 @@ _HEADLINE = {
     "error": ("command",),
     "vectors": ("type",),
     "rx": ("queue", "verdict"),
-    "tx": ("queue",),
+    "tx": ("queue", "verdict"),
 }
 _NESTED = ("buffers", "descriptors", "completions")
 _HEX = ("offset", "value", "hash", "key", "list_address")

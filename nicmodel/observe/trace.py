@@ -114,6 +114,7 @@ class Tracer:
         # As they were before the batch: the queues' records, and the rings that it consumes (None: not readable).
         self._rx: Records = nic.state.rx
         self._tx: Records = nic.state.tx
+        self._tx_drops = nic.state.drops[0].copy()
         self._buffer_rings: dict[int, bytes | None] = {}
         self._tx_ring: bytes | None = None
         self._of_device: dict[str, Callable[..., None]] = {
@@ -337,21 +338,25 @@ class Tracer:
     def _transmit(self, queue: int) -> None:
         state = self._nic.state
         self._tx = state.tx.copy()
+        self._tx_drops = state.drops[len(state.rx) + queue].copy()
         if self._wanted("tx", f"tx{queue}"):
             size = int(state.tx[queue]["entries"]) * TX_PACKET.size  # GQI's are as long
             self._tx_ring = peek(state.regions, int(state.tx[queue]["ring"]), size)
 
     def _transmitted(self, queue: int) -> None:
-        if self._tx_ring is None or not self._wanted("tx", f"tx{queue}"):
+        if not self._wanted("tx", f"tx{queue}"):
             return
-        before, after = self._tx[queue], self._nic.state.tx[queue]
-        head, entries = int(before["head"]), int(before["entries"])
-        taken = (int(after["head"]) - head) & int(before["position_mask"])
-        raws = [(place, _entry(self._tx_ring, TX_PACKET.size, place % entries)) for place in range(head, head + taken)]
-        if self._nic.gqi:
-            self._gqi_packets(queue, raws, entries)
-        else:
-            self._dqo_packets(queue, raws, entries)
+        if self._tx_ring is not None:
+            before, after = self._tx[queue], self._nic.state.tx[queue]
+            head, entries = int(before["head"]), int(before["entries"])
+            taken = (int(after["head"]) - head) & int(before["position_mask"])
+            ring = self._tx_ring
+            raws = [(place, _entry(ring, TX_PACKET.size, place % entries)) for place in range(head, head + taken)]
+            if self._nic.gqi:
+                self._gqi_packets(queue, raws, entries)
+            else:
+                self._dqo_packets(queue, raws, entries)
+        self._dropped_packets(queue)
 
     def _dqo_packets(self, queue: int, raws: list[tuple[int, bytes]], entries: int) -> None:
         """One event for each packet: its descriptors up to the end of the packet, its completions."""
@@ -369,6 +374,15 @@ class Tracer:
             if dtype == TxType.PACKET and TX_PACKET.end_of_packet.get(raw):
                 self._emit("tx", queue=f"tx{queue}", descriptors=packet, completions=list(_until_packet(reports)))
                 packet = []
+
+    def _dropped_packets(self, queue: int) -> None:
+        """One event for each reason why packets of the batch were not sent: ``verdict``, how many ``packets``."""
+        state = self._nic.state
+        for reason, count in enumerate((state.drops[len(state.rx) + queue] - self._tx_drops).tolist()):
+            if not count:
+                continue
+            place = {"address": int(state.device["fault_address"][0])} if reason == Drop.DMA_FAULT else {}
+            self._emit("tx", queue=f"tx{queue}", verdict=Drop(reason).name.lower(), packets=count, **place)
 
     def _gqi_packets(self, queue: int, raws: list[tuple[int, bytes]], entries: int) -> None:
         """One event for each packet: its descriptors, and the count of descriptors by which it is completed."""
