@@ -5,10 +5,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/dma-buf.h>
+#include <linux/ethtool.h>
 #include <linux/genetlink.h>
 #include <linux/mempolicy.h>
 #include <linux/netdev.h>
 #include <linux/netlink.h>
+#include <linux/sockios.h>
 #include <linux/udmabuf.h>
 #include <net/if.h>
 #include <stdlib.h>
@@ -167,7 +169,6 @@ static const char *remedy(int error, const char *words)
 	case ENETDOWN: return "the interface is down: ip link set <interface> up";
 	case EEXIST: return "another process has bound the queue, or an XDP program runs";
 	case EREMOTEIO: return "the NIC cannot reach this device peer-to-peer, dmesg says why: put both under one PCIe switch";
-	case ENOMEM: return "a larger dma-buf, or a smaller ring: ethtool -G <interface> rx 512";
 	default: return NULL;
 	}
 }
@@ -197,12 +198,18 @@ static struct message transact(int fd, const struct message *request, const char
 	return reply;
 }
 
+static int binding; /* the kernel unbinds when this socket goes */
+
+void dmabuf_unbind(void)
+{
+	close(binding);
+}
+
 static uint32_t bind_dmabuf(const struct dmabuf *dmabuf, const char *interface, uint8_t command, const uint32_t *queues,
 			    size_t count)
 {
 	int on = 1;
-	/* Never closed: the kernel unbinds when the socket goes. */
-	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC);
+	int fd = binding = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC);
 	struct message message, reply;
 	const void *found;
 	char what[200];
@@ -250,6 +257,23 @@ uint32_t dmabuf_bind_rx(const struct dmabuf *dmabuf, const char *interface, cons
 uint32_t dmabuf_bind_tx(const struct dmabuf *dmabuf, const char *interface)
 {
 	return bind_dmabuf(dmabuf, interface, NETDEV_CMD_BIND_TX, NULL, 0);
+}
+
+void dmabuf_check_room(const struct dmabuf *dmabuf, const char *interface, size_t queues)
+{
+	struct ethtool_ringparam ring = { .cmd = ETHTOOL_GRINGPARAM };
+	struct ifreq request = { .ifr_data = (void *)&ring };
+	size_t buffers = dmabuf->size / sysconf(_SC_PAGESIZE);
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	strncpy(request.ifr_name, interface, IFNAMSIZ - 1);
+	/* A ring of N entries holds N - 1 buffers. */
+	if (!ioctl(fd, SIOCETHTOOL, &request) && buffers < queues * (ring.rx_pending - 1))
+		fprintf(stderr,
+			"a dma-buf of %zu bytes has fewer buffers (%zu) than the rings of its queues (%zu of %u) take: the NIC "
+			"will run out of them.\nA larger dma-buf, or a smaller ring: ethtool -G %s rx 512\n",
+			dmabuf->size, buffers, queues, ring.rx_pending, interface);
+	close(fd);
 }
 
 static uint64_t words[PATTERN_WORDS];

@@ -30,10 +30,15 @@ struct dmabuf dmabuf_create(size_t size, const struct dmabuf_source *source);
 void dmabuf_sync(const struct dmabuf *dmabuf, uint64_t flags);
 
 /* Bind the dma-buf to receive queues of an interface (netlink family netdev, bind-rx), or for sending (bind-tx, no
- * queues). Returns the id that control messages name. The binding lasts as long as the process. Exits with the kernel's
+ * queues). Returns the id that control messages name. The binding lasts as long as the process, or until
+ * dmabuf_unbind(). Exits with the kernel's
  * own words if it refuses, and with what to do about it. */
 uint32_t dmabuf_bind_rx(const struct dmabuf *dmabuf, const char *interface, const uint32_t *queues, size_t count);
 uint32_t dmabuf_bind_tx(const struct dmabuf *dmabuf, const char *interface);
+/* Say so on standard error if the dma-buf has less room than so many queues' rings take at once: the kernel does not. */
+void dmabuf_check_room(const struct dmabuf *dmabuf, const char *interface, size_t queues);
+/* Take the last binding back: the queues get ordinary memory. What has been received stays where it is. */
+void dmabuf_unbind(void);
 
 /* The stream's content: 64-bit little-endian words of the splitmix64 sequence that starts at `seed`, repeated after a
  * prime number of words, so that no displacement by whole pages or buffers goes unnoticed. */

@@ -45,6 +45,8 @@ static const char usage[] =
 	"  --receive BYTES   what one recvmsg asks for (1M)\n"
 	"  --batch N         return tokens when N have gathered (256)\n"
 	"  --no-return       return no token until SIGUSR1 comes\n"
+	"  --pieces FILE     write there where each piece of the stream lies in the dma-buf: offset and size\n"
+	"  --unbind-after N  give the queues back when N bytes have come; the rest comes to ordinary memory\n"
 	"  --plain           receive without MSG_SOCK_DEVMEM, as a program that knows nothing of dma-bufs\n";
 
 static volatile sig_atomic_t returning = true;
@@ -54,6 +56,8 @@ static void start_returning(int signal)
 	(void)signal;
 	returning = true;
 }
+
+static FILE *pieces;
 
 static struct {
 	uint64_t bytes, frags, linear_bytes, tokens, receives, errors;
@@ -153,6 +157,8 @@ static void take(struct msghdr *message, size_t received, const uint8_t *linear,
 			result.max_frag = frag->frag_size;
 		if (!result.min_frag || frag->frag_size < result.min_frag)
 			result.min_frag = frag->frag_size;
+		if (pieces)
+			fprintf(pieces, "%llu %u\n", (unsigned long long)frag->frag_offset, frag->frag_size);
 		if (frag->dmabuf_id != id)
 			error("a fragment names dma-buf %u instead of %u", frag->dmabuf_id, id);
 		if (frag->frag_offset > dmabuf->size || frag->frag_size > dmabuf->size - frag->frag_offset)
@@ -160,6 +166,11 @@ static void take(struct msghdr *message, size_t received, const uint8_t *linear,
 			      (unsigned long long)frag->frag_offset);
 		else if (verify)
 			check_content(dmabuf->data + frag->frag_offset, frag->frag_size, offset, "the dma-buf");
+	}
+	if (!CMSG_FIRSTHDR(message)) { /* no dma-buf had a part in it: an ordinary receive */
+		if (verify)
+			check_content(linear, received, result.bytes, "linear memory");
+		linear_at = total = received;
 	}
 	if (total != received)
 		error("recvmsg returned %zu, its fragments make %zu", received, total);
@@ -169,7 +180,8 @@ static void take(struct msghdr *message, size_t received, const uint8_t *linear,
 
 int main(int argc, char **argv)
 {
-	enum { INTERFACE, PORT, QUEUES, SIZE, NODE, DEVICE, OFFSET, SEED, NO_VERIFY, RECEIVE, BATCH, NO_RETURN, PLAIN };
+	enum { INTERFACE, PORT, QUEUES, SIZE, NODE, DEVICE, OFFSET, SEED, NO_VERIFY, RECEIVE, BATCH, NO_RETURN, PIECES,
+	       UNBIND_AFTER, PLAIN };
 	static const struct option options[] = {
 		{ "interface", required_argument, NULL, INTERFACE },
 		{ "port", required_argument, NULL, PORT },
@@ -183,13 +195,15 @@ int main(int argc, char **argv)
 		{ "receive", required_argument, NULL, RECEIVE },
 		{ "batch", required_argument, NULL, BATCH },
 		{ "no-return", no_argument, NULL, NO_RETURN },
+		{ "pieces", required_argument, NULL, PIECES },
+		{ "unbind-after", required_argument, NULL, UNBIND_AFTER },
 		{ "plain", no_argument, NULL, PLAIN },
 		{ 0 },
 	};
 	const char *interface = NULL;
 	uint32_t queues[64], id;
 	size_t queue_count = 0, size = 64 << 20, ask = 1 << 20, batch = 256, control_size;
-	uint64_t seed = 1;
+	uint64_t seed = 1, unbind_after = 0;
 	int port = 0, option, listener, fd, on = 1;
 	bool verify = true, plain = false;
 	struct sigaction action = { .sa_handler = start_returning }; /* no SA_RESTART: it must wake recvmsg */
@@ -216,6 +230,12 @@ int main(int argc, char **argv)
 		case RECEIVE: ask = parse_size(optarg, "receive"); break;
 		case BATCH: batch = parse_size(optarg, "batch"); break;
 		case NO_RETURN: returning = false; break;
+		case PIECES:
+			pieces = fopen(optarg, "w");
+			if (!pieces)
+				die("%s: %s", optarg, strerror(errno));
+			break;
+		case UNBIND_AFTER: unbind_after = parse_size(optarg, "unbind-after"); break;
 		case PLAIN: plain = true; break;
 		default: die("%s", usage);
 		}
@@ -229,6 +249,7 @@ int main(int argc, char **argv)
 		pattern_init(seed);
 	dmabuf = dmabuf_create(size, &source);
 	id = dmabuf_bind_rx(&dmabuf, interface, queues, queue_count);
+	dmabuf_check_room(&dmabuf, interface, queue_count);
 
 	control_size = 1 << 20; /* for more than 26,000 fragments */
 	linear = malloc(ask);
@@ -267,12 +288,19 @@ int main(int argc, char **argv)
 			take(&message, received, linear, &dmabuf, id, verify);
 			if (verify)
 				dmabuf_sync(&dmabuf, DMA_BUF_SYNC_END | DMA_BUF_SYNC_READ);
+			if (unbind_after && result.bytes >= unbind_after) {
+				dmabuf_unbind();
+				puts("unbound");
+				unbind_after = 0;
+			}
 		}
 		if (returning && (held >= batch || (received < 0 && held)))
 			return_tokens(fd);
 	}
 	seconds = started ? now() - started : 0;
 	return_tokens(fd);
+	if (pieces)
+		fclose(pieces);
 	printf("{\"bytes\": %llu, \"frags\": %llu, \"linear_bytes\": %llu, \"errors\": %llu, \"first_error\": \"%s\", "
 	       "\"seconds\": %.6f, \"min_frag\": %zu, \"max_frag\": %zu, \"tokens\": %llu, \"receives\": %llu, "
 	       "\"dmabuf_id\": %u}\n",

@@ -17,6 +17,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -31,7 +32,8 @@ static const char usage[] =
 	"  --node N          take its memory from NUMA node N\n"
 	"  --device FILE     take its memory from a PCI device's BAR: /dev/bar_dmabuf/<PCI address>\n"
 	"  --offset BYTES    where in the device's memory it begins (0)\n"
-	"  --seed N          seed of the pattern (1)\n";
+	"  --seed N          seed of the pattern (1)\n"
+	"  --no-fill         send what is in the dma-buf, over and over, instead of the pattern\n";
 
 static uint32_t sent, completed; /* calls of sendmsg; those whose memory the kernel is done with */
 static uint32_t copied; /* those that the kernel copied, instead of handing the dma-buf's memory to the NIC */
@@ -114,7 +116,7 @@ static int connect_to(const char *address, const char *port, const char *interfa
 
 int main(int argc, char **argv)
 {
-	enum { INTERFACE, CONNECT, PORT, BYTES, SIZE, NODE, DEVICE, OFFSET, SEED };
+	enum { INTERFACE, CONNECT, PORT, BYTES, SIZE, NODE, DEVICE, OFFSET, SEED, NO_FILL };
 	static const struct option options[] = {
 		{ "interface", required_argument, NULL, INTERFACE },
 		{ "connect", required_argument, NULL, CONNECT },
@@ -125,12 +127,14 @@ int main(int argc, char **argv)
 		{ "device", required_argument, NULL, DEVICE },
 		{ "offset", required_argument, NULL, OFFSET },
 		{ "seed", required_argument, NULL, SEED },
+		{ "no-fill", no_argument, NULL, NO_FILL },
 		{ 0 },
 	};
 	const char *interface = NULL, *address = NULL, *port = NULL;
 	uint64_t seed = 1, bytes = 0, position = 0;
 	uint32_t last_call[SLOTS] = { 0 }, id;
 	size_t size = 16 << 20, slot_size;
+	bool fill = true;
 	int option, fd;
 	struct dmabuf_source source = { .node = -1 };
 	struct dmabuf dmabuf;
@@ -147,6 +151,7 @@ int main(int argc, char **argv)
 		case DEVICE: source.device = optarg; break;
 		case OFFSET: source.offset = parse_size(optarg, "offset"); break;
 		case SEED: seed = strtoull(optarg, NULL, 0); break;
+		case NO_FILL: fill = false; break;
 		default: die("%s", usage);
 		}
 	}
@@ -163,9 +168,11 @@ int main(int argc, char **argv)
 		size_t part = bytes - position < slot_size ? bytes - position : slot_size;
 
 		wait_completed(fd, last_call[slot]);
-		dmabuf_sync(&dmabuf, DMA_BUF_SYNC_START | DMA_BUF_SYNC_WRITE);
-		pattern_fill(dmabuf.data + slot * slot_size, part, position);
-		dmabuf_sync(&dmabuf, DMA_BUF_SYNC_END | DMA_BUF_SYNC_WRITE);
+		if (fill) {
+			dmabuf_sync(&dmabuf, DMA_BUF_SYNC_START | DMA_BUF_SYNC_WRITE);
+			pattern_fill(dmabuf.data + slot * slot_size, part, position);
+			dmabuf_sync(&dmabuf, DMA_BUF_SYNC_END | DMA_BUF_SYNC_WRITE);
+		}
 		send_part(fd, id, slot * slot_size, part);
 		last_call[slot] = sent;
 		position += part;

@@ -6,28 +6,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from lab import LINK0, TROUBLE, connect_pair, ping
 
 from nicmodel.vm.guest import Guest, GuestConfig
-from nicmodel.vm.layout import FOLDER, LAYOUTS, Nic
+from nicmodel.vm.layout import ACCELERATORS, FOLDER, LAYOUTS, Nic
 from nicmodel.vm.server import NicServer
+from nicmodel.vm.tools import install_guest_module, install_guest_tools
 
 pytestmark = pytest.mark.guest
 
 MEBIBYTES = 16
 
 
+#: A CPU whose host bridge Linux lets peers talk through, as in every AMD Zen.
+ZEN = "EPYC"
+
+
 @contextmanager
 def machine(layout: str) -> Iterator[tuple[Guest, NicServer]]:
-    """A guest of the layout with two NICs back to back."""
-    with (
-        NicServer(["--wire", "link"], sockets=2) as server,
-        Guest(GuestConfig(nics=[Nic(path) for path in server.sockets], layout=layout), boot_timeout=180) as guest,
-    ):
+    """A guest of the layout with two NICs back to back and an accelerator."""
+    with NicServer(["--wire", "link"], sockets=2) as server, ExitStack() as stack:
+        nics = [Nic(path) for path in server.sockets]
+        config = GuestConfig(nics=nics, layout=layout, accelerators={"hbm": 64 << 20}, cpu=ZEN)
+        guest = stack.enter_context(Guest(config, boot_timeout=180))
         connect_pair(guest)
         yield guest, server
         assert not [line for line in guest.dmesg().splitlines() if TROUBLE.search(line)]
@@ -47,13 +52,38 @@ def transfer(guest: Guest) -> None:
     assert receiver.wait(120).stdout == guest.run("sha256sum < /tmp/file").stdout
 
 
+def from_peer_to_peer(guest: Guest, server: NicServer) -> None:
+    """One NIC reads the accelerator's memory, the other writes it, and no CPU carries the payload."""
+    install_guest_tools(guest)
+    install_guest_module(guest)
+    size = MEBIBYTES << 20
+    hbm = guest.device_memory["hbm"]
+    guest.run(
+        "set -e; ethtool -G eth0 tcp-data-split on; ethtool -K eth0 ntuple on; ethtool -X eth0 equal 3;"
+        "ethtool -N eth0 flow-type tcp4 dst-port 5201 action 3; ethtool -n eth0;"
+        f"until ping -q -c 1 -W 1 {LINK0.peer}; do :; done",
+        timeout=60,
+    )
+    receiver = guest.start(f"devmem_receiver --interface eth0 --port 5201 --queues 3 --size {size} {hbm.options}")
+    receiver.expect("ready", timeout=30)
+    guest.run(
+        f"ip netns exec peer devmem_sender --interface eth1 --connect {LINK0.address} --port 5201 --bytes {size}"
+        f" --size {size} --offset {size} {hbm.options}",
+        timeout=120,
+    )
+    result = receiver.wait(60)
+    assert result.status == 0 and f'"bytes": {size}, ' in result.stdout, result
+    receiving, sending = server.report()
+    assert receiving["dma"]["payload"]["hbm"] >= size and sending["dma"]["transmit"]["hbm"] >= size
+
+
 #: How many bridges there are above the NIC: root port, upstream and downstream port with the switch.
 PLAIN_LAYOUTS = {"q35": 0, "two-nics": 0, "switch": 3}
 
 
 def test_every_file_is_a_layout_that_is_tested() -> None:
-    assert {path.name for path in FOLDER.iterdir()} == set(LAYOUTS.values())
-    assert set(LAYOUTS) == {*PLAIN_LAYOUTS, "iommu"}
+    assert {path.name for path in FOLDER.iterdir()} == {*LAYOUTS.values(), *ACCELERATORS.values()}
+    assert set(LAYOUTS) == set(ACCELERATORS) == {*PLAIN_LAYOUTS, "iommu"}
 
 
 @pytest.mark.parametrize(("layout", "bridges"), PLAIN_LAYOUTS.items())
@@ -63,6 +93,7 @@ def test_traffic(layout: str, bridges: int) -> None:
         assert path.count("/0000:") == bridges + 1
         ping_sizes(guest)
         transfer(guest)
+        from_peer_to_peer(guest, server)
         assert [report["dma_faults"] for report in server.report()] == [0, 0]
 
 
@@ -81,6 +112,7 @@ def test_traffic_through_an_iommu() -> None:
             guest.run(f"ethtool -G eth0 tcp-data-split {split}", timeout=120)
             ping_sizes(guest)
             transfer(guest)
+        from_peer_to_peer(guest, server)
         after = server.report()
         assert sum(queue["bad_checksum"] for report in after for queue in report["rx_queues"]) == 0
         assert [report["dma_faults"] for report in after] == [0, 0]
