@@ -168,7 +168,8 @@ static const char *remedy(int error, const char *words)
 	case EAGAIN:
 	case ENETDOWN: return "the interface is down: ip link set <interface> up";
 	case EEXIST: return "another process has bound the queue, or an XDP program runs";
-	case EREMOTEIO: return "the NIC cannot reach this device peer-to-peer, dmesg says why: put both under one PCIe switch";
+	case EREMOTEIO: return "the NIC does not reach this device peer-to-peer, dmesg says why; under one PCIe switch, with no "
+			       "IOMMU, it does";
 	default: return NULL;
 	}
 }

@@ -13,6 +13,7 @@
 #include <linux/dma-buf-mapping.h>
 #include <linux/dma-buf.h>
 #include <linux/fs.h>
+#include <linux/iommu.h>
 #include <linux/ioport.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
@@ -61,10 +62,20 @@ static int range_attach(struct dma_buf *dmabuf, struct dma_buf_attachment *attac
 static struct sg_table *range_map(struct dma_buf_attachment *attachment, enum dma_data_direction direction)
 {
 	struct bar_range *range = attachment->dmabuf->priv;
+	struct iommu_domain *domain = iommu_get_domain_for_dev(attachment->dev);
 	struct phys_vec memory = { .paddr = range->memory.start, .len = resource_size(&range->memory) };
+	struct sg_table *sgt;
 
-	return dma_buf_phys_vec_to_sgt(attachment, pcim_p2pdma_provider(range->bar->pdev, MEMORY_BAR), &memory, 1,
-				       memory.len, direction);
+	sgt = dma_buf_phys_vec_to_sgt(attachment, pcim_p2pdma_provider(range->bar->pdev, MEMORY_BAR), &memory, 1,
+				      memory.len, direction);
+	/* A switch passes bus addresses on before an IOMMU sees them. QEMU's has its IOMMU translate them all. */
+	if (!IS_ERR(sgt) && domain && domain->type & __IOMMU_DOMAIN_PAGING && sg_dma_address(sgt->sgl) == memory.paddr) {
+		dma_buf_free_sgt(attachment, sgt, direction);
+		dev_warn(attachment->dev, "cannot reach %s below the switch: QEMU's IOMMU is in between\n",
+			 pci_name(range->bar->pdev));
+		return ERR_PTR(-EREMOTEIO);
+	}
+	return sgt;
 }
 
 static int range_mmap(struct dma_buf *dmabuf, struct vm_area_struct *vma)
