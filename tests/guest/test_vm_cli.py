@@ -26,8 +26,14 @@ def test_one_command() -> None:
 
 
 def test_a_script_on_standard_input() -> None:
-    run = nicmodel("--memory", "512M", "--vcpus", "1", stdin="nproc\nkill -9 $$\n")
-    assert (run.stdout, run.returncode) == ("1\n", 128 + 9)
+    """And with memories of devices: the guest has them, and what is printed says where."""
+    memories = ("--layout", "switch", "--accelerator", "hbm=16M", "--device-memory", "coherent=128M")
+    script = "nproc\nls /dev/bar_dmabuf/*\nls -d /sys/devices/system/node/node1\nkill -9 $$\n"
+    run = nicmodel("--memory", "512M", "--vcpus", "1", *memories, stdin=script)
+    cpus, device, node = run.stdout.splitlines()
+    assert (cpus, node, run.returncode) == ("1", "/sys/devices/system/node/node1", 128 + 9)
+    assert re.search(rf"^hbm: {device} in the guest, /proc/\d+/fd/\d+ here$", run.stderr, re.MULTILINE)
+    assert re.search(r"^coherent: node 1 in the guest, /proc/\d+/fd/\d+ here$", run.stderr, re.MULTILINE)
 
 
 def test_a_shell_on_the_terminal() -> None:
@@ -73,6 +79,7 @@ def test_prepared_files_serve_the_layout_files() -> None:
         (["--kernel", "2.4"], "nicmodel: no kernel '2.4': say one of trixie-backports"),
         (["--memory", "lots"], "nicmodel: 'lots' is not a size"),
         (["--nic", "/no/such.sock"], "Failed to connect to '/no/such.sock'"),
+        (["--accelerator", "hbm=100M"], "a BAR's size is a power of two, such as 128M"),
         (["--layout", "two-nics"], "nicmodel: layout 'two-nics' wants 2 NICs, and 0 are given"),
     ],
 )
