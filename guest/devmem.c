@@ -168,8 +168,9 @@ static const char *remedy(int error, const char *words)
 	case EAGAIN:
 	case ENETDOWN: return "the interface is down: ip link set <interface> up";
 	case EEXIST: return "another process has bound the queue, or an XDP program runs";
-	case EREMOTEIO: return "the NIC does not reach this device peer-to-peer, dmesg says why; under one PCIe switch, with no "
-			       "IOMMU, it does";
+	case EREMOTEIO:
+		return "the NIC does not reach this device peer-to-peer, dmesg says why; "
+		       "under one PCIe switch, with no IOMMU, it does";
 	default: return NULL;
 	}
 }

@@ -68,8 +68,10 @@ static struct sg_table *range_map(struct dma_buf_attachment *attachment, enum dm
 
 	sgt = dma_buf_phys_vec_to_sgt(attachment, pcim_p2pdma_provider(range->bar->pdev, MEMORY_BAR), &memory, 1,
 				      memory.len, direction);
-	/* A switch passes bus addresses on before an IOMMU sees them. QEMU's has its IOMMU translate them all. */
-	if (!IS_ERR(sgt) && domain && domain->type & __IOMMU_DOMAIN_PAGING && sg_dma_address(sgt->sgl) == memory.paddr) {
+	if (IS_ERR(sgt))
+		return sgt;
+	/* A switch passes a bus address on before an IOMMU sees it. QEMU has its IOMMU translate all addresses. */
+	if (domain && domain->type & __IOMMU_DOMAIN_PAGING && sg_dma_address(sgt->sgl) == memory.paddr) {
 		dma_buf_free_sgt(attachment, sgt, direction);
 		dev_warn(attachment->dev, "cannot reach %s below the switch: QEMU's IOMMU is in between\n",
 			 pci_name(range->bar->pdev));

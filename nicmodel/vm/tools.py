@@ -68,7 +68,7 @@ def build_guest_module(kernel: Kernel = DEFAULT_KERNEL) -> Path:
     """The module of `guest/module`, which exports a PCI device's memory as dma-bufs, for exactly this kernel.
 
     Raises:
-        VmError: It does not compile: kernels before 7.0 have no dma_buf_phys_vec_to_sgt().
+        VmError: It does not compile: older kernels (6.12) have no dma_buf_phys_vec_to_sgt().
     """
     version = kernel_version(obtain(kernel_packages(kernel)))
     # The compiler that they depend on is there; libelf1 is objtool's.
@@ -82,7 +82,7 @@ def build_guest_module(kernel: Kernel = DEFAULT_KERNEL) -> Path:
         "mkdir -p /proc/self; echo '7ffffffde000-7ffffffff000 [stack]' >/proc/self/maps\n"
         # Not the kernel, but its types: without pahole nobody can make the module's from them.
         f"rm -f /usr/src/linux-headers-{version}/vmlinux\n"
-        f"make -s -C /usr/src/linux-headers-{version} M=/build modules\n"
+        f"make -s -C /usr/src/linux-headers-{version} M=/build CC=gcc modules\n"
         f"mkdir /out/module && mv {MODULE}.ko /out/module\n"
     )
     places = {source: f"build/{source.name}" for source in sources} | {headers.path: "."}
