@@ -112,6 +112,8 @@ class Nic(Device):
         self.driver_version = ""
         #: Names of the kinds of memory in the ledger, of the client that is or was the last.
         self.kinds = ["ram"]
+        #: Those that lie in a BAR below the same PCIe switch as the NIC: DMA there does not pass the root complex.
+        self.below_switch: frozenset[str] = frozenset()
         self.state = make_state(
             profile.queues,
             profile.vectors - 1,
@@ -261,26 +263,30 @@ class Nic(Device):
         assert self.link is not None
         self._check_reachable(address, count)
         data = self.link.dma.read(address, count)
-        self._book_admin(address, count)
+        self._book(Purpose.COMMAND, address, count)
         return data
 
-    def dma_write(self, address: int, data: bytes) -> None:
-        """Write guest memory for the admin queue; else as `dma_read`."""
+    def dma_write(self, address: int, data: bytes, purpose: Purpose = Purpose.ANSWER) -> None:
+        """Write guest memory for the admin queue, or for another `purpose`; else as `dma_read`."""
         assert self.link is not None
         self._check_reachable(address, len(data))
         self.link.dma.write(address, data)
-        self._book_admin(address, len(data))
+        self._book(purpose, address, len(data))
 
     def _check_reachable(self, address: int, count: int) -> None:
         if any(address < end and start < address + count for start, end in self.unreachable):
             assert self.link is not None
             raise self.link.dma.fault(DmaFault(address, count, "made unreachable"))
 
-    def _book_admin(self, address: int, count: int) -> None:
+    def _book(self, purpose: Purpose, address: int, count: int) -> None:
+        """Book an access of the device as a whole, which may cross regions."""
         regions = self.state.regions
-        number = int(np.searchsorted(regions["start"], np.uint64(address), "right")) - 1
-        kind = int(regions[number]["kind"]) if number >= 0 else 0
-        self.state.ledger[-1, Purpose.ADMIN, kind] += count
+        while count > 0:
+            region = regions[int(np.searchsorted(regions["start"], np.uint64(address), "right")) - 1]
+            piece = min(count, int(region["start"]) + int(region["size"]) - address)
+            self.state.ledger[-1, purpose, region["kind"]] += piece
+            address += piece
+            count -= piece
 
     def signal_vector(self, vector: int) -> None:
         """Raise an MSI-X vector, if bus mastering allows it."""

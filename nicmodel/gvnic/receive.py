@@ -177,6 +177,7 @@ def _reject(state: State, queue: int, count: int) -> None:
         host = locate(state, rx.buffer_ring + u64(index * _BUFFER_SIZE), _BUFFER_SIZE, READ)
         if host == 0:
             return
+        state.ledger[queue, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _BUFFER_SIZE
         identifier = i64(load_u16(host))
         rx.buffer_head = (index + 1) & (rx.buffer_entries - 1)
         _complete_buffer(state, queue, _RXDID | 1 << _RX_ERROR, _DONE | 1 << _EOP | identifier << _BUFFER_ID, 0, 0)

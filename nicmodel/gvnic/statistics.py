@@ -12,7 +12,7 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import Stat
-from nicmodel.gvnic.state import Drop
+from nicmodel.gvnic.state import Drop, Purpose
 from nicmodel.vfio_user.dma import DmaFault
 from nicmodel.vfio_user.poll import Timer
 
@@ -72,7 +72,7 @@ class Statistics:
         if c.STATS_HEADER_SIZE + len(raw) > self._length:
             return
         try:
-            self._nic.dma_write(self._address + self._length - len(raw), raw)
+            self._nic.dma_write(self._address + self._length - len(raw), raw, Purpose.STATISTICS)
         except DmaFault as fault:
             log.warning("statistics region given up: %s", fault)
             self.detach()

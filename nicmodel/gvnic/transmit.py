@@ -396,6 +396,7 @@ def transmit(
                 host = locate(state, tx.ring + u64(at * _SIZE), _SIZE, READ)
                 at = (at + 1) & mask
                 if host != 0:
+                    state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _SIZE
                     high = load_u64(host + _U8)
                     if i64(high >> _DTYPE & _DTYPE_MASK) == _TYPE_PACKET and high & _REPORT != 0:
                         _report(state, queue, _DONE_DESCRIPTOR | at << _VALUE)
