@@ -20,6 +20,7 @@ _COMMANDS = {
     "selftests": "nicmodel.cli.selftests",
     "stat": "nicmodel.cli.stat",
     "top": "nicmodel.cli.top",
+    "ledger": "nicmodel.cli.ledger",
     "show": "nicmodel.cli.show",
     "trace": "nicmodel.cli.trace",
     "capture": "nicmodel.cli.capture",

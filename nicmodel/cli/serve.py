@@ -110,6 +110,9 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
 @click.option("--control", metavar="PATH", help="Socket for looking inside, and for injecting frames; only for you.")
 @click.option("--faults", "scenario", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
               help="Faults on demand: a scenario in TOML, which begins at once.")  # fmt: skip
+@click.option("--below-switch", "peers", multiple=True, metavar="NAME",
+              help="Memory of this name (of its file, at the host) is a BAR below the same PCIe switch as the NIC: the "
+                   "ledger then has DMA there bypass the root complex. Repeat for more.")  # fmt: skip
 @click.option("--metrics", callback=_host_and_port, metavar="HOST:PORT",
               help="Serve the counters to Prometheus there, such as at 127.0.0.1:9400.")  # fmt: skip
 @click.option("-v", "--verbose", count=True, help="Log what the guest does; twice: each admin command.")
@@ -132,6 +135,7 @@ def serve(
     strict: bool,
     control: str | None,
     scenario: str | None,
+    peers: tuple[str, ...],
     metrics: tuple[str, int] | None,
     verbose: int,
 ) -> None:
@@ -163,6 +167,8 @@ def serve(
         nics = [
             Nic(profile, wire, poller, name=name) for profile, wire, name in zip(profiles, ends, names, strict=True)
         ]
+    for nic in nics:
+        nic.below_switch = frozenset(peers)
     faults = [Faults(nic) for nic in nics]
     load_wire_faults()
     checkers = {nic.name: Checker(nic, on_finding=_print_finding) for nic in nics} if check or strict else {}

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from nicmodel.cli.options import control_option
 from nicmodel.observe.control import Control
-from nicmodel.observe.report import named, size
+from nicmodel.observe.report import named, rate, size
 
 
 @click.command()
@@ -92,13 +92,3 @@ def _memory(old: Mapping[str, Any], new: Mapping[str, Any], seconds: float) -> T
             moved = count - old["dma"].get(purpose, {}).get(kind, 0)
             words.append(f"{purpose} {kind} {size(count)}" + (f" ({rate(moved, seconds)}B/s)" if moved > 0 else ""))
     return Text(f"DMA: {', '.join(words) or 'none'}; faults: {new['dma_faults']}")
-
-
-def rate(count: float, seconds: float) -> str:
-    """A number per second with a decimal unit: ``1.25M``."""
-    value = count / seconds
-    units = ["", "k", "M", "G"]
-    while value >= 999.5 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    return f"{value:.3g}{units[0]}"

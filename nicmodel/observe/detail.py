@@ -39,11 +39,11 @@ def detail(nic: Nic) -> dict[str, Any]:
     """The state of a NIC, JSON-ready.
 
     Returns:
-        ``registers`` (BAR 0 as the driver reads it) and the PCI command register; the ``descriptor`` and ``options``
-        that DESCRIBE_DEVICE offers; the ``admin_queue``; the ``queue_format`` that the driver has chosen and what the
-        ``driver`` says of itself; the ``queues`` that exist, by name, with rings, indices and generations; notification
-        ``blocks``; ``rss``; flow ``rules`` with what they match and how often they did; ``memory``, the guest's, as it
-        is mapped. Addresses are guest addresses.
+        ``registers`` (BAR 0 as the driver reads it), the PCI command register and the addresses of the BARs; the
+        ``descriptor`` and ``options`` that DESCRIBE_DEVICE offers; the ``admin_queue``; the ``queue_format`` that the
+        driver has chosen and what the ``driver`` says of itself; the ``queues`` that exist, by name, with rings,
+        indices and generations; notification ``blocks``; ``rss``; flow ``rules`` with what they match and how often
+        they did; ``memory``, the guest's, as it is mapped. Addresses are guest addresses.
     """
     state = nic.state
     descriptor, options = _described(nic)
@@ -52,6 +52,7 @@ def detail(nic: Nic) -> dict[str, Any]:
         "name": nic.name,
         "registers": _registers(nic),
         "pci_command": flag_names(nic.config.command),
+        "bars": [nic.config.bar(bar) for bar in Bar],
         "descriptor": descriptor,
         "options": options,
         "admin_queue": {"address": nic.admin.base, "slots": nic.admin.slots, "completed": nic.admin.counter},

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nicmodel.gvnic.device import Nic
+from nicmodel.observe.ledger import entries
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.vfio_user.server import Server
@@ -39,7 +40,7 @@ _METRICS = {
     "tx_bytes_total": ("counter", "Bytes of the frames they became."),
     "tx_segments_total": ("counter", "Frames they became."),
     "drops_total": ("counter", "Frames and packets dropped, by reason; without a queue: before one was chosen."),
-    "dma_bytes_total": ("counter", "Bytes of DMA since the client connected, by purpose and kind of memory."),
+    "dma_bytes_total": ("counter", "Bytes of DMA since the client connected; see nicmodel ledger."),
     "dma_faults_total": ("counter", "DMA accesses outside of what the guest has mapped."),
     "interrupts_total": ("counter", "Interrupts of each notification block."),
     "rule_hits_total": ("counter", "Frames that a flow rule has steered."),
@@ -79,11 +80,12 @@ def _samples(snap: Mapping[str, Any]) -> Iterator[Sample]:
                 yield "rx_held", label, queue["held"]
             for reason, count in queue["drops"].items():
                 yield "drops_total", label | {"reason": reason}, count
-            yield from _dma(queue["dma"], label)
     for reason, count in snap["device_drops"].items():
         yield "drops_total", {"queue": "", "reason": reason}, count
-    admin = snap["dma"].get("admin", {})
-    yield from _dma({"admin": admin}, {"queue": ""})
+    for entry in entries(snap):
+        label = {"queue": "" if entry.queue == "device" else entry.queue, "direction": entry.direction}
+        label |= {"purpose": entry.purpose, "memory": entry.memory, "path": entry.path}
+        yield "dma_bytes_total", label, entry.bytes
     yield "dma_faults_total", {}, snap["dma_faults"]
     for block, count in enumerate(snap["interrupts"]):
         yield "interrupts_total", {"block": str(block)}, count
@@ -99,12 +101,6 @@ def _samples(snap: Mapping[str, Any]) -> Iterator[Sample]:
             if isinstance(count, int):
                 yield metric, {"name": name}, count
     yield "peak_memory_bytes", {}, snap["peak_memory"]
-
-
-def _dma(ledger: Mapping[str, Mapping[str, int]], label: dict[str, str]) -> Iterator[Sample]:
-    for purpose, kinds in ledger.items():
-        for memory, count in kinds.items():
-            yield "dma_bytes_total", label | {"purpose": purpose, "memory": memory}, count
 
 
 def _escaped(text: str) -> str:

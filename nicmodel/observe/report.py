@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from nicmodel.observe.ledger import GROUPS, Entry, Place, entries, total
+
+#: The queue that the sums are shown for.
+_ALL = "all"
 
 
 def named(counts: Mapping[str, int]) -> str:
@@ -23,23 +30,34 @@ def size(count: int) -> str:
     return f"{value:.1f} {units[0]}" if units[0] != "B" else f"{count} B"
 
 
+def rate(count: float, seconds: float) -> str:
+    """A number per second with a decimal unit: ``1.25M``."""
+    value = count / seconds
+    units = ["", "k", "M", "G"]
+    while value >= 999.5 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.3g}{units[0]}"
+
+
 def show(snapshots: Sequence[Mapping[str, Any]]) -> None:
     """Print what `nicmodel.observe.snapshot.snapshot` has collected."""
     console = Console()
     for nic in snapshots:
         table = Table(title=f"{nic['name']} {nic['mac']}, wire {nic['wire']['name']}", title_justify="left")
         table.add_column("queue")
-        for heading in ("frames", "bytes", "drops", "DMA"):
-            table.add_column(heading, justify="right" if heading in ("frames", "bytes") else "left")
+        for heading in ("frames", "bytes", "drops"):
+            table.add_column(heading, justify="left" if heading == "drops" else "right")
         for way, counter in (("rx", "frames"), ("tx", "packets")):
             for queue in nic[f"{way}_queues"]:
                 if queue[counter] or queue["drops"]:
                     table.add_row(
-                        f"{way}{queue['queue']}", f"{queue[counter]:,}", size(queue["bytes"]), named(queue["drops"]),
-                        _dma(queue["dma"]),
-                    )  # fmt: skip
-        table.add_row("device", "", "", named(nic["device_drops"]), "")
+                        f"{way}{queue['queue']}", f"{queue[counter]:,}", size(queue["bytes"]), named(queue["drops"])
+                    )
+        table.add_row("device", "", "", named(nic["device_drops"]))
         console.print(table)
+        if ledger := entries(nic):
+            console.print(ledger_table(ledger, title=f"DMA of {nic['name']}"))
         if nic["dma_faults"]:
             console.print(f"DMA faults: {nic['dma_faults']}")
         for rule in nic["rules"]:
@@ -48,9 +66,44 @@ def show(snapshots: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def _dma(ledger: Mapping[str, Mapping[str, int]]) -> str:
-    return ", ".join(
-        f"{purpose} {size(count)} {kind}"
-        for purpose in ("payload", "header", "transmit")
-        for kind, count in ledger.get(purpose, {}).items()
-    )
+def ledger_table(
+    ledger: Sequence[Entry], *, title: str | None = None, moved: Sequence[Entry] = (), seconds: float = 0
+) -> Table:
+    """The ledger of a NIC: a row for each queue, direction and memory, and below them the sums over all queues.
+
+    Args:
+        ledger: what is booked.
+        title: put above.
+        moved: what of it has been moved in the last so many `seconds`, for rates; 0: without.
+        seconds: see there.
+    """
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for heading in ("queue", "device", "memory", "through"):
+        table.add_column(heading, no_wrap=True)
+    for heading in (*GROUPS, "total", *(["B/s"] if seconds else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+
+    def add(queue: str, chosen: Sequence[Entry]) -> None:
+        for way, booked in groupby(sorted(chosen, key=_way), _way):
+            row = list(booked)
+            sums = [total(row, group=group) for group in GROUPS]
+            now = [one for one in moved if _way(one) == way and queue in (one.queue, _ALL)]
+            table.add_row(
+                queue, f"{row[0].direction}s", row[0].memory, row[0].path,
+                *(size(count) if count else "" for count in sums), size(sum(sums)),
+                *([rate(total(now), seconds) if now else ""] if seconds else []),
+            )  # fmt: skip
+
+    for queue, chosen in groupby(ledger, lambda entry: entry.queue):
+        add(queue, list(chosen))
+    table.add_section()
+    add(_ALL, ledger)
+    others = {entry.memory: entry.place for entry in ledger if entry.place is not Place.RAM}
+    if others:
+        table.caption = "; ".join(f"{memory}: {place}" for memory, place in sorted(others.items()))
+        table.caption_justify = "left"
+    return table
+
+
+def _way(entry: Entry) -> tuple[str, str, str]:
+    return entry.direction, entry.memory, entry.path

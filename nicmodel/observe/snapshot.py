@@ -13,7 +13,7 @@ from nicmodel.gvnic.state import COUNTERS, SETTINGS, Drop, Purpose
 from nicmodel.packet.match import FlowType
 
 #: Version of the dictionary's form; grows when a field changes its meaning or goes away.
-VERSION = 1
+VERSION = 2
 
 
 def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -25,10 +25,11 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
 
     Returns:
         JSON-ready: identity and link; per queue its settings, counters, ``drops`` by name and ``dma`` bytes by purpose
-        and kind of memory; the same for the device as a whole; flow rules with hits; admin commands by name and status;
-        wire and server counters; ``delivered``, the frames from the wire that ended in a queue, alone or merged with
-        others, while all others are among the ``drops`` or ``held`` for buffers; ``peak_memory`` of this process in
-        bytes. Counters run since the server's start, ``dma`` since the client connected.
+        and kind of memory (`nicmodel.observe.ledger` adds direction and path); the same for the device as a whole, and
+        what of it belongs to no queue; flow rules with hits; admin commands by name and status; wire and server
+        counters; ``delivered``, the frames from the wire that ended in a queue, alone or merged with others, while all
+        others are among the ``drops`` or ``held`` for buffers; ``peak_memory`` of this process in bytes. Counters run
+        since the server's start, ``dma`` since the client connected.
     """
     state, kinds = nic.state, nic.kinds
     queues = nic.profile.queues
@@ -60,6 +61,8 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
         "drops": _drops(state.drops.sum(axis=0)),
         "device_drops": _drops(state.drops[-1]),
         "dma": _ledger(state.ledger.sum(axis=0), kinds),
+        "device_dma": _ledger(state.ledger[-1], kinds),
+        "below_switch": sorted(nic.below_switch),
         "dma_faults": int(state.device["faults"][0]),
         "interrupts": state.vectors["fires"].tolist(),
         "vectors": {name: state.vectors[name].tolist() for name in ("enabled", "pending", "interval", "last_fire")},

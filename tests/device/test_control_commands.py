@@ -18,8 +18,8 @@ from scapy.layers.l2 import Ether
 from scapy.utils import wrpcap
 
 from nicmodel.cli.act import parse_frames
-from nicmodel.cli.top import rate
 from nicmodel.observe.control import Control
+from nicmodel.observe.report import rate
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.frames import read_capture

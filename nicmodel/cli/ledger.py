@@ -1,0 +1,96 @@
+"""``nicmodel ledger``: where every byte of DMA of a running server's NICs went, and which way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import click
+from qemu.qmp import QMPError
+from rich.console import Console, Group
+from rich.live import Live
+
+from nicmodel.cli.options import control_option
+from nicmodel.observe.control import Control
+from nicmodel.observe.ledger import Entry, Place, entries, since
+from nicmodel.observe.report import ledger_table
+from nicmodel.observe.topology import places
+from nicmodel.vm.qmp import Qmp
+
+#: Each NIC's ledger, by name.
+_Ledgers = dict[str, list[Entry]]
+
+
+@click.command()
+@control_option
+@click.option("--below-switch", "peers", multiple=True, metavar="NAME",
+              help="Memory of this name is a BAR below the same PCIe switch as the NIC. Repeat for more.")  # fmt: skip
+@click.option("--qmp", metavar="SOCKET", help="Ask QEMU for the PCI topology: the socket of its -qmp unix:….")
+@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.05), metavar="SECONDS",
+              help="Between two looks.")  # fmt: skip
+@click.option("--once", is_flag=True, help="Print what is booked, and end.")
+@click.option("--json", "as_json", is_flag=True, help="As --once, for programs.")
+def ledger(path: str, peers: tuple[str, ...], qmp: str | None, interval: float, once: bool, as_json: bool) -> None:
+    """Every byte of DMA, live: by queue, direction, purpose and kind of memory, and whether it passed the root complex.
+
+    Kinds of memory go by the names of their files at the host; "ram" is the guest's own. DMA into a BAR below the same
+    switch as the NIC turns round at that switch, all other passes the root complex. What lies where, --qmp finds out;
+    it takes it that no port redirects peer-to-peer requests (ACS). Without it --below-switch says so, here or at
+    `nicmodel serve`.
+    """
+    console = Console(highlight=False)
+    with Control(path) as control:
+        found = {nic["name"]: _places(control, nic["name"], qmp) for nic in control.stat()}
+        named = dict.fromkeys(peers, Place.PEER)
+
+        def look() -> _Ledgers:
+            return {nic["name"]: entries(nic, found[nic["name"]] | named) for nic in control.stat()}
+
+        if as_json:
+            click.echo(json.dumps({nic: [dataclasses.asdict(one) for one in book] for nic, book in look().items()}))
+        elif once:
+            console.print(*(ledger_table(book, title=f"DMA of {nic}") for nic, book in look().items()))
+        else:
+            _watch(console, look, interval)
+
+
+def _watch(console: Console, look: Callable[[], _Ledgers], interval: float) -> None:
+    before, then = look(), time.monotonic()
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(interval)
+            after, now = look(), time.monotonic()
+            live.update(_view(before, after, now - then), refresh=True)
+            before, then = after, now
+
+
+def _view(before: Mapping[str, Sequence[Entry]], after: Mapping[str, Sequence[Entry]], seconds: float) -> Group:
+    return Group(
+        *(
+            ledger_table(book, title=f"DMA of {nic}", moved=since(before[nic], book), seconds=seconds)
+            for nic, book in after.items()
+        )
+    )
+
+
+def _places(control: Control, nic: str, qmp: str | None) -> dict[str, Place]:
+    """What the NIC's guest has where, if its QEMU can be asked."""
+    if qmp is None:
+        return {}
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(qmp)
+    except OSError as error:
+        connection.close()
+        raise click.ClickException(f"no QEMU answers at {qmp}: {(error.strerror or str(error)).lower()}") from None
+    try:
+        with closing(Qmp(connection, lambda _: None)) as monitor:
+            pci: list[dict[str, Any]] = monitor.execute("query-pci")
+    except (TimeoutError, QMPError):
+        raise click.ClickException(f"{qmp} does not speak QMP, or speaks with somebody else") from None
+    return places(pci, control.show(nic))
