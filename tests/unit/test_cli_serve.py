@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from namespace import Namespace, own_namespace
+from namespace import own_namespace
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.utils import wrpcap
+
+from nicmodel.vm.namespace import Namespace
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 COMMANDS = re.findall(r"^ +nicmodel (serve .*)$", README, re.MULTILINE)

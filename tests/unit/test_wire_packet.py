@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from namespace import Namespace, own_namespace
+from namespace import own_namespace
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
@@ -18,6 +18,7 @@ from scapy.utils import checksum as internet_checksum
 
 from nicmodel.packet.frames import MAX_FRAME, Batch, FrameFlag, Gso
 from nicmodel.vfio_user.poll import Poller
+from nicmodel.vm.namespace import Namespace
 from nicmodel.wire import packet
 from nicmodel.wire.packet import PacketWire
 from nicmodel.wire.vnet import VNET_HEADER

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from namespace import Namespace, own_namespace
+from namespace import own_namespace
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -20,6 +20,7 @@ from scapy.utils import checksum as internet_checksum
 
 from nicmodel.packet.frames import Batch, FrameFlag, Gso, Offload
 from nicmodel.vfio_user.poll import Poller
+from nicmodel.vm.namespace import Namespace
 from nicmodel.wire import tap
 from nicmodel.wire.tap import VNET_HEADER, TapWire
 from nicmodel.wire.wire import WireError
