@@ -3,6 +3,9 @@
  * checked: each fragment lies inside the dma-buf, names the right one, their sizes add up to what recvmsg returned, and
  * the content is the sender's pattern, byte by byte.
  *
+ * With --copy it does the same work without devmem TCP, for comparison: the kernel copies the stream to this program,
+ * and the program copies it to the memory that would be the dma-buf.
+ *
  * Before: the interface has tcp-data-split on (ethtool -G), fewer RSS queues than it has queues (ethtool -X), and an
  * ntuple rule that steers the flow to a queue given here (ethtool -N).
  *
@@ -47,7 +50,9 @@ static const char usage[] =
 	"  --no-return       return no token until SIGUSR1 comes\n"
 	"  --pieces FILE     write there where each piece of the stream lies in the dma-buf: offset and size\n"
 	"  --unbind-after N  give the queues back when N bytes have come; the rest comes to ordinary memory\n"
-	"  --plain           receive without MSG_SOCK_DEVMEM, as a program that knows nothing of dma-bufs\n";
+	"  --plain           receive without MSG_SOCK_DEVMEM, as a program that knows nothing of dma-bufs\n"
+	"  --keep            keep the whole stream in the dma-buf, and check it after its end, when that costs no time\n"
+	"  --copy            bind nothing: receive as usual, and copy to the dma-buf's memory; implies --keep\n";
 
 static volatile sig_atomic_t returning = true;
 
@@ -60,7 +65,7 @@ static void start_returning(int signal)
 static FILE *pieces;
 
 static struct {
-	uint64_t bytes, frags, linear_bytes, tokens, receives, errors;
+	uint64_t bytes, frags, linear_bytes, tokens, receives, errors, copied;
 	size_t min_frag, max_frag;
 	char first_error[200];
 } result;
@@ -127,9 +132,57 @@ static void check_content(const uint8_t *data, size_t size, uint64_t offset, con
 		      (unsigned long long)(offset + at), where, data[at], pattern_byte(offset + at));
 }
 
+/* Where the stream lies in the dma-buf, in its order, if all of it is kept. */
+static struct piece {
+	size_t offset, size;
+} *kept;
+static size_t kept_count, kept_room;
+
+static void keep(size_t offset, size_t size)
+{
+	if (kept_count == kept_room) {
+		kept_room = kept_room ? 2 * kept_room : 1024;
+		kept = realloc(kept, kept_room * sizeof(*kept));
+		if (!kept)
+			die("out of memory");
+	}
+	kept[kept_count++] = (struct piece){ .offset = offset, .size = size };
+}
+
+static void check_kept(const struct dmabuf *dmabuf)
+{
+	uint64_t at = 0;
+
+	for (size_t i = 0; i < kept_count; at += kept[i++].size)
+		check_content(dmabuf->data + kept[i].offset, kept[i].size, at, "the dma-buf");
+}
+
+/* Copy what recv brought to the dma-buf's memory, where the copy before ended. */
+static void copy(const uint8_t *data, size_t received, const struct dmabuf *dmabuf)
+{
+	if (received > dmabuf->size - result.copied)
+		die("the stream is longer than the %zu bytes of --size", dmabuf->size);
+	memcpy(dmabuf->data + result.copied, data, received);
+	keep(result.copied, received);
+	result.copied += received;
+	result.bytes += received;
+}
+
+/* Seconds that all CPUs together have not been idle since the system's start: interrupts are in it. */
+static double cpu_seconds(void)
+{
+	unsigned long long idle = 0, iowait = 0;
+	FILE *file = fopen("/proc/stat", "r");
+
+	if (!file || fscanf(file, "cpu %*u %*u %*u %llu %llu", &idle, &iowait) != 2)
+		die("/proc/stat: %s", strerror(errno));
+	fclose(file);
+	return now() * sysconf(_SC_NPROCESSORS_ONLN) - (double)(idle + iowait) / sysconf(_SC_CLK_TCK);
+}
+
 /* Take what one recvmsg brought: `received` bytes, in the pieces that the control messages name, in stream order. */
 static void take(struct msghdr *message, size_t received, const uint8_t *linear, const struct dmabuf *dmabuf,
-		 uint32_t id, bool verify)
+		 uint32_t id, bool verify, bool keeping)
 {
 	size_t total = 0, linear_at = 0;
 
@@ -164,6 +217,8 @@ static void take(struct msghdr *message, size_t received, const uint8_t *linear,
 		if (frag->frag_offset > dmabuf->size || frag->frag_size > dmabuf->size - frag->frag_offset)
 			error("a fragment of %u bytes at %llu lies outside the dma-buf", frag->frag_size,
 			      (unsigned long long)frag->frag_offset);
+		else if (keeping)
+			keep(frag->frag_offset, frag->frag_size);
 		else if (verify)
 			check_content(dmabuf->data + frag->frag_offset, frag->frag_size, offset, "the dma-buf");
 	}
@@ -181,7 +236,7 @@ static void take(struct msghdr *message, size_t received, const uint8_t *linear,
 int main(int argc, char **argv)
 {
 	enum { INTERFACE, PORT, QUEUES, SIZE, NODE, DEVICE, OFFSET, SEED, NO_VERIFY, RECEIVE, BATCH, NO_RETURN, PIECES,
-	       UNBIND_AFTER, PLAIN };
+	       UNBIND_AFTER, PLAIN, KEEP, COPY };
 	static const struct option options[] = {
 		{ "interface", required_argument, NULL, INTERFACE },
 		{ "port", required_argument, NULL, PORT },
@@ -198,20 +253,22 @@ int main(int argc, char **argv)
 		{ "pieces", required_argument, NULL, PIECES },
 		{ "unbind-after", required_argument, NULL, UNBIND_AFTER },
 		{ "plain", no_argument, NULL, PLAIN },
+		{ "keep", no_argument, NULL, KEEP },
+		{ "copy", no_argument, NULL, COPY },
 		{ 0 },
 	};
 	const char *interface = NULL;
-	uint32_t queues[64], id;
+	uint32_t queues[64], id = 0;
 	size_t queue_count = 0, size = 64 << 20, ask = 1 << 20, batch = 256, control_size;
 	uint64_t seed = 1, unbind_after = 0;
 	int port = 0, option, listener, fd, on = 1;
-	bool verify = true, plain = false;
+	bool verify = true, plain = false, keeping = false, copying = false, checking;
 	struct sigaction action = { .sa_handler = start_returning }; /* no SA_RESTART: it must wake recvmsg */
 	struct sockaddr_in6 address = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_ANY_INIT };
 	struct dmabuf_source source = { .node = -1 };
 	struct dmabuf dmabuf;
 	uint8_t *linear, *control;
-	double started = 0, seconds;
+	double started, seconds, busy;
 
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (option) {
@@ -237,19 +294,26 @@ int main(int argc, char **argv)
 			break;
 		case UNBIND_AFTER: unbind_after = parse_size(optarg, "unbind-after"); break;
 		case PLAIN: plain = true; break;
+		case KEEP: keeping = true; break;
+		case COPY: keeping = copying = true; break;
 		default: die("%s", usage);
 		}
 	}
-	if (!interface || !port || !queue_count || optind < argc)
+	if (!port || (!copying && (!interface || !queue_count)) || optind < argc)
 		die("%s", usage);
+	if (keeping)
+		returning = false; /* what is returned is written again */
+	checking = verify && !keeping;
 
 	setlinebuf(stdout);
 	sigaction(SIGUSR1, &action, NULL);
 	if (verify)
 		pattern_init(seed);
 	dmabuf = dmabuf_create(size, &source);
-	id = dmabuf_bind_rx(&dmabuf, interface, queues, queue_count);
-	dmabuf_check_room(&dmabuf, interface, queue_count);
+	if (!copying) {
+		id = dmabuf_bind_rx(&dmabuf, interface, queues, queue_count);
+		dmabuf_check_room(&dmabuf, interface, queue_count);
+	}
 
 	control_size = 1 << 20; /* for more than 26,000 fragments */
 	linear = malloc(ask);
@@ -267,11 +331,13 @@ int main(int argc, char **argv)
 	if (fd < 0)
 		die("accept: %s", strerror(errno));
 
+	started = now();
+	busy = cpu_seconds();
 	for (;;) {
 		struct iovec iov = { .iov_base = linear, .iov_len = ask };
 		struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
 					  .msg_controllen = control_size };
-		ssize_t received = recvmsg(fd, &message, plain ? 0 : MSG_SOCK_DEVMEM);
+		ssize_t received = recvmsg(fd, &message, plain || copying ? 0 : MSG_SOCK_DEVMEM);
 
 		if (received == 0)
 			break;
@@ -280,13 +346,14 @@ int main(int argc, char **argv)
 			break;
 		}
 		if (received > 0) {
-			if (!started)
-				started = now();
 			result.receives++;
-			if (verify)
+			if (checking)
 				dmabuf_sync(&dmabuf, DMA_BUF_SYNC_START | DMA_BUF_SYNC_READ);
-			take(&message, received, linear, &dmabuf, id, verify);
-			if (verify)
+			if (copying)
+				copy(linear, received, &dmabuf);
+			else
+				take(&message, received, linear, &dmabuf, id, checking, keeping);
+			if (checking)
 				dmabuf_sync(&dmabuf, DMA_BUF_SYNC_END | DMA_BUF_SYNC_READ);
 			if (unbind_after && result.bytes >= unbind_after) {
 				dmabuf_unbind();
@@ -297,16 +364,22 @@ int main(int argc, char **argv)
 		if (returning && (held >= batch || (received < 0 && held)))
 			return_tokens(fd);
 	}
-	seconds = started ? now() - started : 0;
+	busy = cpu_seconds() - busy;
+	seconds = now() - started;
+	if (verify && keeping) {
+		dmabuf_sync(&dmabuf, DMA_BUF_SYNC_START | DMA_BUF_SYNC_READ);
+		check_kept(&dmabuf);
+		dmabuf_sync(&dmabuf, DMA_BUF_SYNC_END | DMA_BUF_SYNC_READ);
+	}
 	return_tokens(fd);
 	if (pieces)
 		fclose(pieces);
 	printf("{\"bytes\": %llu, \"frags\": %llu, \"linear_bytes\": %llu, \"errors\": %llu, \"first_error\": \"%s\", "
-	       "\"seconds\": %.6f, \"min_frag\": %zu, \"max_frag\": %zu, \"tokens\": %llu, \"receives\": %llu, "
-	       "\"dmabuf_id\": %u}\n",
+	       "\"seconds\": %.6f, \"cpu_seconds\": %.6f, \"copied\": %llu, \"min_frag\": %zu, \"max_frag\": %zu, "
+	       "\"tokens\": %llu, \"receives\": %llu, \"dmabuf_id\": %u}\n",
 	       (unsigned long long)result.bytes, (unsigned long long)result.frags,
 	       (unsigned long long)result.linear_bytes, (unsigned long long)result.errors, result.first_error, seconds,
-	       result.min_frag, result.max_frag, (unsigned long long)result.tokens, (unsigned long long)result.receives,
-	       id);
+	       busy, (unsigned long long)result.copied, result.min_frag, result.max_frag,
+	       (unsigned long long)result.tokens, (unsigned long long)result.receives, id);
 	return result.errors ? 1 : 0;
 }
