@@ -7,19 +7,20 @@ import re
 import secrets
 import shutil
 import socket
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from nicmodel.observe.report import named, size
+from nicmodel.cli.progress import console, step
+from nicmodel.observe.control import Control
+from nicmodel.observe.ledger import Entry, Place, entries, since, total
+from nicmodel.observe.report import ledger_table, named, size
+from nicmodel.observe.topology import places
 from nicmodel.packet.compiled import cache_is_empty
-from nicmodel.vm.devmem import send_pattern
+from nicmodel.vm.devmem import send_pattern, set_up_devmem
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig, parse_size
 from nicmodel.vm.image import build_image
@@ -33,20 +34,18 @@ from nicmodel.vm.tools import build_guest_tools
 _MEMORY_NAME, _MEMORY_SIZE, _DMABUF_SIZE = "hbm", 128 << 20, 64 << 20
 #: TCP segments of two whole pages, so that each fills two buffers of the dma-buf: 8192 bytes of payload, 40 of headers.
 _MTU = 8192 + 40
-#: The largest ring: a TCP window of buffers is in flight between the NIC and a CPU that may be emulated.
-_RING = 4096
+_PORT = 5201
 #: A kernel log with one of these is no success.
 _TROUBLE = re.compile(r"AQ command failed|WARNING:|BUG:|Invalid RX buffer_id|Invalid TX completion tag|NETDEV WATCHDOG")
-
-console = Console(highlight=False)
 
 
 @dataclass
 class _Outcome:
-    """What the transfer has shown: facts for the table, and what did not hold."""
+    """What the transfer has shown: facts for the table, what did not hold, and the DMA that it took."""
 
     facts: list[tuple[str, str]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    ledger: list[Entry] = field(default_factory=list)
 
     def fact(self, name: str, value: str) -> None:
         self.facts.append((name, value))
@@ -54,16 +53,6 @@ class _Outcome:
     def check(self, holds: bool, failure: str) -> None:
         if not holds:
             self.failures.append(failure)
-
-
-@contextmanager
-def _step(what: str) -> Iterator[None]:
-    """Say what is being done, then that it is done and how long it took."""
-    started = time.monotonic()
-    if console.is_terminal:
-        console.print(f"  [dim]…[/dim] {what}", end="\r")
-    yield
-    console.print(f"  [green]✓[/green] {what} [dim]{time.monotonic() - started:.1f} s[/dim]")
 
 
 @click.command()
@@ -80,29 +69,30 @@ def demo(amount: str, queues: int, keep: bool) -> None:
     """
     nbytes = parse_size(amount)
     console.print("[bold]Preparing[/bold] [dim](downloads and builds happen once)[/dim]")
-    with _step("QEMU with vfio-user-pci"):
+    with step("QEMU with vfio-user-pci"):
         find_qemu()
-    with _step("stock kernel and guest image"):
+    with step("stock kernel and guest image"):
         build_image()
-    with _step("devmem receiver"):
+    with step("devmem receiver"):
         tools = build_guest_tools()
     outcome = _Outcome()
     with ExitStack() as stack:
         console.print("[bold]Running[/bold]")
         port = _free_port()
-        with _step("user-mode network (passt)"):
-            passt = stack.enter_context(Passt({port: 5201}, mtu=_MTU))
+        with step("user-mode network (passt)"):
+            passt = stack.enter_context(Passt({port: _PORT}, mtu=_MTU))
         first = ", its packet path compiled: once, half a minute" if cache_is_empty() else ""
-        with _step(f"NIC server{first}"):
+        with step(f"NIC server{first}"):
             server = stack.enter_context(
                 NicServer(["--wire", f"stream:{passt.socket}", "--queues", str(max(queues, 2)),
                            "--default-queues", str(queues)])
             )  # fmt: skip
-        with _step("guest"):
+        with step("guest"):
             config = GuestConfig(nics=[Nic(server.sockets[0])], device_memory={_MEMORY_NAME: _MEMORY_SIZE})
             guest = stack.enter_context(Guest(config))
         guest.put(tools / "devmem_receiver", "/usr/local/bin/devmem_receiver")
-        _configure(guest, passt, queues - 1)
+        with step("gve binds; header split, RSS and an n-tuple rule"):
+            set_up_devmem(guest, passt.address, _PORT, queues - 1, mtu=_MTU, gateway=passt.gateway)
         _transfer(guest, server, port, nbytes, queues - 1, outcome)
         _print(outcome)
         if keep:
@@ -116,34 +106,24 @@ def _free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def _configure(guest: Guest, passt: Passt, queue: int) -> None:
-    """What a user of devmem TCP does in the guest before the transfer."""
-    with _step("gve binds; header split, RSS and an n-tuple rule"):
-        guest.run("modprobe gve && until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done")
-        guest.run(f"ip link set eth0 mtu {_MTU} && ip addr add {passt.address}/24 dev eth0 && ip link set eth0 up")
-        guest.run(f"ip route add default via {passt.gateway}")
-        guest.run(f"ethtool -G eth0 tcp-data-split on rx {_RING}")
-        guest.run("ethtool -K eth0 ntuple on")
-        guest.run(f"ethtool -X eth0 equal {queue}")
-        guest.run(f"ethtool -N eth0 flow-type tcp4 dst-ip {passt.address} dst-port 5201 action {queue}")
-        guest.run('until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done')
-
-
 def _transfer(guest: Guest, server: NicServer, port: int, nbytes: int, queue: int, outcome: _Outcome) -> None:
     """Bind, send, receive, compare; then read what the NIC has booked."""
     seed = secrets.randbits(32)
-    with _step(f"a dma-buf of {size(_DMABUF_SIZE)} in device memory is bound to queue {queue}"):
+    with step(f"a dma-buf of {size(_DMABUF_SIZE)} in device memory is bound to queue {queue}"):
         node = guest.device_memory[_MEMORY_NAME].node
         receiver = guest.start(
-            f"devmem_receiver --interface eth0 --port 5201 --queues {queue}"
+            f"devmem_receiver --interface eth0 --port {_PORT} --queues {queue}"
             f" --size {_DMABUF_SIZE} --node {node} --seed {seed}"
         )
         receiver.expect("ready")
     before = server.report()[0]
-    with _step(f"{size(nbytes)} from the host, received with MSG_SOCK_DEVMEM"):
+    with step(f"{size(nbytes)} from the host, received with MSG_SOCK_DEVMEM"):
         seconds = send_pattern("127.0.0.1", port, nbytes, seed)
         result = receiver.wait(60)
     after = server.report()[0]
+    with Control(server.control) as control:
+        where = places(guest.qmp.execute("query-pci"), control.show())
+    outcome.ledger = since(entries(before, where), entries(after, where))
     try:
         received = json.loads(result.stdout.splitlines()[-1])
     except (IndexError, ValueError):
@@ -151,19 +131,14 @@ def _transfer(guest: Guest, server: NicServer, port: int, nbytes: int, queue: in
     _judge(guest, received, result.status, nbytes, seconds, before, after, queue, outcome)
 
 
-def _moved(before: dict[str, Any], after: dict[str, Any], queue: int, purpose: str, kind: str) -> int:
-    new, old = (side["rx_queues"][queue]["dma"].get(purpose, {}).get(kind, 0) for side in (after, before))
-    return int(new - old)
-
-
 def _judge(
     guest: Guest, received: dict[str, Any], status: int, nbytes: int, seconds: float, before: dict[str, Any],
     after: dict[str, Any], queue: int, outcome: _Outcome,
 ) -> None:  # fmt: skip
     """Hold what the receiver says and what the NIC has booked against each other."""
-    payload = _moved(before, after, queue, "payload", _MEMORY_NAME)
-    astray = _moved(before, after, queue, "payload", "ram")
-    headers = _moved(before, after, queue, "header", "ram")
+    flow = [one for one in outcome.ledger if one.queue == f"rx{queue}"]
+    payload = total(flow, purpose="payload", memory=_MEMORY_NAME)
+    astray = total(flow, purpose="payload", place=Place.RAM)
     rule = next((rule for rule in after["rules"] if rule["queue"] == queue), {"hits": 0})
     old_hits = next((rule["hits"] for rule in before["rules"] if rule["queue"] == queue), 0)
     packets, aggregated, coalesced = (
@@ -188,11 +163,10 @@ def _judge(
     outcome.fact("guest kernel", guest.kernel_version)
     outcome.fact("driver", f"gve {driver[-1] if driver else ''} (Debian's, unmodified), queue format DQO-RDA")
     outcome.fact("acceleration", {"kvm": "KVM", "tcg": "TCG (emulated CPU: KVM does not work here)"}[guest.accel])
-    outcome.fact("queue and rule", f"RX queue {queue}; rule {rule.get('location')}: TCP port 5201, {hits:,} frames")
+    outcome.fact("queue and rule", f"RX queue {queue}; rule {rule.get('location')}: TCP port {_PORT}, {hits:,} frames")
     outcome.fact("payload received", f"{received['bytes']:,} bytes, every byte checked")
     outcome.fact("payload into the dma-buf", f"{payload:,} bytes by DMA into “{_MEMORY_NAME}”")
     outcome.fact("payload into host memory", f"{astray:,} bytes of that flow")
-    outcome.fact("headers into host memory", f"{headers:,} bytes")
     outcome.fact("frames", f"{frames:,}, handed over as {packets:,} packets")
     outcome.fact("drops", named(after["drops"]))
     outcome.fact("throughput", f"{nbytes * 8 / seconds / 1e9:.2f} Gbit/s over {seconds:.1f} s")
@@ -209,6 +183,8 @@ def _print(outcome: _Outcome) -> None:
     table.add_row("verdict", verdict)
     console.print()
     console.print(table)
+    console.print()
+    console.print(ledger_table(outcome.ledger, title="DMA of the transfer: what went where"))
     if not outcome.failures:
         command = "nicmodel" if shutil.which("nicmodel") else ".venv/bin/nicmodel"
         console.print(

@@ -1,4 +1,5 @@
-"""The host's end of a devmem TCP test: send and check the pattern that the guest's tools check and send.
+"""devmem TCP in a guest: what has to be set up there, and the host's end, which sends and checks the pattern that the
+guest's tools check and send.
 
 The pattern is defined in `guest/devmem.h`: words of splitmix64, repeated after a prime number of them.
 """
@@ -11,9 +12,36 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from nicmodel.vm.guest import Guest
+
 PATTERN_WORDS = 1048573
 PATTERN_BYTES = 8 * PATTERN_WORDS
 CHUNK = 1 << 20
+
+#: The largest ring: a TCP window of buffers is in flight between the NIC and a CPU that may be emulated.
+RING = 4096
+
+
+def set_up_devmem(guest: Guest, address: str, port: int, queue: int, *, mtu: int, gateway: str | None = None) -> None:
+    """What a user of devmem TCP does before binding: eth0 is up, header split on, and one flow has a queue to itself.
+
+    Args:
+        guest: Where.
+        address: IPv4 address of eth0, whose network is a /24.
+        port: TCP port of the flow.
+        queue: The queue, which is also the number of those that other traffic is spread over.
+        mtu: Bytes.
+        gateway: Default route; none if None.
+    """
+    guest.run("modprobe gve && until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done")
+    guest.run(f"ip link set eth0 mtu {mtu} && ip addr add {address}/24 dev eth0 && ip link set eth0 up")
+    if gateway:
+        guest.run(f"ip route add default via {gateway}")
+    guest.run(f"ethtool -G eth0 tcp-data-split on rx {RING}")
+    guest.run("ethtool -K eth0 ntuple on")
+    guest.run(f"ethtool -X eth0 equal {queue}")
+    guest.run(f"ethtool -N eth0 flow-type tcp4 dst-ip {address} dst-port {port} action {queue}")
+    guest.run('until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done')
 
 
 @lru_cache(maxsize=2)
