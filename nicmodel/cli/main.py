@@ -15,6 +15,7 @@ from nicmodel.wire.wire import WireError
 #: Sub-commands and where they are; only the one that is called is imported.
 _COMMANDS = {
     "demo": "nicmodel.cli.demo",
+    "experiment": "nicmodel.cli.experiment",
     "serve": "nicmodel.cli.serve",
     "vm": "nicmodel.vm.cli",
     "selftests": "nicmodel.cli.selftests",

@@ -1,0 +1,178 @@
+"""``nicmodel experiment``: experiments of the devmem TCP series, reproduced, with a verdict on its claims."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import textwrap
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from nicmodel.cli.progress import console, step
+from nicmodel.observe.experiment import COPY, DEVMEM, MODES, QUANTITIES, Experiment, as_json
+from nicmodel.observe.report import size
+from nicmodel.packet.compiled import cache_is_empty
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.experiment import run, set_up
+from nicmodel.vm.guest import parse_size
+
+_FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
+
+
+@click.group()
+def experiment() -> None:
+    """Experiments that compare, and judge what they find."""
+
+
+@experiment.command()
+@click.option("--size", "amount", default="192M", show_default=True, metavar="SIZE",
+              help="Payload of each transfer. The accelerator's memory holds all of it.")  # fmt: skip
+@click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Transfers each way.")
+@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write everything there, for programs.")
+@click.option("--markdown", type=_FILE, metavar="FILE", help="Write the table there.")
+@click.option("--plot", type=_FILE, metavar="FILE", help="Draw it there: PNG, SVG or PDF. Needs matplotlib.")
+def devmem(amount: str, runs: int, json_file: Path | None, markdown: Path | None, plot: Path | None) -> None:
+    """TCP into an accelerator's memory, by a copy and by devmem TCP, side by side in one guest.
+
+    Compares bytes through host memory and through the root complex, copies by the guest's CPUs, their time, and
+    throughput. Exit status 0 only if what the devmem TCP series claims holds: no payload in host memory, only headers
+    and rings; higher throughput. As root the wire is a tap, else user-mode networking.
+    """
+    pyplot = _pyplot() if plot else None  # before half a minute has gone by
+    nbytes = parse_size(amount)
+    with ExitStack() as stack:
+        first = " (compiling the packet path: once, half a minute)" if cache_is_empty() else ""
+        with step(f"NIC, guest and accelerator{first}"):
+            bench = set_up(stack, nbytes)
+        found = Experiment(bench.about | {"transfers": f"{runs} each way, {size(nbytes)}"})
+        transfers = run(bench, nbytes, runs)
+        for number in range(runs):
+            with step(f"transfers {number + 1} of {runs}, both ways"):
+                found.runs += [next(transfers), next(transfers)]
+    show(found)
+    if json_file:
+        json_file.write_text(json.dumps(as_json(found), indent=1))
+    if markdown:
+        markdown.write_text(as_markdown(found))
+    if plot:
+        draw(found, plot, pyplot)
+    if failed := [claim for claim in found.claims() if not claim.holds]:
+        raise VmError("what did not hold: " + " ".join(f"{claim.claim} ({claim.evidence})" for claim in failed))
+
+
+def _rows(found: Experiment) -> list[tuple[str, str, str, str]]:
+    """The comparison as text: quantity, both values, how they relate; parts of a sum after it, indented."""
+    rows = []
+    for quantity in QUANTITIES:
+        before, after = (quantity.value(found, mode) for mode in MODES)
+        relation = f"× {after / before:.2g}" if before and after else ""
+        rows.append((f"{quantity.title}, {quantity.unit}", _number(before), _number(after), relation))
+        for part, first in quantity.shares(found, COPY).items():
+            second = quantity.shares(found, DEVMEM)[part]
+            if first or second:
+                rows.append((f"  {part}", _number(first), _number(second), ""))
+    return rows
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value else "0"
+
+
+def show(found: Experiment) -> None:
+    """Print the comparison, the circumstances and the verdict on each claim."""
+    table = Table(title="TCP payload into an accelerator's memory, for each byte of it", title_justify="left")
+    table.add_column("")
+    for title in MODES.values():
+        table.add_column(title, justify="right")
+    table.add_column("", justify="right")
+    for name, before, after, relation in _rows(found):
+        part = name.startswith(" ")
+        table.add_row(name, before, after, relation, style="dim" if part else None)
+    console.print()
+    console.print(table)
+    for name, value in found.about.items():
+        console.print(f"[dim]{name}: {value}[/dim]")
+    console.print()
+    for claim in found.claims():
+        console.print(
+            f"{'[green]✓[/green]' if claim.holds else '[red]✗[/red]'} {claim.claim} [dim]{claim.evidence}[/dim]"
+        )
+
+
+def as_markdown(found: Experiment) -> str:
+    """The comparison, the circumstances and the verdicts, for a document."""
+    lines = [f"| for each byte of payload | {' | '.join(MODES.values())} | |", "|---|---:|---:|---:|"]
+    for name, before, after, relation in _rows(found):
+        name = f"&emsp;{name.strip()}" if name.startswith(" ") else f"**{name}**"
+        lines.append(f"| {name} | {before} | {after} | {relation} |")
+    lines += ["", "; ".join(f"{name}: {value}" for name, value in found.about.items()) + ".", ""]
+    lines += [
+        f"- {'✓' if claim.holds else '✗ **does not hold:**'} {claim.claim} ({claim.evidence})"
+        for claim in found.claims()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        return importlib.import_module("matplotlib.pyplot")
+    except ImportError:
+        raise click.ClickException("--plot needs matplotlib: pip install 'nicmodel[plot]'") from None
+
+
+#: Colours that people with any colour vision tell apart (Okabe and Ito): of the ways, and of the parts of a sum.
+_COLOURS = {COPY: "#999999", DEVMEM: "#0072B2"}
+_PARTS = ("#D55E00", "#E69F00", "#F0C674", "#CC79A7", "#56B4E9", "#0072B2")
+
+
+def draw(found: Experiment, file: Path, pyplot: Any) -> None:
+    """Plot the comparison: a panel for each quantity, sums as stacked bars, each run of what varies as a dot."""
+    quantities = [quantity for quantity in QUANTITIES if quantity.parts or quantity.varies]
+    figure, panels = pyplot.subplots(1, len(quantities), figsize=(3 * len(quantities), 4.8), layout="constrained")
+    for panel, quantity in zip(panels, quantities, strict=True):
+        panel.set_title(f"{quantity.title}\n", fontsize=11, loc="left", weight="bold")
+        unit = quantity.unit if quantity.name == "gbps" else f"{quantity.unit} for each byte of payload"
+        panel.text(0, 1.02, unit, transform=panel.transAxes, fontsize=9, color="#555555")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_xlim(-0.5, len(MODES) - 0.5)
+        panel.set_xticks(range(len(MODES)), MODES.values())
+        for place, mode in enumerate(MODES):
+            top = quantity.value(found, mode)
+            if quantity.parts:
+                _stack(panel, place, quantity.shares(found, mode), max(quantity.value(found, each) for each in MODES))
+            else:
+                panel.bar(place, top, width=0.7, color=_COLOURS[mode])
+                dots = [quantity.value(Experiment({}, [one]), mode) for one in found.of(mode)]
+                panel.plot([place] * len(dots), dots, "o", color="black", markersize=3, alpha=0.6)
+                top = max(top, *dots)
+            panel.annotate(
+                _number(quantity.value(found, mode)), (place, top), (0, 3), textcoords="offset points", ha="center",
+                va="bottom", weight="bold",
+            )  # fmt: skip
+        panel.set_ylim(0, 1.08 * panel.get_ylim()[1])
+    about = "; ".join(f"{name}: {value}" for name, value in found.about.items())
+    figure.supxlabel(textwrap.fill(about, 150), fontsize=8, color="#555555")
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)
+
+
+def _stack(panel: Any, place: int, parts: Mapping[str, float], highest: float) -> None:
+    """A bar of parts, each with its name where there is room for it."""
+    bottom = 0.0
+    for (part, height), colour in zip(parts.items(), _PARTS, strict=False):
+        panel.bar(place, height, bottom=bottom, width=0.7, color=colour)
+        if height > 0.1 * highest:
+            middle = bottom + height / 2
+            panel.text(place, middle, textwrap.fill(part, 16), ha="center", va="center", fontsize=8)
+        bottom += height
+    if 0 < bottom < 0.1 * highest:
+        names = ",\n".join(textwrap.fill(part, 16) for part, height in parts.items() if height)
+        panel.text(place, bottom + 0.08 * highest, names, ha="center", va="bottom", fontsize=8, color="#555555")

@@ -1,0 +1,186 @@
+"""The experiment of the devmem TCP series (`nicmodel.observe.experiment`), run in a guest.
+
+Both ways of the transfer use the same NIC, queue, flow rule and header split, take turns, and end with the same: the
+whole stream in the accelerator's memory, checked byte by byte when the clock has stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from nicmodel.observe.control import Control
+from nicmodel.observe.experiment import COPY, MODES, Run
+from nicmodel.observe.ledger import Place, entries, since
+from nicmodel.observe.topology import places
+from nicmodel.vm.devmem import send_pattern, set_up_devmem
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.guest import DeviceMemory, Guest, GuestConfig
+from nicmodel.vm.layout import Nic
+from nicmodel.vm.namespace import Namespace
+from nicmodel.vm.passt import Passt
+from nicmodel.vm.server import NicServer
+from nicmodel.vm.tools import build_guest_tools
+
+MEMORY = "hbm"
+"""Name of the accelerator's memory."""
+
+_PORT = 5201
+#: The last one, of those that the driver starts with.
+_QUEUE = 3
+#: TCP segments of two pages, so that each fills two buffers; headers of IP and TCP, and the timestamps of Linux' TCP.
+_SEGMENT, _HEADERS, _TIMESTAMPS = 8192, 40, 12
+#: What the dma-buf has besides the stream: buffers that wait in the ring, and those that are not full.
+_RING_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A guest with a NIC and an accelerator's memory, and a host that sends.
+
+    Attributes:
+        guest: with eth0 set up for devmem TCP.
+        server: of the NIC.
+        memory: the accelerator's.
+        dmabuf_size: bytes that a receiver takes of it.
+        place: what it is, as the NIC reaches it.
+        send: sends so many bytes of the pattern of a seed to the guest's port.
+        about: see `Experiment`.
+    """
+
+    guest: Guest
+    server: NicServer
+    memory: DeviceMemory
+    dmabuf_size: int
+    place: Place
+    send: Callable[[int, int], float]
+    about: dict[str, str]
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """What the kinds of memory are."""
+        with Control(self.server.control) as control:
+            return places(self.guest.qmp.execute("query-pci"), control.show())
+
+    def transfer(self, mode: str, nbytes: int) -> Run:
+        """Send a stream, another each time, and measure what it took.
+
+        Raises:
+            VmError: the receiver failed.
+        """
+        seed = secrets.randbits(32)
+        how = "--copy" if mode == COPY else f"--keep --interface eth0 --queues {_QUEUE}"
+        receiver = self.guest.start(
+            f"devmem_receiver {how} --port {_PORT} --size {self.dmabuf_size} --node {self.memory.node} --seed {seed}"
+        )
+        receiver.expect("ready", timeout=60)
+        before = entries(self.server.report()[0], self.places)
+        self.send(nbytes, seed)
+        result = receiver.wait(120)
+        after = entries(self.server.report()[0], self.places)
+        try:
+            said: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+        except (IndexError, ValueError):
+            raise VmError(f"the receiver failed: {result.stderr.strip() or result.stdout.strip()}") from None
+        return Run(
+            mode=mode,
+            queue=f"rx{_QUEUE}",
+            nbytes=nbytes,
+            seconds=said["seconds"],
+            cpu_seconds=said["cpu_seconds"],
+            to_user=said["copied"] + said["linear_bytes"],
+            to_device=said["copied"],
+            place=self.place,
+            ledger=tuple(since(before, after)),
+            fault=_fault(said, nbytes),
+        )
+
+
+def _fault(said: dict[str, Any], nbytes: int) -> str | None:
+    if said["errors"]:
+        return str(said["first_error"])
+    if said["bytes"] != nbytes:
+        return f"{said['bytes']:,} bytes of {nbytes:,} arrived"
+    if said["linear_bytes"]:
+        return f"{said['linear_bytes']:,} bytes came outside of the dma-buf"
+    return None
+
+
+def set_up(stack: ExitStack, nbytes: int) -> Bench:
+    """Start all that the experiment needs, for transfers of up to `nbytes` bytes; the stack ends it.
+
+    The wire is a tap in a network namespace where that is allowed (root), with the host's own TCP at its other end;
+    else user-mode networking.
+
+    Raises:
+        VmError: something did not start.
+    """
+    tools = build_guest_tools()
+    namespace = _namespace(stack)
+    if namespace is not None:
+        mtu = _SEGMENT + _HEADERS + _TIMESTAMPS
+        server = NicServer(["--wire", "tap:tap0"])
+        namespace.run(stack.enter_context, server)
+        namespace.ip("addr", "add", "10.2.0.2/24", "dev", "tap0")
+        namespace.ip("link", "set", "tap0", "mtu", str(mtu), "up")
+        address, gateway = "10.2.0.1", None
+
+        def send(count: int, seed: int) -> float:
+            return namespace.run(send_pattern, address, _PORT, count, seed)
+
+    else:
+        mtu = _SEGMENT + _HEADERS
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = int(free.getsockname()[1])
+        passt = stack.enter_context(Passt({port: _PORT}, mtu=mtu))
+        server = stack.enter_context(NicServer(["--wire", f"stream:{passt.socket}"]))
+        address, gateway = passt.address, passt.gateway
+
+        def send(count: int, seed: int) -> float:
+            return send_pattern("127.0.0.1", port, count, seed)
+
+    dmabuf_size = _whole_mib(nbytes * 9 // 8 + _RING_BYTES)
+    # A node's own bookkeeping takes a sixty-fourth of it, and there should be room for what one run leaves to the next.
+    node_size = _whole_mib(dmabuf_size * 17 // 16 + (32 << 20))
+    guest = stack.enter_context(Guest(GuestConfig(nics=[Nic(server.sockets[0])], device_memory={MEMORY: node_size})))
+    guest.put(tools / "devmem_receiver", "/usr/local/bin/devmem_receiver")
+    guest.run(f"echo {dmabuf_size >> 20} > /sys/module/udmabuf/parameters/size_limit_mb")
+    set_up_devmem(guest, address, _PORT, _QUEUE, mtu=mtu, gateway=gateway)
+    with Control(server.control) as control:
+        place = places(guest.qmp.execute("query-pci"), control.show())[MEMORY]
+    about = {
+        "guest kernel": guest.kernel_version,
+        "acceleration": {"kvm": "KVM", "tcg": "TCG, an emulated CPU"}.get(guest.accel, guest.accel),
+        "guest CPUs": str(guest.config.vcpus),
+        "accelerator's memory": f"{place}, reached through the {place.path}",
+        "wire": "tap, the host's own TCP" if namespace else "user-mode networking (passt)",
+        "TCP segments": f"{_SEGMENT} bytes",
+    }
+    return Bench(guest, server, guest.device_memory[MEMORY], dmabuf_size, place, send, about)
+
+
+def _whole_mib(size: int) -> int:
+    """The next multiple of 2 MiB, the size of what QEMU and the kernel hand out."""
+    return -(-size // (2 << 20)) * (2 << 20)
+
+
+def _namespace(stack: ExitStack) -> Namespace | None:
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        return None
+    try:
+        return stack.enter_context(Namespace())
+    except OSError:
+        return None
+
+
+def run(bench: Bench, nbytes: int, runs: int) -> Iterator[Run]:
+    """So many runs of each mode, by turns."""
+    for _ in range(runs):
+        for mode in MODES:
+            yield bench.transfer(mode, nbytes)
