@@ -1,0 +1,42 @@
+"""The experiment of the devmem TCP series, with little data: a guest, a wire, an accelerator's memory, two ways."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.guest
+
+NICMODEL = Path(sys.executable).with_name("nicmodel")
+SIZE = 32 << 20
+RUNS = 2
+
+
+def test_devmem(tmp_path: Path) -> None:
+    """Each claim of the series holds, and the accounts are those of a transfer of this size."""
+    file = tmp_path / "result.json"
+    run = subprocess.run(
+        [NICMODEL, "experiment", "devmem", "--size", str(SIZE), "--runs", str(RUNS), "--json", file],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads(file.read_text())
+    assert all(claim["holds"] for claim in found["claims"])
+    assert [one["mode"] for one in found["runs"]] == ["copy", "devmem"] * RUNS
+    for one in found["runs"]:
+        payload = {entry["memory"]: 0 for entry in one["ledger"]}
+        for entry in one["ledger"]:
+            if (entry["queue"], entry["purpose"]) == ("rx3", "payload"):
+                payload[entry["memory"]] += entry["bytes"]
+        where, other = ("ram", "hbm") if one["mode"] == "copy" else ("hbm", "ram")
+        assert SIZE <= payload[where] < 1.1 * SIZE and payload.get(other, 0) == 0
+        assert one["copied"] == (2 * SIZE if one["mode"] == "copy" else 0)
+        assert 0 < one["cpu_seconds"] < 2 * one["seconds"] + 0.1
+    before, after = (found["summary"][mode] for mode in ("copy", "devmem"))
+    assert 4 < before["host_memory_bytes"] < 4.5 and after["host_memory_bytes"] < 0.2
+    assert before["cpu_ns"] > after["cpu_ns"]
