@@ -18,7 +18,7 @@ from nicmodel.observe.experiment import COPY, DEVMEM, MODES, QUANTITIES, Experim
 from nicmodel.observe.report import size
 from nicmodel.packet.compiled import cache_is_empty
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.experiment import run, set_up
+from nicmodel.vm.experiment import ACCELERATORS, SWITCH, run, set_up
 from nicmodel.vm.guest import parse_size
 
 _FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
@@ -33,10 +33,15 @@ def experiment() -> None:
 @click.option("--size", "amount", default="192M", show_default=True, metavar="SIZE",
               help="Payload of each transfer. The accelerator's memory holds all of it.")  # fmt: skip
 @click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Transfers each way.")
+@click.option("--accelerator", type=click.Choice(ACCELERATORS), default=SWITCH, show_default=True,
+              help="Where its memory is: in the BAR of a PCI device below the NIC's own switch, or a NUMA node of the "
+                   "guest's.")  # fmt: skip
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write everything there, for programs.")
 @click.option("--markdown", type=_FILE, metavar="FILE", help="Write the table there.")
 @click.option("--plot", type=_FILE, metavar="FILE", help="Draw it there: PNG, SVG or PDF. Needs matplotlib.")
-def devmem(amount: str, runs: int, json_file: Path | None, markdown: Path | None, plot: Path | None) -> None:
+def devmem(
+    amount: str, runs: int, accelerator: str, json_file: Path | None, markdown: Path | None, plot: Path | None
+) -> None:
     """TCP into an accelerator's memory, by a copy and by devmem TCP, side by side in one guest.
 
     Compares bytes through host memory and through the root complex, copies by the guest's CPUs, their time, and
@@ -48,7 +53,7 @@ def devmem(amount: str, runs: int, json_file: Path | None, markdown: Path | None
     with ExitStack() as stack:
         first = " (compiling the packet path: once, half a minute)" if cache_is_empty() else ""
         with step(f"NIC, guest and accelerator{first}"):
-            bench = set_up(stack, nbytes)
+            bench = set_up(stack, nbytes, accelerator)
         found = Experiment(bench.about | {"transfers": f"{runs} each way, {size(nbytes)}"})
         transfers = run(bench, nbytes, runs)
         for number in range(runs):

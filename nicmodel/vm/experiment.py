@@ -21,15 +21,18 @@ from nicmodel.observe.ledger import Place, entries, since
 from nicmodel.observe.topology import places
 from nicmodel.vm.devmem import send_pattern, set_up_devmem
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.guest import DeviceMemory, Guest, GuestConfig
+from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import Nic
+from nicmodel.vm.memory import DeviceMemory
 from nicmodel.vm.namespace import Namespace
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.server import NicServer
-from nicmodel.vm.tools import build_guest_tools
+from nicmodel.vm.tools import build_guest_tools, install_guest_module
 
 MEMORY = "hbm"
 """Name of the accelerator's memory."""
+SWITCH, NODE = ACCELERATORS = ("switch", "node")
+"""Where it may be."""
 
 _PORT = 5201
 #: The last one, of those that the driver starts with.
@@ -77,7 +80,7 @@ class Bench:
         seed = secrets.randbits(32)
         how = "--copy" if mode == COPY else f"--keep --interface eth0 --queues {_QUEUE}"
         receiver = self.guest.start(
-            f"devmem_receiver {how} --port {_PORT} --size {self.dmabuf_size} --node {self.memory.node} --seed {seed}"
+            f"devmem_receiver {how} --port {_PORT} --size {self.dmabuf_size} {self.memory.options} --seed {seed}"
         )
         receiver.expect("ready", timeout=60)
         before = entries(self.server.report()[0], self.places)
@@ -112,8 +115,10 @@ def _fault(said: dict[str, Any], nbytes: int) -> str | None:
     return None
 
 
-def set_up(stack: ExitStack, nbytes: int) -> Bench:
+def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH) -> Bench:
     """Start all that the experiment needs, for transfers of up to `nbytes` bytes; the stack ends it.
+
+    The accelerator's memory is a BAR below the NIC's own PCIe switch (`SWITCH`) or a NUMA node (`NODE`).
 
     The wire is a tap in a network namespace where that is allowed (root), with the host's own TCP at its other end;
     else user-mode networking.
@@ -146,11 +151,12 @@ def set_up(stack: ExitStack, nbytes: int) -> Bench:
             return send_pattern("127.0.0.1", port, count, seed)
 
     dmabuf_size = _whole_mib(nbytes * 9 // 8 + _RING_BYTES)
-    # A node's own bookkeeping takes a sixty-fourth of it, and there should be room for what one run leaves to the next.
-    node_size = _whole_mib(dmabuf_size * 17 // 16 + (32 << 20))
-    guest = stack.enter_context(Guest(GuestConfig(nics=[Nic(server.sockets[0])], device_memory={MEMORY: node_size})))
+    guest = stack.enter_context(Guest(_config(server, accelerator, dmabuf_size)))
     guest.put(tools / "devmem_receiver", "/usr/local/bin/devmem_receiver")
-    guest.run(f"echo {dmabuf_size >> 20} > /sys/module/udmabuf/parameters/size_limit_mb")
+    if accelerator == NODE:
+        guest.run(f"echo {dmabuf_size >> 20} > /sys/module/udmabuf/parameters/size_limit_mb")
+    else:
+        install_guest_module(guest)
     set_up_devmem(guest, address, _PORT, _QUEUE, mtu=mtu, gateway=gateway)
     with Control(server.control) as control:
         place = places(guest.qmp.execute("query-pci"), control.show())[MEMORY]
@@ -163,6 +169,16 @@ def set_up(stack: ExitStack, nbytes: int) -> Bench:
         "TCP segments": f"{_SEGMENT} bytes",
     }
     return Bench(guest, server, guest.device_memory[MEMORY], dmabuf_size, place, send, about)
+
+
+def _config(server: NicServer, accelerator: str, dmabuf_size: int) -> GuestConfig:
+    nics = [Nic(server.sockets[0])]
+    if accelerator == NODE:
+        # A node's own bookkeeping takes a sixty-fourth of it, and there should be room for what one run leaves to the
+        # next.
+        size = _whole_mib(dmabuf_size * 17 // 16 + (32 << 20))
+        return GuestConfig(nics=nics, device_memory={MEMORY: size})
+    return GuestConfig(nics=nics, accelerators={MEMORY: 1 << (dmabuf_size - 1).bit_length()}, layout="switch")
 
 
 def _whole_mib(size: int) -> int:

@@ -61,18 +61,19 @@ def test_a_node_is_behind_the_root_complex_for_the_nic_and_not_for_a_cpu() -> No
 
 
 def test_claims_that_hold() -> None:
-    assert held(experiment()) == [True] * 4
+    assert held(experiment()) == [True] * 5
+    assert held(experiment(transfer(COPY, Place.NODE, seconds=0.4), transfer(DEVMEM, Place.NODE))) == [True] * 4
 
 
 @pytest.mark.parametrize(
     ("run", "verdicts"),
     [
-        (replace(transfer(DEVMEM), fault="byte 7 of the stream is 0x00"), [False, True, True, True]),
-        (replace(transfer(DEVMEM), to_user=1), [True, False, True, True]),
-        (transfer(DEVMEM, seconds=0.5), [True, True, True, False]),
+        (replace(transfer(DEVMEM), fault="byte 7 of the stream is 0x00"), [False, True, True, True, True]),
+        (replace(transfer(DEVMEM), to_user=1), [True, False, True, True, True]),
+        (transfer(DEVMEM, seconds=0.5), [True, True, True, False, True]),
         (
             replace(transfer(DEVMEM), ledger=(*transfer(DEVMEM).ledger, entry("payload", "ram", Place.RAM, MIB // 2))),
-            [True, False, False, True],
+            [True, False, False, True, False],
         ),
     ],
 )
@@ -82,7 +83,7 @@ def test_claims_that_do_not(run: Run, verdicts: list[bool]) -> None:
 
 def test_for_programs() -> None:
     found = json.loads(json.dumps(as_json(experiment())))
-    assert [claim["holds"] for claim in found["claims"]] == [True] * 4
+    assert [claim["holds"] for claim in found["claims"]] == [True] * 5
     assert found["summary"]["devmem"]["host_memory_bytes"] == pytest.approx(20_000 / MIB)
     assert found["summary"]["copy"]["gbps"] == pytest.approx(8 * MIB / 0.4 / 1e9)
     assert found["summary"]["copy"]["cpu_ns"] == pytest.approx(1e9 * 0.08 / MIB)
@@ -93,11 +94,11 @@ def test_for_programs() -> None:
 def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     cli.show(experiment())
     shown = capsys.readouterr().out
-    assert "Through host memory" in shown and shown.count("✓") == 4
+    assert "Through host memory" in shown and shown.count("✓") == 5
     lines = cli.as_markdown(experiment()).splitlines()
     assert "| **Copied by guest CPUs, bytes** | 2 | 0 |  |" in lines
     assert "| **Throughput, median, Gbit/s** | 0.021 | 0.0839 | × 4 |" in lines
-    assert sum(line.startswith("- ✓") for line in lines) == 4
+    assert sum(line.startswith("- ✓") for line in lines) == 5
 
 
 def test_a_plot(tmp_path: Path) -> None:
