@@ -41,7 +41,7 @@ def ledger(path: str, peers: tuple[str, ...], qmp: str | None, interval: float, 
     Kinds of memory go by the names of their files at the host; "ram" is the guest's own. DMA into a BAR below the same
     switch as the NIC turns round at that switch, all other passes the root complex. What lies where, --qmp finds out;
     it takes it that no port redirects peer-to-peer requests (ACS). Without it --below-switch says so, here or at
-    `nicmodel serve`.
+    `nicmodel serve`; the way to other devices' memory is unknown then.
     """
     console = Console(highlight=False)
     with Control(path) as control:

@@ -24,17 +24,18 @@ class Place(StrEnum):
     BAR = "BAR"
     #: A BAR of a device below the same switch as the NIC.
     PEER = "BAR, same switch"
-    #: Not guest RAM; nobody said what.
-    DEVICE = "device memory"
+    #: Not guest RAM, and nobody said what.
+    DEVICE = "device memory, nobody said where"
 
     @property
     def path(self) -> str:
         """The way to it."""
-        return SWITCH if self is Place.PEER else ROOT_COMPLEX
+        return {Place.PEER: SWITCH, Place.DEVICE: UNKNOWN}.get(self, ROOT_COMPLEX)
 
 
 ROOT_COMPLEX = "root complex"
 SWITCH = "switch"
+UNKNOWN = "unknown"
 
 #: Purposes as they are summed up for a person. The admin queue is a ring too, and the statistics are as little.
 GROUPS = {
@@ -54,7 +55,7 @@ class Entry:
         purpose: a `Purpose`, lower case.
         memory: name of the kind of memory.
         place: what that memory is.
-        path: ``root complex`` or ``switch``.
+        path: ``root complex``, ``switch``, or ``unknown`` where nobody said what the memory is.
         bytes: how many.
     """
 
