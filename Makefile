@@ -26,7 +26,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
 
 $(VENV)/.bench: $(READY)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,plot]'
 	@touch $@
 
 lint: $(READY)

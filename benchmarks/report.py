@@ -109,7 +109,7 @@ def write(
         draw(results / f"{name}.png", title, origin.replace("`", ""), rows, plot)
         written += ", .png"
     except ImportError:
-        written += "; no plot: matplotlib is missing (pip install -e '.[bench]')"
+        written += "; no plot: matplotlib is missing (pip install -e '.[plot]')"
     click.echo(written, err=True)
 
 

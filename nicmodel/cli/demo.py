@@ -94,7 +94,7 @@ def demo(amount: str, queues: int, keep: bool) -> None:
         with step("gve binds; header split, RSS and an n-tuple rule"):
             set_up_devmem(guest, passt.address, _PORT, queues - 1, mtu=_MTU, gateway=passt.gateway)
         _transfer(guest, server, port, nbytes, queues - 1, outcome)
-        _print(outcome)
+        _print(outcome, queues - 1)
         if keep:
             click.prompt(f"NIC at {server.sockets[0]}, server process {server.pid}; Enter ends it", default="")
     if outcome.failures:
@@ -173,7 +173,7 @@ def _judge(
     outcome.fact("server's peak memory", size(after["peak_memory"]))
 
 
-def _print(outcome: _Outcome) -> None:
+def _print(outcome: _Outcome, queue: int) -> None:
     table = Table(title="devmem TCP through the emulated NIC", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
@@ -184,7 +184,7 @@ def _print(outcome: _Outcome) -> None:
     console.print()
     console.print(table)
     console.print()
-    console.print(ledger_table(outcome.ledger, title="DMA of the transfer: what went where"))
+    console.print(ledger_table(outcome.ledger, title="DMA of the transfer: what went where", queues=[f"rx{queue}"]))
     if not outcome.failures:
         command = "nicmodel" if shutil.which("nicmodel") else ".venv/bin/nicmodel"
         console.print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -67,13 +67,15 @@ def show(snapshots: Sequence[Mapping[str, Any]]) -> None:
 
 
 def ledger_table(
-    ledger: Sequence[Entry], *, title: str | None = None, moved: Sequence[Entry] = (), seconds: float = 0
-) -> Table:
+    ledger: Sequence[Entry], *, title: str | None = None, queues: Collection[str] | None = None,
+    moved: Sequence[Entry] = (), seconds: float = 0,
+) -> Table:  # fmt: skip
     """The ledger of a NIC: a row for each queue, direction and memory, and below them the sums over all queues.
 
     Args:
         ledger: what is booked.
         title: put above.
+        queues: those that have rows of their own; None: all.
         moved: what of it has been moved in the last so many `seconds`, for rates; 0: without.
         seconds: see there.
     """
@@ -95,7 +97,8 @@ def ledger_table(
             )  # fmt: skip
 
     for queue, chosen in groupby(ledger, lambda entry: entry.queue):
-        add(queue, list(chosen))
+        if queues is None or queue in queues:
+            add(queue, list(chosen))
     table.add_section()
     add(_ALL, ledger)
     others = {entry.memory: entry.place for entry in ledger if entry.place is not Place.RAM}

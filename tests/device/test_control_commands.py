@@ -156,16 +156,17 @@ def test_trace(server: NicServer, control: str, tmp_path: Path) -> None:
 
 def test_the_readme(driver: Driver, server: NicServer, control: str, tmp_path: Path) -> None:
     """What the README shows works as it stands there, and what it says of one result is true."""
-    assert len(README_COMMANDS) == 6
+    assert len(README_COMMANDS) == 7
     file = tmp_path / "nic.pcapng"
     places = {"/tmp/nic.ctl": control, "/tmp/nic.pcapng": str(file)}
     words = [[places.get(word, word) for word in shlex.split(line)] for line in README_COMMANDS]
-    trace, top, show, inject, capture, link = words
+    trace, top, show, inject, capture, link, ledger = words
     watcher = start(*trace, "--count", "1")
     assert watcher.stderr is not None and watcher.stderr.readline() == "tracing\n"
     driver.device_status()
     assert watcher.wait(20) == 0
     run(*top, "--once")
+    run(*ledger, "--once")
     run(*show)
     writer = start(*capture, "--count", "1")
     assert writer.stderr is not None and writer.stderr.readline() == "capturing\n"

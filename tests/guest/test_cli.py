@@ -46,6 +46,7 @@ def test_demo() -> None:
     assert "33,554,432 bytes, every byte checked" in run.stdout
     assert "0 bytes of that flow" in run.stdout
     assert "RX queue 2" in run.stdout
+    assert re.search(r"rx2 +writes hbm +root complex +32\.0 MiB +32\.0 MiB", run.stdout)
 
 
 def test_serve_and_vm(tmp_path: Path) -> None:
