@@ -26,6 +26,8 @@ def places(pci: Sequence[Mapping[str, Any]], nic: Mapping[str, Any]) -> dict[str
     ours = next((above for device, above in found if bars & {bar["address"] for bar in device["regions"]}), ())
     result: dict[str, Place] = {}
     for region in nic["memory"]:
+        if not region["mapped"]:  # has no file, and so no name of its own
+            continue
         owner = next((above for device, above in found if _holds(device["regions"], region)), None)
         if owner is not None:
             result[region["kind"]] = Place.PEER if _share_a_switch(ours, owner) else Place.BAR
