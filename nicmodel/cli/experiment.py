@@ -75,7 +75,7 @@ def _rows(found: Experiment) -> list[tuple[str, str, str, str]]:
     rows = []
     for quantity in QUANTITIES:
         before, after = (quantity.value(found, mode) for mode in MODES)
-        relation = f"× {after / before:.2g}" if before and after else ""
+        relation = f"× {after / before:.3g}" if before and after else ""
         rows.append((f"{quantity.title}, {quantity.unit}", _number(before), _number(after), relation))
         for part, first in quantity.shares(found, COPY).items():
             second = quantity.shares(found, DEVMEM)[part]

@@ -57,7 +57,7 @@ Wires:
 _PROFILES = "\n\n\b\nProfiles:\n" + listing({name: meaning for name, (meaning, _) in PROFILES.items()})
 _HELP_END = (
     "\n\nSIGUSR1 prints the counters, or writes them where --report says. With --control, look inside with the commands"
-    " stat, show, top, trace and findings, and act on it with inject, link and reset."
+    " stat, show, top, ledger, trace and findings, and act on it with inject, link and reset."
 )
 
 
