@@ -102,6 +102,13 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
 @click.option("--busy-poll", type=click.IntRange(0), default=0, show_default=True, metavar="USECS",
               help="How long to look for more before going to sleep: where a processor is to spare, 50 makes for "
                    "quicker answers.")  # fmt: skip
+@click.option("--deferred-placement", "deferred_bytes", type=int, metavar="BYTES",
+              help="Memory of the NIC's where payload waits until the driver names its place; no stock driver does."
+                   "  [default: 0, off]")  # fmt: skip
+@click.option("--deferred-queue", "deferred_queue_bytes", type=int, metavar="BYTES",
+              help="How much of it one queue may use.  [default: all]")  # fmt: skip
+@click.option("--deferred-usecs", type=int, metavar="USECS",
+              help="How long payload waits there before it is dropped.  [default: 100000]")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
 @click.option("--check", is_flag=True,
@@ -130,6 +137,9 @@ def serve(
     coalesce_flows: int | None,
     coalesce_usecs: int | None,
     busy_poll: int,
+    deferred_bytes: int | None,
+    deferred_queue_bytes: int | None,
+    deferred_usecs: int | None,
     report: Path | None,
     check: bool,
     strict: bool,
@@ -146,6 +156,8 @@ def serve(
         raise click.UsageError(f"{len(macs)} MAC addresses for {len(sockets)} NICs: give none, or one for each")
     given = {"queues": queues, "default_queues": default_queues, "max_mtu": mtu, "revision": revision}
     given |= {"coalesce_flows": coalesce_flows, "coalesce_usecs": coalesce_usecs}
+    given |= {"deferred_bytes": deferred_bytes, "deferred_queue_bytes": deferred_queue_bytes}
+    given |= {"deferred_usecs": deferred_usecs}
     changes = {name: value for name, value in given.items() if value is not None} | {"promiscuous": promiscuous}
     changes["coalesce"] = coalesce
     try:

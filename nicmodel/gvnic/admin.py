@@ -14,7 +14,14 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import FlowOperation, Inner, Opcode, OsType, QueueFormat, Status
-from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_SLOT, GQI_TX_PACKET
+from nicmodel.gvnic.deferred import MAX_PLACEMENT_RING
+from nicmodel.gvnic.descriptors import (
+    GQI_RX_DESCRIPTOR,
+    GQI_RX_SLOT,
+    GQI_TX_PACKET,
+    PLACEMENT_COMPLETION,
+    PLACEMENT_REQUEST,
+)
 from nicmodel.gvnic.layout import explain
 from nicmodel.gvnic.steering import SteeringError
 from nicmodel.packet.headers import L3, L4
@@ -100,6 +107,18 @@ class AdminQueue:
             Opcode.QUERY_RSS: self._query_rss,
             Opcode.EXTENDED_COMMAND: self._extended_command,
         }
+        #: Inner commands of this device: what they point at, and what executes them.
+        self._extended: dict[Inner, tuple[np.dtype[np.void], Callable[[np.void], None]]] = {
+            Inner.CONFIGURE_FLOW_RULE: (c.CONFIGURE_FLOW_RULE, self._configure_flow_rule),
+        }
+        if nic.profile.deferred_bytes:
+            self._extended[Inner.CONFIGURE_DEFERRED_PLACEMENT] = (
+                c.CONFIGURE_DEFERRED_PLACEMENT, self._configure_deferred_placement,
+            )  # fmt: skip
+
+    def executes(self, inner: int) -> bool:
+        """Whether the device has this inner command."""
+        return inner in self._extended
 
     def start(self, base: int, length: int) -> None:
         """Take a queue of `length` bytes at guest address `base`."""
@@ -398,10 +417,13 @@ class AdminQueue:
 
     def _extended_command(self, p: np.void) -> None:
         opcode, length = int(p["inner_opcode"]), int(p["inner_length"])
-        _require(opcode == Inner.CONFIGURE_FLOW_RULE, Status.UNIMPLEMENTED, f"extended command {opcode:#x}")
-        size = c.CONFIGURE_FLOW_RULE.itemsize
+        _require(self.executes(opcode), Status.UNIMPLEMENTED, f"extended command {opcode:#x}")
+        form, handler = self._extended[Inner(opcode)]
+        size = form.itemsize
         _require(length >= size, Status.INVALID_ARGUMENT, f"extended command of {length} bytes, {size} expected")
-        inner = np.frombuffer(self._nic.dma_read(int(p["inner_address"]), size), c.CONFIGURE_FLOW_RULE)[0]
+        handler(np.frombuffer(self._nic.dma_read(int(p["inner_address"]), size), form)[0])
+
+    def _configure_flow_rule(self, inner: np.void) -> None:
         location = int(inner["location"])
         operation = int(inner["operation"])
         if operation == FlowOperation.ADD:
@@ -413,6 +435,34 @@ class AdminQueue:
             self._nic.rules.reset()
         else:
             raise AdminError(Status.INVALID_ARGUMENT, f"flow rule operation {operation}")
+
+    # The model's own options (README.md).
+
+    def _configure_deferred_placement(self, inner: np.void) -> None:
+        deferred = self._nic.deferred
+        assert deferred is not None
+        queue = self._live_rx_queue(inner)
+        rx, entries = self._nic.state.rx[queue], int(inner["entries"])
+        _require(rx["header_size"] > 0, Status.FAILED_PRECONDITION, f"RX queue {queue} has no header split")
+        _require(not rx["deferred"], Status.ALREADY_EXISTS, f"RX queue {queue} has a placement ring")
+        _require(entries <= MAX_PLACEMENT_RING, Status.INVALID_ARGUMENT, f"placement ring of {entries} entries")
+        requests, completions = int(inner["request_ring_address"]), int(inner["completion_ring_address"])
+        self._check_ring("placement", requests, entries, PLACEMENT_REQUEST.size)
+        self._check_ring("placement completion", completions, entries, PLACEMENT_COMPLETION.size)
+        self._queue_resources(inner, self._nic.placement_doorbell(queue), 0)
+        deferred.enable(
+            queue,
+            headers_only=bool(inner["flags"] & c.DeferFlag.HEADERS_ONLY),
+            request_ring=requests,
+            completion_ring=completions,
+            entries=entries,
+        )
+
+    def _live_rx_queue(self, inner: np.void) -> int:
+        queue, queues = int(inner["queue_id"]), self._nic.state.rx
+        _require(not self._nic.gqi, Status.FAILED_PRECONDITION, "only the DQO formats have this")
+        _require(queue < len(queues) and bool(queues[queue]["active"]), Status.NOT_FOUND, f"no RX queue {queue}")
+        return queue
 
     def _answer(self, address: int, available: int, answer: bytes) -> None:
         _require(len(answer) <= available, Status.INVALID_ARGUMENT, f"{len(answer)} bytes into {available}")

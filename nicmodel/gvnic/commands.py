@@ -38,6 +38,8 @@ class Inner(IntEnum):
     """Commands carried by `Opcode.EXTENDED_COMMAND`."""
 
     CONFIGURE_FLOW_RULE = 0x101
+    # Of this model's own options (nicmodel/gvnic/README.md).
+    CONFIGURE_DEFERRED_PLACEMENT = 0x8001
 
 
 class Status(IntEnum):
@@ -200,6 +202,8 @@ class OptionId(IntEnum):
     FLOW_STEERING = 0xB
     NIC_TIMESTAMP = 0xD
     RSS_CONFIG = 0xE
+    # Of this model only, far from what a real device may come to use (nicmodel/gvnic/README.md).
+    DEFERRED_PLACEMENT = 0x8001
 
 
 class Feature(IntFlag):
@@ -226,6 +230,10 @@ OPTION_BUFFER_SIZES = record(("supported", ">u4"), ("packet_buffer_size", ">u2")
 OPTION_FLOW_STEERING = record(("supported", ">u4"), ("reserved", ">u4"), ("max_flow_rules", ">u4"))
 OPTION_NIC_TIMESTAMP = record(("supported", ">u4"))
 OPTION_RSS_CONFIG = record(("supported", ">u4"), ("key_size", ">u2"), ("lut_size", ">u2"))
+#: Bytes of payload that the NIC keeps, for all queues and for each; bytes of the pages it keeps it in; how long.
+OPTION_DEFERRED_PLACEMENT = record(
+    ("supported", ">u4"), ("device_bytes", ">u4"), ("queue_bytes", ">u4"), ("page_size", ">u4"), ("timeout_us", ">u4")
+)  # fmt: skip
 
 #: What the device writes to a queue's resources when it is created: dword index into BAR 2, index of its counter.
 QUEUE_RESOURCES = record(("doorbell_index", ">u4"), ("counter_index", ">u4"))
@@ -299,6 +307,25 @@ QUERY_FLOW_RULES_HEADER = record(
     ("num_flow_rules", ">u4"), ("max_flow_rules", ">u4"), ("num_queried", ">u4"), ("total_length", ">u4")
 )  # fmt: skip
 QUERIED_RULE = record(("location", ">u4"), ("rule", FLOW_RULE))
+
+
+class DeferFlag(IntFlag):
+    """`CONFIGURE_DEFERRED_PLACEMENT.flags`."""
+
+    #: The queue's data buffers are not to be written: a packet that the NIC has no room for is dropped.
+    HEADERS_ONLY = 1 << 0
+
+
+#: Placement ring and completion ring have as many `entries`; the device writes `QUEUE_RESOURCES` for the former.
+CONFIGURE_DEFERRED_PLACEMENT = record(
+    ("queue_id", ">u4"),
+    ("flags", ">u4"),
+    ("queue_resources_address", ">u8"),
+    ("request_ring_address", ">u8"),
+    ("completion_ring_address", ">u8"),
+    ("entries", ">u4"),
+    ("padding", ">u4"),
+)
 
 
 class Stat(IntEnum):

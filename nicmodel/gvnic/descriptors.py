@@ -55,6 +55,55 @@ RX_COMPLETION = Layout(
 #: The only value of `RX_COMPLETION.rxdid` that drivers accept.
 RXDID = 1
 
+#: What the first completion of a packet says besides on a queue with deferred placement (an option of this model):
+#: whether the payload has stayed on the NIC, how long it is, and the handle by which a placement request names it. The
+#: real device's completions have nothing in these places.
+RX_DEFERRED = Layout(
+    "RX completion, deferred",
+    32,
+    deferred=at(11, 1, 1),
+    payload_length=at(20, 0, 32),
+    handle=at(24, 0, 32),
+)
+
+#: Placement ring of a queue with deferred placement: where one piece of a payload goes. All descriptors of a request
+#: name the payload by the same `handle`; with `drop` it goes nowhere.
+PLACEMENT_REQUEST = Layout(
+    "placement request",
+    16,
+    address=at(0, 0, 64),
+    handle=at(8, 0, 32),
+    length=at(12, 0, 24),
+    drop=at(15, 0, 1),
+    end_of_request=at(15, 7, 1),
+)
+
+
+class PlacementStatus(IntEnum):
+    """What became of a placement request (`PLACEMENT_COMPLETION.status`). After all but the first two a payload that
+    was there before is there still.
+    """
+
+    PLACED = 1
+    DROPPED = 2
+    #: No payload has that handle on this queue: it was placed, dropped, has timed out, or never was.
+    NOT_FOUND = 3
+    #: The pieces do not add up to the payload, are too many, or have different handles.
+    BAD_REQUEST = 4
+    #: A piece is outside of what the guest mapped for writing. Nothing was written.
+    DMA_FAULT = 5
+
+
+#: One for each placement request, in order. `head` is the placement ring's first descriptor that is not done.
+PLACEMENT_COMPLETION = Layout(
+    "placement completion",
+    8,
+    handle=at(0, 0, 32),
+    head=at(4, 0, 16),
+    status=at(6, 0, 8),
+    generation=at(7, 7, 1),
+)
+
 #: Largest values of the length fields.
 MAX_PACKET_LENGTH = RX_COMPLETION.packet_length.mask
 MAX_HEADER_LENGTH = RX_COMPLETION.header_length.mask

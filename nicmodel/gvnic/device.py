@@ -16,6 +16,7 @@ import numpy as np
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.admin import AdminQueue
 from nicmodel.gvnic.commands import RSS_LUT_SIZE, QueueFormat
+from nicmodel.gvnic.deferred import DeferredPlacement
 from nicmodel.gvnic.descriptors import GQI_RX_PAD, IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS, GqiIrqDoorbell
 from nicmodel.gvnic.messages import Messages
 from nicmodel.gvnic.moderation import NEVER, moderate
@@ -23,7 +24,7 @@ from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.receive import receive
 from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
-from nicmodel.gvnic.state import OUTCOME, SETTINGS, Drop, Purpose, Records, make_state
+from nicmodel.gvnic.state import NIC_PAGE, OUTCOME, SETTINGS, Drop, Purpose, Records, make_state
 from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit import transmit
@@ -121,6 +122,7 @@ class Nic(Device):
             RSS_LUT_SIZE,
             profile.coalesce_flows,
             np.empty(0, REGION),
+            nic_pages=profile.deferred_bytes // NIC_PAGE,
         )
         device = self.state.device
         device["mac"] = int.from_bytes(profile.mac, "big")
@@ -142,6 +144,7 @@ class Nic(Device):
         self.admin = AdminQueue(self)
         self.statistics = Statistics(self)
         self.messages = Messages(self)
+        self.deferred = DeferredPlacement(self) if profile.deferred_bytes else None
         self.config = ConfigSpace(
             vendor=r.VENDOR_GOOGLE,
             device=r.DEVICE_GVNIC,
@@ -191,6 +194,8 @@ class Nic(Device):
         for send in (transmit, transmit_gqi):
             send(self.state, 0, self._out.data, self._out.frames, self._out_used, self.wire.headroom, self._offloads)
         moderate(self.state.vectors, 0, self._fired)
+        if self.deferred is not None:
+            self.deferred.load()
 
     def tell(self, event: str, **fields: Any) -> None:
         """Let the observers know of an event."""
@@ -213,6 +218,8 @@ class Nic(Device):
         self._cancel_timer()
         self._cancel_gathering()
         self.statistics.detach()
+        if self.deferred is not None:
+            self.deferred.stop()
 
     # The client, its memory and its interrupts.
 
@@ -377,12 +384,17 @@ class Nic(Device):
         """Dword index in BAR 2 of a receive queue's doorbell."""
         return 1 + 3 * self.profile.queues + queue
 
+    def placement_doorbell(self, queue: int) -> int:
+        """Dword index in BAR 2 of the doorbell of a receive queue's placement ring."""
+        return 1 + 4 * self.profile.queues + queue
+
     def _doorbell(self, offset: int, data: bytes | memoryview) -> None:
         queues = self.profile.queues
         value = int.from_bytes(data, "big" if self.gqi else "little")
         index = (offset >> 2) - 1
         if len(data) != 4 or offset & 3 or index < 0 or index >= 4 * queues:
-            self.counters["doorbell_unknown"] += 1
+            if self.deferred is None or len(data) != 4 or not self.deferred.doorbell(index - 4 * queues, value):
+                self.counters["doorbell_unknown"] += 1
         elif index < 2 * queues:
             self._ring_irq(index, value)
         elif index < 3 * queues:
@@ -525,6 +537,8 @@ class Nic(Device):
 
     def _drop_rx(self, queue: int) -> None:
         self.lives[f"rx{queue}"] += 1
+        if self.deferred is not None:
+            self.deferred.end(queue)
         _clear(self.state.rx[queue : queue + 1])
 
     def _drop_tx(self, queue: int) -> None:
@@ -634,6 +648,8 @@ class Nic(Device):
         )  # fmt: skip
         if remote:
             self.messages.send()
+        if self.deferred is not None:
+            self.deferred.watch()
         if self.observers:
             self.tell("received", batch=batch, outcomes=self._outcomes)
 
@@ -710,6 +726,8 @@ class Nic(Device):
             self._retry_held()
         if self._tx_dirty:
             self._transmit()
+        if self.deferred is not None:
+            self.deferred.flush()
         self._moderate_soon()
 
     def go_on(self, queue: int | None = None) -> None:

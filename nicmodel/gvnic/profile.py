@@ -11,6 +11,7 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import Feature, OptionId, QueueFormat
+from nicmodel.gvnic.state import MAX_NIC_PAGES, NIC_PAGE
 
 #: Ethernet header and one VLAN tag: what a frame is longer than its MTU.
 FRAME_OVERHEAD = 14 + 4
@@ -69,6 +70,10 @@ class Profile:
             merged that the wire hands over together, and no frame waits.
         link_speed: Mbit/s.
         max_registered_pages: pages in all page lists together, for the QPL formats.
+        deferred_bytes: memory of the NIC's for payload whose place the driver names later (README.md here); 0 takes
+            deferred placement away.
+        deferred_queue_bytes: how much of it one queue may use; 0: all.
+        deferred_usecs: how long payload is kept, microseconds.
     """
 
     mac: bytes = field(default_factory=random_mac)
@@ -91,6 +96,9 @@ class Profile:
     coalesce_usecs: int = 0
     link_speed: int = 100_000
     max_registered_pages: int = 65536
+    deferred_bytes: int = 0
+    deferred_queue_bytes: int = 0
+    deferred_usecs: int = 100_000
 
     def __post_init__(self) -> None:
         if not 1 <= self.queues <= MAX_QUEUES:
@@ -103,6 +111,13 @@ class Profile:
             raise ValueError(f"{self.coalesce_flows} flows: between 1 and {MAX_COALESCE_FLOWS} can be coalesced")
         if self.coalesce_usecs < 0:
             raise ValueError(f"{self.coalesce_usecs} µs: frames cannot wait for less than nothing")
+        largest = MAX_NIC_PAGES * NIC_PAGE
+        if self.deferred_bytes and not NIC_PAGE <= self.deferred_bytes <= largest:
+            raise ValueError(f"{self.deferred_bytes} bytes for payload on the NIC: between {NIC_PAGE} and {largest:,}")
+        if not 0 <= self.deferred_queue_bytes <= self.deferred_bytes:
+            raise ValueError(f"{self.deferred_queue_bytes} bytes on the NIC for a queue, {self.deferred_bytes} for all")
+        if self.deferred_bytes and self.deferred_usecs <= 0:
+            raise ValueError(f"{self.deferred_usecs} µs: payload has to stay for a while")
         if len(self.mac) != 6 or self.mac[0] & 1:
             raise ValueError("a MAC address has six bytes, the first of them even")
 
@@ -115,6 +130,11 @@ class Profile:
     def max_frame(self) -> int:
         """Longest frame that is received, bytes without FCS."""
         return self.max_mtu + FRAME_OVERHEAD
+
+    @property
+    def deferred_queue_budget(self) -> int:
+        """Most bytes of payload that are kept for one queue."""
+        return self.deferred_queue_bytes or self.deferred_bytes
 
     @property
     def features(self) -> Feature:
@@ -158,6 +178,9 @@ class Profile:
             options.append((OptionId.NIC_TIMESTAMP, c.OPTION_NIC_TIMESTAMP, (mask,)))
         if self.rss_option:
             options.append((OptionId.RSS_CONFIG, c.OPTION_RSS_CONFIG, (mask, c.RSS_KEY_SIZE, c.RSS_LUT_SIZE)))
+        if self.deferred_bytes:
+            budget = (self.deferred_bytes, self.deferred_queue_budget, NIC_PAGE, self.deferred_usecs)
+            options.append((OptionId.DEFERRED_PLACEMENT, c.OPTION_DEFERRED_PLACEMENT, (0, *budget)))
         packed = b"".join(
             np.array((number, form.itemsize, 0), c.OPTION_HEADER).tobytes() + np.array(values, form).tobytes()
             for number, form, values in options

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RXDID
+from nicmodel.gvnic.deferred import ELSE_DROP, has_room, keep
+from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DEFERRED, RXDID
 from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
 from nicmodel.gvnic.messages import COMPLETION, post
 from nicmodel.gvnic.receive_gqi import place_gqi
@@ -57,6 +58,7 @@ _NO_BUFFERS = int(Drop.NO_BUFFERS)
 _DMA_FAULT = int(Drop.DMA_FAULT)
 _DEVICE_DOWN = int(Drop.DEVICE_DOWN)
 _BAD_GSO = int(Drop.BAD_GSO)
+_NIC_MEMORY_FULL = int(Drop.NIC_MEMORY_FULL)
 _PAYLOAD = int(Purpose.PAYLOAD)
 _HEADER = int(Purpose.HEADER)
 _DESCRIPTOR = int(Purpose.DESCRIPTOR)
@@ -98,6 +100,9 @@ _TS_VALID = RX_COMPLETION.timestamp_valid.shift
 _BUFFER_ID = RX_COMPLETION.buffer_id.shift
 _RSC_SEGMENT = RX_COMPLETION.rsc_segment_length.shift
 _TIMESTAMP = RX_COMPLETION.timestamp.shift
+_DEFERRED = RX_DEFERRED.deferred.shift
+_KEPT_LENGTH = RX_DEFERRED.payload_length.shift
+_HANDLE = RX_DEFERRED.handle.shift
 
 #: Linux copies packets up to this length into one buffer and then forgets how many segments they had: such a packet is
 #: not worth aggregating (gve's rx_copybreak).
@@ -228,6 +233,14 @@ def _place(
     size = i64(rx.buffer_size)
     header_address = u64(0)
     payload = i64(state.headers[0].payload)
+    kept = 0  # bytes that stay on the NIC
+    if rx.deferred != 0 and header > 0 and left > 0:
+        if has_room(state, queue, left):
+            kept = left
+            left = 0
+            needed = 1
+        elif rx.deferred == ELSE_DROP:
+            return _NIC_MEMORY_FULL
 
     # First look at all buffers, so that a bad address is found before anything is written.
     for k in range(needed):
@@ -257,7 +270,16 @@ def _place(
     rx.header_overflow += overflow
     position += u64(header)
     contiguous -= header
-    word3 = (batch.now & 0xFFFFFFFF) << _TIMESTAMP
+    word2 = hash_value
+    word3 = u64(batch.now & 0xFFFFFFFF) << u64(_TIMESTAMP)
+    if kept > 0:
+        handle = keep(
+            state, queue, batch.data, batch.frames, batch.outcomes, number, payload, segment, position, contiguous,
+            kept, batch.now,
+        )  # fmt: skip
+        word1 |= 1 << _DEFERRED
+        word2 |= kept << _KEPT_LENGTH
+        word3 |= u64(handle) << u64(_HANDLE)
     for k in range(needed):
         piece = min(size, left - k * size)
         done = 0
@@ -279,7 +301,7 @@ def _place(
                 first |= header << _HEADER_LENGTH | 1 << _SPLIT
         if k == needed - 1:
             second |= 1 << _EOP
-        _complete_buffer(state, queue, first, second, hash_value, word3)
+        _complete_buffer(state, queue, first, second, word2, word3)
     rx.buffer_head = (head + needed) & mask
     rx.frames += 1
     rx.bytes += length
@@ -688,4 +710,5 @@ def receive(
     return delivered
 
 
+assert RX_DEFERRED.deferred.word == 1 and RX_DEFERRED.payload_length.word == 2 and RX_DEFERRED.handle.word == 3
 assert MAX_SEGMENTS * 256 > 65536 + 256  # every packet fits MAX_SEGMENTS buffers of the smallest size accepted

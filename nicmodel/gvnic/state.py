@@ -47,6 +47,8 @@ class Drop(IntEnum):
     BAD_GSO = 9
     #: A transmit packet whose descriptors contradict each other or the contract.
     BAD_DESCRIPTOR = 10
+    #: The NIC's memory for deferred payload is full, and the queue's buffers are for headers only.
+    NIC_MEMORY_FULL = 11
 
 
 class Purpose(IntEnum):
@@ -135,6 +137,7 @@ RX_QUEUE = np.dtype(
         ("page_size", "<i4"),
         ("page_count", "<i8"),
         ("pages", "<u8"),
+        ("deferred", "<i4"),
         *((name, "<i8") for name in _RX_COUNTERS),
     ]
 )
@@ -159,10 +162,6 @@ TX_QUEUE = np.dtype(
     ]
 )
 
-#: Counters by queue type, and the fields that a queue's creation and destruction reset.
-COUNTERS = {RX_QUEUE: _RX_COUNTERS, TX_QUEUE: _TX_COUNTERS}
-SETTINGS = {dtype: [name for name in dtype.names or () if name not in COUNTERS[dtype]] for dtype in COUNTERS}
-
 VECTOR = np.dtype(
     [
         ("enabled", "<i4"),
@@ -172,6 +171,59 @@ VECTOR = np.dtype(
         ("fires", "<i8"),
     ]
 )
+
+#: Bytes of a page of the NIC's own memory, where payload waits for its place (`nicmodel.gvnic.deferred`).
+NIC_PAGE = 2048
+#: Most of them: a handle has 16 bits for the first page of its payload.
+MAX_NIC_PAGES = 1 << 16
+
+#: That memory: its first free page and how many are free, and the first pages of the oldest and of the newest payload;
+#: -1: none.
+NIC_MEMORY = np.dtype([("free", "<i4"), ("free_pages", "<i4"), ("oldest", "<i4"), ("newest", "<i4")])
+
+#: One page. `next` is the page that follows it in its payload, or in the list of free pages. The first page of a
+#: payload knows the payload: its receive `queue` (-1: the page is not a first one), its `length` in bytes, the time
+#: `since` when it has been here, and its neighbours by age. `generation`, 1 to 65535, tells payloads that begin in the
+#: same page apart.
+PAGE = np.dtype(
+    [
+        ("next", "<i4"),
+        ("queue", "<i4"),
+        ("length", "<i4"),
+        ("generation", "<i4"),
+        ("older", "<i4"),
+        ("newer", "<i4"),
+        ("since", "<i8"),
+    ]
+)
+
+#: What a receive queue counts of the payload that it kept: packets and bytes, then what ended each packet's stay: the
+#: driver has had it `placed` or `dropped`, it has `expired`, or the queue has ended (`discarded`). `full` are packets
+#: for which there was no room, the rest placement requests that were refused, by `PlacementStatus`.
+_PLACEMENT_COUNTERS = (
+    "kept", "kept_bytes", "placed", "placed_bytes", "dropped", "expired", "discarded", "full", "not_found",
+    "bad_requests", "faults",
+)  # fmt: skip
+
+#: The placement ring of a receive queue, its completion ring, and the pages that its payload occupies and may occupy.
+PLACEMENT = np.dtype(
+    [
+        ("request_ring", "<u8"),
+        ("completion_ring", "<u8"),
+        ("entries", "<i4"),
+        ("head", "<i4"),
+        ("tail", "<i4"),
+        ("completion_index", "<i4"),
+        ("generation", "<i4"),
+        ("pages", "<i4"),
+        ("budget", "<i4"),
+        *((name, "<i8") for name in _PLACEMENT_COUNTERS),
+    ]
+)
+
+#: Counters by queue type, and the fields that a queue's creation and destruction reset.
+COUNTERS = {RX_QUEUE: _RX_COUNTERS, TX_QUEUE: _TX_COUNTERS, PLACEMENT: _PLACEMENT_COUNTERS}
+SETTINGS = {dtype: [name for name in dtype.names or () if name not in COUNTERS[dtype]] for dtype in COUNTERS}
 
 #: Where one frame went. `verdict` is a `Drop`; `queue` -1 when none was chosen; `rule` the location of the flow rule or
 #: -1; `completion` the index of its first completion, `completions` how many (for a frame that was cut into segments:
@@ -224,14 +276,19 @@ class State(Arrays):
     asked: Records
     asked_data: npt.NDArray[np.uint8]
     completion: npt.NDArray[np.int64]
+    nic_memory: Records
+    nic_pages: Records
+    nic_bytes: npt.NDArray[np.uint8]
+    placement: Records
 
 
 def make_state(
-    queues: int, vectors: int, rules: int, lut_size: int, flows: int, regions: Records
+    queues: int, vectors: int, rules: int, lut_size: int, flows: int, regions: Records, *, nic_pages: int = 0
 ) -> State:  # fmt: skip
     """A device at rest with room for `queues` queues each way.
 
-    `flows` TCP flows of one batch are coalesced at the same time; one more ends the oldest.
+    `flows` TCP flows of one batch are coalesced at the same time; one more ends the oldest. `nic_pages` pages of the
+    NIC's own memory are for deferred payload.
     """
     rows = 2 * queues + 1
     return State(
@@ -257,4 +314,8 @@ def make_state(
         asked=np.zeros(MAX_SEGMENTS, MESSAGE),
         asked_data=np.zeros(MAX_PACKET, np.uint8),
         completion=np.zeros(4, np.int64),
+        nic_memory=np.zeros(1, NIC_MEMORY),
+        nic_pages=np.zeros(nic_pages, PAGE),
+        nic_bytes=np.zeros(nic_pages * NIC_PAGE, np.uint8),
+        placement=np.zeros(queues, PLACEMENT),
     )

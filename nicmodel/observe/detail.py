@@ -29,6 +29,7 @@ _OPTIONS = {
     OptionId.FLOW_STEERING: c.OPTION_FLOW_STEERING,
     OptionId.NIC_TIMESTAMP: c.OPTION_NIC_TIMESTAMP,
     OptionId.RSS_CONFIG: c.OPTION_RSS_CONFIG,
+    OptionId.DEFERRED_PLACEMENT: c.OPTION_DEFERRED_PLACEMENT,
 }
 
 #: Fields of a queue's record that mean something to this process only.

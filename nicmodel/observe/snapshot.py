@@ -51,7 +51,8 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
         "link_up": nic.link_up,
         "device_status": int(nic.status),
         "rx_queues": [
-            _queue(state.rx[queue], queue, state.drops[queue], state.ledger[queue], kinds) for queue in range(queues)
+            _queue(state.rx[queue], queue, state.drops[queue], state.ledger[queue], kinds) | _placement(nic, queue)
+            for queue in range(queues)
         ],
         "tx_queues": [
             _queue(state.tx[queue], queue, state.drops[queues + queue], state.ledger[queues + queue], kinds)
@@ -91,6 +92,14 @@ def _queue(record: np.void, number: int, drops: np.ndarray, ledger: np.ndarray, 
         "drops": _drops(drops),
         "dma": _ledger(ledger, kinds),
     }
+
+
+def _placement(nic: Nic, queue: int) -> dict[str, Any]:
+    """What a receive queue has kept on a NIC with deferred placement, and what became of it."""
+    if nic.deferred is None:
+        return {}
+    record = nic.state.placement[queue]
+    return {"placement": {name: int(record[name]) for name in ("pages", "budget", *COUNTERS[record.dtype])}}
 
 
 def _drops(row: np.ndarray) -> dict[str, int]:

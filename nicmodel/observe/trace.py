@@ -32,6 +32,7 @@ from nicmodel.gvnic.descriptors import (
     IRQ_DOORBELL,
     RX_BUFFER,
     RX_COMPLETION,
+    RX_DEFERRED,
     TX_COMPLETION,
     TX_GENERAL_CONTEXT,
     TX_PACKET,
@@ -73,6 +74,10 @@ _QUEUE_COMMANDS = {
     Opcode.CREATE_RX_QUEUE: "rx", Opcode.DESTROY_RX_QUEUE: "rx", Opcode.CREATE_TX_QUEUE: "tx",
     Opcode.DESTROY_TX_QUEUE: "tx",
 }  # fmt: skip
+_INNER = {
+    Inner.CONFIGURE_FLOW_RULE: c.CONFIGURE_FLOW_RULE,
+    Inner.CONFIGURE_DEFERRED_PLACEMENT: c.CONFIGURE_DEFERRED_PLACEMENT,
+}
 _TX_LAYOUTS = {
     TxType.PACKET: TX_PACKET, TxType.TSO_CONTEXT: TX_TSO_CONTEXT, TxType.GENERAL_CONTEXT: TX_GENERAL_CONTEXT,
 }  # fmt: skip
@@ -242,6 +247,8 @@ class Tracer:
             self._emit("doorbell", queue=f"tx{queue}", tail=value)
         elif (queue := index - nic.rx_doorbell(0)) in range(queues):
             self._emit("doorbell", queue=f"rx{queue}", tail=value)
+        elif (queue := index - nic.placement_doorbell(0)) in range(queues) and nic.deferred is not None:
+            self._emit("doorbell", queue=f"rx{queue}", ring="placement", tail=value)
         else:
             self._emit("doorbell", access="write", offset=offset, size=len(data), value=value)
 
@@ -276,10 +283,11 @@ class Tracer:
             fields["hash_types"] = flag_names(HashType(fields["hash_types"]))
         elif command == Opcode.VERIFY_DRIVER_COMPATIBILITY:
             fields["driver"] = self._record(fields["address"], c.DRIVER_INFO)
-        elif command == Opcode.EXTENDED_COMMAND and fields["inner_opcode"] == Inner.CONFIGURE_FLOW_RULE:
-            fields["inner_opcode"] = Inner.CONFIGURE_FLOW_RULE.name
-            inner = self._record(fields["inner_address"], c.CONFIGURE_FLOW_RULE)
-            if inner is not None:
+        elif command == Opcode.EXTENDED_COMMAND and fields["inner_opcode"] in _INNER:
+            opcode = Inner(fields["inner_opcode"])
+            fields["inner_opcode"] = opcode.name
+            inner = self._record(fields["inner_address"], _INNER[opcode])
+            if inner is not None and opcode == Inner.CONFIGURE_FLOW_RULE:
                 inner["operation"] = _name(FlowOperation, inner["operation"])
                 inner["rule"]["flow_type"] = _name(FlowType, inner["rule"]["flow_type"])
             fields["inner"] = inner
@@ -443,7 +451,10 @@ def completions(nic: Nic, queue: np.void, first: int, count: int) -> list[dict[s
     form: Form = GQI_RX_DESCRIPTOR if nic.gqi else RX_COMPLETION
     entries = int(queue["completion_entries"])
     ring = peek(nic.state.regions, int(queue["completion_ring"]), entries * _size(form))
-    return list(_entries(ring, form, first, count, entries))
+    found = list(_entries(ring, form, first, count, entries))
+    if queue["deferred"] and found:
+        found[0] |= next(_entries(ring, RX_DEFERRED, first, 1, entries))
+    return found
 
 
 def rights(flags: int) -> str:

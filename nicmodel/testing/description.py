@@ -9,6 +9,7 @@ import numpy as np
 from nicmodel.gvnic.commands import (
     DEVICE_DESCRIPTOR,
     OPTION_BUFFER_SIZES,
+    OPTION_DEFERRED_PLACEMENT,
     OPTION_DQO_RDA,
     OPTION_FLOW_STEERING,
     OPTION_HEADER,
@@ -103,6 +104,12 @@ class Description:
     def has_timestamps(self) -> bool:
         """Whether received packets carry timestamps."""
         return Feature.NIC_TIMESTAMP in self.features and OptionId.NIC_TIMESTAMP in self.options
+
+    @property
+    def deferred_placement(self) -> np.void | None:
+        """What the device can keep (`OPTION_DEFERRED_PLACEMENT`); None: it has no deferred placement."""
+        raw = self.options.get(OptionId.DEFERRED_PLACEMENT, b"")
+        return np.frombuffer(raw, OPTION_DEFERRED_PLACEMENT, 1)[0] if raw else None
 
     def _feature(self, feature: Feature, option: OptionId, layout: np.dtype[np.void]) -> np.void | None:
         """An option's payload, if the queue format lets it take effect and it is long enough."""

@@ -60,11 +60,12 @@ from nicmodel.gvnic.registers import (
 )
 from nicmodel.packet.rss import HashType
 from nicmodel.pci.config import COMMAND, Command
-from nicmodel.testing.adminq import AdminQueue, encode_command
+from nicmodel.testing.adminq import AdminError, AdminQueue, encode_command
 from nicmodel.testing.bars import Doorbells, Registers
 from nicmodel.testing.description import Description
 from nicmodel.testing.flows import FlowSpec
 from nicmodel.testing.memory import PAGE, GuestMemory, memory_of
+from nicmodel.testing.placement import PlacementRing
 from nicmodel.testing.queue import Queue
 from nicmodel.testing.rx import RxConfig, RxPacket, RxQueue
 from nicmodel.testing.tx import Tso, TxCompletion, TxQueue
@@ -232,6 +233,13 @@ class Driver:
         if self.adminq is None:
             raise RuntimeError("the admin queue is not set up: probe() first")
         self.adminq.execute(slots)
+
+    def extended(self, opcode: Inner, inner: npt.NDArray[np.void]) -> None:
+        """Execute an admin command that points at another, `inner`; raises as `admin`."""
+        size = inner.dtype.itemsize
+        self._with_answer(
+            Opcode.EXTENDED_COMMAND, "inner_address", size, inner.tobytes(), inner_opcode=opcode, inner_length=size
+        )
 
     # Life of the device
 
@@ -470,6 +478,27 @@ class Driver:
         """The memory of a transmit queue; the device does not know of it yet."""
         return TxQueue(number, self.tx_block(number), entries, ram=self.ram, ring_doorbell=self.doorbells.ring)
 
+    def defer_placement(self, queue: int, *, entries: int = 256, headers_only: bool = False) -> PlacementRing:
+        """Have the device keep the payload that comes to a receive queue until it is told where it goes.
+
+        Args:
+            queue: a queue with header split. This ends with it.
+            entries: of the placement ring, a power of two.
+            headers_only: the device must not write the queue's data buffers, and rather drops a packet.
+
+        Raises:
+            AdminError: the device refused.
+        """
+        ring = PlacementRing(self.rx[queue].number, self.rx[queue].block, entries, self.ram, self.doorbells.ring)
+        try:
+            self.extended(Inner.CONFIGURE_DEFERRED_PLACEMENT, ring.configure_command(headers_only=headers_only))
+        except AdminError:
+            ring.free()
+            raise
+        self.rx[queue].placement = ring
+        self._check_doorbells()
+        return ring
+
     def poll(self, queue: int, *, repost: bool = True) -> list[RxPacket]:
         """Packets received on a queue since the last call; the buffers are posted again unless `repost` is False.
 
@@ -637,14 +666,7 @@ class Driver:
         command["operation"] = operation
         command["location"] = location
         command["rule"] = np.zeros((), FLOW_RULE) if rule is None else rule
-        self._with_answer(
-            Opcode.EXTENDED_COMMAND,
-            "inner_address",
-            CONFIGURE_FLOW_RULE.itemsize,
-            command.tobytes(),
-            inner_opcode=Inner.CONFIGURE_FLOW_RULE,
-            inner_length=CONFIGURE_FLOW_RULE.itemsize,
-        )
+        self.extended(Inner.CONFIGURE_FLOW_RULE, command)
 
     def flow_rule_counts(self) -> tuple[int, int]:
         """How many rules are installed, and how many there can be."""
@@ -772,7 +794,8 @@ class Driver:
 
     def _check_doorbells(self) -> None:
         """Every doorbell must be one queue's or block's alone, and every counter inside the array."""
-        indices = self.irq_doorbells + [queue.doorbell_index for queue in self._queues()]
+        placements = [queue.placement for queue in self.rx.values() if queue.placement is not None]
+        indices = self.irq_doorbells + [queue.doorbell_index for queue in [*self._queues(), *placements]]
         if len(set(indices)) != len(indices):
             raise ContractViolation(f"doorbells are shared: {sorted(indices)}")
         if any(queue.counter_index >= len(self.counters) for queue in self.tx.values()):

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.commands import Opcode
-from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RXDID
+from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DEFERRED, RXDID
 from nicmodel.gvnic.layout import Bits
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.adminq import encode_command
 from nicmodel.testing.memory import GuestMemory
+from nicmodel.testing.placement import PlacementRing
 from nicmodel.testing.queue import RAW_ADDRESSING, Queue
 from nicmodel.testing.violation import ContractViolation
 
@@ -70,6 +71,14 @@ class _Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Deferred:
+    """A payload that has stayed on the NIC: its handle for placement requests, its length in bytes."""
+
+    handle: int
+    length: int
+
+
+@dataclass(frozen=True)
 class RxPacket:
     """A received packet.
 
@@ -100,6 +109,12 @@ class RxPacket:
     def split(self) -> bool:
         """Whether the device used the header buffer."""
         return bool(self.completions[0]["split_header"])
+
+    @property
+    def deferred(self) -> Deferred | None:
+        """What has stayed on the NIC; None if nothing has, and on queues without deferred placement."""
+        first = self.completions[0]
+        return Deferred(first["handle"], first["payload_length"]) if first.get("deferred") else None
 
     @property
     def hash(self) -> int:
@@ -153,6 +168,7 @@ class RxQueue(Queue):
         buffer_ring: the buffer queue as words, shape (entries, 4), uint64.
         completion_ring: the completion queue, shape (entries, 32), uint8.
         errors: completions with `rx_error`, which end the packet they belong to.
+        placement: the queue's placement ring, if it has deferred placement (`Driver.defer_placement`).
     """
 
     def __init__(
@@ -172,6 +188,7 @@ class RxQueue(Queue):
         self.payload_memory = payload_memory
         self._ptypes = ptypes
         self.errors = 0
+        self.placement: PlacementRing | None = None
         self._partial: list[_Piece] = []
 
         self.buffer_ring_address = self._allocate(entries * RX_BUFFER.size)
@@ -199,6 +216,12 @@ class RxQueue(Queue):
             fields[RX_BUFFER.header_address] = np.uint64(self.headers) + ids * np.uint64(config.header_size)
         for bits, values in fields.items():
             self.descriptors[:, bits.word] |= values << np.uint64(bits.shift)
+
+    def free(self) -> None:
+        """Give all memory back; the device must have let go of it."""
+        super().free()
+        if self.placement is not None:
+            self.placement.free()
 
     def create_command(self) -> bytes:
         """The slot that creates it."""
@@ -267,6 +290,8 @@ class RxQueue(Queue):
             if RX_COMPLETION.generation.get(raw) == state.generation:
                 break
             completion = RX_COMPLETION.decode(raw)
+            if self.placement is not None:
+                completion |= RX_DEFERRED.decode(raw)
             state.completion = (state.completion + 1) & mask
             if state.completion == 0:
                 state.generation ^= 1

@@ -370,6 +370,8 @@ class Admin:
 
     def _extended_command(self, p: np.void) -> None:
         opcode, length, size = int(p["inner_opcode"]), int(p["inner_length"]), c.CONFIGURE_FLOW_RULE.itemsize
+        if opcode != Inner.CONFIGURE_FLOW_RULE and self._nic.admin.executes(opcode):
+            return  # an option of the model's own
         if opcode != Inner.CONFIGURE_FLOW_RULE or length < size:
             self._find("ADM-CMD-008", f"an inner command {opcode:#x} of {length} bytes")
             return
