@@ -109,6 +109,8 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
               help="How much of it one queue may use.  [default: all]")  # fmt: skip
 @click.option("--deferred-usecs", type=int, metavar="USECS",
               help="How long payload waits there before it is dropped.  [default: 100000]")  # fmt: skip
+@click.option("--queue-flush", is_flag=True,
+              help="A receive queue hands its buffers back on command; no stock driver asks for it.")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
 @click.option("--check", is_flag=True,
@@ -140,6 +142,7 @@ def serve(
     deferred_bytes: int | None,
     deferred_queue_bytes: int | None,
     deferred_usecs: int | None,
+    queue_flush: bool,
     report: Path | None,
     check: bool,
     strict: bool,
@@ -159,7 +162,7 @@ def serve(
     given |= {"deferred_bytes": deferred_bytes, "deferred_queue_bytes": deferred_queue_bytes}
     given |= {"deferred_usecs": deferred_usecs}
     changes = {name: value for name, value in given.items() if value is not None} | {"promiscuous": promiscuous}
-    changes["coalesce"] = coalesce
+    changes |= {"coalesce": coalesce, "queue_flush": queue_flush}
     try:
         profiles = [
             named_profile(profile_name, mac=macs[number] if macs else random_mac(), **changes)

@@ -115,6 +115,8 @@ class AdminQueue:
             self._extended[Inner.CONFIGURE_DEFERRED_PLACEMENT] = (
                 c.CONFIGURE_DEFERRED_PLACEMENT, self._configure_deferred_placement,
             )  # fmt: skip
+        if nic.profile.queue_flush:
+            self._extended[Inner.FLUSH_RX_QUEUE] = (c.FLUSH_RX_QUEUE, self._flush_rx_queue)
 
     def executes(self, inner: int) -> bool:
         """Whether the device has this inner command."""
@@ -457,6 +459,9 @@ class AdminQueue:
             completion_ring=completions,
             entries=entries,
         )
+
+    def _flush_rx_queue(self, inner: np.void) -> None:
+        self._nic.flush_rx(self._live_rx_queue(inner))
 
     def _live_rx_queue(self, inner: np.void) -> int:
         queue, queues = int(inner["queue_id"]), self._nic.state.rx

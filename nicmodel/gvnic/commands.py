@@ -40,6 +40,7 @@ class Inner(IntEnum):
     CONFIGURE_FLOW_RULE = 0x101
     # Of this model's own options (nicmodel/gvnic/README.md).
     CONFIGURE_DEFERRED_PLACEMENT = 0x8001
+    FLUSH_RX_QUEUE = 0x8002
 
 
 class Status(IntEnum):
@@ -204,6 +205,7 @@ class OptionId(IntEnum):
     RSS_CONFIG = 0xE
     # Of this model only, far from what a real device may come to use (nicmodel/gvnic/README.md).
     DEFERRED_PLACEMENT = 0x8001
+    QUEUE_FLUSH = 0x8002
 
 
 class Feature(IntFlag):
@@ -234,6 +236,7 @@ OPTION_RSS_CONFIG = record(("supported", ">u4"), ("key_size", ">u2"), ("lut_size
 OPTION_DEFERRED_PLACEMENT = record(
     ("supported", ">u4"), ("device_bytes", ">u4"), ("queue_bytes", ">u4"), ("page_size", ">u4"), ("timeout_us", ">u4")
 )  # fmt: skip
+OPTION_QUEUE_FLUSH = record(("supported", ">u4"))
 
 #: What the device writes to a queue's resources when it is created: dword index into BAR 2, index of its counter.
 QUEUE_RESOURCES = record(("doorbell_index", ">u4"), ("counter_index", ">u4"))
@@ -326,6 +329,7 @@ CONFIGURE_DEFERRED_PLACEMENT = record(
     ("entries", ">u4"),
     ("padding", ">u4"),
 )
+FLUSH_RX_QUEUE = record(("queue_id", ">u4"), ("padding", ">u4"))
 
 
 class Stat(IntEnum):

@@ -66,6 +66,10 @@ RX_DEFERRED = Layout(
     handle=at(24, 0, 32),
 )
 
+#: What the completion of a buffer says besides that a flush of its queue has handed back (an option of this model). It
+#: is an error too, so that a driver that does not know the bit takes nothing for received.
+RX_FLUSHED = Layout("RX completion, flushed", 32, flushed=at(11, 2, 1))
+
 #: Placement ring of a queue with deferred placement: where one piece of a payload goes. All descriptors of a request
 #: name the payload by the same `handle`; with `drop` it goes nowhere.
 PLACEMENT_REQUEST = Layout(

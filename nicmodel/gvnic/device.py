@@ -22,7 +22,7 @@ from nicmodel.gvnic.messages import Messages
 from nicmodel.gvnic.moderation import NEVER, moderate
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
-from nicmodel.gvnic.receive import receive
+from nicmodel.gvnic.receive import hand_back, receive
 from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
 from nicmodel.gvnic.state import NIC_PAGE, OUTCOME, SETTINGS, Drop, Purpose, Records, make_state
 from nicmodel.gvnic.statistics import Statistics
@@ -194,6 +194,8 @@ class Nic(Device):
         for send in (transmit, transmit_gqi):
             send(self.state, 0, self._out.data, self._out.frames, self._out_used, self.wire.headroom, self._offloads)
         moderate(self.state.vectors, 0, self._fired)
+        if self.profile.queue_flush:
+            hand_back(self.state, 0)
         if self.deferred is not None:
             self.deferred.load()
 
@@ -530,6 +532,16 @@ class Nic(Device):
         """Stop a receive queue; the device does not touch its memory again."""
         self._drop_rx(queue)
         self._retry_held()
+
+    def flush_rx(self, queue: int) -> None:
+        """Hand a receive queue's buffers back, which the device does not touch again; the queue and its rings stay.
+
+        Frames that wait for buffers of the queue are dropped: the next buffers may be somebody else's.
+        """
+        hand_back(self.state, queue)
+        self.state.rx[queue]["active"] = 0
+        self._retry_held()
+        self.state.rx[queue]["active"] = 1
 
     def destroy_tx(self, queue: int) -> None:
         """Stop a transmit queue; what was posted and not fetched is forgotten."""

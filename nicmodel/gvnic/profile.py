@@ -74,6 +74,7 @@ class Profile:
             deferred placement away.
         deferred_queue_bytes: how much of it one queue may use; 0: all.
         deferred_usecs: how long payload is kept, microseconds.
+        queue_flush: a receive queue hands its buffers back on command, without being destroyed (README.md here).
     """
 
     mac: bytes = field(default_factory=random_mac)
@@ -99,6 +100,7 @@ class Profile:
     deferred_bytes: int = 0
     deferred_queue_bytes: int = 0
     deferred_usecs: int = 100_000
+    queue_flush: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.queues <= MAX_QUEUES:
@@ -181,6 +183,8 @@ class Profile:
         if self.deferred_bytes:
             budget = (self.deferred_bytes, self.deferred_queue_budget, NIC_PAGE, self.deferred_usecs)
             options.append((OptionId.DEFERRED_PLACEMENT, c.OPTION_DEFERRED_PLACEMENT, (0, *budget)))
+        if self.queue_flush:
+            options.append((OptionId.QUEUE_FLUSH, c.OPTION_QUEUE_FLUSH, (0,)))
         packed = b"".join(
             np.array((number, form.itemsize, 0), c.OPTION_HEADER).tobytes() + np.array(values, form).tobytes()
             for number, form, values in options

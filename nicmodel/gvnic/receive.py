@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.deferred import ELSE_DROP, has_room, keep
-from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DEFERRED, RXDID
+from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DEFERRED, RX_FLUSHED, RXDID
 from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
 from nicmodel.gvnic.messages import COMPLETION, post
 from nicmodel.gvnic.receive_gqi import place_gqi
@@ -100,6 +100,7 @@ _TS_VALID = RX_COMPLETION.timestamp_valid.shift
 _BUFFER_ID = RX_COMPLETION.buffer_id.shift
 _RSC_SEGMENT = RX_COMPLETION.rsc_segment_length.shift
 _TIMESTAMP = RX_COMPLETION.timestamp.shift
+_FLUSHED = 1 << RX_FLUSHED.flushed.shift
 _DEFERRED = RX_DEFERRED.deferred.shift
 _KEPT_LENGTH = RX_DEFERRED.payload_length.shift
 _HANDLE = RX_DEFERRED.handle.shift
@@ -174,8 +175,8 @@ def _complete_buffer(state: State, queue: int, word0: int, word1: int, word2: in
 
 
 @compiled
-def _reject(state: State, queue: int, count: int) -> None:
-    """Hand the next `count` buffers back unused, each as a packet with an error of its own."""
+def _reject(state: State, queue: int, count: int, flags: int) -> None:
+    """Hand the next `count` buffers back unused, each as a packet with an error of its own, and with `flags`."""
     rx = state.rx[queue]
     for _ in range(count):
         index = i64(rx.buffer_head)
@@ -185,8 +186,17 @@ def _reject(state: State, queue: int, count: int) -> None:
         state.ledger[queue, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _BUFFER_SIZE
         identifier = i64(load_u16(host))
         rx.buffer_head = (index + 1) & (rx.buffer_entries - 1)
-        _complete_buffer(state, queue, _RXDID | 1 << _RX_ERROR, _DONE | 1 << _EOP | identifier << _BUFFER_ID, 0, 0)
+        word1 = flags | _DONE | 1 << _EOP | identifier << _BUFFER_ID
+        _complete_buffer(state, queue, _RXDID | 1 << _RX_ERROR, word1, 0, 0)
     state.vectors[rx.vector].pending = 1
+
+
+@compiled
+def hand_back(state: State, queue: int) -> None:
+    """Hand all buffers of a queue back unused, and have none: those of a ring that is out of reach are forgotten."""
+    rx = state.rx[queue]
+    _reject(state, queue, (i64(rx.buffer_tail) - i64(rx.buffer_head)) & rx.position_mask, _FLUSHED)
+    rx.buffer_head = rx.buffer_tail
 
 
 @inlined
@@ -256,11 +266,11 @@ def _place(
             header_address = load_u64(host + _BUFFER_HEADER)
             if not accessible(state, header_address, header, WRITE):
                 fault(state, header_address)
-                _reject(state, queue, 1)
+                _reject(state, queue, 1, 0)
                 return _DMA_FAULT
         if not accessible(state, state.pieces[k].address, min(size, left - k * size), WRITE):
             fault(state, state.pieces[k].address)
-            _reject(state, queue, k + 1)
+            _reject(state, queue, k + 1, 0)
             return _DMA_FAULT
 
     position = u64(data.ctypes.data) + u64(offset)

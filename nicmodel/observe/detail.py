@@ -30,6 +30,7 @@ _OPTIONS = {
     OptionId.NIC_TIMESTAMP: c.OPTION_NIC_TIMESTAMP,
     OptionId.RSS_CONFIG: c.OPTION_RSS_CONFIG,
     OptionId.DEFERRED_PLACEMENT: c.OPTION_DEFERRED_PLACEMENT,
+    OptionId.QUEUE_FLUSH: c.OPTION_QUEUE_FLUSH,
 }
 
 #: Fields of a queue's record that mean something to this process only.

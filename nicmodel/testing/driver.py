@@ -28,6 +28,7 @@ from nicmodel.gvnic.commands import (
     DESCRIPTOR_VERSION,
     DRIVER_INFO,
     FLOW_RULE,
+    FLUSH_RX_QUEUE,
     NIC_TIMESTAMP,
     PTYPE,
     PTYPE_COUNT,
@@ -461,6 +462,28 @@ class Driver:
         self._enable_all()
         self.device_status()
         old.free()
+
+    def flush_rx(self, number: int, *, payload_memory: GuestMemory | None = None) -> list[RxPacket]:
+        """Take a receive queue's buffers back and give it others, while the queue itself goes on.
+
+        Args:
+            number: the queue, of a device with that option.
+            payload_memory: where the new data buffers go; None: ordinary memory.
+
+        Returns:
+            Packets that had been received before.
+
+        Raises:
+            AdminError: the device refused.
+        """
+        queue = self.rx[number]
+        command = np.zeros((), FLUSH_RX_QUEUE)
+        command["queue_id"] = number
+        self.extended(Inner.FLUSH_RX_QUEUE, command)
+        packets = queue.poll(repost=False)
+        queue.exchange(self.ram if payload_memory is None else payload_memory)
+        queue.post()
+        return packets
 
     def make_rx(self, number: int, config: RxConfig, payload_memory: GuestMemory | None = None) -> RxQueue:
         """The memory of a receive queue; the device does not know of it yet."""

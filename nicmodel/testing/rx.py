@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.commands import Opcode
-from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DEFERRED, RXDID
+from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DEFERRED, RX_FLUSHED, RXDID
 from nicmodel.gvnic.layout import Bits
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.adminq import encode_command
@@ -168,6 +168,7 @@ class RxQueue(Queue):
         buffer_ring: the buffer queue as words, shape (entries, 4), uint64.
         completion_ring: the completion queue, shape (entries, 32), uint8.
         errors: completions with `rx_error`, which end the packet they belong to.
+        flushed: those of them that a flush of the queue has brought about.
         placement: the queue's placement ring, if it has deferred placement (`Driver.defer_placement`).
     """
 
@@ -187,7 +188,7 @@ class RxQueue(Queue):
         self.config = config
         self.payload_memory = payload_memory
         self._ptypes = ptypes
-        self.errors = 0
+        self.errors = self.flushed = 0
         self.placement: PlacementRing | None = None
         self._partial: list[_Piece] = []
 
@@ -208,14 +209,11 @@ class RxQueue(Queue):
         self._free = np.arange(entries, dtype=np.uint16)[::-1].copy()  # a stack, as the kernel's free list
         ids = np.arange(entries, dtype=np.uint64)
         self.descriptors: npt.NDArray[np.uint64] = np.zeros((entries, RX_BUFFER.size // 8), np.uint64)
-        fields = {
-            RX_BUFFER.buffer_id: ids,
-            RX_BUFFER.buffer_address: np.uint64(self.payloads) + ids * np.uint64(config.buffer_size),
-        }
+        self.descriptors[:, RX_BUFFER.buffer_id.word] = ids
         if config.header_size:
-            fields[RX_BUFFER.header_address] = np.uint64(self.headers) + ids * np.uint64(config.header_size)
-        for bits, values in fields.items():
-            self.descriptors[:, bits.word] |= values << np.uint64(bits.shift)
+            headers = np.uint64(self.headers) + ids * np.uint64(config.header_size)
+            self.descriptors[:, RX_BUFFER.header_address.word] = headers
+        self._name_buffers()
 
     def free(self) -> None:
         """Give all memory back; the device must have let go of it."""
@@ -239,6 +237,33 @@ class RxQueue(Queue):
             enable_rsc=self.config.rsc,
             header_buffer_size=self.config.header_size,
         )
+
+    def _name_buffers(self) -> None:
+        ids = np.arange(self.config.entries, dtype=np.uint64)
+        addresses = np.uint64(self.payloads) + ids * np.uint64(self.config.buffer_size)
+        self.descriptors[:, RX_BUFFER.buffer_address.word] = addresses
+
+    def exchange(self, payload_memory: GuestMemory) -> None:
+        """Take data buffers of another memory for those that there were; no buffer may be the device's.
+
+        Raises:
+            BufferError: some are the device's, by its doorbell.
+        """
+        if self.visible:
+            raise BufferError(f"RX queue {self.number}: the device has {self.visible} buffers")
+        state, entries = self.state, self.config.entries
+        hidden = (state.head + np.arange((state.tail - state.head) % entries)) % entries  # posted after the doorbell
+        self._free[state.free : state.free + len(hidden)] = _column(self.buffer_ring[hidden], RX_BUFFER.buffer_id)
+        state.free += len(hidden)
+        state.tail = state.head
+        old = (self.payload_memory, self.payloads)
+        self.payload_memory, self.payloads = (
+            payload_memory,
+            self._allocate(entries * self.config.buffer_size, payload_memory),
+        )
+        self._memory.remove(old)
+        old[0].free(old[1])
+        self._name_buffers()
 
     @property
     def visible(self) -> int:
@@ -299,6 +324,7 @@ class RxQueue(Queue):
             if completion["rx_error"]:
                 self._partial.clear()
                 self.errors += 1
+                self.flushed += RX_FLUSHED.flushed.get(raw)
                 continue
             self._partial.append(self._read(completion, descriptor))
             if completion["end_of_packet"]:
@@ -307,8 +333,11 @@ class RxQueue(Queue):
             self.post()
         return packets
 
-    def discard(self) -> int:
+    def discard(self, *, repost: bool = True) -> int:
         """Take all new completions without reading packets, and post the buffers again: a driver in no time.
+
+        Args:
+            repost: False leaves the buffers out of the ring.
 
         Returns:
             How many completions.
@@ -335,7 +364,8 @@ class RxQueue(Queue):
         state.generation ^= (first + count) // entries
         state.completion = (first + count) & (entries - 1)
         self._partial.clear()
-        self.post()
+        if repost:
+            self.post()
         return count
 
     def _take(self, completion: dict[str, int]) -> bytes:

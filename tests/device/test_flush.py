@@ -1,0 +1,151 @@
+"""Flush of one receive queue: its buffers come back on command, nothing writes to them again, all else goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from nicmodel.gvnic.commands import FLUSH_RX_QUEUE, Inner, OptionId, QueueFormat, Status
+from nicmodel.gvnic.descriptors import RX_COMPLETION, RX_FLUSHED
+from nicmodel.gvnic.state import Drop
+from nicmodel.testing.adminq import AdminError
+from nicmodel.testing.flows import TCPv4
+from nicmodel.testing.loopback import Loopback
+from nicmodel.testing.memory import GuestMemory
+
+from .conftest import ENTRIES
+from .frames import pattern, tcp
+
+CANARY = 0xA5
+#: Queue 1 is the flow's of port 5201, whose buffers are an accelerator's; queue 0 is everybody's.
+OURS, OTHERS = 5201, 5000
+
+
+@pytest.fixture
+def lab(make_lab: Callable[..., Loopback]) -> Loopback:
+    return make_lab(queue_flush=True)
+
+
+@pytest.fixture
+def hbm(lab: Loopback) -> GuestMemory:
+    """The accelerator's memory; the queues are open."""
+    lab.driver.probe()
+    lab.driver.open(rx_queues=2, tx_queues=1, ring_entries=ENTRIES, header_split=True)
+    memory = lab.driver.add_memory("hbm", 4 << 20)
+    lab.driver.restart_rx(1, payload_memory=memory)
+    lab.driver.set_rss(table=[0] * 128)
+    lab.driver.add_flow_rule(TCPv4(dst_port=OURS), queue=1)
+    return memory
+
+
+def flush(lab: Loopback, queue: int) -> None:
+    """The command alone: the driver keeps the buffers that come back."""
+    lab.driver.extended(Inner.FLUSH_RX_QUEUE, np.array((queue, 0), FLUSH_RX_QUEUE))
+
+
+def test_nothing_writes_to_the_buffers_again(lab: Loopback, hbm: GuestMemory) -> None:
+    """*Steps*: flush the queue while traffic flows, poison what its buffers were in, send on.
+
+    *Verify*: each buffer comes back once, the poison stays, frames that come meanwhile are kept for the new buffers,
+    and the other queue has not noticed.
+    """
+    queue = lab.driver.rx[1]
+    lab.receive(*[tcp(2000, dport=OURS), tcp(100, dport=OTHERS)] * 5)
+    posted = queue.visible - 5
+    flush(lab, 1)
+    assert lab.nic.state.rx[1]["buffer_head"] == lab.nic.state.rx[1]["buffer_tail"]
+    hbm.bytes[:] = CANARY
+    lab.receive(*[tcp(2000, dport=OURS), tcp(100, dport=OTHERS)] * 5)
+    assert (hbm.bytes == CANARY).all()
+
+    before = queue.poll(repost=False)
+    assert len(before) == 5 and queue.flushed == queue.errors == posted and queue.visible == 0
+    assert [packet.payload for packet in lab.driver.poll(0)] == [pattern(100)] * 10
+    queue.exchange(lab.ram)
+    queue.post()
+    lab.run()
+    after = queue.poll()
+    assert [packet.payload for packet in after] == [pattern(2000)] * 5
+    assert {buffer.memory for packet in after for buffer in packet.buffers} == {"ram"}
+    assert (hbm.bytes == CANARY).all()
+    assert lab.nic.state.drops[:, Drop.RUNT :].sum() == 0
+
+
+def test_what_waited_for_buffers_is_dropped(lab: Loopback, hbm: GuestMemory) -> None:
+    """Frames in the backlog came for the buffers that are gone; those of other queues still wait."""
+    lab.receive(*[tcp(100, dport=OURS)] * (ENTRIES + 10))
+    lab.receive(*[tcp(100, dport=OTHERS)] * (ENTRIES + 10))
+    held = lab.nic.state.rx["held"][:2].tolist()
+    assert min(held) > 0
+    flush(lab, 1)
+    assert lab.nic.state.drops[1, Drop.NO_QUEUE] == held[1]
+    assert lab.nic.state.rx["held"][:2].tolist() == [held[0], 0]
+    received = 0
+    while new := len(lab.driver.poll(0)):
+        received += new
+        lab.run()
+    assert received == ENTRIES + 10
+
+
+def test_many_flushes_under_traffic(lab: Loopback, hbm: GuestMemory) -> None:
+    """The queue goes on from memory to memory through many laps of its rings; each packet arrives once."""
+    memories = [hbm, lab.ram]
+    received = sent = 0
+    for turn in range(30):
+        lab.receive(*[tcp(pattern(500, turn), dport=OURS)] * (turn % 7))
+        sent += turn % 7
+        received += len(lab.driver.flush_rx(1, payload_memory=memories[turn % 2]))
+        lab.receive(tcp(pattern(600, turn), dport=OURS))
+        sent += 1
+        (packet,) = lab.driver.poll(1)
+        assert packet.payload == pattern(600, turn) and packet.buffers[0].memory == memories[turn % 2].name
+        received += 1
+    assert received == sent
+
+
+def test_a_queue_without_buffers_and_one_out_of_reach(lab: Loopback, hbm: GuestMemory) -> None:
+    queue = lab.driver.rx[1]
+    flush(lab, 1)
+    flush(lab, 1)
+    assert queue.poll() == [] and queue.visible > 0
+    lab.run()
+    ring = queue.buffer_ring_address
+    lab.nic.set_unreachable([(ring, ring + 4096)])
+    flush(lab, 1)
+    lab.nic.set_unreachable([])
+    hbm.bytes[:] = CANARY
+    lab.receive(tcp(500, dport=OURS))
+    assert (hbm.bytes == CANARY).all() and lab.nic.state.rx[1]["held"] == 1
+
+
+def test_a_driver_that_does_not_know_the_bit_sees_errors(lab: Loopback, hbm: GuestMemory) -> None:
+    """Linux passes such buffers by and posts them again (gve_rx_dqo.c: gve_rx_dqo, rx_error)."""
+    queue = lab.driver.rx[1]
+    flush(lab, 1)
+    raw = queue.completion_ring[0].tobytes()
+    fields = RX_COMPLETION.decode(raw)
+    assert (fields["rx_error"], fields["end_of_packet"], fields["packet_length"]) == (1, 1, 0)
+    assert RX_FLUSHED.flushed.get(raw) == 1 and RX_COMPLETION.reserved >> RX_FLUSHED.flushed.bit & 1
+
+
+def test_refused(make_lab: Callable[..., Loopback]) -> None:
+    """Without the option, of no queue, in a format that has it not."""
+
+    def status(lab: Loopback, queue: int) -> Status:
+        with pytest.raises(AdminError) as error:
+            flush(lab, queue)
+        return Status(error.value.status)
+
+    plain, able = make_lab(), make_lab(queue_flush=True)
+    for lab in (plain, able):
+        lab.driver.probe()
+        lab.driver.open(rx_queues=1, tx_queues=1)
+    assert status(plain, 0) == Status.UNIMPLEMENTED
+    assert status(able, 1) == status(able, 63) == status(able, 0xFFFF_FFFF) == Status.NOT_FOUND
+    assert plain.driver.description is not None and OptionId.QUEUE_FLUSH not in plain.driver.description.options
+    assert able.driver.description is not None and OptionId.QUEUE_FLUSH in able.driver.description.options
+    able.driver.close()
+    able.driver.configure_resources(QueueFormat.GQI_QPL)
+    assert status(able, 0) == Status.FAILED_PRECONDITION
