@@ -21,7 +21,7 @@ from report import Column, write
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from nicmodel.gvnic.commands import FLUSH_RX_QUEUE, Inner, Opcode
+from nicmodel.gvnic.commands import ALL_OWNERS, FLUSH_RX_QUEUE, Inner, Opcode
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.state import Drop
 from nicmodel.testing.flows import UDPv4
@@ -61,7 +61,7 @@ class Bench:
     def flush(self, between: Callable[[], None]) -> None:
         """By command."""
         driver = self.lab.driver
-        driver.extended(Inner.FLUSH_RX_QUEUE, np.array((QUEUE, 0), FLUSH_RX_QUEUE))
+        driver.extended(Inner.FLUSH_RX_QUEUE, np.array((QUEUE, ALL_OWNERS), FLUSH_RX_QUEUE))
         between()
         driver.rx[QUEUE].discard(repost=False)
         driver.rx[QUEUE].exchange(self.lab.ram)

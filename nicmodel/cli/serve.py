@@ -109,6 +109,11 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
               help="How much of it one queue may use.  [default: all]")  # fmt: skip
 @click.option("--deferred-usecs", type=int, metavar="USECS",
               help="How long payload waits there before it is dropped.  [default: 100000]")  # fmt: skip
+@click.option("--owners", type=int, metavar="N",
+              help="Owners that the buffers of a receive queue may have, flow rules saying whose a flow's are; no stock"
+                   " driver knows of it.  [default: 0, off]")  # fmt: skip
+@click.option("--owner-lookahead", type=int, metavar="N",
+              help="Buffers of such a queue that the NIC sorts by owner ahead of need.  [default: 1024]")  # fmt: skip
 @click.option("--queue-flush", is_flag=True,
               help="A receive queue hands its buffers back on command; no stock driver asks for it.")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -142,6 +147,8 @@ def serve(
     deferred_bytes: int | None,
     deferred_queue_bytes: int | None,
     deferred_usecs: int | None,
+    owners: int | None,
+    owner_lookahead: int | None,
     queue_flush: bool,
     report: Path | None,
     check: bool,
@@ -160,7 +167,7 @@ def serve(
     given = {"queues": queues, "default_queues": default_queues, "max_mtu": mtu, "revision": revision}
     given |= {"coalesce_flows": coalesce_flows, "coalesce_usecs": coalesce_usecs}
     given |= {"deferred_bytes": deferred_bytes, "deferred_queue_bytes": deferred_queue_bytes}
-    given |= {"deferred_usecs": deferred_usecs}
+    given |= {"deferred_usecs": deferred_usecs, "owners": owners, "owner_lookahead": owner_lookahead}
     changes = {name: value for name, value in given.items() if value is not None} | {"promiscuous": promiscuous}
     changes |= {"coalesce": coalesce, "queue_flush": queue_flush}
     try:

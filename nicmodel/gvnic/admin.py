@@ -115,6 +115,8 @@ class AdminQueue:
             self._extended[Inner.CONFIGURE_DEFERRED_PLACEMENT] = (
                 c.CONFIGURE_DEFERRED_PLACEMENT, self._configure_deferred_placement,
             )  # fmt: skip
+        if nic.profile.owners:
+            self._extended[Inner.CONFIGURE_BUFFER_OWNERS] = (c.CONFIGURE_BUFFER_OWNERS, self._configure_buffer_owners)
         if nic.profile.queue_flush:
             self._extended[Inner.FLUSH_RX_QUEUE] = (c.FLUSH_RX_QUEUE, self._flush_rx_queue)
 
@@ -461,7 +463,23 @@ class AdminQueue:
         )
 
     def _flush_rx_queue(self, inner: np.void) -> None:
-        self._nic.flush_rx(self._live_rx_queue(inner))
+        queue, owner = self._live_rx_queue(inner), int(inner["owner"])
+        owners = int(self._nic.state.rx[queue]["owners"])
+        if owner == c.ALL_OWNERS:
+            self._nic.flush_rx(queue)
+        else:
+            _require(owner < owners, Status.NOT_FOUND, f"RX queue {queue} has no owner {owner}")
+            self._nic.flush_rx(queue, owner)
+
+    def _configure_buffer_owners(self, inner: np.void) -> None:
+        queue, owners = self._live_rx_queue(inner), int(inner["owners"])
+        rx, profile = self._nic.state.rx[queue], self._nic.profile
+        _require(2 <= owners <= profile.owners, Status.INVALID_ARGUMENT, f"{owners} owners of {profile.owners}")
+        entries = int(rx["buffer_entries"])
+        _require(entries <= profile.max_ring, Status.INVALID_ARGUMENT, f"several owners in a ring of {entries} entries")
+        used = rx["owners"] or rx["buffer_tail"] or rx["buffer_head"]
+        _require(not used, Status.FAILED_PRECONDITION, f"RX queue {queue} has buffers, or has owners")
+        self._nic.set_owners(queue, owners)
 
     def _live_rx_queue(self, inner: np.void) -> int:
         queue, queues = int(inner["queue_id"]), self._nic.state.rx

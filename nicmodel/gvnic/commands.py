@@ -41,6 +41,7 @@ class Inner(IntEnum):
     # Of this model's own options (nicmodel/gvnic/README.md).
     CONFIGURE_DEFERRED_PLACEMENT = 0x8001
     FLUSH_RX_QUEUE = 0x8002
+    CONFIGURE_BUFFER_OWNERS = 0x8003
 
 
 class Status(IntEnum):
@@ -206,6 +207,7 @@ class OptionId(IntEnum):
     # Of this model only, far from what a real device may come to use (nicmodel/gvnic/README.md).
     DEFERRED_PLACEMENT = 0x8001
     QUEUE_FLUSH = 0x8002
+    BUFFER_OWNERS = 0x8003
 
 
 class Feature(IntFlag):
@@ -237,6 +239,8 @@ OPTION_DEFERRED_PLACEMENT = record(
     ("supported", ">u4"), ("device_bytes", ">u4"), ("queue_bytes", ">u4"), ("page_size", ">u4"), ("timeout_us", ">u4")
 )  # fmt: skip
 OPTION_QUEUE_FLUSH = record(("supported", ">u4"))
+#: Most owners of a queue's buffers, and how many buffers of a queue the NIC sorts by owner ahead of need.
+OPTION_BUFFER_OWNERS = record(("supported", ">u4"), ("owners", ">u4"), ("lookahead", ">u4"))
 
 #: What the device writes to a queue's resources when it is created: dword index into BAR 2, index of its counter.
 QUEUE_RESOURCES = record(("doorbell_index", ">u4"), ("counter_index", ">u4"))
@@ -300,9 +304,12 @@ class FlowOperation(IntEnum):
     RESET = 2
 
 
-#: One half of a rule: what to compare, or which bits of it. `ports` holds two ports, or the SPI of AH and ESP.
+#: One half of a rule: what to compare, or which bits of it. `ports` holds two ports, or the SPI of AH and ESP. `owner`
+#: is nothing to compare: in the key it says whose buffers of the queue the flow's payload goes to (an option of this
+#: model, where the real device has padding).
 FLOW_SPEC = record(
-    ("source", "u1", (16,)), ("destination", "u1", (16,)), ("ports", "u1", (4,)), ("tos", "u1"), ("padding", "u1", (3,))
+    ("source", "u1", (16,)), ("destination", "u1", (16,)), ("ports", "u1", (4,)), ("tos", "u1"), ("owner", "u1"),
+    ("padding", "u1", (2,)),
 )  # fmt: skip
 FLOW_RULE = record(("flow_type", ">u2"), ("queue", ">u2"), ("key", FLOW_SPEC), ("mask", FLOW_SPEC))
 CONFIGURE_FLOW_RULE = record(("operation", ">u2"), ("padding", ">u2"), ("rule", FLOW_RULE), ("location", ">u4"))
@@ -329,7 +336,11 @@ CONFIGURE_DEFERRED_PLACEMENT = record(
     ("entries", ">u4"),
     ("padding", ">u4"),
 )
-FLUSH_RX_QUEUE = record(("queue_id", ">u4"), ("padding", ">u4"))
+#: `owner` whose buffers come back, of a queue with several; else, and for those of all of them, `ALL_OWNERS`.
+FLUSH_RX_QUEUE = record(("queue_id", ">u4"), ("owner", ">u4"))
+ALL_OWNERS = 0xFFFFFFFF
+#: The queue's buffers have so many owners from now on.
+CONFIGURE_BUFFER_OWNERS = record(("queue_id", ">u4"), ("owners", ">u4"))
 
 
 class Stat(IntEnum):

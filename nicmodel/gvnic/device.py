@@ -20,6 +20,7 @@ from nicmodel.gvnic.deferred import DeferredPlacement
 from nicmodel.gvnic.descriptors import GQI_RX_PAD, IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS, GqiIrqDoorbell
 from nicmodel.gvnic.messages import Messages
 from nicmodel.gvnic.moderation import NEVER, moderate
+from nicmodel.gvnic.owners import NOTHING
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.receive import hand_back, receive
@@ -123,6 +124,8 @@ class Nic(Device):
             profile.coalesce_flows,
             np.empty(0, REGION),
             nic_pages=profile.deferred_bytes // NIC_PAGE,
+            owners=profile.owners,
+            owned=profile.max_ring if profile.owners else 0,
         )
         device = self.state.device
         device["mac"] = int.from_bytes(profile.mac, "big")
@@ -195,7 +198,7 @@ class Nic(Device):
             send(self.state, 0, self._out.data, self._out.frames, self._out_used, self.wire.headroom, self._offloads)
         moderate(self.state.vectors, 0, self._fired)
         if self.profile.queue_flush:
-            hand_back(self.state, 0)
+            hand_back(self.state, 0, NOTHING)
         if self.deferred is not None:
             self.deferred.load()
 
@@ -533,15 +536,28 @@ class Nic(Device):
         self._drop_rx(queue)
         self._retry_held()
 
-    def flush_rx(self, queue: int) -> None:
+    def set_owners(self, queue: int, owners: int) -> None:
+        """Have a receive queue without buffers take buffers of so many owners; it ends with the queue."""
+        entries = self.state.owners[queue]
+        entries[SETTINGS[entries.dtype]] = 0
+        rx = self.state.rx[queue : queue + 1]
+        rx["owners"], rx["lookahead"] = owners, self.profile.owner_lookahead
+
+    def flush_rx(self, queue: int, owner: int = NOTHING) -> None:
         """Hand a receive queue's buffers back, which the device does not touch again; the queue and its rings stay.
 
-        Frames that wait for buffers of the queue are dropped: the next buffers may be somebody else's.
+        Frames that wait for these buffers are dropped: the next ones may be somebody else's.
+
+        Args:
+            queue: the queue.
+            owner: whose buffers; `NOTHING`: all.
         """
-        hand_back(self.state, queue)
-        self.state.rx[queue]["active"] = 0
+        hand_back(self.state, queue, owner)
+        gate = self.state.rx[queue : queue + 1] if owner == NOTHING else self.state.owners[queue, owner : owner + 1]
+        name, shut = ("active", 0) if owner == NOTHING else ("closed", 1)
+        gate[name] = shut
         self._retry_held()
-        self.state.rx[queue]["active"] = 1
+        gate[name] = 1 - shut
 
     def destroy_tx(self, queue: int) -> None:
         """Stop a transmit queue; what was posted and not fetched is forgotten."""
@@ -606,7 +622,18 @@ class Nic(Device):
             self.state.drops[-1, Drop.DEVICE_DOWN] += batch.count
             return
         self._receive(batch)
+        if self.profile.owners and self._held[0]:
+            self._retry_blocked()
         self._moderate_soon()
+
+    def _retry_blocked(self) -> None:
+        """Try the backlog again while that helps: a buffer just used may have stood before another owner's."""
+        outcomes, self._outcomes = self._outcomes, np.zeros(_HELD_FRAMES, OUTCOME)  # the batch's stay for `inject`
+        delivered = -1
+        while self._held[0] and self.delivered != delivered:
+            delivered = self.delivered
+            self._retry_held()
+        self._outcomes = outcomes
 
     def _gather(self, batch: Batch) -> None:
         """Keep frames from the wire until the first of them has waited for `Profile.coalesce_usecs`."""
@@ -674,6 +701,7 @@ class Nic(Device):
         again.count = int(self._held[0])
         self._held[:] = 0
         self.state.rx["held"] = 0
+        self.state.owners["held"] = 0
         self._receive(again)
 
     def _wire_writable(self) -> None:

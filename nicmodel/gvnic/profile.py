@@ -11,7 +11,7 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import Feature, OptionId, QueueFormat
-from nicmodel.gvnic.state import MAX_NIC_PAGES, NIC_PAGE
+from nicmodel.gvnic.state import MAX_NIC_PAGES, MAX_OWNERS, NIC_PAGE
 
 #: Ethernet header and one VLAN tag: what a frame is longer than its MTU.
 FRAME_OVERHEAD = 14 + 4
@@ -74,6 +74,8 @@ class Profile:
             deferred placement away.
         deferred_queue_bytes: how much of it one queue may use; 0: all.
         deferred_usecs: how long payload is kept, microseconds.
+        owners: most owners that the buffers of one receive queue may have (README.md here); 0 takes that away.
+        owner_lookahead: buffers of such a queue that the device sorts by owner ahead of need.
         queue_flush: a receive queue hands its buffers back on command, without being destroyed (README.md here).
     """
 
@@ -101,6 +103,8 @@ class Profile:
     deferred_queue_bytes: int = 0
     deferred_usecs: int = 100_000
     queue_flush: bool = False
+    owners: int = 0
+    owner_lookahead: int = 1024
 
     def __post_init__(self) -> None:
         if not 1 <= self.queues <= MAX_QUEUES:
@@ -120,6 +124,10 @@ class Profile:
             raise ValueError(f"{self.deferred_queue_bytes} bytes on the NIC for a queue, {self.deferred_bytes} for all")
         if self.deferred_bytes and self.deferred_usecs <= 0:
             raise ValueError(f"{self.deferred_usecs} µs: payload has to stay for a while")
+        if self.owners not in (0, *range(2, MAX_OWNERS + 1)):
+            raise ValueError(f"{self.owners} owners of a queue's buffers: between 2 and {MAX_OWNERS}, or 0 for one")
+        if self.owner_lookahead < 1:
+            raise ValueError(f"{self.owner_lookahead} buffers ahead: the device has to look at one at least")
         if len(self.mac) != 6 or self.mac[0] & 1:
             raise ValueError("a MAC address has six bytes, the first of them even")
 
@@ -185,6 +193,9 @@ class Profile:
             options.append((OptionId.DEFERRED_PLACEMENT, c.OPTION_DEFERRED_PLACEMENT, (0, *budget)))
         if self.queue_flush:
             options.append((OptionId.QUEUE_FLUSH, c.OPTION_QUEUE_FLUSH, (0,)))
+        if self.owners:
+            values = (0, self.owners, self.owner_lookahead)
+            options.append((OptionId.BUFFER_OWNERS, c.OPTION_BUFFER_OWNERS, values))
         packed = b"".join(
             np.array((number, form.itemsize, 0), c.OPTION_HEADER).tobytes() + np.array(values, form).tobytes()
             for number, form, values in options

@@ -24,6 +24,7 @@ from nicmodel.gvnic.deferred import ELSE_DROP, has_room, keep
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DEFERRED, RX_FLUSHED, RXDID
 from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
 from nicmodel.gvnic.messages import COMPLETION, post
+from nicmodel.gvnic.owners import NOTHING, exchange, fetch, owned, owner_of
 from nicmodel.gvnic.receive_gqi import place_gqi
 from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
 from nicmodel.packet.checksum import ChecksumError, complete, verifiable, verify
@@ -174,29 +175,77 @@ def _complete_buffer(state: State, queue: int, word0: int, word1: int, word2: in
     rx.completion_index = index
 
 
+@inlined
+def _descriptor(state: State, queue: int, index: int) -> int:
+    """Where in this process the descriptor `index` of the queue's buffers is; 0: out of reach."""
+    rx = state.rx[queue]
+    if rx.owners != 0:
+        return u64(owned(state, queue, index))
+    return u64(locate(state, rx.buffer_ring + u64(index * _BUFFER_SIZE), _BUFFER_SIZE, READ))
+
+
 @compiled
 def _reject(state: State, queue: int, count: int, flags: int) -> None:
     """Hand the next `count` buffers back unused, each as a packet with an error of its own, and with `flags`."""
     rx = state.rx[queue]
     for _ in range(count):
         index = i64(rx.buffer_head)
-        host = locate(state, rx.buffer_ring + u64(index * _BUFFER_SIZE), _BUFFER_SIZE, READ)
+        host = _descriptor(state, queue, index)
         if host == 0:
             return
         state.ledger[queue, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _BUFFER_SIZE
         identifier = i64(load_u16(host))
         rx.buffer_head = (index + 1) & (rx.buffer_entries - 1)
-        word1 = flags | _DONE | 1 << _EOP | identifier << _BUFFER_ID
-        _complete_buffer(state, queue, _RXDID | 1 << _RX_ERROR, word1, 0, 0)
+        _refuse(state, queue, identifier, flags)
     state.vectors[rx.vector].pending = 1
 
 
+@inlined
+def _refuse(state: State, queue: int, identifier: int, flags: int) -> None:
+    word1 = flags | _DONE | 1 << _EOP | identifier << _BUFFER_ID
+    _complete_buffer(state, queue, _RXDID | 1 << _RX_ERROR, word1, 0, 0)
+
+
 @compiled
-def hand_back(state: State, queue: int) -> None:
-    """Hand all buffers of a queue back unused, and have none: those of a ring that is out of reach are forgotten."""
+def _sort(state: State, queue: int) -> None:
+    """Have the buffers of a queue with several owners sorted; those of nobody are handed back."""
+    identifier = fetch(state, queue)
+    while identifier != NOTHING:
+        _refuse(state, queue, identifier, 0)
+        state.vectors[state.rx[queue].vector].pending = 1
+        identifier = fetch(state, queue)
+
+
+@compiled
+def _hand_back_list(state: State, queue: int) -> int:
     rx = state.rx[queue]
-    _reject(state, queue, (i64(rx.buffer_tail) - i64(rx.buffer_head)) & rx.position_mask, _FLUSHED)
+    count = (i64(rx.buffer_tail) - i64(rx.buffer_head)) & rx.position_mask
+    _reject(state, queue, count, _FLUSHED)
     rx.buffer_head = rx.buffer_tail
+    return i64(count)
+
+
+@compiled
+def hand_back(state: State, queue: int, owner: int) -> None:
+    """Hand the buffers of a queue back unused, all (`NOTHING`) or those of one owner, and have none of them.
+
+    Those of a ring that is out of reach are forgotten.
+    """
+    rx = state.rx[queue]
+    if rx.owners == 0:
+        _hand_back_list(state, queue)
+        return
+    lookahead = i64(rx.lookahead)
+    rx.lookahead = rx.buffer_entries
+    _sort(state, queue)
+    rx.lookahead = lookahead
+    rx.buffer_head = rx.buffer_tail
+    for number in range(i64(rx.owners)):
+        if owner in (NOTHING, number):
+            exchange(state, queue, number)
+            count = _hand_back_list(state, queue)
+            exchange(state, queue, number)
+            rx.sorted -= count
 
 
 @inlined
@@ -255,11 +304,12 @@ def _place(
     # First look at all buffers, so that a bad address is found before anything is written.
     for k in range(needed):
         address = rx.buffer_ring + u64(((head + k) & mask) * _BUFFER_SIZE)
-        host = locate(state, address, _BUFFER_SIZE, READ)
+        host = _descriptor(state, queue, (head + k) & mask)
         if host == 0:
             fault(state, address)
             return _DMA_FAULT
-        state.ledger[queue, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _BUFFER_SIZE
+        if rx.owners == 0:
+            state.ledger[queue, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _BUFFER_SIZE
         state.pieces[k].address = load_u64(host + _BUFFER_ADDRESS)
         state.pieces[k].identifier = load_u16(host)
         if k == 0 and header > 0:
@@ -447,8 +497,16 @@ def _deliver(state: State, batch: _Batch, number: int, payload: int, flags: int)
     """Take one parsed frame to its queue, or, with `payload` > 0, all that is merged to it; the result is a `Drop`."""
     frame = batch.frames[number]
     outcome = batch.outcomes[number]
-    rx = state.rx[outcome.queue]
+    queue = i64(outcome.queue)
+    rx = state.rx[queue]
     h = state.headers[0]
+    owner = NOTHING
+    if rx.owners != 0:
+        owner = owner_of(state, outcome)
+        if owner >= rx.owners or state.owners[queue, owner].closed != 0:
+            return _NO_BUFFERS
+        _sort(state, queue)
+        exchange(state, queue, owner)
     head = i64(rx.buffer_head)
     outcome.completion = rx.completion_index
     if state.device[0].gqi != 0:  # slots and descriptors are two sides of one ring
@@ -463,6 +521,12 @@ def _deliver(state: State, batch: _Batch, number: int, payload: int, flags: int)
         verdict = i64(_deliver_segments(state, batch, number, word0))
     # Each buffer that is used, or handed back, has a completion of its own.
     outcome.completions = (i64(rx.buffer_head) - head) & rx.position_mask
+    if owner != NOTHING:
+        exchange(state, queue, owner)
+        rx.sorted -= outcome.completions
+        if verdict == _NONE:
+            state.owners[queue, owner].packets += 1
+            state.owners[queue, owner].bytes += total
     return verdict
 
 
@@ -531,6 +595,8 @@ def _hold(state: State, batch: _Batch, number: int) -> int:
     held[0] = count + 1
     held[1] = used + length
     rx.held += 1
+    if rx.owners != 0:
+        state.owners[batch.outcomes[number].queue, owner_of(state, batch.outcomes[number])].held += 1
     return _HELD
 
 

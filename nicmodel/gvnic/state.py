@@ -138,6 +138,10 @@ RX_QUEUE = np.dtype(
         ("page_count", "<i8"),
         ("pages", "<u8"),
         ("deferred", "<i4"),
+        ("owners", "<i4"),
+        ("owner", "<i4"),
+        ("sorted", "<i4"),
+        ("lookahead", "<i4"),
         *((name, "<i8") for name in _RX_COUNTERS),
     ]
 )
@@ -221,8 +225,23 @@ PLACEMENT = np.dtype(
     ]
 )
 
+#: Most owners of a queue's buffers: each costs a list as long as the longest ring.
+MAX_OWNERS = 16
+#: One owner of buffers in a receive queue: head and tail of the list of its buffers (`State.owned`), how many frames of
+#: its flows wait in the backlog, whether they are not to; and what it counts: packets and their bytes.
+_OWNER_COUNTERS = ("packets", "bytes")
+OWNER = np.dtype(
+    [
+        ("head", "<i8"),
+        ("tail", "<i8"),
+        ("held", "<i4"),
+        ("closed", "<i4"),
+        *((name, "<i8") for name in _OWNER_COUNTERS),
+    ]
+)
+
 #: Counters by queue type, and the fields that a queue's creation and destruction reset.
-COUNTERS = {RX_QUEUE: _RX_COUNTERS, TX_QUEUE: _TX_COUNTERS, PLACEMENT: _PLACEMENT_COUNTERS}
+COUNTERS = {RX_QUEUE: _RX_COUNTERS, TX_QUEUE: _TX_COUNTERS, PLACEMENT: _PLACEMENT_COUNTERS, OWNER: _OWNER_COUNTERS}
 SETTINGS = {dtype: [name for name in dtype.names or () if name not in COUNTERS[dtype]] for dtype in COUNTERS}
 
 #: Where one frame went. `verdict` is a `Drop`; `queue` -1 when none was chosen; `rule` the location of the flow rule or
@@ -280,15 +299,19 @@ class State(Arrays):
     nic_pages: Records
     nic_bytes: npt.NDArray[np.uint8]
     placement: Records
+    owners: Records
+    owned: npt.NDArray[np.uint64]
 
 
 def make_state(
-    queues: int, vectors: int, rules: int, lut_size: int, flows: int, regions: Records, *, nic_pages: int = 0
+    queues: int, vectors: int, rules: int, lut_size: int, flows: int, regions: Records, *, nic_pages: int = 0,
+    owners: int = 0, owned: int = 0,
 ) -> State:  # fmt: skip
     """A device at rest with room for `queues` queues each way.
 
     `flows` TCP flows of one batch are coalesced at the same time; one more ends the oldest. `nic_pages` pages of the
-    NIC's own memory are for deferred payload.
+    NIC's own memory are for deferred payload. The buffers of a receive queue have up to `owners` owners, each of which
+    has up to `owned` of them.
     """
     rows = 2 * queues + 1
     return State(
@@ -318,4 +341,6 @@ def make_state(
         nic_pages=np.zeros(nic_pages, PAGE),
         nic_bytes=np.zeros(nic_pages * NIC_PAGE, np.uint8),
         placement=np.zeros(queues, PLACEMENT),
+        owners=np.zeros((queues, owners), OWNER),
+        owned=np.zeros((queues, owners, owned, 4), np.uint64),
     )

@@ -145,6 +145,7 @@ class FlowRules:
         else:
             entry["source_port"], entry["destination_port"] = key["ports"].view(">u2")
             entry["source_port_mask"], entry["destination_port_mask"] = mask["ports"].view(">u2")
+        entry["owner"] = key["owner"]
         entry["tos"] = key["tos"]
         entry["tos_mask"] = mask["tos"]
         self._raw[location] = bytes(raw)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_PAD, GQI_RX_SLOT, RX_BUFFER, RX_COMPLETION
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Bits, explain
+from nicmodel.gvnic.owners import posted
 from nicmodel.gvnic.pages import resolve
 from nicmodel.gvnic.state import Drop, Records
 from nicmodel.observe.memory import peek_many
@@ -313,11 +314,14 @@ class _Part:
         raw, _, _ = peek_many(regions, addresses, np.full(len(owners), size))
         self.completions: npt.NDArray[np.uint8] = raw.reshape(-1, size)
 
-        # Every completion is of one buffer, and buffers are used in the order of their ring.
+        # Every completion is of one buffer, and buffers are used in the order of their ring, unless they have owners:
+        # then `rings` has them by their identifiers.
         slot = index
         if not self.gqi:
             used = (index - queues["completion_index"][queue]) % np.maximum(entries, 1)
             slot = (queues["buffer_head"][queue] + used) % np.maximum(queues["buffer_entries"][queue], 1)
+            identifiers = _field(self.completions.view("<u8"), RX_COMPLETION.buffer_id)
+            slot = np.where(queues["owners"][queue] > 0, identifiers, slot)
         buffers = np.zeros((len(owners), GQI_RX_SLOT.itemsize if self.gqi else RX_BUFFER.size), np.uint8)
         for number in np.unique(queue).tolist():
             chosen = queue == number
@@ -369,12 +373,17 @@ def _field(words: npt.NDArray[Any], bits: Bits) -> Numbers:
 
 
 def _buffer_rings(nic: Nic, queues: Records) -> dict[int, npt.NDArray[np.uint8]]:
-    """What the drivers have put into the buffer rings, by queue; shape (entries, bytes of a descriptor)."""
+    """What the drivers have put into the buffer rings, by queue; shape (entries, bytes of a descriptor).
+
+    Of a queue whose buffers have several owners: what the device has of it (`posted`).
+    """
     active = np.flatnonzero(queues["active"])
     size = GQI_RX_SLOT.itemsize if nic.gqi else RX_BUFFER.size
     counts = queues["buffer_entries"][active].astype(np.int64) * size
     data, starts, _ = peek_many(nic.state.regions, queues["buffer_ring"][active], counts)
-    return {
+    rings = {
         number: data[start : start + count].reshape(-1, size)
         for number, start, count in zip(active.tolist(), starts.tolist(), counts.tolist(), strict=True)
     }
+    shared = np.flatnonzero(queues["owners"]).tolist()
+    return rings | {number: posted(nic.state, number, rings[number]) for number in shared}

@@ -31,6 +31,7 @@ _OPTIONS = {
     OptionId.RSS_CONFIG: c.OPTION_RSS_CONFIG,
     OptionId.DEFERRED_PLACEMENT: c.OPTION_DEFERRED_PLACEMENT,
     OptionId.QUEUE_FLUSH: c.OPTION_QUEUE_FLUSH,
+    OptionId.BUFFER_OWNERS: c.OPTION_BUFFER_OWNERS,
 }
 
 #: Fields of a queue's record that mean something to this process only.

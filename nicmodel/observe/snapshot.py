@@ -51,7 +51,9 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
         "link_up": nic.link_up,
         "device_status": int(nic.status),
         "rx_queues": [
-            _queue(state.rx[queue], queue, state.drops[queue], state.ledger[queue], kinds) | _placement(nic, queue)
+            _queue(state.rx[queue], queue, state.drops[queue], state.ledger[queue], kinds)
+            | _placement(nic, queue)
+            | _owners(nic, queue)
             for queue in range(queues)
         ],
         "tx_queues": [
@@ -100,6 +102,23 @@ def _placement(nic: Nic, queue: int) -> dict[str, Any]:
         return {}
     record = nic.state.placement[queue]
     return {"placement": {name: int(record[name]) for name in ("pages", "budget", *COUNTERS[record.dtype])}}
+
+
+def _owners(nic: Nic, queue: int) -> dict[str, Any]:
+    """What came to each owner of a receive queue's buffers, how many of them are there, how many frames wait."""
+    rx = nic.state.rx[queue]
+    owners = nic.state.owners[queue, : int(rx["owners"])]
+    return (
+        {}
+        if not len(owners)
+        else {
+            "by_owner": [
+                {"buffers": int(owner["tail"] - owner["head"]) % int(rx["buffer_entries"]), "held": int(owner["held"])}
+                | {name: int(owner[name]) for name in COUNTERS[owners.dtype]}
+                for owner in owners
+            ]
+        }
+    )
 
 
 def _drops(row: np.ndarray) -> dict[str, int]:

@@ -45,6 +45,7 @@ from nicmodel.gvnic.descriptors import (
 )
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Layout, explain
+from nicmodel.gvnic.owners import posted
 from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
 from nicmodel.gvnic.state import Drop, Records
 from nicmodel.observe.memory import peek
@@ -78,6 +79,7 @@ _INNER = {
     Inner.CONFIGURE_FLOW_RULE: c.CONFIGURE_FLOW_RULE,
     Inner.CONFIGURE_DEFERRED_PLACEMENT: c.CONFIGURE_DEFERRED_PLACEMENT,
     Inner.FLUSH_RX_QUEUE: c.FLUSH_RX_QUEUE,
+    Inner.CONFIGURE_BUFFER_OWNERS: c.CONFIGURE_BUFFER_OWNERS,
 }
 _TX_LAYOUTS = {
     TxType.PACKET: TX_PACKET, TxType.TSO_CONTEXT: TX_TSO_CONTEXT, TxType.GENERAL_CONTEXT: TX_GENERAL_CONTEXT,
@@ -319,6 +321,10 @@ class Tracer:
                 )
                 for number in np.flatnonzero(state.rx["active"])
             }
+            for number in np.flatnonzero(state.rx["owners"]).tolist():  # by identifier then
+                if (ring := self._buffer_rings[number]) is not None:
+                    table = posted(state, number, np.frombuffer(ring, np.uint8).reshape(-1, size))
+                    self._buffer_rings[number] = table.tobytes()
 
     def _received(self, batch: Batch, outcomes: Records) -> None:
         form = GQI_RX_SLOT if self._nic.gqi else RX_BUFFER
@@ -341,7 +347,12 @@ class Tracer:
                     first = int(queue["buffer_head"]) + done
                     kind = fields["completions"][0]["packet_type"] if fields["completions"] else 0
                     fields["protocol"] = f"{L3(kind >> 3).name}/{L4(kind & 7).name}"
-                fields["buffers"] = list(_entries(ring, form, first, count, int(queue["buffer_entries"])))
+                if queue["owners"]:
+                    identifiers = [completion["buffer_id"] for completion in fields["completions"]]
+                    found = (_entries(ring, form, identifier, 1, 1 << 16) for identifier in identifiers)
+                    fields["buffers"] = [buffer for entry in found for buffer in entry]
+                else:
+                    fields["buffers"] = list(_entries(ring, form, first, count, int(queue["buffer_entries"])))
             self._emit("rx", **fields)
 
     def _transmit(self, queue: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from nicmodel.gvnic.commands import (
     DEVICE_DESCRIPTOR,
+    OPTION_BUFFER_OWNERS,
     OPTION_BUFFER_SIZES,
     OPTION_DEFERRED_PLACEMENT,
     OPTION_DQO_RDA,
@@ -110,6 +111,12 @@ class Description:
         """What the device can keep (`OPTION_DEFERRED_PLACEMENT`); None: it has no deferred placement."""
         raw = self.options.get(OptionId.DEFERRED_PLACEMENT, b"")
         return np.frombuffer(raw, OPTION_DEFERRED_PLACEMENT, 1)[0] if raw else None
+
+    @property
+    def buffer_owners(self) -> np.void | None:
+        """How many owners a queue's buffers may have (`OPTION_BUFFER_OWNERS`); None: one."""
+        raw = self.options.get(OptionId.BUFFER_OWNERS, b"")
+        return np.frombuffer(raw, OPTION_BUFFER_OWNERS, 1)[0] if raw else None
 
     def _feature(self, feature: Feature, option: OptionId, layout: np.dtype[np.void]) -> np.void | None:
         """An option's payload, if the queue format lets it take effect and it is long enough."""

@@ -24,6 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.commands import (
+    ALL_OWNERS,
+    CONFIGURE_BUFFER_OWNERS,
     CONFIGURE_FLOW_RULE,
     DESCRIPTOR_VERSION,
     DRIVER_INFO,
@@ -69,6 +71,7 @@ from nicmodel.testing.memory import PAGE, GuestMemory, memory_of
 from nicmodel.testing.placement import PlacementRing
 from nicmodel.testing.queue import Queue
 from nicmodel.testing.rx import RxConfig, RxPacket, RxQueue
+from nicmodel.testing.shared import SharedRxQueue
 from nicmodel.testing.tx import Tso, TxCompletion, TxQueue
 from nicmodel.testing.violation import ContractViolation
 from nicmodel.vfio_user.client import Client
@@ -477,13 +480,39 @@ class Driver:
             AdminError: the device refused.
         """
         queue = self.rx[number]
-        command = np.zeros((), FLUSH_RX_QUEUE)
-        command["queue_id"] = number
+        command = np.array((number, ALL_OWNERS), FLUSH_RX_QUEUE)
         self.extended(Inner.FLUSH_RX_QUEUE, command)
         packets = queue.poll(repost=False)
         queue.exchange(self.ram if payload_memory is None else payload_memory)
         queue.post()
         return packets
+
+    def share_rx(self, number: int, memories: Sequence[GuestMemory], *, tagged: bool = True) -> SharedRxQueue:
+        """Exchange one receive queue for one whose data buffers are in several owners' memories, in turn.
+
+        Args:
+            number: the queue.
+            memories: of the owners 0, 1, and so on; which of them a flow's payload goes to, its rule says.
+            tagged: tell the device of it; without, it takes the buffers as they come.
+
+        Raises:
+            AdminError: the device refused.
+        """
+        old = self.rx[number]
+        new = SharedRxQueue(
+            number, old.block, old.config, ram=self.ram, memories=memories, ptypes=self.ptypes,
+            ring_doorbell=self.doorbells.ring,
+        )  # fmt: skip
+        self.admin(Opcode.DESTROY_RX_QUEUE, queue_id=number)
+        self.admin_batch([new.create_command()])
+        self.rx[number] = new
+        old.free()
+        if tagged:
+            self.extended(Inner.CONFIGURE_BUFFER_OWNERS, np.array((number, len(memories)), CONFIGURE_BUFFER_OWNERS))
+            new.tag()
+        new.post()
+        self._enable_all()
+        return new
 
     def make_rx(self, number: int, config: RxConfig, payload_memory: GuestMemory | None = None) -> RxQueue:
         """The memory of a receive queue; the device does not know of it yet."""
@@ -647,12 +676,13 @@ class Driver:
 
     # Flow rules
 
-    def add_flow_rule(self, spec: FlowSpec, queue: int, *, location: int | None = None) -> int:
+    def add_flow_rule(self, spec: FlowSpec, queue: int, *, owner: int = 0, location: int | None = None) -> int:
         """Send what matches `spec` to receive queue `queue`: ``ethtool -N``.
 
         Args:
             spec: what to match.
             queue: the receive queue.
+            owner: whose buffers there, if they have several owners (`share_rx`).
             location: place among the rules, the lowest is looked at first; None: the highest that is free.
 
         Returns:
@@ -664,7 +694,7 @@ class Driver:
         if location is None:
             taken = set(self.flow_rule_ids())
             location = next(free for free in reversed(range(self.flow_rule_counts()[1])) if free not in taken)
-        self.configure_flow_rule(FlowOperation.ADD, location, spec.encode(queue))
+        self.configure_flow_rule(FlowOperation.ADD, location, spec.encode(queue, owner))
         return location
 
     def delete_flow_rule(self, location: int) -> None:

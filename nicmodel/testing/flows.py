@@ -32,8 +32,8 @@ class FlowSpec:
     dst: str | None = None
     tos: Masked | None = None
 
-    def encode(self, queue: int) -> np.void:
-        """The rule (`FLOW_RULE`) that sends what matches to receive queue `queue`.
+    def encode(self, queue: int, owner: int = 0) -> np.void:
+        """The rule (`FLOW_RULE`) that sends what matches to receive queue `queue`, to buffers of `owner`.
 
         Raises:
             ValueError: an address is of the other IP version, or a number does not fit.
@@ -50,6 +50,7 @@ class FlowSpec:
         rule["flow_type"] = self.flow_type
         rule["queue"] = queue
         rule["key"] = np.frombuffer(key, FLOW_SPEC)[0]
+        rule["key"]["owner"] = owner
         rule["mask"] = np.frombuffer(mask, FLOW_SPEC)[0]
         return rule[0]  # type: ignore[no-any-return]
 

@@ -172,6 +172,9 @@ class RxQueue(Queue):
         placement: the queue's placement ring, if it has deferred placement (`Driver.defer_placement`).
     """
 
+    #: Whether a buffer can be posted again as soon as the packet in it was read.
+    _reclaims = True
+
     def __init__(
         self,
         number: int,
@@ -321,6 +324,8 @@ class RxQueue(Queue):
             if state.completion == 0:
                 state.generation ^= 1
             descriptor = self._take(completion)
+            if completion["rx_error"] or self._reclaims:
+                self._reclaim(completion["buffer_id"])
             if completion["rx_error"]:
                 self._partial.clear()
                 self.errors += 1
@@ -369,7 +374,7 @@ class RxQueue(Queue):
         return count
 
     def _take(self, completion: dict[str, int]) -> bytes:
-        """Match a completion with the oldest buffer that the device has, and free that; its descriptor."""
+        """Match a completion with a buffer that the device has; its descriptor."""
         state, config = self.state, self.config
 
         def check(holds: bool, fault: str) -> None:
@@ -377,18 +382,31 @@ class RxQueue(Queue):
                 raise ContractViolation(f"RX queue {self.number}: {fault}: {completion}")
 
         check(self.visible > 0, "completion without a buffer")
-        identity, length = completion["buffer_id"], completion["packet_length"]
-        descriptor: bytes = self.buffer_ring[state.head].tobytes()
-        check(identity == RX_BUFFER.buffer_id.get(descriptor), "buffers are not completed in ring order")
+        length = completion["packet_length"]
+        descriptor = self._match(completion["buffer_id"])
+        check(descriptor is not None, "a buffer that is not the next, or not the device's")
         check(completion["rxdid"] == RXDID and completion["descriptor_done"] == 1, "completion not marked as done")
         check(length <= config.buffer_size, "more bytes than the buffer holds")
         check(completion["header_length"] <= config.header_size, "more bytes than the header buffer holds")
         check(not (self._partial and completion["split_header"]), "header split in the middle of a packet")
         check(not (completion["split_header"] and completion["header_buffer_overflow"]), "split, and overflowed")
         state.head = (state.head + 1) & (config.entries - 1)
-        self._free[state.free] = identity
-        state.free += 1
+        assert descriptor is not None
         return descriptor
+
+    def _match(self, identity: int) -> bytes | None:
+        """The descriptor of the buffer that a completion names; None: it cannot be that one. Here: the oldest."""
+        descriptor: bytes = self.buffer_ring[self.state.head].tobytes()
+        return descriptor if identity == RX_BUFFER.buffer_id.get(descriptor) else None
+
+    def _reclaim(self, identity: int) -> None:
+        """A buffer can be posted again."""
+        self._free[self.state.free] = identity
+        self.state.free += 1
+
+    def _memory_of(self, identity: int) -> GuestMemory:
+        """The memory that a data buffer is in."""
+        return self.payload_memory
 
     def _read(self, completion: dict[str, int], descriptor: bytes) -> _Piece:
         """What one completion brings."""
@@ -396,11 +414,12 @@ class RxQueue(Queue):
         header = b""
         if completion["split_header"]:
             header = self._ram.read(RX_BUFFER.header_address.get(descriptor), completion["header_length"])
+        memory = self._memory_of(completion["buffer_id"])
         return _Piece(
             completion,
-            RxBuffer(completion["buffer_id"], address, length, self.payload_memory.name),
+            RxBuffer(completion["buffer_id"], address, length, memory.name),
             header,
-            self.payload_memory.read(address, length),
+            memory.read(address, length),
         )
 
     def _packet(self) -> RxPacket:

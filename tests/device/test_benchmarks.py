@@ -63,3 +63,15 @@ def test_small(tmp_path: Path) -> None:
 def test_instructions() -> None:
     """What valgrind counts runs outside of it as well, and nothing is dropped."""
     run("instructions.py", "--inside", "--length", "64")
+
+
+def test_owners() -> None:
+    """Two owners' buffers in turn: a plain ring leaks and starves, one in order blocks, one that sorts does neither."""
+    command = [sys.executable, str(BENCHMARKS / "owners.py"), "--milliseconds", "300", "--json"]
+    rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found = {(row["ring"], row["other"]): row for row in rows}
+    leaks = {case: row["a_in_b"] + row["b_in_a"] for case, row in found.items()}
+    shares = {case: row["share"] for case, row in found.items()}
+    assert all((leak > 0) == (ring == "plain") for (ring, _), leak in leaks.items())
+    assert shares["plain", "keeps its buffers"] < 50 and shares["tagged, in order", "silent"] < 5
+    assert shares["tagged, sorted", "silent"] == shares["tagged, sorted", "keeps its buffers"] == 100

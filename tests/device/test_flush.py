@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from nicmodel.gvnic.commands import FLUSH_RX_QUEUE, Inner, OptionId, QueueFormat, Status
+from nicmodel.gvnic.commands import ALL_OWNERS, FLUSH_RX_QUEUE, Inner, OptionId, QueueFormat, Status
 from nicmodel.gvnic.descriptors import RX_COMPLETION, RX_FLUSHED
 from nicmodel.gvnic.state import Drop
 from nicmodel.testing.adminq import AdminError
@@ -42,7 +42,7 @@ def hbm(lab: Loopback) -> GuestMemory:
 
 def flush(lab: Loopback, queue: int) -> None:
     """The command alone: the driver keeps the buffers that come back."""
-    lab.driver.extended(Inner.FLUSH_RX_QUEUE, np.array((queue, 0), FLUSH_RX_QUEUE))
+    lab.driver.extended(Inner.FLUSH_RX_QUEUE, np.array((queue, ALL_OWNERS), FLUSH_RX_QUEUE))
 
 
 def test_nothing_writes_to_the_buffers_again(lab: Loopback, hbm: GuestMemory) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.descriptors import GQI_RX_SLOT, RX_BUFFER
+from nicmodel.gvnic.descriptors import GQI_RX_SLOT, RX_BUFFER, RX_BUFFER_OWNER
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Bits
 from nicmodel.observe.contract.findings import Journal
@@ -28,6 +28,7 @@ _PAGE_SHIFT = 12
 #: Indices of a ring.
 Places = npt.NDArray[np.int64]
 
+_OWNER = np.frombuffer(RX_BUFFER_OWNER.encode(owner=RX_BUFFER_OWNER.owner.mask), "<u8")
 _RESERVED = np.frombuffer(RX_BUFFER.reserved.to_bytes(RX_BUFFER.size, "little"), "<u8")
 
 
@@ -186,7 +187,8 @@ class Receive:
         usable &= mapped
         queue.refused[places] = ~usable
         if not self._nic.gqi:
-            reserved = (posted & _RESERVED).any(axis=1)
+            bits = _RESERVED & ~_OWNER if record["owners"] else _RESERVED
+            reserved = (posted & bits).any(axis=1)
             self._first(number, places, reserved, "RX-BUF-005", "reserved bits of the descriptor are set")
             self._check_ids(number, queue, places)
             if record["header_size"]:

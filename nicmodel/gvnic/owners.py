@@ -1,0 +1,111 @@
+"""Buffers of several owners in one receive queue: an option of this model; what a driver has to do is in README.md.
+
+A buffer's descriptor says whose it is, and a flow rule whose buffers its frames go to. The NIC takes descriptors from
+the ring ahead of need and sorts them into lists, one for each owner; a frame takes from its owner's list alone. While a
+frame is delivered its owner's list stands in for the queue's ring (`exchange`), so that placement knows nothing of
+owners but where a descriptor is.
+
+How far the NIC looks ahead decides what a shared ring is worth: with one buffer at a time it is a plain ring whose tags
+are obeyed, and an owner whose flows are silent blocks all others as soon as its buffer is the next.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from nicmodel.gvnic.descriptors import RX_BUFFER, RX_BUFFER_OWNER
+from nicmodel.gvnic.dma import READ, fault, locate
+from nicmodel.gvnic.state import Purpose, State
+from nicmodel.packet.compiled import Record, compiled, i64, inlined, u64
+from nicmodel.packet.memory import load_u8, load_u16, load_u64
+
+#: `hand_back` and `fetch` found nothing.
+NOTHING = -1
+
+_DESCRIPTOR = int(Purpose.DESCRIPTOR)
+_SIZE = RX_BUFFER.size
+_WORDS = _SIZE // 8
+_OWNER_BYTE = u64(RX_BUFFER_OWNER.owner.bit // 8)
+
+
+@inlined
+def owner_of(state: State, outcome: Record) -> int:
+    """Whose buffers a steered frame goes to: what its rule says, 0 without a rule."""
+    if outcome.rule < 0:
+        return 0
+    return i64(state.rules[outcome.rule].owner)
+
+
+@inlined
+def owned(state: State, queue: int, index: int) -> int:
+    """Address in this process of the descriptor `index` of the list that stands in for the queue's ring."""
+    _, owners, entries, words = state.owned.shape
+    place = ((queue * owners + i64(state.rx[queue].owner)) * entries + index) * words
+    return u64(state.owned.ctypes.data) + u64(place * 8)
+
+
+@compiled
+def exchange(state: State, queue: int, owner: int) -> None:
+    """Have the list of an owner stand in for the queue's ring; the second time, the ring again."""
+    rx = state.rx[queue]
+    entry = state.owners[queue, owner]
+    head, tail, held = i64(rx.buffer_head), i64(rx.buffer_tail), i64(rx.held)
+    rx.buffer_head, rx.buffer_tail, rx.held = entry.head, entry.tail, entry.held
+    entry.head, entry.tail, entry.held = head, tail, held
+    rx.owner = owner
+
+
+@compiled
+def fetch(state: State, queue: int) -> int:
+    """Sort the buffers that the driver has posted, as many as the NIC looks ahead.
+
+    Returns:
+        The identifier of a buffer of no owner, to be handed back before the next call; `NOTHING`: all is sorted.
+    """
+    rx = state.rx[queue]
+    mask = i64(rx.buffer_entries) - 1
+    while rx.buffer_head != rx.buffer_tail and rx.sorted < min(i64(rx.lookahead), mask):
+        index = i64(rx.buffer_head)
+        address = rx.buffer_ring + u64(index * _SIZE)
+        host = locate(state, address, _SIZE, READ)
+        if host == 0:
+            fault(state, address)
+            return NOTHING
+        state.ledger[queue, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _SIZE
+        rx.buffer_head = (index + 1) & mask
+        owner = i64(load_u8(host + _OWNER_BYTE))
+        if owner >= rx.owners:
+            return i64(load_u16(host))
+        entry = state.owners[queue, owner]
+        for word in range(_WORDS):
+            state.owned[queue, owner, entry.tail, word] = load_u64(host + u64(8 * word))
+        entry.tail = (entry.tail + 1) & mask
+        rx.sorted += 1
+    return NOTHING
+
+
+def posted(state: State, queue: int, ring: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The descriptors that the device has of a queue with several owners, by buffer identifier, for display.
+
+    Args:
+        state: the device.
+        queue: the receive queue.
+        ring: its buffer ring, shape (entries, bytes of a descriptor).
+
+    Returns:
+        Shape (65536, bytes of a descriptor), zeros where the device has no such buffer.
+    """
+    rx = state.rx[queue]
+    table = np.zeros((1 << RX_BUFFER.buffer_id.width, _SIZE), np.uint8)
+    head, entries = int(rx["buffer_head"]), int(rx["buffer_entries"])
+    ahead = ring[(head + np.arange((int(rx["buffer_tail"]) - head) % entries)) % entries]
+    lists = [ahead]
+    for owner in range(int(rx["owners"])):
+        entry = state.owners[queue, owner]
+        count = int(entry["tail"] - entry["head"]) % entries
+        places = (int(entry["head"]) + np.arange(count)) % entries
+        lists.append(state.owned[queue, owner, places].view(np.uint8).reshape(-1, _SIZE))
+    for descriptors in lists:
+        table[descriptors[:, :2].copy().view("<u2").reshape(-1)] = descriptors
+    return table
