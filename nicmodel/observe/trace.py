@@ -311,7 +311,7 @@ class Tracer:
     def _receive(self, batch: Batch) -> None:
         state = self._nic.state
         self._rx = state.rx.copy()
-        if self._wanted("rx"):
+        if any(not one.kinds or "rx" in one.kinds for one in self._subscriptions):
             size = _size(GQI_RX_SLOT if self._nic.gqi else RX_BUFFER)
             self._buffer_rings = {
                 int(number): peek(

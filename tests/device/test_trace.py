@@ -41,6 +41,16 @@ def opened(lab: Loopback, **options: Any) -> None:
     lab.driver.open(**({"rx_queues": 2, "tx_queues": 1, "ring_entries": ENTRIES} | options))
 
 
+def test_buffers_are_told_to_those_who_ask_for_one_queue(lab: Loopback) -> None:
+    opened(lab)
+    lab.driver.set_rss(table=[1] * 128)
+    heard = Heard(lab, kinds=["rx"], queues=["rx1"])
+    lab.receive(tcp(100))
+    [event] = heard
+    [packet] = lab.driver.poll(1)
+    assert [buffer["buffer_address"] for buffer in event["buffers"]] == [buffer.address for buffer in packet.buffers]
+
+
 def test_a_probe_is_told_step_by_step(lab: Loopback) -> None:
     heard = Heard(lab)
     opened(lab)
