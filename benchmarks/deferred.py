@@ -124,7 +124,7 @@ class Bench:
     def close(self) -> None:
         """End it; nothing was lost on the way."""
         assert self.lab.nic.state.drops.sum() == 0 and self.driver.rx[0].errors == 0
-        assert self.ring is None or self.lab.nic.state.placement["full"].sum() == 0
+        assert self.ring is None or self.lab.nic.state.placement_rings["full"].sum() == 0
         self.lab.close()
 
 

@@ -60,7 +60,7 @@ _PAGE_MASK = (1 << _GENERATION_SHIFT) - 1
 @compiled
 def has_room(state: State, queue: int, count: int) -> bool:
     """Whether `count` bytes of payload can be kept for a receive queue now; one that cannot is counted."""
-    placement = state.placement[queue]
+    placement = state.placement_rings[queue]
     pages = (count + NIC_PAGE - 1) // NIC_PAGE
     if pages > state.nic_memory[0].free_pages or placement.pages + pages > placement.budget:
         placement.full += 1
@@ -93,7 +93,7 @@ def keep(
         The handle.
     """
     memory = state.nic_memory[0]
-    placement = state.placement[queue]
+    placement = state.placement_rings[queue]
     base = u64(state.nic_bytes.ctypes.data)
     first = i64(memory.free)
     page = first
@@ -142,7 +142,7 @@ def _release(state: State, first: int) -> None:
     """Give the pages of a payload back; `first` is its first page."""
     memory = state.nic_memory[0]
     entry = state.nic_pages[first]
-    placement = state.placement[entry.queue]
+    placement = state.placement_rings[entry.queue]
     entry.queue = -1
     if entry.older >= 0:
         state.nic_pages[entry.older].newer = entry.newer
@@ -176,7 +176,7 @@ def expire(state: State, oldest: int) -> int:
         entry = state.nic_pages[first]
         if entry.since > oldest:
             return i64(entry.since)
-        state.placement[entry.queue].expired += 1
+        state.placement_rings[entry.queue].expired += 1
         _release(state, first)
     return _NEVER
 
@@ -188,7 +188,7 @@ def discard(state: State, queue: int) -> None:
     while page >= 0:
         newer = i64(state.nic_pages[page].newer)
         if state.nic_pages[page].queue == queue:
-            state.placement[queue].discarded += 1
+            state.placement_rings[queue].discarded += 1
             _release(state, page)
         page = newer
 
@@ -208,7 +208,7 @@ def _execute(state: State, queue: int, handle: int, pieces: int, total: int, dro
     Returns:
         A `PlacementStatus`.
     """
-    placement = state.placement[queue]
+    placement = state.placement_rings[queue]
     first = handle & _PAGE_MASK
     if (
         first >= len(state.nic_pages)
@@ -256,7 +256,7 @@ def _execute(state: State, queue: int, handle: int, pieces: int, total: int, dro
 @inlined
 def _reply(state: State, queue: int, handle: int, status: int) -> None:
     """Write the next completion of a placement ring."""
-    placement = state.placement[queue]
+    placement = state.placement_rings[queue]
     index = i64(placement.completion_index)
     address = placement.completion_ring + u64(index * _REPLY_SIZE)
     host = locate(state, address, _REPLY_SIZE, WRITE)
@@ -276,7 +276,7 @@ def _reply(state: State, queue: int, handle: int, status: int) -> None:
 @compiled
 def place(state: State, queue: int) -> None:
     """Execute the placement requests of a receive queue up to its doorbell. One that does not end there waits."""
-    placement = state.placement[queue]
+    placement = state.placement_rings[queue]
     mask = i64(placement.entries) - 1
     while placement.head != placement.tail:
         head = i64(placement.head)
@@ -348,7 +348,7 @@ class DeferredPlacement:
     def enable(self, queue: int, *, headers_only: bool, request_ring: int, completion_ring: int, entries: int) -> None:
         """Have a receive queue keep its payload from now on; it ends with the queue."""
         state = self._nic.state
-        record = state.placement[queue : queue + 1]
+        record = state.placement_rings[queue : queue + 1]
         record[SETTINGS[record.dtype]] = 0
         record["request_ring"], record["completion_ring"], record["entries"] = request_ring, completion_ring, entries
         record["generation"] = 1
@@ -359,7 +359,7 @@ class DeferredPlacement:
         """The queue has ended: what was kept for it is dropped."""
         state = self._nic.state
         self._rung.pop(queue, None)
-        record = state.placement[queue : queue + 1]
+        record = state.placement_rings[queue : queue + 1]
         if record["entries"][0]:
             discard(state, queue)
             record[SETTINGS[record.dtype]] = 0
@@ -368,7 +368,7 @@ class DeferredPlacement:
         """The placement ring's doorbell: the index of its first free entry; whether there is such a ring and entry."""
         if queue not in range(self._nic.profile.queues):
             return False
-        placement = self._nic.state.placement[queue]
+        placement = self._nic.state.placement_rings[queue]
         if value >= placement["entries"]:
             return False
         placement["tail"] = value

@@ -210,7 +210,7 @@ _PLACEMENT_COUNTERS = (
 )  # fmt: skip
 
 #: The placement ring of a receive queue, its completion ring, and the pages that its payload occupies and may occupy.
-PLACEMENT = np.dtype(
+PLACEMENT_RING = np.dtype(
     [
         ("request_ring", "<u8"),
         ("completion_ring", "<u8"),
@@ -241,7 +241,7 @@ OWNER = np.dtype(
 )
 
 #: Counters by queue type, and the fields that a queue's creation and destruction reset.
-COUNTERS = {RX_QUEUE: _RX_COUNTERS, TX_QUEUE: _TX_COUNTERS, PLACEMENT: _PLACEMENT_COUNTERS, OWNER: _OWNER_COUNTERS}
+COUNTERS = {RX_QUEUE: _RX_COUNTERS, TX_QUEUE: _TX_COUNTERS, PLACEMENT_RING: _PLACEMENT_COUNTERS, OWNER: _OWNER_COUNTERS}
 SETTINGS = {dtype: [name for name in dtype.names or () if name not in COUNTERS[dtype]] for dtype in COUNTERS}
 
 #: Where one frame went. `verdict` is a `Drop`; `queue` -1 when none was chosen; `rule` the location of the flow rule or
@@ -298,7 +298,7 @@ class State(Arrays):
     nic_memory: Records
     nic_pages: Records
     nic_bytes: npt.NDArray[np.uint8]
-    placement: Records
+    placement_rings: Records
     owners: Records
     owned: npt.NDArray[np.uint64]
 
@@ -340,7 +340,7 @@ def make_state(
         nic_memory=np.zeros(1, NIC_MEMORY),
         nic_pages=np.zeros(nic_pages, PAGE),
         nic_bytes=np.zeros(nic_pages * NIC_PAGE, np.uint8),
-        placement=np.zeros(queues, PLACEMENT),
+        placement_rings=np.zeros(queues, PLACEMENT_RING),
         owners=np.zeros((queues, owners), OWNER),
         owned=np.zeros((queues, owners, owned, 4), np.uint64),
     )

@@ -42,6 +42,10 @@ _METRICS = {
     "drops_total": ("counter", "Frames and packets dropped, by reason; without a queue: before one was chosen."),
     "dma_bytes_total": ("counter", "Bytes of DMA since the client connected; see nicmodel ledger."),
     "dma_faults_total": ("counter", "DMA accesses outside of what the guest has mapped."),
+    "placement_total": (
+        "counter",
+        "Deferred placement: what became of payload kept on the NIC, and of requests, by name.",
+    ),
     "interrupts_total": ("counter", "Interrupts of each notification block."),
     "rule_hits_total": ("counter", "Frames that a flow rule has steered."),
     "admin_commands_total": ("counter", "Admin commands by name and status."),
@@ -80,6 +84,9 @@ def _samples(snap: Mapping[str, Any]) -> Iterator[Sample]:
                 yield "rx_held", label, queue["held"]
             for reason, count in queue["drops"].items():
                 yield "drops_total", label | {"reason": reason}, count
+            for name, count in queue.get("placement", {}).items():
+                if name not in ("pages", "budget"):
+                    yield "placement_total", label | {"name": name}, count
     for reason, count in snap["device_drops"].items():
         yield "drops_total", {"queue": "", "reason": reason}, count
     for entry in entries(snap):

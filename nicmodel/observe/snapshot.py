@@ -100,7 +100,7 @@ def _placement(nic: Nic, queue: int) -> dict[str, Any]:
     """What a receive queue has kept on a NIC with deferred placement, and what became of it."""
     if nic.deferred is None:
         return {}
-    record = nic.state.placement[queue]
+    record = nic.state.placement_rings[queue]
     return {"placement": {name: int(record[name]) for name in ("pages", "budget", *COUNTERS[record.dtype])}}
 
 

@@ -12,6 +12,7 @@ from nicmodel.gvnic.commands import Inner, OptionId, Status
 from nicmodel.gvnic.descriptors import PlacementStatus
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.state import NIC_PAGE, Drop, Purpose
+from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.observe.trace import Tracer
 from nicmodel.packet.frames import Gso
@@ -58,7 +59,7 @@ class Bench:
         return status
 
     def count(self, name: str, queue: int = 0) -> int:
-        return int(self.lab.nic.state.placement[queue][name])
+        return int(self.lab.nic.state.placement_rings[queue][name])
 
     @property
     def free_pages(self) -> int:
@@ -441,5 +442,6 @@ def test_trace_counters_and_contract() -> None:
         }  # fmt: skip
         counters = snapshot(lab.nic)["rx_queues"][0]["placement"]
         assert (counters["kept"], counters["placed_bytes"], counters["pages"]) == (1, 1000, 0)
+        assert 'nicmodel_placement_total{nic="nic",queue="rx0",name="placed"} 1' in exposition([snapshot(lab.nic)])
         lab.driver.doorbells.ring(bench.ring.doorbell_index + 1, 0)
         assert [finding.rule.name for finding in lab.findings] == ["DBL-002"]
