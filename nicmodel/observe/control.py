@@ -32,6 +32,7 @@ its answers is dropped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -85,7 +86,9 @@ class Control:
         self.close()
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection; whoever waits for events in another thread sees them end."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._lines.close()
         self._socket.close()
 

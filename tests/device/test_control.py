@@ -213,6 +213,15 @@ def test_trace(desk: Desk) -> None:
     assert not desk.lab.nic.observers
 
 
+def test_closing_ends_a_wait_for_events(desk: Desk) -> None:
+    watcher = Control(desk.path)
+    events = desk.wait(watcher.trace, kinds=["rx"])
+    waits = desk.pool.submit(list, events)
+    time.sleep(0.05)
+    watcher.close()
+    assert waits.result(10) == []
+
+
 def test_events_that_are_not_read_are_lost_and_counted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_server, "_MAX_EVENTS", 10_000)
     watcher = Control(desk.path)
