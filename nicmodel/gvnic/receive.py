@@ -176,12 +176,11 @@ def _complete_buffer(state: State, queue: int, word0: int, word1: int, word2: in
 
 
 @inlined
-def _descriptor(state: State, queue: int, index: int) -> int:
+def _descriptor(state: State, queue: int, address: int, index: int, owners: int) -> int:
     """Where in this process the descriptor `index` of the queue's buffers is; 0: out of reach."""
-    rx = state.rx[queue]
-    if rx.owners != 0:
+    if owners != 0:
         return u64(owned(state, queue, index))
-    return u64(locate(state, rx.buffer_ring + u64(index * _BUFFER_SIZE), _BUFFER_SIZE, READ))
+    return u64(locate(state, address, _BUFFER_SIZE, READ))
 
 
 @compiled
@@ -190,7 +189,7 @@ def _reject(state: State, queue: int, count: int, flags: int) -> None:
     rx = state.rx[queue]
     for _ in range(count):
         index = i64(rx.buffer_head)
-        host = _descriptor(state, queue, index)
+        host = _descriptor(state, queue, rx.buffer_ring + u64(index * _BUFFER_SIZE), index, i64(rx.owners))
         if host == 0:
             return
         state.ledger[queue, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _BUFFER_SIZE
@@ -292,6 +291,7 @@ def _place(
     size = i64(rx.buffer_size)
     header_address = u64(0)
     payload = i64(state.headers[0].payload)
+    owners = i64(rx.owners)
     kept = 0  # bytes that stay on the NIC
     if rx.deferred != 0 and header > 0 and left > 0:
         if has_room(state, queue, left):
@@ -304,11 +304,11 @@ def _place(
     # First look at all buffers, so that a bad address is found before anything is written.
     for k in range(needed):
         address = rx.buffer_ring + u64(((head + k) & mask) * _BUFFER_SIZE)
-        host = _descriptor(state, queue, (head + k) & mask)
+        host = _descriptor(state, queue, address, (head + k) & mask, owners)
         if host == 0:
             fault(state, address)
             return _DMA_FAULT
-        if rx.owners == 0:
+        if owners == 0:
             state.ledger[queue, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _BUFFER_SIZE
         state.pieces[k].address = load_u64(host + _BUFFER_ADDRESS)
         state.pieces[k].identifier = load_u16(host)
