@@ -14,12 +14,14 @@ go through the socket, in either.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from packet_path import FIRST_PORT, HEADER, LONGEST, MAC, SEGMENT, DirectDoorbells
-from report import Column, write
+from plot import Plot
+from report import Column, output_option, write
 from rich.progress import track
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
@@ -170,7 +172,8 @@ def measure(length: int, seconds: float) -> dict[str, Any]:
 @click.command()
 @click.option("--length", "lengths", type=int, multiple=True, help=f"Length of frames, again and again: {LENGTHS}.")
 @click.option("--seconds", default=1.0, show_default=True, help="For throughput and for latency of each length.")
-def main(lengths: tuple[int, ...], seconds: float) -> None:
+@output_option
+def main(lengths: tuple[int, ...], seconds: float, output: Path) -> None:
     """Measure, print a table and write it to benchmarks/results."""
     rows = [measure(length, seconds) for length in track(lengths or LENGTHS, "deferred placement", transient=True)]
     columns = (
@@ -181,7 +184,15 @@ def main(lengths: tuple[int, ...], seconds: float) -> None:
         Column("immediate_us_p99", "p99", ".0f"), Column("deferred_us_p99", "p99", ".0f"),
     )  # fmt: skip
     title = "Deferred against immediate placement: throughput of the device, latency with the driver in Python"
-    write("deferred", title, "python benchmarks/deferred.py", columns, rows)
+    plot = Plot(
+        series=(("deferred_gbps", "deferred"), ("immediate_gbps", "immediate")),
+        label=lambda row: f"{row['length']:,} bytes",
+        note=lambda row: (
+            f"{row['ratio']:.2f} of immediate, {row['deferred_us']:.0f} instead of {row['immediate_us']:.0f} µs"
+        ),
+        unit=lambda row: "Gbit/s",
+    )
+    write("deferred", title, columns, rows, plot, output)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from report import Column, write
+from plot import Plot
+from report import Column, output_option, write
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
@@ -96,7 +98,7 @@ def measure(way: str) -> dict[str, Any]:
     bench = Bench()
     lab = bench.lab
     bench.traffic()
-    stopped = 0.0
+    stopped = paused = begin = 0.0
 
     def between() -> None:
         nonlocal stopped, paused
@@ -104,7 +106,6 @@ def measure(way: str) -> dict[str, Any]:
         bench.traffic()
         paused = time.perf_counter() - begin - stopped
 
-    paused = 0.0
     commands = sum(lab.nic.admin.executed.values())
     written = int(lab.nic.state.ledger[QUEUE, 0].sum())
     lost = lab.nic.state.drops[:, Drop.RUNT :].sum(axis=1)
@@ -116,7 +117,7 @@ def measure(way: str) -> dict[str, Any]:
     bench.traffic()
     lost = lab.nic.state.drops[:, Drop.RUNT :].sum(axis=1) - lost
     mine = int(lost[QUEUE])
-    row = {
+    row: dict[str, Any] = {
         "way": way, "stopped_us": 1e6 * stopped, "done_us": 1e6 * done, "commands": commands,
         "lost": mine + (int(lost[-1]) if way == "reset" else 0) // QUEUES, "lost_others": int(lost.sum()) - mine,
         "written": int(lab.nic.state.ledger[QUEUE, 0].sum()) - written,
@@ -129,7 +130,8 @@ def measure(way: str) -> dict[str, Any]:
 
 @click.command()
 @click.option("--rounds", default=20, show_default=True, help="Of each way; the medians count.")
-def main(rounds: int) -> None:
+@output_option
+def main(rounds: int, output: Path) -> None:
     """Measure, print a table and write it to benchmarks/results."""
     rows = []
     for way in ("flush", "restart", "reset"):
@@ -141,7 +143,13 @@ def main(rounds: int) -> None:
         Column("done_us", "other buffers after, µs", ",.0f"), Column("commands", "commands", ",d"),
         Column("lost", "frames lost of 1", ",d"), Column("lost_others", f"of {QUEUES - 1} to other queues", ",d"),
     )  # fmt: skip
-    write("flush", "Taking a receive queue's buffers from the NIC", "python benchmarks/flush.py", columns, rows)
+    plot = Plot(
+        series=(("stopped_us", "no write after"), ("done_us", "other buffers after")),
+        label=lambda row: str(row["way"]),
+        note=lambda row: f"{row['lost'] + row['lost_others']} of {QUEUES} frames lost",
+        unit=lambda row: "µs",
+    )
+    write("flush", "Taking a receive queue's buffers from the NIC", columns, rows, plot, output)
 
 
 if __name__ == "__main__":

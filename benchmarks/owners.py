@@ -1,7 +1,6 @@
 """Buffers of two owners, taken in turn, behind one queue: what goes wrong in three kinds of ring.
 
     python benchmarks/owners.py
-    python benchmarks/owners.py --json
 
 Owner A's flow is steady and its program gives each buffer back at once. Owner B's either is silent, or is as steady,
 but its program gives nothing back. Asked is what A has of it, and whose memory payload is written to:
@@ -13,11 +12,12 @@ but its program gives nothing back. Asked is what A has of it, and whose memory 
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
 import click
-from report import Column, write
+from plot import Plot
+from report import Column, output_option, write
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
@@ -74,20 +74,23 @@ def run(ring: str, other: str, milliseconds: int) -> dict[str, Any]:
 
 @click.command()
 @click.option("--milliseconds", default=1000, show_default=True, help="Virtual time for each case.")
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON instead, and write nothing.")
-def main(milliseconds: int, as_json: bool) -> None:
+@output_option
+def main(milliseconds: int, output: Path) -> None:
     """Run all cases, print a table and write it to benchmarks/results."""
     rows = [run(ring, other, milliseconds) for ring in RINGS for other in OTHERS]
-    if as_json:
-        click.echo(json.dumps(rows))
-        return
     columns = (
         Column("ring", "ring"), Column("other", "owner B"), Column("sent", "frames for A", ",d"),
         Column("received", "A has received", ",d"), Column("share", "%", ".1f"),
         Column("other_received", "B has received", ",d"), Column("a_in_b", "A's bytes in B's memory", ",d"),
         Column("b_in_a", "B's bytes in A's memory", ",d"),
     )  # fmt: skip
-    write("owners", "Buffers of two owners behind one queue", "python benchmarks/owners.py", columns, rows)
+    plot = Plot(
+        series=(("share", "of A's frames received"),),
+        label=lambda row: f"{row['ring']}; B {row['other']}",
+        note=lambda row: f"{row['a_in_b'] + row['b_in_a']:,} bytes in the other's memory",
+        unit=lambda row: "%",
+    )
+    write("owners", "Buffers of two owners behind one queue", columns, rows, plot, output)
 
 
 if __name__ == "__main__":

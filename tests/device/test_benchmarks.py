@@ -65,11 +65,25 @@ def test_instructions() -> None:
     run("instructions.py", "--inside", "--length", "64")
 
 
-def test_owners() -> None:
+def test_deferred(tmp_path: Path) -> None:
+    run("deferred.py", "--length", "1514", "--seconds", "0.02", "--output", tmp_path)
+    [row] = rows(tmp_path, "deferred")
+    assert row["ratio"] == pytest.approx(row["deferred_mpps"] / row["immediate_mpps"])
+    assert row["deferred_us"] > row["immediate_us"] > 0
+
+
+def test_flush(tmp_path: Path) -> None:
+    """A flush loses nothing, a restarted queue its own frames, a reset all."""
+    run("flush.py", "--rounds", "1", "--output", tmp_path)
+    assert [(row["way"], row["commands"], row["lost"], row["lost_others"]) for row in rows(tmp_path, "flush")] == [
+        ("flush", 1, 0, 0), ("restart", 2, 1, 0), ("reset", 15, 1, 3)
+    ]  # fmt: skip
+
+
+def test_owners(tmp_path: Path) -> None:
     """Two owners' buffers in turn: a plain ring leaks and starves, one in order blocks, one that sorts does neither."""
-    command = [sys.executable, str(BENCHMARKS / "owners.py"), "--milliseconds", "300", "--json"]
-    rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    found = {(row["ring"], row["other"]): row for row in rows}
+    run("owners.py", "--milliseconds", "300", "--output", tmp_path)
+    found = {(row["ring"], row["other"]): row for row in rows(tmp_path, "owners")}
     leaks = {case: row["a_in_b"] + row["b_in_a"] for case, row in found.items()}
     shares = {case: row["share"] for case, row in found.items()}
     assert all((leak > 0) == (ring == "plain") for (ring, _), leak in leaks.items())
