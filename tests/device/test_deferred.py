@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,11 @@ class Bench:
 
     def count(self, name: str, queue: int = 0) -> int:
         return int(self.lab.nic.state.placement_rings[queue][name])
+
+    @property
+    def kept(self) -> int:
+        """Payloads on the NIC."""
+        return int((self.lab.nic.state.nic_pages["queue"] >= 0).sum())
 
     @property
     def free_pages(self) -> int:
@@ -306,6 +312,54 @@ def test_a_request_without_end_waits_for_its_rest(bench: Bench) -> None:
     assert bench.ring.poll() == []
     bench.ring.post({"handle": handle, "address": bench.hbm.base + 1000, "length": 2000, "end_of_request": 1})
     assert bench.answer(handle) == PlacementStatus.PLACED
+
+
+def test_random_requests(make_bench: Callable[..., Bench]) -> None:
+    """Whatever is posted, each request that ends has one answer, and every page is free or some payload's."""
+    bench = make_bench(64 * NIC_PAGE, entries=256, deferred_usecs=20_000)
+    rng = np.random.default_rng(5)
+    state = bench.lab.nic.state
+    known = [0]
+    asked = answered = 0
+    for _ in range(400):
+        for packet in bench.receive(*(tcp(int(size)) for size in rng.integers(1, 9000, rng.integers(0, 4)))):
+            if packet.deferred is not None:
+                known = [*known[-40:], packet.deferred.handle]
+        while bench.ring.room > 8 and rng.random() < 0.7:
+            handle = int(rng.choice(known)) ^ int(rng.integers(0, 2) * rng.integers(0, 4))
+            kept = state.nic_pages[handle & 0xFFFF]["length"] if handle & 0xFFFF < 64 else 1
+            pieces = int(rng.integers(1, 5))
+            total = int(kept) + int(rng.integers(0, 2)) * int(rng.integers(-1, 2))
+            cuts = [0, *sorted(int(cut) for cut in rng.integers(0, max(total, 1), pieces - 1)), max(total, 0)]
+            place = bench.hbm.base + int(rng.integers(-9000, bench.hbm.size + 9000))
+            for number, (start, end) in enumerate(pairwise(cuts)):
+                last = int(number == pieces - 1)
+                bench.ring.post(
+                    {"handle": handle, "address": place + start, "length": end - start, "end_of_request": last,
+                     "drop": int(rng.random() < 0.1)},
+                    ring=bool(last),
+                )  # fmt: skip
+            asked += 1
+        bench.lab.run()
+        answered += len(bench.ring.poll())
+        bench.lab.advance(int(rng.integers(0, 3 * MS)))
+        assert asked == answered
+        used, page = [], int(state.nic_memory["oldest"][0])
+        while page >= 0:
+            chain = page
+            while chain >= 0:
+                used.append(chain)
+                chain = int(state.nic_pages[chain]["next"])
+            page = int(state.nic_pages[page]["newer"])
+        free, chain = [], int(state.nic_memory["free"][0])
+        while chain >= 0:
+            free.append(chain)
+            chain = int(state.nic_pages[chain]["next"])
+        assert sorted(used + free) == list(range(64)) and len(free) == bench.free_pages
+        assert bench.count("pages") == len(used)
+    counts = {name: bench.count(name) for name in ("placed", "dropped", "expired", "full", "not_found", "bad_requests")}
+    assert min(counts.values()) > 0 and bench.count("faults") > 0, counts
+    assert bench.count("kept") == sum(counts[name] for name in ("placed", "dropped", "expired")) + bench.kept
 
 
 def test_doorbells_of_no_ring(bench: Bench) -> None:
