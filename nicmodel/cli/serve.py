@@ -116,6 +116,8 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
               help="Buffers of such a queue that the NIC sorts by owner ahead of need.  [default: 1024]")  # fmt: skip
 @click.option("--queue-flush", is_flag=True,
               help="A receive queue hands its buffers back on command; no stock driver asks for it.")  # fmt: skip
+@click.option("--ddp-flows", type=int, metavar="N",
+              help="NVMe/TCP flows whose data the NIC can place directly, if told so.  [default: 0]")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
 @click.option("--check", is_flag=True,
@@ -150,6 +152,7 @@ def serve(
     owners: int | None,
     owner_lookahead: int | None,
     queue_flush: bool,
+    ddp_flows: int | None,
     report: Path | None,
     check: bool,
     strict: bool,
@@ -165,9 +168,9 @@ def serve(
     if len(macs) not in (0, len(sockets)):
         raise click.UsageError(f"{len(macs)} MAC addresses for {len(sockets)} NICs: give none, or one for each")
     given = {"queues": queues, "default_queues": default_queues, "max_mtu": mtu, "revision": revision}
-    given |= {"coalesce_flows": coalesce_flows, "coalesce_usecs": coalesce_usecs}
     given |= {"deferred_bytes": deferred_bytes, "deferred_queue_bytes": deferred_queue_bytes}
     given |= {"deferred_usecs": deferred_usecs, "owners": owners, "owner_lookahead": owner_lookahead}
+    given |= {"coalesce_flows": coalesce_flows, "coalesce_usecs": coalesce_usecs, "ddp_flows": ddp_flows}
     changes = {name: value for name, value in given.items() if value is not None} | {"promiscuous": promiscuous}
     changes |= {"coalesce": coalesce, "queue_flush": queue_flush}
     try:

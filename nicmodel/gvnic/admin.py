@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nicmodel.gvnic import commands as c
-from nicmodel.gvnic.commands import FlowOperation, Inner, Opcode, OsType, QueueFormat, Status
 from nicmodel.gvnic.deferred import MAX_PLACEMENT_RING
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
@@ -22,7 +21,10 @@ from nicmodel.gvnic.descriptors import (
     PLACEMENT_COMPLETION,
     PLACEMENT_REQUEST,
 )
+from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, OsType, QueueFormat, Status
+from nicmodel.gvnic.ddp import DdpError
 from nicmodel.gvnic.layout import explain
+from nicmodel.gvnic.state import MAX_DDP_PIECES
 from nicmodel.gvnic.steering import SteeringError
 from nicmodel.packet.headers import L3, L4
 from nicmodel.vfio_user.dma import DmaFault
@@ -119,6 +121,8 @@ class AdminQueue:
             self._extended[Inner.CONFIGURE_BUFFER_OWNERS] = (c.CONFIGURE_BUFFER_OWNERS, self._configure_buffer_owners)
         if nic.profile.queue_flush:
             self._extended[Inner.FLUSH_RX_QUEUE] = (c.FLUSH_RX_QUEUE, self._flush_rx_queue)
+        if nic.profile.ddp_flows:
+            self._extended[Inner.CONFIGURE_DDP] = (c.CONFIGURE_DDP, self._configure_ddp)
 
     def executes(self, inner: int) -> bool:
         """Whether the device has this inner command."""
@@ -182,7 +186,7 @@ class AdminQueue:
         status, reason = Status.PASSED, ""
         try:
             handler(payload)
-        except (AdminError, SteeringError) as error:
+        except (AdminError, SteeringError, DdpError) as error:
             status, reason = error.status, str(error)
         except DmaFault as fault:
             status, reason = Status.INVALID_ARGUMENT, str(fault)
@@ -486,6 +490,27 @@ class AdminQueue:
         _require(not self._nic.gqi, Status.FAILED_PRECONDITION, "only the DQO formats have this")
         _require(queue < len(queues) and bool(queues[queue]["active"]), Status.NOT_FOUND, f"no RX queue {queue}")
         return queue
+    def _configure_ddp(self, inner: np.void) -> None:
+        ddp, operation = self._nic.ddp, int(inner["operation"])
+        flow, command, sequence = int(inner["flow"]), int(inner["command"]), int(inner["sequence"])
+        if operation in (DdpOperation.ADD_FLOW4, DdpOperation.ADD_FLOW6):
+            size = 4 if operation == DdpOperation.ADD_FLOW4 else 16
+            addresses = inner["source"].tobytes()[:size], inner["destination"].tobytes()[:size]
+            ports = int(inner["source_port"]), int(inner["destination_port"])
+            ddp.add_flow(flow, *addresses, *ports, sequence, int(inner["digests"]))
+        elif operation == DdpOperation.DELETE_FLOW:
+            ddp.delete_flow(flow)
+        elif operation == DdpOperation.SET_UP:
+            count = int(inner["count"])
+            _require(0 < count <= MAX_DDP_PIECES, Status.INVALID_ARGUMENT, f"a buffer of {count} pieces")
+            raw = self._nic.dma_read(int(inner["address"]), count * c.DDP_PIECE.itemsize)
+            ddp.set_up(flow, command, np.frombuffer(raw, c.DDP_PIECE))
+        elif operation == DdpOperation.TEAR_DOWN:
+            ddp.tear_down(flow, command)
+        elif operation == DdpOperation.RESYNC:
+            ddp.resync(flow, sequence)
+        else:
+            raise AdminError(Status.INVALID_ARGUMENT, f"operation {operation} of direct data placement")
 
     def _answer(self, address: int, available: int, answer: bytes) -> None:
         _require(len(answer) <= available, Status.INVALID_ARGUMENT, f"{len(answer)} bytes into {available}")

@@ -42,6 +42,8 @@ class Inner(IntEnum):
     CONFIGURE_DEFERRED_PLACEMENT = 0x8001
     FLUSH_RX_QUEUE = 0x8002
     CONFIGURE_BUFFER_OWNERS = 0x8003
+    # Of this model only, far from what a real device may come to use (nicmodel/gvnic/ddp.md).
+    CONFIGURE_DDP = 0x8004
 
 
 class Status(IntEnum):
@@ -208,6 +210,8 @@ class OptionId(IntEnum):
     DEFERRED_PLACEMENT = 0x8001
     QUEUE_FLUSH = 0x8002
     BUFFER_OWNERS = 0x8003
+    # Of this model only, far from what a real device may come to use (nicmodel/gvnic/ddp.md).
+    DDP = 0x8004
 
 
 class Feature(IntFlag):
@@ -241,6 +245,8 @@ OPTION_DEFERRED_PLACEMENT = record(
 OPTION_QUEUE_FLUSH = record(("supported", ">u4"))
 #: Most owners of a queue's buffers, and how many buffers of a queue the NIC sorts by owner ahead of need.
 OPTION_BUFFER_OWNERS = record(("supported", ">u4"), ("owners", ">u4"), ("lookahead", ">u4"))
+#: How many flows, and buffers of all flows together, can be there, and of how many pieces a buffer may consist.
+OPTION_DDP = record(("supported", ">u4"), ("max_flows", ">u2"), ("max_buffers", ">u2"), ("max_pieces", ">u4"))
 
 #: What the device writes to a queue's resources when it is created: dword index into BAR 2, index of its counter.
 QUEUE_RESOURCES = record(("doorbell_index", ">u4"), ("counter_index", ">u4"))
@@ -341,6 +347,46 @@ FLUSH_RX_QUEUE = record(("queue_id", ">u4"), ("owner", ">u4"))
 ALL_OWNERS = 0xFFFFFFFF
 #: The queue's buffers have so many owners from now on.
 CONFIGURE_BUFFER_OWNERS = record(("queue_id", ">u4"), ("owners", ">u4"))
+class DdpOperation(IntEnum):
+    """`CONFIGURE_DDP.operation`."""
+
+    #: Follow a TCP flow of IPv4 (by `ADD_FLOW6` of IPv6) as `flow`: a PDU begins at `sequence`; `digests` are in use.
+    ADD_FLOW4 = 0
+    ADD_FLOW6 = 1
+    #: Forget the flow and its buffers.
+    DELETE_FLOW = 2
+    #: The data of `command` of `flow` goes to a buffer of `count` pieces.
+    SET_UP = 3
+    #: It does so no longer: nothing is written there once this is done.
+    TEAR_DOWN = 4
+    #: A PDU of `flow` begins at `sequence`: the answer to a request for resynchronisation.
+    RESYNC = 5
+
+
+class DdpDigest(IntFlag):
+    """`CONFIGURE_DDP.digests`: as in an initialisation response of NVMe/TCP."""
+
+    HEADER = 1
+    DATA = 2
+
+
+#: `address` is that of `count` `DDP_PIECE`s. Which fields count depends on the operation (`DdpOperation`). Addresses of
+#: IPv4 are in the first four bytes; the source is the sender, so the controller.
+CONFIGURE_DDP = record(
+    ("operation", "u1"),
+    ("digests", "u1"),
+    ("flow", ">u2"),
+    ("command", ">u2"),
+    ("count", ">u2"),
+    ("sequence", ">u4"),
+    ("source", "u1", (16,)),
+    ("destination", "u1", (16,)),
+    ("source_port", ">u2"),
+    ("destination_port", ">u2"),
+    ("address", ">u8"),
+)
+#: One piece of a buffer: guest address and bytes.
+DDP_PIECE = record(("address", ">u8"), ("length", ">u8"))
 
 
 class Stat(IntEnum):

@@ -55,6 +55,26 @@ RX_COMPLETION = Layout(
     timestamp=at(28, 0, 32),
 )
 
+#: What the completions of a packet say besides when it is of a flow with direct data placement (an option of this
+#: model, `nicmodel.gvnic.ddp`). The real device's completions have nothing in these places.
+RX_DDP = Layout(
+    "RX completion, direct data placement",
+    32,
+    placements=at(20, 0, 12),
+    digest_good=at(21, 4, 1),
+    digest_bad=at(21, 5, 1),
+    resync=at(21, 6, 1),
+    ddp=at(21, 7, 1),
+    ddp_flow=at(22, 0, 16),
+    resync_sequence=at(24, 0, 32),
+)
+
+#: A run of payload that was placed: its place in the payload of the packet, its length, where it lies in the data of
+#: `command`. `RX_DDP.placements` of them end a packet, and stand for the bytes that it lacks.
+PLACEMENT = record(
+    ("position", "<u4"), ("length", "<u4"), ("offset", "<u4"), ("command", "<u2"), ("reserved", "<u2")
+)  # fmt: skip
+
 #: The only value of `RX_COMPLETION.rxdid` that drivers accept.
 RXDID = 1
 

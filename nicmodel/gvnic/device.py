@@ -16,6 +16,7 @@ import numpy as np
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.admin import AdminQueue
 from nicmodel.gvnic.commands import RSS_LUT_SIZE, QueueFormat
+from nicmodel.gvnic.ddp import Ddp
 from nicmodel.gvnic.deferred import DeferredPlacement
 from nicmodel.gvnic.descriptors import GQI_RX_PAD, IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS, GqiIrqDoorbell
 from nicmodel.gvnic.messages import Messages
@@ -126,6 +127,7 @@ class Nic(Device):
             nic_pages=profile.deferred_bytes // NIC_PAGE,
             owners=profile.owners,
             owned=profile.max_ring if profile.owners else 0,
+            ddp_flows=profile.ddp_flows,
         )
         device = self.state.device
         device["mac"] = int.from_bytes(profile.mac, "big")
@@ -144,6 +146,7 @@ class Nic(Device):
 
         self.rss = Rss(self.state)
         self.rules = FlowRules(self.state)
+        self.ddp = Ddp(self.state)
         self.admin = AdminQueue(self)
         self.statistics = Statistics(self)
         self.messages = Messages(self)
@@ -491,6 +494,7 @@ class Nic(Device):
         self.statistics.detach()
         self.pages.clear()
         self.rules.reset()
+        self.ddp.reset()
         self.rss.reset()
         self.state.vectors[:] = 0
         self._cancel_timer()

@@ -12,6 +12,7 @@ import numpy as np
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import Feature, OptionId, QueueFormat
 from nicmodel.gvnic.state import MAX_NIC_PAGES, MAX_OWNERS, NIC_PAGE
+from nicmodel.gvnic.state import MAX_DDP_BUFFERS, MAX_DDP_PIECES
 
 #: Ethernet header and one VLAN tag: what a frame is longer than its MTU.
 FRAME_OVERHEAD = 14 + 4
@@ -19,6 +20,7 @@ FRAME_OVERHEAD = 14 + 4
 MAX_QUEUES = 63
 MIN_MTU, MAX_MTU = 68, 9216
 MAX_COALESCE_FLOWS = 4096
+MAX_DDP_FLOWS = 1024
 
 
 #: Pages of a page list, as the descriptor advises drivers; a receive list has to cover a ring of 1024.
@@ -68,6 +70,7 @@ class Profile:
         coalesce_flows: of so many TCP flows at the same time.
         coalesce_usecs: how long frames from the wire wait for others to be merged with, microseconds. 0: segments are
             merged that the wire hands over together, and no frame waits.
+        ddp_flows: TCP flows whose NVMe/TCP data can be placed directly (ddp.md here); 0 takes that away.
         link_speed: Mbit/s.
         max_registered_pages: pages in all page lists together, for the QPL formats.
         deferred_bytes: memory of the NIC's for payload whose place the driver names later (README.md here); 0 takes
@@ -97,6 +100,7 @@ class Profile:
     coalesce: bool = True
     coalesce_flows: int = 16
     coalesce_usecs: int = 0
+    ddp_flows: int = 0
     link_speed: int = 100_000
     max_registered_pages: int = 65536
     deferred_bytes: int = 0
@@ -115,6 +119,8 @@ class Profile:
             raise ValueError("a device offers at least one queue format")
         if not 1 <= self.coalesce_flows <= MAX_COALESCE_FLOWS:
             raise ValueError(f"{self.coalesce_flows} flows: between 1 and {MAX_COALESCE_FLOWS} can be coalesced")
+        if not 0 <= self.ddp_flows <= MAX_DDP_FLOWS:
+            raise ValueError(f"{self.ddp_flows} flows: data of 0 to {MAX_DDP_FLOWS} can be placed directly")
         if self.coalesce_usecs < 0:
             raise ValueError(f"{self.coalesce_usecs} µs: frames cannot wait for less than nothing")
         largest = MAX_NIC_PAGES * NIC_PAGE
@@ -196,6 +202,8 @@ class Profile:
         if self.owners:
             values = (0, self.owners, self.owner_lookahead)
             options.append((OptionId.BUFFER_OWNERS, c.OPTION_BUFFER_OWNERS, values))
+        if self.ddp_flows:
+            options.append((OptionId.DDP, c.OPTION_DDP, (0, self.ddp_flows, MAX_DDP_BUFFERS, MAX_DDP_PIECES)))
         packed = b"".join(
             np.array((number, form.itemsize, 0), c.OPTION_HEADER).tobytes() + np.array(values, form).tobytes()
             for number, form, values in options

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.deferred import ELSE_DROP, has_room, keep
-from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DEFERRED, RX_FLUSHED, RXDID
+from nicmodel.gvnic.ddp import place_directly
+from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DDP, RX_DEFERRED, RX_FLUSHED, RXDID
 from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
 from nicmodel.gvnic.messages import COMPLETION, post
 from nicmodel.gvnic.owners import NOTHING, exchange, fetch, owned, owner_of
@@ -105,6 +106,10 @@ _FLUSHED = 1 << RX_FLUSHED.flushed.shift
 _DEFERRED = RX_DEFERRED.deferred.shift
 _KEPT_LENGTH = RX_DEFERRED.payload_length.shift
 _HANDLE = RX_DEFERRED.handle.shift
+_PLACEMENTS = RX_DDP.placements.shift
+_ANY_PLACEMENTS = RX_DDP.placements.mask
+#: Which bits of word 1 say that the checksums were verified, and are right.
+_CHECKED = 1 << _PROCESSED | 1 << _IP_ERROR | 1 << _L4_ERROR
 
 #: Linux copies packets up to this length into one buffer and then forgets how many segments they had: such a packet is
 #: not worth aggregating (gve's rx_copybreak).
@@ -279,6 +284,16 @@ def _place(
     if state.device[0].gqi != 0:
         return place_gqi(state, queue, data, offset, hash_value)
     rx = state.rx[queue]
+    word2 = hash_value
+    word3 = u64(batch.now & 0xFFFFFFFF) << u64(_TIMESTAMP)
+    if state.device[0].ddp_flows != 0 and rx.deferred == 0 and word1 & _CHECKED == 1 << _PROCESSED:
+        placed, resync = place_directly(state, queue, batch, number, segment, data, offset, contiguous)
+        word2 |= placed << _PLACEMENTS
+        word3 |= u64(resync)
+        if placed & _ANY_PLACEMENTS != 0:
+            data = state.ddp_rest
+            offset = i64(0)
+            contiguous = i64(state.headers[0].length)
     length = i64(state.headers[0].length)
     overflow = 0
     if header < 0:
@@ -330,8 +345,6 @@ def _place(
     rx.header_overflow += overflow
     position += u64(header)
     contiguous -= header
-    word2 = hash_value
-    word3 = u64(batch.now & 0xFFFFFFFF) << u64(_TIMESTAMP)
     if kept > 0:
         handle = keep(
             state, queue, batch.data, batch.frames, batch.outcomes, number, payload, segment, position, contiguous,

@@ -11,9 +11,11 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from nicmodel.gvnic.descriptors import PLACEMENT
 from nicmodel.packet.coalesce import AGGREGATE
 from nicmodel.packet.headers import HEADERS
 from nicmodel.packet.match import GROUP, RULE, SLOT, slots_for
+from nicmodel.packet.nvme_tcp import TRACKER
 from nicmodel.packet.reference import Arrays
 from nicmodel.vfio_user.dma import MAX_KINDS
 
@@ -93,6 +95,7 @@ DEVICE = np.dtype(
         ("rule_groups", "<i4"),
         ("coalesce", "<i4"),
         ("aggregates", "<i4"),
+        ("ddp_flows", "<i4"),
         ("region", "<i4"),
         ("remote", "<i4"),
         ("posted", "<i4"),
@@ -268,6 +271,40 @@ PIECE = np.dtype([("address", "<u8"), ("length", "<i4"), ("identifier", "<i4")])
 #: process.
 MESSAGE = np.dtype([("address", "<u8"), ("count", "<i4"), ("offset", "<i4"), ("flags", "<i4")])
 
+#: Direct data placement: buffers of all flows together, most pieces of one, and most placements in one packet.
+MAX_DDP_BUFFERS = 1024
+MAX_DDP_PIECES = 256
+MAX_PLACEMENTS = 4095
+
+#: What direct data placement counts: frames of its flows, and of these those with nothing new (`old`), with bytes
+#: missing before them (`ahead`), and those that came while the PDUs' beginnings were not known (`out_of_sync`); how
+#: often they were `lost`, and what followed: `requests`, `confirmed` and `refused` by a wrong answer. PDUs whose data
+#: was placed, all of it, and bytes; bytes of data that were not (`unplaced`), and by run why not: in no order
+#: (`unordered`), `short`, of an `unknown_command`, `beyond_buffer`, or for a DMA fault. Data digests that were checked,
+#: and those that did not hold; headers that cannot be, or whose digest did not hold.
+DDP = np.dtype(
+    [
+        (name, "<i8")
+        for name in (
+            *("frames", "old", "ahead", "out_of_sync", "lost", "requests", "confirmed", "refused"),
+            *("placed_pdus", "placed_bytes", "unplaced_bytes"),
+            *("unordered", "short", "unknown_command", "beyond_buffer", "dma_faults"),
+            *("digests", "digest_errors", "bad_headers", "header_digest_errors"),
+        )
+    ]
+)
+
+#: One flow: whether it is there; its addresses, each as four words of the header (IPv4: the first), and its ports as
+#: one word; how many bytes an address has; bytes placed of the PDU at hand.
+DDP_FLOW = np.dtype(
+    [("active", "<i4"), ("address_size", "<i4"), ("ports", "<i8"), ("words", "<u4", (8,)), ("placed", "<i8")]
+)
+
+#: One buffer: its flow and command, its bytes and its number of pieces; and one of those: where it is, and the buffer's
+#: length up to its end.
+DDP_BUFFER = np.dtype([("active", "<i4"), ("flow", "<i4"), ("command", "<i4"), ("pieces", "<i4"), ("length", "<i8")])
+DDP_PIECE = np.dtype([("address", "<u8"), ("end", "<i8")])
+
 Records = npt.NDArray[np.void]
 
 
@@ -301,19 +338,28 @@ class State(Arrays):
     placement_rings: Records
     owners: Records
     owned: npt.NDArray[np.uint64]
+    ddp: Records
+    ddp_flows: Records
+    ddp_trackers: Records
+    ddp_index: npt.NDArray[np.int32]
+    ddp_buffers: Records
+    ddp_pieces: Records
+    ddp_rest: npt.NDArray[np.uint8]
+    placements: Records
 
 
 def make_state(
     queues: int, vectors: int, rules: int, lut_size: int, flows: int, regions: Records, *, nic_pages: int = 0,
-    owners: int = 0, owned: int = 0,
+    owners: int = 0, owned: int = 0, ddp_flows: int = 0,
 ) -> State:  # fmt: skip
     """A device at rest with room for `queues` queues each way.
 
     `flows` TCP flows of one batch are coalesced at the same time; one more ends the oldest. `nic_pages` pages of the
     NIC's own memory are for deferred payload. The buffers of a receive queue have up to `owners` owners, each of which
-    has up to `owned` of them.
+    has up to `owned` of them. `ddp_flows` can have their data placed directly.
     """
     rows = 2 * queues + 1
+    ddp_buffers = MAX_DDP_BUFFERS if ddp_flows else 0
     return State(
         device=np.zeros(1, DEVICE),
         rx=np.zeros(queues, RX_QUEUE),
@@ -343,4 +389,13 @@ def make_state(
         placement_rings=np.zeros(queues, PLACEMENT_RING),
         owners=np.zeros((queues, owners), OWNER),
         owned=np.zeros((queues, owners, owned, 4), np.uint64),
+        ddp=np.zeros(1, DDP),
+        ddp_flows=np.zeros(ddp_flows, DDP_FLOW),
+        ddp_trackers=np.zeros(ddp_flows, TRACKER),
+        # By flow and command the buffer's number, from 1; memory that is not touched costs nothing.
+        ddp_index=np.zeros((ddp_flows, 1 << 16), np.int32),
+        ddp_buffers=np.zeros(ddp_buffers, DDP_BUFFER),
+        ddp_pieces=np.zeros((ddp_buffers, MAX_DDP_PIECES), DDP_PIECE),
+        ddp_rest=np.zeros(MAX_PACKET if ddp_flows else 0, np.uint8),
+        placements=np.zeros(MAX_PLACEMENTS if ddp_flows else 0, PLACEMENT),
     )

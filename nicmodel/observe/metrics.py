@@ -47,6 +47,7 @@ _METRICS = {
         "Deferred placement: what became of payload kept on the NIC, and of requests, by name.",
     ),
     "interrupts_total": ("counter", "Interrupts of each notification block."),
+    "ddp_total": ("counter", "What direct data placement counts, by name."),
     "rule_hits_total": ("counter", "Frames that a flow rule has steered."),
     "admin_commands_total": ("counter", "Admin commands by name and status."),
     "events_total": ("counter", "Other events by name."),
@@ -103,6 +104,7 @@ def _samples(snap: Mapping[str, Any]) -> Iterator[Sample]:
         yield "admin_commands_total", {"command": command, "status": status}, count
     for metric, counts in (
         ("events_total", snap["events"]), ("wire_total", snap["wire"]), ("vfio_user_total", snap["vfio_user"]),
+        ("ddp_total", snap["ddp"]),
     ):  # fmt: skip
         for name, count in counts.items():
             if isinstance(count, int):

@@ -60,6 +60,8 @@ def show(snapshots: Sequence[Mapping[str, Any]]) -> None:
             console.print(ledger_table(ledger, title=f"DMA of {nic['name']}"))
         if nic["dma_faults"]:
             console.print(f"DMA faults: {nic['dma_faults']}")
+        if placed := {name: count for name, count in nic["ddp"].items() if count}:
+            console.print(f"direct data placement: {named(placed)}")
         for rule in nic["rules"]:
             console.print(
                 f"rule {rule['location']}: {rule['flow_type']} to queue {rule['queue']}, {rule['hits']:,} hits"

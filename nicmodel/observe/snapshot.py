@@ -28,8 +28,9 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
         and kind of memory (`nicmodel.observe.ledger` adds direction and path); the same for the device as a whole, and
         what of it belongs to no queue; flow rules with hits; admin commands by name and status; wire and server
         counters; ``delivered``, the frames from the wire that ended in a queue, alone or merged with others, while all
-        others are among the ``drops`` or ``held`` for buffers; ``peak_memory`` of this process in bytes. Counters run
-        since the server's start, ``dma`` since the client connected.
+        others are among the ``drops`` or ``held`` for buffers; ``ddp``, what direct data placement counts;
+        ``peak_memory`` of this process in bytes. Counters run since the server's start, ``dma`` since the client
+        connected.
     """
     state, kinds = nic.state, nic.kinds
     queues = nic.profile.queues
@@ -78,6 +79,7 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
             }
             for location in nic.rules.locations()
         ],
+        "ddp": nic.ddp.counters if nic.ddp.capacity else {},
         "events": dict(nic.counters),
         "admin": dict(nic.admin.executed),
         "wire": {"name": nic.wire.name, **nic.wire.counters},

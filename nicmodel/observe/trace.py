@@ -22,7 +22,7 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic import registers as r
-from nicmodel.gvnic.commands import FlowOperation, Inner, Opcode, QueueFormat, Status
+from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, QueueFormat, Status
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
     GQI_RX_SLOT,
@@ -33,6 +33,7 @@ from nicmodel.gvnic.descriptors import (
     RX_BUFFER,
     RX_COMPLETION,
     RX_DEFERRED,
+    RX_DDP,
     TX_COMPLETION,
     TX_GENERAL_CONTEXT,
     TX_PACKET,
@@ -80,6 +81,7 @@ _INNER = {
     Inner.CONFIGURE_DEFERRED_PLACEMENT: c.CONFIGURE_DEFERRED_PLACEMENT,
     Inner.FLUSH_RX_QUEUE: c.FLUSH_RX_QUEUE,
     Inner.CONFIGURE_BUFFER_OWNERS: c.CONFIGURE_BUFFER_OWNERS,
+    Inner.CONFIGURE_DDP: c.CONFIGURE_DDP,
 }
 _TX_LAYOUTS = {
     TxType.PACKET: TX_PACKET, TxType.TSO_CONTEXT: TX_TSO_CONTEXT, TxType.GENERAL_CONTEXT: TX_GENERAL_CONTEXT,
@@ -290,7 +292,9 @@ class Tracer:
             opcode = Inner(fields["inner_opcode"])
             fields["inner_opcode"] = opcode.name
             inner = self._record(fields["inner_address"], _INNER[opcode])
-            if inner is not None and opcode == Inner.CONFIGURE_FLOW_RULE:
+            if inner is not None and opcode == Inner.CONFIGURE_DDP:
+                inner["operation"] = _name(DdpOperation, inner["operation"])
+            elif inner is not None and opcode == Inner.CONFIGURE_FLOW_RULE:
                 inner["operation"] = _name(FlowOperation, inner["operation"])
                 inner["rule"]["flow_type"] = _name(FlowType, inner["rule"]["flow_type"])
             fields["inner"] = inner
@@ -466,6 +470,9 @@ def completions(nic: Nic, queue: np.void, first: int, count: int) -> list[dict[s
     found = list(_entries(ring, form, first, count, entries))
     if queue["deferred"] and found:
         found[0] |= next(_entries(ring, RX_DEFERRED, first, 1, entries))
+    if nic.profile.ddp_flows and not nic.gqi:
+        for completion, more in zip(found, _entries(ring, RX_DDP, first, count, entries), strict=True):
+            completion |= more
     return found
 
 
