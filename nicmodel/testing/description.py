@@ -11,6 +11,7 @@ from nicmodel.gvnic.commands import (
     OPTION_BUFFER_OWNERS,
     OPTION_BUFFER_SIZES,
     OPTION_DEFERRED_PLACEMENT,
+    OPTION_DDP,
     OPTION_DQO_RDA,
     OPTION_FLOW_STEERING,
     OPTION_HEADER,
@@ -117,6 +118,12 @@ class Description:
         """How many owners a queue's buffers may have (`OPTION_BUFFER_OWNERS`); None: one."""
         raw = self.options.get(OptionId.BUFFER_OWNERS, b"")
         return np.frombuffer(raw, OPTION_BUFFER_OWNERS, 1)[0] if raw else None
+
+    @property
+    def ddp_limits(self) -> np.void | None:
+        """How much can be placed directly (`OPTION_DDP`); None: nothing."""
+        raw = self.options.get(OptionId.DDP, b"")
+        return np.frombuffer(raw, OPTION_DDP, 1)[0] if len(raw) >= OPTION_DDP.itemsize else None
 
     def _feature(self, feature: Feature, option: OptionId, layout: np.dtype[np.void]) -> np.void | None:
         """An option's payload, if the queue format lets it take effect and it is long enough."""

@@ -10,14 +10,14 @@ What the two rings' state consists of lies in numpy, for compiled loops to work 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.commands import Opcode
-from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DEFERRED, RX_FLUSHED, RXDID
+from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DDP, RX_FLUSHED, RXDID
 from nicmodel.gvnic.layout import Bits
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.adminq import encode_command
@@ -65,6 +65,7 @@ class _Piece(NamedTuple):
     """What one completion brings."""
 
     completion: dict[str, int]
+    ddp: dict[str, int]
     buffer: RxBuffer
     header: bytes
     payload: bytes
@@ -90,6 +91,7 @@ class RxPacket:
         buffers: its data buffers, in order.
         l3: layer 3 protocol by the device's packet-type map.
         l4: layer 4 protocol, likewise.
+        ddp: what its last completion says of direct data placement (`RX_DDP`).
     """
 
     queue: int
@@ -99,6 +101,7 @@ class RxPacket:
     buffers: tuple[RxBuffer, ...]
     l3: L3
     l4: L4
+    ddp: dict[str, int] = field(default_factory=dict)
 
     @property
     def frame(self) -> bytes:
@@ -331,7 +334,7 @@ class RxQueue(Queue):
                 self.errors += 1
                 self.flushed += RX_FLUSHED.flushed.get(raw)
                 continue
-            self._partial.append(self._read(completion, descriptor))
+            self._partial.append(self._read(completion, RX_DDP.decode(raw), descriptor))
             if completion["end_of_packet"]:
                 packets.append(self._packet())
         if repost:
@@ -408,7 +411,7 @@ class RxQueue(Queue):
         """The memory that a data buffer is in."""
         return self.payload_memory
 
-    def _read(self, completion: dict[str, int], descriptor: bytes) -> _Piece:
+    def _read(self, completion: dict[str, int], ddp: dict[str, int], descriptor: bytes) -> _Piece:
         """What one completion brings."""
         address, length = RX_BUFFER.buffer_address.get(descriptor), completion["packet_length"]
         header = b""
@@ -417,6 +420,7 @@ class RxQueue(Queue):
         memory = self._memory_of(completion["buffer_id"])
         return _Piece(
             completion,
+            ddp,
             RxBuffer(completion["buffer_id"], address, length, memory.name),
             header,
             memory.read(address, length),
@@ -433,6 +437,7 @@ class RxQueue(Queue):
             buffers=tuple(piece.buffer for piece in pieces),
             l3=L3(int(ptype["l3"])),
             l4=L4(int(ptype["l4"])),
+            ddp=pieces[-1].ddp,
         )
 
 
