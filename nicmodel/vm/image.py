@@ -68,6 +68,7 @@ MODULES = (
     *("cls_u32", "cls_flower", "cls_bpf", "cls_matchall", "act_mirred", "act_gact", "act_skbedit", "tcp_bbr"),
     *("nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_limit", "overlay", "erofs", "9pnet_virtio", "9p"),
     *("vmw_vsock_virtio_transport", "ipv6", "inet_diag", "tcp_diag", "udp_diag", "udmabuf", "test_bpf", "pktgen"),
+    "nvmet_tcp",
 )
 """Kernel modules in the image, besides those they depend on. What a kernel has built in, or not at all, is skipped."""
 
