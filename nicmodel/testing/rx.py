@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.commands import Opcode
-from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DDP, RX_FLUSHED, RXDID
+from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DDP, RX_DEFERRED, RX_FLUSHED, RXDID
 from nicmodel.gvnic.layout import Bits
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.adminq import encode_command

@@ -60,6 +60,15 @@ def test_small(tmp_path: Path) -> None:
     assert 0 < latencies[0] <= latencies[1]
 
 
+def test_ddp(tmp_path: Path) -> None:
+    run("ddp.py", "--read", "32", "--megabytes", "1", "--seconds", "0.01", "--output", tmp_path)
+    found = json.loads((tmp_path / "results/ddp.json").read_text())["rows"]
+    assert found[0]["placed"] > 0.999 and all(row["placed"] + row["copied"] == pytest.approx(1) for row in found)
+    assert {row["digests"] for row in json.loads((tmp_path / "results/ddp_speed.json").read_text())["rows"]} == {
+        "none", "header and data",
+    }  # fmt: skip
+
+
 def test_instructions() -> None:
     """What valgrind counts runs outside of it as well, and nothing is dropped."""
     run("instructions.py", "--inside", "--length", "64")

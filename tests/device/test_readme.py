@@ -1,4 +1,4 @@
-"""The Python examples of the README run as printed, by pytest with nothing but the installed plugin."""
+"""The Python examples of the documentation run as printed, by pytest with nothing but the installed plugin."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = (README, ROOT / "nicmodel/gvnic/ddp.md")
 #: What an example prints, but for lines that are left out (…) and for addresses.
 FINDING = re.findall(r"^    RX-BUF-003 error:.*?(?=\n\n)", README.read_text(), re.MULTILINE | re.DOTALL)
 ADDRESS = re.compile("0x[0-9a-f]{8}")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+EXAMPLES = [
+    example
+    for page in PAGES
+    for example in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+]
 
 
 def test_there_are_examples() -> None:
