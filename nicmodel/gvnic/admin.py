@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nicmodel.gvnic import commands as c
+from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, OsType, QueueFormat, Status
+from nicmodel.gvnic.ddp import DdpError
 from nicmodel.gvnic.deferred import MAX_PLACEMENT_RING
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
@@ -21,8 +23,6 @@ from nicmodel.gvnic.descriptors import (
     PLACEMENT_COMPLETION,
     PLACEMENT_REQUEST,
 )
-from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, OsType, QueueFormat, Status
-from nicmodel.gvnic.ddp import DdpError
 from nicmodel.gvnic.layout import explain
 from nicmodel.gvnic.state import MAX_DDP_PIECES
 from nicmodel.gvnic.steering import SteeringError
@@ -490,6 +490,7 @@ class AdminQueue:
         _require(not self._nic.gqi, Status.FAILED_PRECONDITION, "only the DQO formats have this")
         _require(queue < len(queues) and bool(queues[queue]["active"]), Status.NOT_FOUND, f"no RX queue {queue}")
         return queue
+
     def _configure_ddp(self, inner: np.void) -> None:
         ddp, operation = self._nic.ddp, int(inner["operation"])
         flow, command, sequence = int(inner["flow"]), int(inner["command"]), int(inner["sequence"])

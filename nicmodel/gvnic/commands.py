@@ -347,6 +347,8 @@ FLUSH_RX_QUEUE = record(("queue_id", ">u4"), ("owner", ">u4"))
 ALL_OWNERS = 0xFFFFFFFF
 #: The queue's buffers have so many owners from now on.
 CONFIGURE_BUFFER_OWNERS = record(("queue_id", ">u4"), ("owners", ">u4"))
+
+
 class DdpOperation(IntEnum):
     """`CONFIGURE_DDP.operation`."""
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import Feature, OptionId, QueueFormat
-from nicmodel.gvnic.state import MAX_NIC_PAGES, MAX_OWNERS, NIC_PAGE
-from nicmodel.gvnic.state import MAX_DDP_BUFFERS, MAX_DDP_PIECES
+from nicmodel.gvnic.state import MAX_DDP_BUFFERS, MAX_DDP_PIECES, MAX_NIC_PAGES, MAX_OWNERS, NIC_PAGE
 
 #: Ethernet header and one VLAN tag: what a frame is longer than its MTU.
 FRAME_OVERHEAD = 14 + 4

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.deferred import ELSE_DROP, has_room, keep
 from nicmodel.gvnic.ddp import place_directly
+from nicmodel.gvnic.deferred import ELSE_DROP, has_room, keep
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DDP, RX_DEFERRED, RX_FLUSHED, RXDID
 from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
 from nicmodel.gvnic.messages import COMPLETION, post
