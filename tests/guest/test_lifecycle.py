@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,11 @@ def test_clients_leave_nothing_behind() -> None:
 
     def at_rest() -> Footprint:
         wait_until(lambda: own.report()[0]["client"] is None)
-        return footprint(own.pid)
+        looks = []
+        for _ in range(20):  # the server may see a little later that the connection of that question is closed
+            looks.append(footprint(own.pid))
+            time.sleep(0.01)
+        return min(looks, key=lambda look: look.descriptors)
 
     with NicServer() as own:
         for number in range(10):  # what is allocated once
