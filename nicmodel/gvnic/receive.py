@@ -221,6 +221,29 @@ def _sort(state: State, queue: int) -> None:
 
 
 @compiled
+def _turn_to_owner(state: State, queue: int, owner: int) -> bool:
+    """Have an owner's buffers stand in for the queue's ring; false if the queue has no such owner now."""
+    rx = state.rx[queue]
+    if owner >= rx.owners or state.owners[queue, owner].closed != 0:
+        return False
+    _sort(state, queue)
+    exchange(state, queue, owner)
+    return True
+
+
+@compiled
+def _turn_back(state: State, queue: int, used: int, length: int) -> None:
+    """The queue's ring again: `used` buffers of the owner's were, for a packet of `length` bytes; 0: for none."""
+    rx = state.rx[queue]
+    owner = i64(rx.owner)
+    exchange(state, queue, owner)
+    rx.sorted -= used
+    if length > 0:
+        state.owners[queue, owner].packets += 1
+        state.owners[queue, owner].bytes += length
+
+
+@compiled
 def _hand_back_list(state: State, queue: int) -> int:
     rx = state.rx[queue]
     count = (i64(rx.buffer_tail) - i64(rx.buffer_head)) & rx.position_mask
@@ -510,16 +533,10 @@ def _deliver(state: State, batch: _Batch, number: int, payload: int, flags: int)
     """Take one parsed frame to its queue, or, with `payload` > 0, all that is merged to it; the result is a `Drop`."""
     frame = batch.frames[number]
     outcome = batch.outcomes[number]
-    queue = i64(outcome.queue)
-    rx = state.rx[queue]
+    rx = state.rx[outcome.queue]
     h = state.headers[0]
-    owner = NOTHING
-    if rx.owners != 0:
-        owner = owner_of(state, outcome)
-        if owner >= rx.owners or state.owners[queue, owner].closed != 0:
-            return _NO_BUFFERS
-        _sort(state, queue)
-        exchange(state, queue, owner)
+    if rx.owners != 0 and not _turn_to_owner(state, i64(outcome.queue), owner_of(state, outcome)):
+        return _NO_BUFFERS
     head = i64(rx.buffer_head)
     outcome.completion = rx.completion_index
     if state.device[0].gqi != 0:  # slots and descriptors are two sides of one ring
@@ -534,12 +551,8 @@ def _deliver(state: State, batch: _Batch, number: int, payload: int, flags: int)
         verdict = i64(_deliver_segments(state, batch, number, word0))
     # Each buffer that is used, or handed back, has a completion of its own.
     outcome.completions = (i64(rx.buffer_head) - head) & rx.position_mask
-    if owner != NOTHING:
-        exchange(state, queue, owner)
-        rx.sorted -= outcome.completions
-        if verdict == _NONE:
-            state.owners[queue, owner].packets += 1
-            state.owners[queue, owner].bytes += total
+    if rx.owners != 0:
+        _turn_back(state, i64(outcome.queue), i64(outcome.completions), total if verdict == _NONE else 0)
     return verdict
 
 
