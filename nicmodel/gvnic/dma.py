@@ -1,8 +1,9 @@
 """DMA of the packet path: guest addresses checked against the memory map, bytes booked in the ledger.
 
-The map (`State.regions`) is sorted by address. Nearly every access falls into the region of the one before, so that
-region is tried first. A range may cross borders: behind a vIOMMU each page is a region of its own. Memory without a
-descriptor is reached by messages (`nicmodel.gvnic.messages`), but not by rings.
+The map (`State.regions`) is sorted by address. Nearly every access falls into one of the two regions that were used
+last, rings in one and payload in the other, so those are tried first. A range may cross borders: behind a vIOMMU each
+page is a region of its own. Memory without a descriptor is reached by messages (`nicmodel.gvnic.messages`), but not by
+rings.
 """
 
 from __future__ import annotations
@@ -38,32 +39,48 @@ def _find(state: State, address: int) -> int:
 
 
 @inlined
+def _host(state: State, number: int, address: int, count: int, right: int) -> int:
+    """As `locate`, if the region of that number, which need not be, is the one; else 0."""
+    if number < 0 or number >= len(state.regions):
+        return _NOWHERE
+    region = state.regions[number]
+    offset = address - region.start
+    if (
+        offset >= region.size
+        or u64(count) > region.size - offset
+        or region.host == _NOWHERE
+        or region.flags & right == 0
+    ):
+        return _NOWHERE
+    return u64(region.host + offset)
+
+
+@inlined
+def reachable(state: State, address: int, count: int, right: int) -> bool:
+    """As `accessible`, quicker where one region holds all."""
+    return locate(state, address, count, right) != _NOWHERE or accessible(state, address, count, right)
+
+
+@inlined
 def locate(state: State, address: int, count: int, right: int) -> int:
     """Address in this process of `count` bytes at guest address `address` if one region holds them all, else 0.
 
     ``state.device[0].region`` is then that region's number.
     """
     device = state.device[0]
-    found = device.region
-    if found < len(state.regions):
-        region = state.regions[found]
-        offset = address - region.start
-        if (
-            offset < region.size
-            and u64(count) <= region.size - offset
-            and region.host != _NOWHERE
-            and region.flags & right != 0
-        ):
-            return u64(region.host + offset)
-    found = _find(state, address)
-    if found < 0:
-        return _NOWHERE
-    region = state.regions[found]
-    offset = address - region.start
-    if u64(count) > region.size - offset or region.host == _NOWHERE or region.flags & right == 0:
-        return _NOWHERE
+    host = _host(state, device.region, address, count, right)
+    if host != _NOWHERE:
+        return host
+    found = device.region_before
+    host = _host(state, found, address, count, right)
+    if host == _NOWHERE:
+        found = _find(state, address)
+        host = _host(state, found, address, count, right)
+        if host == _NOWHERE:
+            return _NOWHERE
+    device.region_before = device.region
     device.region = found
-    return u64(region.host + offset)
+    return host
 
 
 @compiled

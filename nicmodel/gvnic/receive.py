@@ -23,7 +23,7 @@ import numpy.typing as npt
 from nicmodel.gvnic.ddp import place_directly
 from nicmodel.gvnic.deferred import ELSE_DROP, has_room, keep
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DDP, RX_DEFERRED, RX_FLUSHED, RXDID
-from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
+from nicmodel.gvnic.dma import READ, WRITE, fault, locate, reachable, write
 from nicmodel.gvnic.messages import COMPLETION, post
 from nicmodel.gvnic.owners import NOTHING, exchange, fetch, owned, owner_of
 from nicmodel.gvnic.receive_gqi import place_gqi
@@ -352,11 +352,11 @@ def _place(
         state.pieces[k].identifier = load_u16(host)
         if k == 0 and header > 0:
             header_address = load_u64(host + _BUFFER_HEADER)
-            if not accessible(state, header_address, header, WRITE):
+            if not reachable(state, header_address, header, WRITE):
                 fault(state, header_address)
                 _reject(state, queue, 1, 0)
                 return _DMA_FAULT
-        if not accessible(state, state.pieces[k].address, min(size, left - k * size), WRITE):
+        if not reachable(state, state.pieces[k].address, min(size, left - k * size), WRITE):
             fault(state, state.pieces[k].address)
             _reject(state, queue, k + 1, 0)
             return _DMA_FAULT

@@ -97,6 +97,7 @@ DEVICE = np.dtype(
         ("aggregates", "<i4"),
         ("ddp_flows", "<i4"),
         ("region", "<i4"),
+        ("region_before", "<i4"),
         ("remote", "<i4"),
         ("posted", "<i4"),
         ("posted_bytes", "<i8"),
