@@ -41,6 +41,7 @@ class Case:
         mtu: at both ends.
         streams: at the same time.
         aggregated: the kernels hand over TCP segments of up to 64 KiB; or else frames of the MTU's size.
+        busy_poll: how long our server looks for more before it sleeps, µs.
     """
 
     kind: str
@@ -48,12 +49,13 @@ class Case:
     mtu: int = 1500
     streams: int = 1
     aggregated: bool = True
+    busy_poll: int = 0
 
     @property
     def name(self) -> str:
         """What to call it, also with --case."""
         if self.kind == "request":
-            return "tcp request and response"
+            return "tcp request and response" + (", busy poll" if self.busy_poll else "")
         way = "send" if self.guest_sends else "receive"
         if self.kind == "udp":
             return f"udp {way}"
@@ -79,7 +81,7 @@ def cases() -> Iterator[Case]:
         if mtu == 1500:
             yield from (Case("tcp", way, aggregated=False) for way in ways)
             yield from (Case("udp", way) for way in ways)
-            yield Case("request")
+            yield from (Case("request", busy_poll=usecs) for usecs in (0, 100))
 
 
 CASES = {case.name: case for case in cases()}
@@ -99,12 +101,14 @@ def main(
     devices = devices or tuple(PEERS)
     enter_namespace(devices)
     chosen = [CASES[name] for name in names or CASES]
-    with Testbed((OURS, *devices), vcpus=vcpus) as bed:
-        rows = []
-        for case in track(chosen, "guest over a tap", console=Console(stderr=True), transient=True):
-            rows.append(measure(bed, case, seconds, rounds))
-            click.echo(f"{case.name}: {rows[-1]['ratio']:.2f}", err=True)
-        accel = bed.guest.accel
+    rows = []
+    for usecs in sorted({case.busy_poll for case in chosen}):
+        some = [case for case in chosen if case.busy_poll == usecs]
+        with Testbed((OURS, *devices), options=("--busy-poll", str(usecs)), vcpus=vcpus) as bed:
+            for case in track(some, "guest over a tap", console=Console(stderr=True), transient=True):
+                rows.append(measure(bed, case, seconds, rounds))
+                click.echo(f"{case.name}: {rows[-1]['ratio']:.2f}", err=True)
+            accel = bed.guest.accel
     columns = (
         Column("case", "case"), Column("unit", "unit"),
         *(Column(device, device, ".3g") for device in (OURS, *devices)),
