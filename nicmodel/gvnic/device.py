@@ -337,6 +337,12 @@ class Nic(Device):
             return bytes(image[offset : offset + count])
         return bytes(count)
 
+    def region_read_early(self, region: int, offset: int, count: int) -> bytes | None:
+        """What drivers poll while they wait for an admin command: to them it just takes longer."""
+        if region == Bar.REGISTERS and (offset, count) == (r.ADMINQ_EVENT_COUNTER.offset, r.ADMINQ_EVENT_COUNTER.size):
+            return self.region_read(region, offset, count)
+        return None
+
     def region_write(self, region: int, offset: int, data: bytes | memoryview) -> None:
         """Write a BAR or the configuration space."""
         if self.observers:

@@ -69,6 +69,15 @@ class Device:
         """Read ``count`` bytes; the range is inside the region and the region is readable."""
         return bytes(count)
 
+    def region_read_early(self, region: int, offset: int, count: int) -> bytes | None:
+        """Read while the device waits for the client to answer a DMA message, before writes that came earlier are done.
+
+        QEMU cannot answer while a virtual CPU waits for a register, so a register that a driver polls while the device
+        does DMA by messages should be answered here: without side effects, and with a value that the driver may see
+        as long as nothing more has happened. None: the read has to wait.
+        """
+        return None
+
     def region_write(self, region: int, offset: int, data: bytes | memoryview) -> None:
         """Write; the range is inside the region and the region is writable. ``data`` is valid during the call only."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -60,7 +61,7 @@ log = logging.getLogger(__name__)
 Trace = Callable[..., None]
 """Called as ``trace(event, **fields)``."""
 
-DMA_TIMEOUT = 1.0
+DMA_TIMEOUT = 3.0
 """Seconds to wait for the answer to DMA_READ and DMA_WRITE. Below QEMU's own 5 s for a reply: it cannot answer while a
 virtual CPU waits for a register, and should find the device's fault, not a broken connection."""
 
@@ -107,6 +108,9 @@ class Session:
         self._dma_layout: Struct | None = None
         self._request_id = 0
         self._settled: set[int] = set()  # requests whose reply was taken early or is no longer waited for
+        self._answered: set[int] = (
+            set()
+        )  # reads that were answered while waiting for a reply, and are still to be taken
         self._handlers: dict[int, Callable[[memoryview, list[int]], Buffer]] = {
             Command.VERSION: self._version,
             Command.DMA_MAP: self._dma_map,
@@ -182,6 +186,10 @@ class Session:
         message_id, command, flags, _, payload, fds = message
         if flags & TYPE_MASK != TYPE_COMMAND:
             self._unexpected(message)
+            return
+        if command == Command.REGION_READ and message_id in self._answered:
+            self._answered.discard(message_id)
+            close_all(fds)
             return
         try:
             try:
@@ -488,26 +496,51 @@ class Session:
         try:
             channel.send(HEADER.pack(message_id, command, HEADER.size + len(payload), TYPE_COMMAND, 0), payload)
             poller = select.poll()
-            while (left := deadline - time.monotonic()) > 0:
+            while True:
+                for position, message in enumerate(channel.waiting()):
+                    if message.flags & TYPE_MASK == TYPE_COMMAND:
+                        self._answer_early(message)
+                    elif message.flags & TYPE_MASK == TYPE_REPLY and message.id == message_id:
+                        if position == 0:  # nothing before it has to be handled first
+                            channel.next()
+                            self._settled.discard(message_id)
+                        if message.flags & ERROR:
+                            code = message.errno or errno.EIO
+                            raise OSError(code, os.strerror(code))
+                        return bytes(message.payload)
                 poller.register(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.congested else 0))
-                if not poller.poll(left * 1000):
+                if (left := deadline - time.monotonic()) <= 0 or not poller.poll(left * 1000):
                     break
                 channel.flush()
-                try:
+                with contextlib.suppress(BlockingIOError):
                     if not channel.fill(reuse=False):
                         raise ConnectionResetError(errno.ECONNRESET, "the client has left")
-                except BlockingIOError:
-                    continue
-                for reply in channel.waiting():
-                    if reply.flags & TYPE_MASK == TYPE_REPLY and reply.id == message_id:
-                        if reply.flags & ERROR:
-                            code = reply.errno or errno.EIO
-                            raise OSError(code, os.strerror(code))
-                        return bytes(reply.payload)
             raise TimeoutError(errno.ETIMEDOUT, "the client does not answer")
         finally:
             if not self._handling:
                 self._on_backlog()
+
+    def _answer_early(self, message: Message) -> None:
+        """Answer a read that can be answered before its turn: the client may be unable to reply to us until then."""
+        if message.command != Command.REGION_READ or message.id in self._answered or self.link is None:
+            return
+        try:
+            offset, index, count = _unpack(REGION_ACCESS, message.payload)
+            if not self._range(index, offset, count).readable:
+                return
+            data = self._device.region_read_early(index, offset, count)
+        except OSError:  # in its turn it will be refused
+            return
+        if data is None:
+            return
+        self._answered.add(message.id)
+        self._stats["early_reads"] += 1
+        if self.trace is not None:
+            self.trace("region_read", region=index, offset=offset, data=data)
+        reply = REGION_ACCESS.pack(offset, index, count) + data
+        self._channel.send(
+            HEADER.pack(message.id, message.command, HEADER.size + len(reply), TYPE_REPLY, 0), reply
+        )  # fmt: skip
 
     def _dma_fault(self, fault: DmaFault) -> None:
         self._stats["dma_faults"] += 1

@@ -2,7 +2,8 @@
 
 "hbm" is a PCI device's BAR: the device and the NIC are under one PCIe switch, and the module of guest/module makes
 dma-bufs of it. "coherent" is a NUMA node without CPUs. A third device, "far", is on the root bus, out of the NIC's
-reach. All tests share one guest.
+reach. The memory of a fourth, "private", QEMU shares with nobody: the NIC reaches it by messages. All tests share one
+guest.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pytest
 from lab import KNOWN_FAULTS, frames_dropped, free_ports, quiet_log, wait_until
 from numpy.typing import NDArray
 
+from nicmodel.vfio_user.dma import BY_MESSAGE
 from nicmodel.vm.channel import Process
 from nicmodel.vm.devmem import Received, mismatch, pattern, receive_pattern, send_pattern
 from nicmodel.vm.guest import Guest, GuestConfig, pci_addresses
@@ -40,6 +42,11 @@ MTU = 8192 + 40
 PORTS = free_ports(3)
 PORT = PORTS[0]
 FAR = ("-object", "memory-backend-memfd,id=far,size=1M,share=on", "-device", "ivshmem-plain,id=far,memdev=far")
+PRIVATE = (
+    "-object", "memory-backend-ram,id=private,size=32M",
+    "-device", "xio3130-downstream,id=p9,bus=switch,chassis=9,slot=9",
+    "-device", "ivshmem-plain,id=private,memdev=private,bus=p9",
+)  # fmt: skip
 POISON = 0xA5
 KINDS = ("hbm", "coherent")
 
@@ -55,7 +62,7 @@ class Bench:
             layout="switch",
             accelerators={"hbm": 128 * MIB},
             device_memory={"coherent": 128 * MIB},
-            arguments=FAR,
+            arguments=(*FAR, *PRIVATE),
         )
         self.guest = stack.enter_context(Guest(config, boot_timeout=180))
         self.run = self.guest.run
@@ -101,10 +108,11 @@ class Bench:
     def receiver(
         self, kind: str, *options: str, port: int = PORT, queues: str = str(QUEUE), size: int = 32 * MIB
     ) -> Process:
-        """Our receiver, listening."""
+        """Our receiver, listening; `kind` is the name of a memory, or the options that choose one."""
+        memory = self.memory[kind].options if kind in self.memory else kind
         process = self.guest.start(
             f"devmem_receiver --interface eth0 --port {port} --queues {queues} --size {size}"
-            f" {self.memory[kind].options} {' '.join(options)}"
+            f" {memory} {' '.join(options)}"
         )
         process.expect("ready", timeout=30)
         return process
@@ -261,6 +269,30 @@ def test_sent_from_the_accelerators_memory(bench: Bench, kind: str) -> None:
     after = bench.report()["dma"]["transmit"]
     assert after[kind] - before.get(kind, 0) >= nbytes
     assert after.get("ram", 0) - before.get("ram", 0) < nbytes // 20
+
+
+def test_memory_without_a_descriptor_is_reached_by_messages(bench: Bench) -> None:
+    """The same into, and out of, memory that only QEMU itself can reach: each buffer is a message to it, and back."""
+    nbytes = 2 * MIB
+    private = f"--device /dev/bar_dmabuf/{pci_addresses(bench.guest.qmp.execute('query-pci'))['private']}"
+    before = bench.report()
+    with bench.rule(PORT, QUEUE):
+        process = bench.receiver(private, "--seed 8", size=8 * MIB)
+        send_pattern("127.0.0.1", PORT, nbytes, 8)
+        said = verdict(process)
+    assert (said["bytes"], said["linear_bytes"], said["errors"]) == (nbytes, 0, 0)
+    with Receiving(seed=9) as receiving:
+        bench.run(
+            f"devmem_sender --interface eth0 --connect {bench.passt.gateway} --port {receiving.port} --bytes {nbytes}"
+            f" --size {8 * MIB} --seed 9 {private}",
+            timeout=120,
+        )
+    assert (receiving.result.nbytes, receiving.result.mismatch) == (nbytes, None)
+    after = bench.report()
+    for purpose in ("payload", "transmit"):
+        old, new = (side["dma"].get(purpose, {}).get(BY_MESSAGE, 0) for side in (before, after))
+        assert new - old >= nbytes, purpose
+    assert after["dma_faults"] == before["dma_faults"]
 
 
 class Receiving(threading.Thread):

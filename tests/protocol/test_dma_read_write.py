@@ -156,6 +156,35 @@ def test_in_what_follows_a_batch_of_messages(lab: Lab, client: Client, served: S
     lab.until(lambda: bytes(lab.device.memory[0x40:0x44]) == b"next")
 
 
+def test_a_register_that_may_be_read_at_any_time(lab: Lab, client: Client, served: Served) -> None:
+    """A virtual CPU waits for a register, and until it has it QEMU answers nothing: what the device says is enough."""
+    payload = REGION_ACCESS.pack(0x10, 0, 4)
+    early: list[int] = []
+
+    def region_read_early(region: int, offset: int, count: int) -> bytes | None:
+        early.append(offset)
+        return b"soon" if offset == 0x10 else None
+
+    def serve(address: int, count: int, data: bytes | None) -> bytes | None:
+        if count == 4:
+            first = client.send(Command.REGION_READ, payload)
+            assert client.reply(first)[-4:] == b"soon"  # before the device gets its answer
+            client.raw(
+                HEADER.pack(77, Command.REGION_READ, HEADER.size + len(later), 0, 0) + later
+            )  # its answer comes in its turn
+        return served(address, count, data)
+
+    later = REGION_ACCESS.pack(0x20, 0, 4)
+    lab.device.region_read_early = region_read_early  # type: ignore[method-assign]
+    client.serve_dma(serve)
+    served.bytes[:4] = b"data"
+    assert read(lab, client, BASE, 4) == b"data"
+    assert set(early) == {0x10, 0x20}
+    assert client.reply(77)[-4:] == bytes(lab.device.memory[0x20:0x24])
+    assert lab.server.stats["early_reads"] == 1
+    assert client.region_read(0, 0x10, 4) == bytes(lab.device.memory[0x10:0x14])  # and each was answered once
+
+
 def test_commands_that_arrive_meanwhile_come_after(lab: Lab, client: Client, served: Served) -> None:
     payload = REGION_ACCESS.pack(0x40, 0, 4) + b"next"
     write_next = HEADER.pack(0, Command.REGION_WRITE, HEADER.size + len(payload), NO_REPLY, 0) + payload
