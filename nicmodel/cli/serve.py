@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,11 +22,8 @@ from nicmodel.faults.scenario import Scenario
 from nicmodel.faults.wire import load as load_wire_faults
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import PROFILES, named_profile, parse_mac, random_mac
-from nicmodel.observe.contract.checker import Checker
-from nicmodel.observe.contract.findings import Finding
 from nicmodel.observe.control_server import ControlServer
 from nicmodel.observe.metrics import MetricsServer
-from nicmodel.observe.report import show
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.compiled import cache_is_empty
 from nicmodel.vfio_user.listener import AddressError
@@ -35,6 +33,10 @@ from nicmodel.wire.link import link
 from nicmodel.wire.spec import FORMS, listing, open_wire
 from nicmodel.wire.switch import Switch
 from nicmodel.wire.wire import Wire
+
+if TYPE_CHECKING:
+    from nicmodel.observe.contract.checker import Checker
+    from nicmodel.observe.contract.findings import Finding
 
 _LINK = "link"
 #: switch, switch:NAME, switch:uplink=WIRE or switch:NAME,uplink=WIRE.
@@ -196,7 +198,7 @@ def serve(
         nic.below_switch = frozenset(peers)
     faults = [Faults(nic) for nic in nics]
     load_wire_faults()
-    checkers = {nic.name: Checker(nic, on_finding=_print_finding) for nic in nics} if check or strict else {}
+    checkers = _make_checkers(nics) if check or strict else {}
     servers: list[Server] = []
     controller: ControlServer | None = None
     exporter: MetricsServer | None = None
@@ -232,6 +234,12 @@ def serve(
             nic.stop()
     if strict and any(checker.findings or checker.failed for checker in checkers.values()):
         raise click.exceptions.Exit(BROKEN)
+
+
+def _make_checkers(nics: list[Nic]) -> dict[str, Checker]:
+    from nicmodel.observe.contract.checker import Checker  # a server that checks nothing starts without its rules
+
+    return {nic.name: Checker(nic, on_finding=_print_finding) for nic in nics}
 
 
 def _print_finding(finding: Finding) -> None:
@@ -314,6 +322,8 @@ def _report(nics: list[Nic], servers: list[Server], checkers: Mapping[str, Check
         if nic["name"] in checkers:
             nic["findings"] = [finding.as_dict() for finding in checkers[nic["name"]].findings]
     if path is None:
+        from nicmodel.observe.report import show  # a server that writes a file starts without rich
+
         show(snapshots)
         return
     # A reader finds the old report or the new one, never half of one.

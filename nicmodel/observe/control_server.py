@@ -10,13 +10,12 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nicmodel.faults.faults import Faults, named_fault
 from nicmodel.faults.scenario import Scenario
 from nicmodel.gvnic.device import Nic
 from nicmodel.observe.capture import Capture
-from nicmodel.observe.contract.checker import Checker
 from nicmodel.observe.control import MAX_LINE, VERSION
 from nicmodel.observe.detail import detail
 from nicmodel.observe.snapshot import snapshot
@@ -25,6 +24,9 @@ from nicmodel.packet.frames import MAX_FRAME, Batch
 from nicmodel.vfio_user.listener import Listener
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.vfio_user.server import Server
+
+if TYPE_CHECKING:
+    from nicmodel.observe.contract.checker import Checker
 
 log = logging.getLogger(__name__)
 

@@ -50,8 +50,8 @@ def test_demo() -> None:
 
 
 def test_serve_and_vm(tmp_path: Path) -> None:
-    serve, [shell, command] = commands("serve")[0], commands("vm")
-    assert shell == command[: len(shell)]
+    serve, [shell, command, accelerator] = commands("serve")[0], commands("vm")
+    assert shell == command[: len(shell)] == accelerator[: len(shell)]
     socket = str(tmp_path / "nic.sock")
 
     def here(words: list[str]) -> list[str]:
@@ -75,6 +75,10 @@ def test_serve_and_vm(tmp_path: Path) -> None:
             run = subprocess.run(here(command), capture_output=True, text=True, timeout=120)
             assert run.returncode == 0, run.stderr
             assert "driver: gve" in run.stdout
+            command = [*here(accelerator), "--run", "ls /dev/bar_dmabuf"]
+            run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            assert run.returncode == 0, run.stderr
+            assert re.fullmatch(r"0000:\w\w:00\.0\n", run.stdout)
         finally:
             server.terminate()
         assert server.wait(10) == 0
