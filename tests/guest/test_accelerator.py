@@ -204,6 +204,11 @@ class Pushing(threading.Thread):
         assert not self.is_alive()
 
 
+def lost(report: dict[str, Any]) -> dict[str, int]:
+    """Drops by name, but for want of buffers: if the sender is quicker than the guest, TCP sends such frames again."""
+    return {reason: count for reason, count in frames_dropped(report).items() if reason != "no_buffers"}
+
+
 def stream_in(memory: DeviceMemory, pieces: str) -> bytes:
     """The stream that lies in an accelerator's memory in so many pieces, offset and size."""
     places = [tuple(map(int, line.split())) for line in pieces.splitlines()]
@@ -234,7 +239,7 @@ def test_every_byte_is_in_the_accelerators_memory(bench: Bench, kind: str) -> No
     assert new[kind] - old.get(kind, 0) >= nbytes
     assert new.get("ram", 0) == old.get("ram", 0)
     assert after["dma_faults"] == before["dma_faults"]
-    assert frames_dropped(after) == frames_dropped(before)
+    assert lost(after) == lost(before)
 
     pieces = bench.guest.get("/tmp/pieces").decode()
     if kind == "hbm":
