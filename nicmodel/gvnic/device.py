@@ -49,6 +49,9 @@ _HELD_FRAMES = 512
 _HELD_PER_QUEUE = 256
 _HELD_NS = 200_000_000
 
+#: Bytes from the wire that the driver is told of at once, whatever else waits: it has buffers to post for more.
+_LITTLE = 16 << 10
+
 #: A batch on its way out holds the largest TSO packet cut into the smallest segments that Linux asks for (88 bytes).
 _OUT_BYTES = 1 << 21
 _OUT_FRAMES = 4096
@@ -634,7 +637,10 @@ class Nic(Device):
         self._receive(batch)
         if self.profile.owners and self._held[0]:
             self._retry_blocked()
-        self._moderate_soon()
+        if batch.used > _LITTLE:
+            self._moderate()
+        else:
+            self._moderate_soon()
 
     def _retry_blocked(self) -> None:
         """Try the backlog again while that helps: a buffer just used may have stood before another owner's."""

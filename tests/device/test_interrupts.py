@@ -275,6 +275,15 @@ def test_interrupts_of_all_that_arrived_together_come_last(lab: Loopback, driver
     assert sorted(fired(driver).values()) == [1, 1]
 
 
+def test_much_from_the_wire_is_told_at_once(lab: Loopback, driver: Driver) -> None:
+    """The driver has to post buffers for more, so it does not hear of a large batch only when the wire is quiet."""
+    batch = Batch.of([tcp(payload=bytes(1400))] * 20)
+    lab.nic.deliver(batch)
+    assert driver.fired(driver.rx_block(0)) == 1
+    lab.run()
+    assert len(driver.poll(0)) == 20
+
+
 def test_vector_without_eventfd(lab: Loopback, driver: Driver) -> None:
     """QEMU takes the eventfd of a masked vector away; the interrupt is delivered when it is back."""
     vector = driver.rx_block(0)
