@@ -586,6 +586,8 @@ class Nic(Device):
         self.lives[f"tx{queue}"] += 1
         _clear(self.state.tx[queue : queue + 1])
         self._tx_dirty.pop(queue, None)
+        # What was fetched for a packet that waits for the wire is not the next life's, whatever its address.
+        self.state.device["asked"] = self.state.device["asked_bytes"] = 0
 
     def count(self, name: str) -> None:
         """Count an event of the control path."""
