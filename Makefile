@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# One process of tests for each processor; a guest of the tests takes 1 to 2 GiB, so no more than eight.
+PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadgroup
 
 .PHONY: demo test bench lint unit protocol device guest clean help
 
@@ -19,7 +21,7 @@ demo: $(READY)
 	@$(BIN)/nicmodel demo
 
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 # What plots need comes when it is first asked for.
 bench: $(VENV)/.bench
@@ -36,7 +38,7 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 unit protocol device guest: $(READY)
-	$(BIN)/pytest tests/$@
+	$(PYTEST) tests/$@
 
 # The stamp is written last: an installation that was interrupted is done again.
 $(READY): pyproject.toml

@@ -38,7 +38,7 @@ class Desk:
 
     def wait(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         future = self.pool.submit(call, *arguments, **options)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not future.done():
             assert time.monotonic() < deadline
             self.lab.advance(0)

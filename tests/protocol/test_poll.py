@@ -108,14 +108,15 @@ def test_timer_set_by_a_timer_waits_for_its_time() -> None:
 
 
 def test_timers_are_finer_than_a_millisecond(poller: Poller) -> None:
+    """None is early, and one at least is on time; on a busy machine that takes several, so the test's limit decides."""
     late: list[int] = []
-    for count in range(20):
+    while not late or min(late) >= 500_000:
         due = time.monotonic_ns() + 200_000
+        count = len(late)
         poller.call_at(due, lambda due=due: late.append(time.monotonic_ns() - due))  # type: ignore[misc]
         while len(late) == count:
             poller.run_once(1)
-    assert all(delay >= 0 for delay in late)
-    assert min(late) < 500_000
+        assert late[-1] >= 0
 
 
 def test_failing_callbacks_do_not_end_the_loop(poller: Poller, caplog: pytest.LogCaptureFixture) -> None:
@@ -182,11 +183,10 @@ def test_when_idle_comes_once_after_all_that_waits(poller: Poller) -> None:
 
 
 def test_when_idle_does_not_sleep(poller: Poller) -> None:
-    called: list[float] = []
-    poller.when_idle(lambda: called.append(time.monotonic()))
-    started = time.monotonic()
-    assert poller.run_once(5)
-    assert called and called[0] - started < 1
+    called: list[str] = []
+    poller.when_idle(lambda: called.append("idle"))
+    assert poller.run_once(86400)  # a day: the test's own limit comes first
+    assert called == ["idle"]
     assert not poller.run_once(0)
 
 
@@ -207,9 +207,20 @@ def test_busy_poll_finds_what_comes_and_what_is_due() -> None:
     os.close(eventfd)
 
 
-def test_busy_poll_ends() -> None:
+def test_busy_poll_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks at least once without sleeping, and then sleeps for as long as it may."""
     poller = Poller(busy_poll=20_000_000)
-    before = time.process_time()
+    looks: list[float | None] = []
+
+    class Watched:
+        def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+            looks.append(timeout)
+            return epoll.poll(timeout)
+
+    epoll = poller._epoll
+    monkeypatch.setattr(poller, "_epoll", Watched())
     assert not poller.run_once(0.2)
-    assert 0.01 < time.process_time() - before < 0.15
+    assert looks.count(0.2) == 1 and looks[-1] == 0.2
+    assert looks.count(0) == len(looks) - 1 >= 1
+    monkeypatch.undo()
     poller.close()

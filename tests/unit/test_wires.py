@@ -223,7 +223,7 @@ def delivered(make: Any, folder: Path, frames: list[Frame], count: int) -> list[
         lab.run()
         bring(lab, frames)
         found: list[tuple[Any, ...]] = []
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while len(found) < count and time.monotonic() < deadline:
             lab.run()
             for received in lab.driver.poll_all():
