@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
-from plot import Plot
+from plot import Plot, Series
 from report import Column, output_option, write
 from rich.progress import track
 
@@ -40,6 +40,20 @@ BOTH = DdpDigest.HEADER | DdpDigest.DATA
 FRAMES = 256
 
 
+PLOT = Plot(
+    series=(Series("placed", "placed"), Series("copied", "copied", "other")),
+    label=lambda row: f"{row['read']} KiB, loss {row['loss']:.1%}, reordered {row['reorder']:.0%}",
+    note=lambda row: f"of the digests {row['vouched']:.0%}",
+    unit=lambda row: "share of the data",
+)
+SPEED_PLOT = Plot(
+    series=(Series("gbps", "placed"), Series("ordinary_gbps", "the ordinary way", "other")),
+    label=lambda row: f"digests: {row['digests']}",
+    note=lambda row: f"{row['ratio']:.2f}",
+    unit=lambda row: "Gbit/s",
+)
+
+
 @click.command()
 @click.option("--read", "reads", type=int, multiple=True, help=f"Size of reads, KiB, again and again: {READS}.")
 @click.option("--megabytes", default=4, show_default=True, help="Of data for each line of the first table.")
@@ -54,25 +68,13 @@ def main(reads: tuple[int, ...], megabytes: int, seconds: float, output: Path) -
         Column("placed", "placed", ".2%"), Column("copied", "copied", ".2%"), Column("vouched", "vouched", ".1%"),
         Column("lost", "sync lost", ","), Column("requests", "requests", ","), Column("confirmed", "confirmed", ","),
     ]  # fmt: skip
-    plot = Plot(
-        series=(("placed", "placed"), ("copied", "copied")),
-        label=lambda row: f"{row['read']} KiB, loss {row['loss']:.1%}, reordered {row['reorder']:.0%}",
-        note=lambda row: f"of the digests {row['vouched']:.0%}",
-        unit=lambda row: "share of the data",
-    )
-    write("ddp", "Direct data placement under loss and reordering", columns, rows, plot, output)
+    write("ddp", "Direct data placement under loss and reordering", columns, rows, PLOT, output)
     rows = [speed(digests, seconds) for digests in (0, int(BOTH))]
     columns = [
         Column("digests", "digests"), Column("gbps", "placed, Gbit/s", ".1f"),
         Column("ordinary_gbps", "ordinary, Gbit/s", ".1f"), Column("ratio", "ratio", ".2f"),
     ]  # fmt: skip
-    plot = Plot(
-        series=(("gbps", "placed"), ("ordinary_gbps", "the ordinary way")),
-        label=lambda row: f"digests: {row['digests']}",
-        note=lambda row: f"{row['ratio']:.2f}",
-        unit=lambda row: "Gbit/s",
-    )
-    write("ddp_speed", "Direct data placement, the device alone, one core", columns, rows, plot, output)
+    write("ddp_speed", "Direct data placement, the device alone, one core", columns, rows, SPEED_PLOT, output)
 
 
 def start(driver: Driver, stream: TcpStream, digests: int) -> Reader:

@@ -20,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 from packet_path import FIRST_PORT, HEADER, LONGEST, MAC, SEGMENT, DirectDoorbells
-from plot import Plot
+from plot import Plot, Series
 from report import Column, output_option, write
 from rich.progress import track
 from scapy.layers.inet import IP, TCP
@@ -169,6 +169,16 @@ def measure(length: int, seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+PLOT = Plot(
+    series=(Series("deferred_gbps", "deferred"), Series("immediate_gbps", "immediate", "other")),
+    label=lambda row: f"{row['length']:,} bytes",
+    note=lambda row: (
+        f"{row['ratio']:.2f} of immediate, {row['deferred_us']:.0f} instead of {row['immediate_us']:.0f} µs"
+    ),
+    unit=lambda row: "Gbit/s",
+)
+
+
 @click.command()
 @click.option("--length", "lengths", type=int, multiple=True, help=f"Length of frames, again and again: {LENGTHS}.")
 @click.option("--seconds", default=1.0, show_default=True, help="For throughput and for latency of each length.")
@@ -184,15 +194,7 @@ def main(lengths: tuple[int, ...], seconds: float, output: Path) -> None:
         Column("immediate_us_p99", "p99", ".0f"), Column("deferred_us_p99", "p99", ".0f"),
     )  # fmt: skip
     title = "Deferred against immediate placement: throughput of the device, latency with the driver in Python"
-    plot = Plot(
-        series=(("deferred_gbps", "deferred"), ("immediate_gbps", "immediate")),
-        label=lambda row: f"{row['length']:,} bytes",
-        note=lambda row: (
-            f"{row['ratio']:.2f} of immediate, {row['deferred_us']:.0f} instead of {row['immediate_us']:.0f} µs"
-        ),
-        unit=lambda row: "Gbit/s",
-    )
-    write("deferred", title, columns, rows, plot, output)
+    write("deferred", title, columns, rows, PLOT, output)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 import numpy as np
-from plot import Plot
+from plot import Plot, Series
 from report import Column, counted, output_option, write
 from rich.console import Console
 from rich.progress import track
@@ -75,6 +75,15 @@ class Transfer:
     server: float
 
 
+PLOT = Plot(
+    series=[Series(DEVMEM, "devmem", "devmem"), *(Series(name, f"ordinary, {name}", name) for name in (OURS, *PEERS))],
+    label=lambda row: f"{row['payload']} bytes, {counted(row['queues'], 'queue')}",
+    note=lambda row: f"{row['ratio']:.2f} × {row['best']}",
+    unit=lambda row: "Gbit/s",
+    goal=lambda row: GOAL * float(row[row["best"]]),
+)
+
+
 @click.command()
 @click.option(
     "--payload", "names", type=click.Choice(list(PAYLOADS)), multiple=True, help="Only this; again and again."
@@ -112,13 +121,7 @@ def main(
         Column("all_devmem", "all CPU", ".0f"), Column("all_best", "best's", ".0f"),
     )  # fmt: skip
     title = f"devmem TCP receive beside ordinary receive, Gbit/s and ns/KiB ({bed.guest.accel.upper()}, 2 CPUs)"
-    plot = Plot(
-        series=[(DEVMEM, "devmem"), *((device, f"ordinary, {device}") for device in (OURS, *devices))],
-        label=lambda row: f"{row['payload']} bytes, {counted(row['queues'], 'queue')}",
-        note=lambda row: f"{row['ratio']:.2f} × {row['best']}",
-        unit=lambda row: "Gbit/s",
-    )
-    write("devmem", title, columns, rows, plot, output)
+    write("devmem", title, columns, rows, PLOT, output)
 
 
 def set_up(bed: Testbed) -> None:

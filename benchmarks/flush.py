@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 import numpy as np
-from plot import Plot
+from plot import Plot, Series
 from report import Column, output_option, write
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
@@ -128,6 +128,14 @@ def measure(way: str) -> dict[str, Any]:
     return row
 
 
+PLOT = Plot(
+    series=(Series("stopped_us", "no write after"), Series("done_us", "other buffers after", "other")),
+    label=lambda row: str(row["way"]),
+    note=lambda row: f"{row['lost'] + row['lost_others']} of {QUEUES} frames lost",
+    unit=lambda row: "µs",
+)
+
+
 @click.command()
 @click.option("--rounds", default=20, show_default=True, help="Of each way; the medians count.")
 @output_option
@@ -143,13 +151,7 @@ def main(rounds: int, output: Path) -> None:
         Column("done_us", "other buffers after, µs", ",.0f"), Column("commands", "commands", ",d"),
         Column("lost", "frames lost of 1", ",d"), Column("lost_others", f"of {QUEUES - 1} to other queues", ",d"),
     )  # fmt: skip
-    plot = Plot(
-        series=(("stopped_us", "no write after"), ("done_us", "other buffers after")),
-        label=lambda row: str(row["way"]),
-        note=lambda row: f"{row['lost'] + row['lost_others']} of {QUEUES} frames lost",
-        unit=lambda row: "µs",
-    )
-    write("flush", "Taking a receive queue's buffers from the NIC", columns, rows, plot, output)
+    write("flush", "Taking a receive queue's buffers from the NIC", columns, rows, PLOT, output)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 import numpy as np
-from plot import Plot
+from plot import Plot, Series
 from report import Column, output_option, write
 from rich.console import Console
 from rich.progress import track
@@ -87,6 +87,20 @@ def cases() -> Iterator[Case]:
 CASES = {case.name: case for case in cases()}
 
 
+def goal(row: dict[str, Any]) -> float:
+    """Where a row's goal is: on the axis of its figures."""
+    return float((LATENCY_GOAL if row["goal_text"].startswith("≤") else 1) * row[row["best"]])
+
+
+PLOT = Plot(
+    series=[Series(device, device, device) for device in (OURS, *PEERS)],
+    label=lambda row: str(row["case"]),
+    note=lambda row: f"{row['ratio']:.2f} of {row['best']}'s",
+    unit=lambda row: UNITS.get(str(row["unit"]), str(row["unit"])),
+    goal=goal,
+)
+
+
 @click.command()
 @click.option("--case", "names", type=click.Choice(list(CASES)), multiple=True, help="Only this one; again and again.")
 @click.option("--device", "devices", type=click.Choice(list(PEERS)), multiple=True, help="Only beside this one.")
@@ -116,13 +130,7 @@ def main(
         Column("held", "held"),
     )  # fmt: skip
     title = f"A guest over a tap ({accel.upper()}, {vcpus} CPUs)"
-    plot = Plot(
-        series=[(device, device) for device in (OURS, *devices)],
-        label=lambda row: str(row["case"]),
-        note=lambda row: f"{row['ratio']:.2f} of {row['best']}'s",
-        unit=lambda row: UNITS.get(str(row["unit"]), str(row["unit"])),
-    )
-    write("guest_tap", title, columns, rows, plot, output)
+    write("guest_tap", title, columns, rows, PLOT, output)
 
 
 def measure(bed: Testbed, case: Case, seconds: int, rounds: int) -> dict[str, Any]:

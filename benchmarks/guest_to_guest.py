@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 import numpy as np
-from plot import Plot
+from plot import Plot, Series
 from report import Column, counted, output_option, write
 from rich.console import Console
 from rich.progress import track
@@ -112,6 +112,15 @@ class Pair:
         return float(said["end"]["sum_received"]["bits_per_second"] / 1e9)
 
 
+PLOT = Plot(
+    series=(Series("gbps", "nicmodel"), Series("peer", "virtio-net over QEMU's stream socket", "virtio-net")),
+    label=lambda row: f"{row['wire']}, MTU {row['mtu']}, {counted(row['streams'], 'stream')}",
+    note=lambda row: f"{row['ratio']:.2f} ×",
+    unit=lambda row: "Gbit/s",
+    goal=lambda row: GOAL * float(row["peer"]),
+)
+
+
 @click.command()
 @click.option("--case", "names", type=click.Choice(list(CASES)), multiple=True, help="Only this one; again and again.")
 @click.option("--seconds", default=2, show_default=True, help="Of each run.")
@@ -142,13 +151,7 @@ def main(names: tuple[str, ...], seconds: int, rounds: int, vcpus: int, output: 
         Column("ratio", "ratio", ".2f"), Column("goal_text", "goal"), Column("held", "held"),
     )  # fmt: skip
     title = f"Guest to guest, TCP ({accel.upper()}, {vcpus} CPUs each)"
-    plot = Plot(
-        series=(("gbps", "nicmodel"), ("peer", "virtio-net over QEMU's stream socket")),
-        label=lambda row: f"{row['wire']}, MTU {row['mtu']}, {counted(row['streams'], 'stream')}",
-        note=lambda row: f"{row['ratio']:.2f} ×",
-        unit=lambda row: "Gbit/s",
-    )
-    write("guest_to_guest", title, columns, rows, plot, output)
+    write("guest_to_guest", title, columns, rows, PLOT, output)
 
 
 def row(wire: str, mtu: int, streams: int, runs: dict[str, list[float]]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import click
 from packet_path import LENGTHS, Case, deliver, label, make_batches, open_nic
-from plot import Plot
+from plot import Plot, Series
 from report import Column, output_option, write
 
 from nicmodel.vm.errors import VmError
@@ -69,6 +69,15 @@ class Callgrind:
         self._call(ctypes.addressof(words))
 
 
+PLOT = Plot(
+    series=(Series("count", "instructions"),),
+    label=label,
+    note=lambda row: "",
+    unit=lambda row: "instructions",
+    style=",.0f",
+)
+
+
 @click.command()
 @click.option("--length", "lengths", type=click.Choice(list(map(str, LENGTHS))), multiple=True,
               help="Length of frames, again and again.")  # fmt: skip
@@ -92,14 +101,7 @@ def main(lengths: tuple[str, ...], output: Path, inside: bool) -> None:
         Column("rules", "rules", ","), Column("count", "instructions for each frame", ",.0f"),
     )  # fmt: skip
     title = "Packet path, receive: instructions for each frame"
-    plot = Plot(
-        series=(("count", "instructions"),),
-        label=label,
-        note=lambda row: "",
-        unit=lambda row: "instructions",
-        style=",.0f",
-    )
-    write("instructions", title, columns, rows, plot, output)
+    write("instructions", title, columns, rows, PLOT, output)
 
 
 def find_valgrind() -> tuple[list[str], dict[str, str]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from plot import Plot
+from plot import Plot, Series
 from report import Column, output_option, write
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
@@ -72,6 +72,14 @@ def run(ring: str, other: str, milliseconds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+PLOT = Plot(
+    series=(Series("share", "of A's frames received"),),
+    label=lambda row: f"{row['ring']}; B {row['other']}",
+    note=lambda row: f"{row['a_in_b'] + row['b_in_a']:,} bytes in the other's memory",
+    unit=lambda row: "%",
+)
+
+
 @click.command()
 @click.option("--milliseconds", default=1000, show_default=True, help="Virtual time for each case.")
 @output_option
@@ -84,13 +92,7 @@ def main(milliseconds: int, output: Path) -> None:
         Column("other_received", "B has received", ",d"), Column("a_in_b", "A's bytes in B's memory", ",d"),
         Column("b_in_a", "B's bytes in A's memory", ",d"),
     )  # fmt: skip
-    plot = Plot(
-        series=(("share", "of A's frames received"),),
-        label=lambda row: f"{row['ring']}; B {row['other']}",
-        note=lambda row: f"{row['a_in_b'] + row['b_in_a']:,} bytes in the other's memory",
-        unit=lambda row: "%",
-    )
-    write("owners", "Buffers of two owners behind one queue", columns, rows, plot, output)
+    write("owners", "Buffers of two owners behind one queue", columns, rows, PLOT, output)
 
 
 if __name__ == "__main__":

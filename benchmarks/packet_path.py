@@ -12,7 +12,7 @@ them in turn: as many as the ring has, which the processor's caches may well hol
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import click
 import numpy as np
 import numpy.typing as npt
-from plot import Plot
+from plot import Curve, Curves, Panel
 from report import Column, counted, output_option, write
 from rich.progress import track
 from scapy.layers.inet import IP, TCP
@@ -107,6 +107,72 @@ def cases(lengths: tuple[int, ...], split: bool | None) -> Iterator[Case]:
                         yield Case(length, bool(split), flows, rules)
 
 
+def _one_flow(split: bool, *, vouched: bool, cold: bool) -> Callable[[dict[str, Any]], bool]:
+    return lambda row: (
+        row["flows"] == 1 and row["rules"] == 0
+        and (row["split"], row["vouched"], row["cold"]) == (split, vouched, cold)
+    )  # fmt: skip
+
+
+def _by_length(split: bool, what: str, figure: Callable[[dict[str, Any]], float]) -> list[Curve]:
+    """One curve for each way that frames of one flow come; what `figure` says of them."""
+    ways = [
+        ("checksums verified", False, False, "-"),
+        ("checksums vouched for", True, False, "--"),
+        ("cold buffers", False, True, ":"),
+    ]
+    return [
+        Curve(f"{what}, {name}", _one_flow(split, vouched=vouched, cold=cold), lambda row: float(row["length"]), figure,
+              style=style)
+        for name, vouched, cold, style in ways
+    ]  # fmt: skip
+
+
+def _by_flows(length: int) -> list[Curve]:
+    styles = {0: ("-", "o"), 1: ("--", "s"), 1000: (":", "^")}
+    return [
+        Curve(
+            counted(rules, "rule"), lambda row, rules=rules: (  # type: ignore[misc]
+                (row["length"], row["rules"]) == (length, rules)
+                and not (row["split"] or row["vouched"] or row["cold"])
+            ),
+            lambda row: float(row["flows"]), lambda row: float(row["mpps"]), style=style, marker=marker,
+        )
+        for rules, (style, marker) in styles.items()
+    ]  # fmt: skip
+
+
+def _copy(split: bool) -> Curve:
+    return Curve(
+        "the bare copy", _one_flow(split, vouched=False, cold=False), lambda row: float(row["length"]),
+        lambda row: float(row["copy_gbps"]), "baseline", marker="",
+    )  # fmt: skip
+
+
+PLOT = Curves(
+    [
+        *(
+            Panel(f"header split {'on' if split else 'off'}: throughput", "bytes of a frame", "Gbit/s",
+                  [*_by_length(split, "the device", lambda row: float(row["gbps"])), _copy(split)])
+            for split in (False, True)
+        ),
+        *(
+            Panel(f"header split {'on' if split else 'off'}: time beyond the bare copy", "bytes of a frame",
+                  "ns for each frame",
+                  _by_length(split, "the device",
+                             lambda row: 8 * row["length"] / row["gbps"] - 8 * row["length"] / row["copy_gbps"]),
+                  log=False)
+            for split in (False, True)
+        ),
+        *(
+            Panel(f"many flows and rules, {length:,} bytes", "flows", "million frames a second", _by_flows(length),
+                  log=False)
+            for length in (64, 1514)
+        ),
+    ]
+)  # fmt: skip
+
+
 @click.command()
 @click.option("--length", "lengths", type=int, multiple=True, help=f"Length of frames, again and again: {LENGTHS}.")
 @click.option("--split/--no-split", default=None, help="Only with header split, or without; default: both.")
@@ -123,13 +189,7 @@ def main(lengths: tuple[int, ...], split: bool | None, seconds: float, output: P
         Column("gbps", "Gbit/s", ".1f"), Column("copy_gbps", "copy alone, Gbit/s", ".1f"),
         Column("ratio", "ratio", ".2f"),
     )  # fmt: skip
-    plot = Plot(
-        series=(("gbps", "the device"), ("copy_gbps", "copying the same bytes to the same places")),
-        label=label,
-        note=lambda row: f"{row['ratio']:.2f} of the copy, {row['mpps']:.1f} Mpps",
-        unit=lambda row: "Gbit/s",
-    )
-    write("packet_path", "Packet path alone, receive, one core", columns, rows, plot, output)
+    write("packet_path", "Packet path alone, receive, one core", columns, rows, PLOT, output)
 
 
 def label(row: dict[str, Any]) -> str:

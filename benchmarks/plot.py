@@ -1,100 +1,235 @@
-"""A table as bars: for each row its figure and its peers', with the figures and the ratio written on them."""
+"""Results as pictures: bars for rows with peers, curves for what grows with a size.
+
+A device has the same colour in all of them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 Row = dict[str, Any]
 
-#: Ours, then the peers in their order.
-COLOURS = ("#1f5fa8", "#e08a2b", "#8a9a5b", "#b0706f", "#9a9a9a")
+#: By what is measured; colours that people with any colour vision tell apart (Okabe and Ito).
+COLOURS = {
+    "nicmodel": "#0072B2",
+    "devmem": "#56B4E9",
+    "virtio-net": "#E69F00",
+    "vmxnet3": "#009E73",
+    "e1000e": "#CC79A7",
+    "igb": "#999999",
+    "baseline": "#444444",  # a bare copy, a bare interpreter: no NIC at all
+    "other": "#D55E00",
+}
+_GOAL = "#C00000"
+#: Rows of one unit share an axis unless one is that many times longer than another: else the short one cannot be read.
+_SCALE = 10.0
 #: Inches.
-WIDTH, BAR, GAP, FRAME = 10.0, 0.17, 0.12, 0.75
+_WIDTH, _BAR, _GAP, _FRAME = 10.0, 0.17, 0.12, 0.75
+
+
+class Picture(Protocol):
+    """How the rows of a benchmark are drawn."""
+
+    def draw(self, path: Path, title: str, about: str, rows: Sequence[Row]) -> None:
+        """Write a PNG.
+
+        Args:
+            path: the file.
+            title: over the picture.
+            about: under the title: command, machine, date.
+            rows: in order.
+
+        Raises:
+            ImportError: there is no matplotlib.
+        """
+
+
+@dataclass(frozen=True)
+class Series:
+    """One bar of each row, or one curve: its key in the rows, its name in the legend, whose colour it has."""
+
+    key: str
+    name: str
+    colour: str = "nicmodel"
 
 
 @dataclass(frozen=True)
 class Plot:
-    """How rows are drawn.
+    """Bars: each row's figure and its peers', with the figures and the ratio written on them.
 
     Attributes:
-        series: what each row's bars show: its key in the row, and its name in the legend. The first is ours.
+        series: what each row's bars show; the first is ours.
         label: what stands beside a row's bars.
         note: what is written at our bar after the figure, such as the ratio.
-        unit: of a row's figures; rows of one unit share an axis.
+        unit: of a row's figures; rows of one unit and scale share an axis.
         style: how figures are written.
+        goal: where a row's goal is on the axis: a line across its bars.
     """
 
-    series: Sequence[tuple[str, str]]
+    series: Sequence[Series]
     label: Callable[[Row], str]
     note: Callable[[Row], str]
     unit: Callable[[Row], str]
     style: str = ".3g"
+    goal: Callable[[Row], float | None] = field(default=lambda row: None)
+
+    def draw(self, path: Path, title: str, about: str, rows: Sequence[Row]) -> None:
+        """Write a PNG; see `Picture`."""
+        panels = self._panels(rows)
+        heights = [sum(self._height(row) for row in found) + _FRAME for _, found in panels]
+        figure, axes = _figure(title, about, _WIDTH, heights)
+        for axis, (unit, found) in zip(axes, panels, strict=True):
+            self._draw_panel(axis, found, unit)
+        _legend(figure, axes)
+        figure.savefig(path, dpi=110)
+
+    def _bars(self, row: Row) -> list[tuple[Series, float]]:
+        return [(one, row[one.key]) for one in self.series if row.get(one.key) is not None]
+
+    def _height(self, row: Row) -> float:
+        return len(self._bars(row)) * _BAR + _GAP
+
+    def _panels(self, rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+        """The unit and the rows of each axis."""
+        panels: list[tuple[str, list[Row]]] = []
+        for row in rows:
+            length = max((value for _, value in self._bars(row)), default=0)
+            for unit, found in panels:
+                lengths = [max(value for _, value in self._bars(other)) for other in found] + [length]
+                if unit == self.unit(row) and max(lengths) <= _SCALE * min(lengths):
+                    found.append(row)
+                    break
+            else:
+                panels.append((self.unit(row), [row]))
+        return panels
+
+    def _draw_panel(self, axis: Any, rows: Sequence[Row], unit: str) -> None:
+        place = 0.0
+        goals = [goal for row in rows if (goal := self.goal(row)) is not None]
+        ticks, largest = [], max([value for row in rows for _, value in self._bars(row)] + goals)
+        for row in rows:
+            bars = self._bars(row)
+            ticks.append(place + (len(bars) - 1) * _BAR / 2)
+            if (goal := self.goal(row)) is not None:
+                ends = (place - _BAR / 2, place + (len(bars) - 0.5) * _BAR)
+                axis.vlines(goal, *ends, colors=_GOAL, linestyles="dashed", linewidth=1.2, label="goal", zorder=3)
+            for number, (one, value) in enumerate(bars):
+                axis.barh(place, value, _BAR * 0.9, color=COLOURS[one.colour], label=one.name)
+                note = self.note(row) if number == 0 else ""
+                axis.annotate(
+                    f"{value:{self.style}}  {note}".rstrip(), (value, place), (4, 0), textcoords="offset points",
+                    va="center", fontsize=7, fontweight="bold" if number == 0 else "normal", zorder=4,
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+                )  # fmt: skip
+                place += _BAR
+            place += _GAP
+        axis.set_yticks(ticks, [self.label(row) for row in rows], fontsize=8)
+        axis.set_ylim(place - _GAP, -_BAR)
+        axis.set_xlim(0, largest * 1.3)
+        axis.set_xlabel(unit, fontsize=8)
+        _plain(axis, "x")
 
 
-def draw(path: Path, title: str, about: str, rows: Sequence[Row], plot: Plot) -> None:
-    """Write a PNG.
+@dataclass(frozen=True)
+class Curve:
+    """A line through some rows.
 
-    Args:
-        path: the file.
-        title: over the bars.
-        about: under the title: command, machine, date.
-        rows: in order.
-        plot: how.
-
-    Raises:
-        ImportError: there is no matplotlib.
+    Attributes:
+        name: in the legend.
+        among: which rows.
+        x: where a row is.
+        y: and its figure there.
+        colour: a name in `COLOURS`.
+        style: of matplotlib's lines: "-", "--" …
+        marker: of matplotlib's markers.
     """
+
+    name: str
+    among: Callable[[Row], bool]
+    x: Callable[[Row], float]
+    y: Callable[[Row], float]
+    colour: str = "nicmodel"
+    style: str = "-"
+    marker: str = "o"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share axes; both grow by factors of ten, or of two for `x`, where `log` says so."""
+
+    title: str
+    x: str
+    y: str
+    curves: Sequence[Curve]
+    log: bool = True
+    goal: float | None = None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Panels of curves, in rows of two."""
+
+    panels: Sequence[Panel]
+
+    def draw(self, path: Path, title: str, about: str, rows: Sequence[Row]) -> None:
+        """Write a PNG; see `Picture`. What was not measured is left out."""
+        height = 3.2 * math.ceil(len(self.panels) / 2)
+        figure, axes = _figure(title, about, _WIDTH, [height / (len(self.panels) / 2)] * (len(self.panels) // 2), 2)
+        for axis, panel in zip(axes, self.panels, strict=True):
+            axis.set_title(panel.title, fontsize=9, loc="left")
+            ticks: set[float] = set()
+            for curve in panel.curves:
+                points = sorted((curve.x(row), curve.y(row)) for row in rows if curve.among(row))
+                ticks |= {x for x, _ in points}
+                if points:
+                    axis.plot(
+                        *zip(*points, strict=True), curve.style, color=COLOURS[curve.colour], label=curve.name,
+                        marker=curve.marker, markersize=4, linewidth=1.4,
+                    )  # fmt: skip
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(sorted(ticks), [f"{tick:,.0f}" for tick in sorted(ticks)], fontsize=7)
+            axis.minorticks_off()
+            if panel.log:
+                axis.set_yscale("log")
+                axis.yaxis.set_major_formatter("{x:g}")
+            else:
+                axis.set_ylim(bottom=0)
+            if panel.goal is not None:
+                axis.axhline(panel.goal, color=_GOAL, linestyle="dashed", linewidth=1.2, label="goal")
+            axis.set_xlabel(panel.x, fontsize=8)
+            axis.set_ylabel(panel.y, fontsize=8)
+            _plain(axis, "both")
+        _legend(figure, axes)
+        figure.savefig(path, dpi=110)
+
+
+def _figure(title: str, about: str, width: float, heights: Sequence[float], columns: int = 1) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
-    panels: dict[str, list[Row]] = {}
-    for row in rows:
-        panels.setdefault(plot.unit(row), []).append(row)
-    heights = [sum(_height(row, plot) for row in found) + FRAME for found in panels.values()]
-    figure = Figure(figsize=(WIDTH, sum(heights) + 1.1), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (unit, found) in zip(axes, panels.items(), strict=True):
-        _draw_panel(axis, found, plot, unit)
-    axes[0].set_title(about, loc="left", fontsize=7, color="#555555", wrap=True)
-    if len(plot.series) > 1:
-        handles = {name: bar for axis in axes for bar, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-        names = [name for _, name in plot.series if name in handles]
-        figure.legend([handles[name] for name in names], names, loc="outside lower left", ncols=5, fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure = Figure(figsize=(width, sum(heights) + 1.1), layout="constrained")
+    figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure.text(0.01, 1 - 0.36 / (sum(heights) + 1.1), about, fontsize=7, color="#555555", va="top")
+    axes = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
+    return figure, list(axes.flat)
 
 
-def _bars(row: Row, plot: Plot) -> list[tuple[int, float]]:
-    """A row's bars: number of the series, value."""
-    return [(number, row[key]) for number, (key, _) in enumerate(plot.series) if row.get(key) is not None]
+def _legend(figure: Any, axes: Sequence[Any]) -> None:
+    """One for all: each name once, in the order in which they came."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    if len(handles) > 1:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=4, fontsize=8)
 
 
-def _height(row: Row, plot: Plot) -> float:
-    return len(_bars(row, plot)) * BAR + GAP
-
-
-def _draw_panel(axis: Any, rows: Sequence[Row], plot: Plot, unit: str) -> None:
-    place = 0.0
-    ticks, largest = [], max(value for row in rows for _, value in _bars(row, plot))
-    for row in rows:
-        bars = _bars(row, plot)
-        ticks.append(place + (len(bars) - 1) * BAR / 2)
-        for number, value in bars:
-            axis.barh(place, value, BAR * 0.9, color=COLOURS[number % len(COLOURS)], label=plot.series[number][1])
-            note = plot.note(row) if number == 0 else ""
-            axis.text(
-                value + largest * 0.006, place, f"{value:{plot.style}}  {note}".rstrip(), va="center", fontsize=7,
-                fontweight="bold" if number == 0 else "normal",
-            )  # fmt: skip
-            place += BAR
-        place += GAP
-    axis.set_yticks(ticks, [plot.label(row) for row in rows], fontsize=8)
-    axis.set_ylim(place - GAP, -BAR)
-    axis.set_xlim(0, largest * 1.22)
-    axis.set_xlabel(unit, fontsize=8)
-    axis.tick_params(axis="x", labelsize=7)
+def _plain(axis: Any, grid: str) -> None:
+    axis.tick_params(axis="both", labelsize=7)
+    axis.tick_params(axis="y", labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="x", color="#dddddd", linewidth=0.5)
+    axis.grid(axis=grid, color="#dddddd", linewidth=0.5)
     axis.set_axisbelow(True)

@@ -12,13 +12,14 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
-from plot import Plot, Row, draw
+from plot import Picture, Row
 from rich.console import Console
 from rich.table import Table
 
@@ -72,7 +73,7 @@ def commit() -> str:
 
 
 def write(
-    name: str, title: str, columns: Sequence[Column], rows: Sequence[Row], plot: Plot, folder: Path = FOLDER
+    name: str, title: str, columns: Sequence[Column], rows: Sequence[Row], plot: Picture, folder: Path = FOLDER
 ) -> None:
     """Print a table, write it to ``results/NAME.md``, ``.json`` and ``.png`` in `folder`, add the rows to its history.
 
@@ -93,7 +94,7 @@ def write(
 
     about = {"benchmark": name, "title": title, "command": command(), "machine": machine(), "commit": commit()}
     about["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    origin = f"`{about['command']}` on {about['machine']}; {about['date'][:10]}, commit {about['commit']}."
+    origin = origin_of(about)
     text = [f"# {title}", "", origin, "", f"![{title}]({name}.png)", ""]
     text.append("| " + " | ".join(column.heading for column in columns) + " |")
     text.append("|" + "|".join("--:" if column.style else "---" for column in columns) + "|")
@@ -106,11 +107,16 @@ def write(
         history.write(json.dumps({**about, "rows": list(rows)}) + "\n")
     written = f"written: {results / name}.md, .json"
     try:
-        draw(results / f"{name}.png", title, origin.replace("`", ""), rows, plot)
+        plot.draw(results / f"{name}.png", title, origin.replace("`", ""), rows)
         written += ", .png"
     except ImportError:
         written += "; no plot: matplotlib is missing (pip install -e '.[plot]')"
     click.echo(written, err=True)
+
+
+def origin_of(result: Mapping[str, Any]) -> str:
+    """Where a result comes from, in one sentence: command, machine, date, commit."""
+    return f"`{result['command']}` on {result['machine']}; {result['date'][:10]}, commit {result['commit']}."
 
 
 def command() -> str:

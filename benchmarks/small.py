@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 import numpy as np
-from plot import Plot
+from plot import Plot, Series
 from report import Column, output_option, write
 from testbed import OURS, Testbed, cpu_seconds, enter_namespace
 
@@ -39,6 +39,15 @@ PAUSE = 0.5e-3
 #: A doorbell's message: header, region access, four bytes.
 MESSAGE = 36
 BARE = (sys.executable, "-c", "import numba; print('ready', flush=True); input()")
+
+
+PLOT = Plot(
+    series=(Series("value", "nicmodel"), Series("peer", "bare Python", "baseline")),
+    label=lambda row: str(row["what"]),
+    note=lambda row: "" if row["goal"] is None else f"goal: at most {row['goal']:g}",
+    unit=lambda row: str(row["unit"]),
+    goal=lambda row: row["goal"],
+)
 
 
 @click.command()
@@ -72,13 +81,7 @@ def main(starts: int, rounds: int, seconds: float, compiling: bool, with_guest: 
         Column("peer", "bare Python", ".2f"), Column("ratio", "times that", ".2f"), Column("goal", "at most", "g"),
         Column("held", "held"),
     )  # fmt: skip
-    plot = Plot(
-        series=(("value", "nicmodel"), ("peer", "bare Python")),
-        label=lambda row: str(row["what"]),
-        note=lambda row: "" if row["goal"] is None else f"goal: at most {row['goal']:g}",
-        unit=lambda row: str(row["unit"]),
-    )
-    write("small", "Small things", columns, ROWS, plot, output)
+    write("small", "Small things", columns, ROWS, PLOT, output)
 
 
 ROWS: list[dict[str, Any]] = []

@@ -5,6 +5,7 @@ python benchmarks/summary.py
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ from typing import Any
 
 import click
 from packet_path import label
-from report import FOLDER, counted
+from plot import Picture
+from report import FOLDER, counted, origin_of
 from run import BENCHMARKS
 
 Row = dict[str, Any]
@@ -185,7 +187,7 @@ def put(path: Path, text: str) -> None:
 
 @click.command()
 def main() -> None:
-    """Write the latest results into README.md and benchmarks/README.md."""
+    """Write the latest results into README.md and benchmarks/README.md, and draw their plots anew."""
     results = {
         name: json.loads((RESULTS / f"{name}.json").read_text())
         for name in BENCHMARKS
@@ -193,6 +195,9 @@ def main() -> None:
     }
     if not results:
         raise click.ClickException("there are no results yet: make bench")
+    for name, result in results.items():
+        plot: Picture = importlib.import_module(name).PLOT
+        plot.draw(RESULTS / f"{name}.png", result["title"], origin_of(result).replace("`", ""), result["rows"])
     put(FOLDER.parent / "README.md", main_table(results))
     put(FOLDER / "README.md", all_tables(results))
 
