@@ -15,6 +15,7 @@ import click
 from rich.table import Table
 
 from nicmodel.cli.progress import console, step
+from nicmodel.installation import in_wheel
 from nicmodel.observe.control import Control
 from nicmodel.observe.ledger import Entry, Place, entries, since, total
 from nicmodel.observe.report import ledger_table, named, size
@@ -192,6 +193,6 @@ def _print(outcome: _Outcome, queue: int) -> None:
             f"  {command} serve --socket /tmp/nic.sock    a NIC for your own QEMU\n"
             f"  {command} vm --nic /tmp/nic.sock --tools  a stock guest on it\n"
             f"  {command} demo --size 1G --queues 8       more of this\n"
-            f"  {command} --help                          everything else\n"
-            "  make test                                the whole test suite"
+            f"  {command} --help                          everything else"
+            + ("" if in_wheel() else "\n  make test                                the whole test suite")
         )

@@ -14,6 +14,7 @@ import click
 from rich.table import Table
 
 from nicmodel.cli.progress import console, step
+from nicmodel.installation import pip_install
 from nicmodel.observe.experiment import COPY, DEVMEM, MODES, QUANTITIES, Experiment, as_json
 from nicmodel.observe.report import size
 from nicmodel.packet.compiled import cache_is_empty
@@ -130,7 +131,7 @@ def _pyplot() -> Any:
         matplotlib.use("Agg")
         return importlib.import_module("matplotlib.pyplot")
     except ImportError:
-        raise click.ClickException("--plot needs matplotlib: pip install 'nicmodel[plot]'") from None
+        raise click.ClickException(f"--plot needs matplotlib: {pip_install('matplotlib')}") from None
 
 
 #: Colours that people with any colour vision tell apart (Okabe and Ito): of the ways, and of the parts of a sum.

@@ -18,6 +18,7 @@ _COMMANDS = {
     "experiment": "nicmodel.cli.experiment",
     "serve": "nicmodel.cli.serve",
     "vm": "nicmodel.vm.cli",
+    "config": "nicmodel.cli.config",
     "selftests": "nicmodel.cli.selftests",
     "stat": "nicmodel.cli.stat",
     "top": "nicmodel.cli.top",

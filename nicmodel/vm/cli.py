@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from nicmodel.vm import shell
-from nicmodel.vm.guest import Guest, GuestConfig, parse_size, print_command
+from nicmodel.vm.guest import Guest, GuestConfig, parse_named_size, print_command
 from nicmodel.vm.image import DEFAULT_KERNEL, KERNELS, build_image, kernel_named
 from nicmodel.vm.layout import LAYOUTS, Nic
 from nicmodel.vm.qemu import find_qemu, unpacked_qemu
@@ -110,8 +110,8 @@ def vm(
         nics=[Nic(socket) for socket in nics],
         vcpus=vcpus,
         memory=memory,
-        device_memory=dict(_named_size(text, "--device-memory") for text in device_memory),
-        accelerators=dict(_named_size(text, "--accelerator") for text in accelerators),
+        device_memory=dict(parse_named_size(text, "--device-memory") for text in device_memory),
+        accelerators=dict(parse_named_size(text, "--accelerator") for text in accelerators),
         layout=layout,
         kernel=chosen,
         cpu=cpu,
@@ -133,10 +133,3 @@ def vm(
             click.echo(f"Linux {guest.kernel_version} ({guest.accel}). Ctrl-] or exit ends the guest.", err=True)
         status = shell.interactive(guest) if command is None else shell.run(guest, command)
     sys.exit(status)
-
-
-def _named_size(text: str, option: str) -> tuple[str, int]:
-    name, equals, size = text.partition("=")
-    if not name.isidentifier() or not equals:
-        raise click.BadParameter(f"'{text}': write NAME=SIZE, such as hbm=256M", param_hint=option)
-    return name, parse_size(size)

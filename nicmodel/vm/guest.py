@@ -64,6 +64,14 @@ def parse_size(text: str) -> int:
     return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
 
 
+def parse_named_size(text: str, option: str) -> tuple[str, int]:
+    """Name and bytes in a text such as "hbm=256M"; `option` is who it was given to."""
+    name, equals, size = text.partition("=")
+    if not name.isidentifier() or not equals:
+        raise VmError(f"{option} '{text}': write NAME=SIZE, such as hbm=256M")
+    return name, parse_size(size)
+
+
 class CommandError(VmError):
     """A command in the guest ended with a status other than 0.
 
@@ -321,6 +329,11 @@ def print_command(config: GuestConfig) -> str:
     files = {name: f"/dev/shm/{name}" for name in config.accelerators}
     words = [*qemu.shell_words(), *qemu_arguments(config, image, acceleration(qemu, image), files), "-serial", "stdio"]
     words += _numa_nodes(config, dict.fromkeys(config.device_memory, "memory-backend-memfd"))
+    return shell_command(words)
+
+
+def shell_command(words: Sequence[str]) -> str:
+    """Words as a command for the shell, each option on a line of its own."""
     return " ".join(f"\\\n  {shlex.quote(word)}" if word.startswith("-") else shlex.quote(word) for word in words)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nicmodel.cache import cache_dir
+from nicmodel.installation import data_folder
 from nicmodel.vm import agent
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.packages import Packages, Tree, locked, obtain
@@ -29,7 +30,7 @@ from nicmodel.vm.progress import step
 UNUSED_SECONDS = 24 * 3600
 """Images that nobody has asked for so long are deleted: each change to the recipe makes a new one of 200 MB."""
 
-GUEST_FILES = Path(__file__).parents[2] / "guest"
+GUEST_FILES = data_folder("guest")
 
 USERLAND = Packages(
     "guest",
@@ -252,8 +253,6 @@ def _compile_python(userland: Tree, root: Path) -> None:
 
 def _with_overlay(base: Path) -> Path:
     """`base` followed by this project's own files."""
-    if not (GUEST_FILES / "init").exists():
-        raise VmError(f"{GUEST_FILES} is missing: run nicmodel from its source tree (pip install -e .)")
     overlay = [
         Entry("init", stat.S_IFREG | 0o755, GUEST_FILES / "init"),
         Entry("usr/lib/nicmodel", stat.S_IFDIR | 0o755),

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
+from nicmodel.installation import data_folder
 from nicmodel.vm.errors import VmError
 
-FOLDER = Path(__file__).parents[2] / "qemu-configs"
+FOLDER = data_folder("qemu-configs")
 
 LAYOUTS = {
     "q35": "q35.args",
@@ -30,6 +32,9 @@ ACCELERATORS = {
     "iommu": "accelerator.args",
 }
 """What each of a machine's accelerators adds to its layout."""
+
+LIBVIRT = "libvirt.xml"
+"""A domain of libvirt's, with the same variables."""
 
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
@@ -73,7 +78,8 @@ def arguments(
         layout: A key of `LAYOUTS`.
         nics: The NICs. A line of the file that names `${SOCKET}` or `${N}` is there once for each of them; `${SOCKET0}`
             and so on name one.
-        variables: Values for the file's other variables, by name.
+        variables: Values for the file's other variables, by name. Without KERNEL the line that names a kernel is left
+            out, and the guest boots from a disk.
         accelerators: The accelerators: for each, the lines of the file in `ACCELERATORS`.
 
     Raises:
@@ -89,6 +95,8 @@ def arguments(
         raise VmError(f"layout '{layout}' wants {len(wanted)} NICs, and {len(nics)} are given")
     words = []
     for line in text.splitlines():
+        if "${KERNEL}" in line and not variables.get("KERNEL"):
+            continue
         if re.search(r"\$\{(SOCKET|N)\b", line):
             for n, nic in enumerate(nics):
                 words += _fill(line, {**variables, "N": str(n), "SOCKET": str(nic.socket)}, nic)
@@ -108,12 +116,37 @@ def arguments(
     return words
 
 
+def libvirt_domain(nics: Sequence[Nic], variables: Mapping[str, str]) -> str:
+    """The XML of a domain of libvirt's, as `virsh define` takes it.
+
+    Args:
+        nics: The NICs, as for `arguments`.
+        variables: Values for the file's other variables, by name.
+    """
+    lines = []
+    for line in (FOLDER / LIBVIRT).read_text().splitlines():
+        if "${SOCKET}" not in line:
+            lines.append(_fill_xml(line, variables))
+            continue
+        for n, nic in enumerate(nics):  # inside the attribute there is JSON: a path is escaped for both
+            lines.append(_fill_xml(line, {**variables, "N": str(n), "SOCKET": json.dumps(str(nic.socket))[1:-1]}))
+    return "\n".join(lines) + "\n"
+
+
+def _fill_xml(line: str, variables: Mapping[str, str]) -> str:
+    return VARIABLE.sub(lambda match: escape(_value(match, variables), {"'": "&apos;", '"': "&quot;"}), line)
+
+
+def _value(match: re.Match[str], variables: Mapping[str, str]) -> str:
+    name, default = match.groups()
+    return variables.get(name) or default or ""
+
+
 def _fill(line: str, variables: Mapping[str, str], nic: Nic | None = None) -> list[str]:
     """The words of `line`, variables replaced inside them as by a shell; a device in JSON gets the NIC's properties."""
 
     def value(match: re.Match[str]) -> str:
-        name, default = match.groups()
-        return variables.get(name) or default or ""
+        return _value(match, variables)
 
     def value_in_json(match: re.Match[str]) -> str:
         return json.dumps(value(match))[1:-1]

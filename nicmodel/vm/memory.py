@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from nicmodel.installation import pip_install
 from nicmodel.vm.errors import VmError
 
 
@@ -87,7 +88,7 @@ class DeviceMemory:
         try:
             torch = importlib.import_module("torch")
         except ImportError:
-            raise VmError("PyTorch is not installed here: pip install torch, or use the array") from None
+            raise VmError(f"PyTorch is not installed here: {pip_install('torch')}, or use the array") from None
         return torch.from_numpy(self.array)
 
     def close(self) -> None:
