@@ -8,13 +8,15 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from nicmodel.cli import systemd
 from nicmodel.cli.options import BROKEN
+from nicmodel.cli.sockets import Access, access_options
 from nicmodel.cli.start import no_garbage
 from nicmodel.faults.fault import FaultError
 from nicmodel.faults.faults import Faults
@@ -26,7 +28,7 @@ from nicmodel.observe.control_server import ControlServer
 from nicmodel.observe.metrics import MetricsServer
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.compiled import cache_is_empty
-from nicmodel.vfio_user.listener import AddressError
+from nicmodel.vfio_user.listener import AddressError, Listener
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.vfio_user.server import Server
 from nicmodel.wire.link import link
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from nicmodel.observe.contract.checker import Checker
     from nicmodel.observe.contract.findings import Finding
 
+_CONTROL = "control"
 _LINK = "link"
 #: switch, switch:NAME, switch:uplink=WIRE or switch:NAME,uplink=WIRE.
 _SWITCH = re.compile(r"switch(?::(?P<name>[\w.-]+))?(?:(?(name),|:)uplink=(?P<uplink>.+))?")
@@ -51,7 +54,8 @@ _HELP = """Serve a NIC at a UNIX socket until stopped (Ctrl-C).
 
 It outlives its guest: a reboot, QEMU's end and a new QEMU at the same socket are all served. Several NICs, each with a
 wire of its own: repeat --socket and --wire in the same order. Two of them back to back: --wire link for both.
-Any number at a switch: --wire switch for all.
+Any number at a switch: --wire switch for all. Where QEMU is another user's, as libvirt's is, let its group in:
+--socket-group kvm. As a service of systemd's: nicmodel config nicmodel@.service.
 
 \b
 Wires:
@@ -80,7 +84,9 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
 
 
 @click.command(help=_HELP + _WIRES + _PROFILES + _HELP_END)
-@click.option("--socket", "sockets", multiple=True, required=True, metavar="PATH", help="Where QEMU connects.")
+@click.option("--socket", "sockets", multiple=True, metavar="PATH",
+              help="Where QEMU connects. Not given where systemd hands sockets over.")  # fmt: skip
+@access_options("socket", "what the umask leaves")
 @click.option("--wire", "wires", multiple=True, default=("none",), show_default=True, metavar="WIRE",
               help="Where frames go; see above.")  # fmt: skip
 @click.option("--profile", "profile_name", type=click.Choice(list(PROFILES)), default="default", show_default=True,
@@ -90,7 +96,7 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
               help="How many of them the driver starts with.  [default: 4]")  # fmt: skip
 @click.option("--mac", "macs", multiple=True, callback=_mac, metavar="MAC",
               help="Address of the NIC; repeat for several NICs.  [default: random]")  # fmt: skip
-@click.option("--mtu", type=int, metavar="BYTES",
+@click.option("--mtu", "max_mtu", type=int, metavar="BYTES",
               help="Largest MTU; the interface comes up with it.  [default: 8896]")  # fmt: skip
 @click.option("--revision", type=click.IntRange(0, 255),
               help="PCI revision. With 0, rmmod in a guest hangs once the server is gone.  [default: 1]")  # fmt: skip
@@ -125,7 +131,8 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
 @click.option("--check", is_flag=True,
               help="Watch the driver keep the contract (nicmodel rules), and print what it breaks.")  # fmt: skip
 @click.option("--strict", is_flag=True, help=f"As --check, and end with exit status {BROKEN} if it broke any.")
-@click.option("--control", metavar="PATH", help="Socket for looking inside, and for injecting frames; only for you.")
+@click.option("--control", metavar="PATH", help="Socket for looking inside, and for injecting frames.")
+@access_options("control", "600, only for you")
 @click.option("--faults", "scenario", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
               help="Faults on demand: a scenario in TOML, which begins at once.")  # fmt: skip
 @click.option("--below-switch", "peers", multiple=True, metavar="NAME",
@@ -136,49 +143,36 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
 @click.option("-v", "--verbose", count=True, help="Log what the guest does; twice: each admin command.")
 def serve(
     sockets: tuple[str, ...],
+    socket_mode: int | None,
+    socket_group: int | None,
     wires: tuple[str, ...],
     profile_name: str,
-    queues: int | None,
-    default_queues: int | None,
     macs: tuple[bytes, ...],
-    mtu: int | None,
-    revision: int | None,
-    promiscuous: bool,
-    coalesce: bool,
-    coalesce_flows: int | None,
-    coalesce_usecs: int | None,
     busy_poll: int,
-    deferred_bytes: int | None,
-    deferred_queue_bytes: int | None,
-    deferred_usecs: int | None,
-    owners: int | None,
-    owner_lookahead: int | None,
-    queue_flush: bool,
-    ddp_flows: int | None,
     report: Path | None,
     check: bool,
     strict: bool,
     control: str | None,
+    control_mode: int | None,
+    control_group: int | None,
     scenario: str | None,
     peers: tuple[str, ...],
     metrics: tuple[str, int] | None,
     verbose: int,
+    **model: Any,
 ) -> None:
-    """Serve NICs (the help text is the decorator's)."""
+    """Serve NICs (the help text is the decorator's). The options that describe the model are fields of `Profile`."""
     logging.basicConfig(level=[logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)], format="%(message)s")
     logging.getLogger("numba").setLevel(logging.WARNING)
-    if len(macs) not in (0, len(sockets)):
-        raise click.UsageError(f"{len(macs)} MAC addresses for {len(sockets)} NICs: give none, or one for each")
-    given = {"queues": queues, "default_queues": default_queues, "max_mtu": mtu, "revision": revision}
-    given |= {"deferred_bytes": deferred_bytes, "deferred_queue_bytes": deferred_queue_bytes}
-    given |= {"deferred_usecs": deferred_usecs, "owners": owners, "owner_lookahead": owner_lookahead}
-    given |= {"coalesce_flows": coalesce_flows, "coalesce_usecs": coalesce_usecs, "ddp_flows": ddp_flows}
-    changes = {name: value for name, value in given.items() if value is not None} | {"promiscuous": promiscuous}
-    changes |= {"coalesce": coalesce, "queue_flush": queue_flush}
+    socket_access, control_access = Access(socket_mode, socket_group), Access(control_mode, control_group)
+    places, control_place = _places(sockets, socket_access, control, control_access)
+    if len(macs) not in (0, len(places)):
+        raise click.UsageError(f"{len(macs)} MAC addresses for {len(places)} NICs: give none, or one for each")
+    changes = {name: value for name, value in model.items() if value is not None}
     try:
         profiles = [
             named_profile(profile_name, mac=macs[number] if macs else random_mac(), **changes)
-            for number in range(len(sockets))
+            for number in range(len(places))
         ]
     except ValueError as error:
         raise click.UsageError(str(error)) from None
@@ -188,8 +182,8 @@ def serve(
         click.echo("compiling the packet path (once; about half a minute)", err=True)
 
     poller = Poller(busy_poll=busy_poll * 1000)
-    ends = _open_wires(wires, len(sockets))
-    names = [f"nic{number}" for number in range(len(sockets))]
+    ends = _open_wires(wires, len(places))
+    names = [f"nic{number}" for number in range(len(places))]
     with no_garbage():
         nics = [
             Nic(profile, wire, poller, name=name) for profile, wire, name in zip(profiles, ends, names, strict=True)
@@ -203,10 +197,13 @@ def serve(
     controller: ControlServer | None = None
     exporter: MetricsServer | None = None
     try:
-        for nic, socket in zip(nics, sockets, strict=True):
-            servers.append(Server(socket, nic, poller=poller))
-        if control is not None:
-            controller = ControlServer(control, list(zip(nics, servers, strict=True)), poller, faults, checkers)
+        for nic, place in zip(nics, places, strict=True):
+            listener = socket_access.listen(place) if isinstance(place, str) else place
+            servers.append(Server(listener, nic, poller=poller))
+        if isinstance(control_place, str) and control_access.given:
+            control_place = control_access.listen(control_place)
+        if control_place is not None:
+            controller = ControlServer(control_place, list(zip(nics, servers, strict=True)), poller, faults, checkers)
         if metrics is not None:
             exporter = _export(metrics, list(zip(nics, servers, strict=True)), poller)
         for nic in nics:
@@ -216,8 +213,10 @@ def serve(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: poller.stop())
         signal.signal(signal.SIGUSR1, lambda *_: _report(nics, servers, checkers, report))
-        _announce(nics, sockets)
+        _announce(nics, [server.path for server in servers])
+        systemd.notify("READY=1", f"STATUS={len(nics)} NICs")
         poller.serve_forever()
+        systemd.notify("STOPPING=1")
         _report(nics, servers, checkers, report)
     except FaultError as error:
         raise click.ClickException(str(error)) from None
@@ -234,6 +233,30 @@ def serve(
             nic.stop()
     if strict and any(checker.findings or checker.failed for checker in checkers.values()):
         raise click.exceptions.Exit(BROKEN)
+
+
+def _places(
+    sockets: Sequence[str], socket_access: Access, control: str | None, control_access: Access
+) -> tuple[list[str | Listener], str | Listener | None]:
+    """Where the NICs are served, and where the control socket is: paths, or sockets that systemd has made.
+
+    Of those, the one called ``control`` is for control; the others are NICs in their order.
+    """
+    try:
+        passed = systemd.take_sockets()
+    except AddressError as error:
+        raise click.ClickException(str(error.strerror)) from None
+    nics = [listener for name, listener in passed if name != _CONTROL]
+    controls = [listener for name, listener in passed if name == _CONTROL]
+    if nics and (sockets or socket_access.given):
+        raise click.UsageError("the NICs' sockets are handed over by systemd, whose unit says where and for whom")
+    if controls and (control or control_access.given or len(controls) > 1):
+        raise click.UsageError("the control socket is handed over by systemd, whose unit says where and for whom")
+    if control is None and control_access.given:
+        raise click.UsageError("--control-mode and --control-group want --control")
+    if not nics and not sockets:
+        raise click.UsageError("where is QEMU to connect? Say --socket PATH")
+    return list(nics or sockets), controls[0] if controls else control
 
 
 def _make_checkers(nics: list[Nic]) -> dict[str, Checker]:
@@ -296,7 +319,7 @@ def _make_switches(specs: tuple[str, ...]) -> dict[str | None, Switch]:
     }
 
 
-def _announce(nics: list[Nic], sockets: tuple[str, ...]) -> None:
+def _announce(nics: list[Nic], sockets: Sequence[str]) -> None:
     devices = " \\\n  ".join(
         "-device '" + json.dumps(
             {"driver": "vfio-user-pci", "rombar": 0, "socket": {"type": "unix", "path": str(Path(socket).resolve())}},

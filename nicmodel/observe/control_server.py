@@ -43,7 +43,8 @@ class ControlServer:
     """Answers at a control socket, in the event loop of the NICs.
 
     Args:
-        path: where the socket is created; a dead server's is replaced.
+        path: where the socket is created, for its owner only; a dead server's is replaced. Or a listener, which this
+            closes.
         nics: each NIC with its vfio-user server.
         poller: the event loop.
         faults: of each NIC, if it is to have faults on demand.
@@ -55,7 +56,7 @@ class ControlServer:
 
     def __init__(
         self,
-        path: str,
+        path: str | Listener,
         nics: Sequence[tuple[Nic, Server]],
         poller: Poller,
         faults: Sequence[Faults] = (),
@@ -66,7 +67,7 @@ class ControlServer:
         self.checkers = dict(checkers or {})
         self.tracers = {nic.name: Tracer(nic, server) for nic, server in nics}
         self._poller = poller
-        self._listener = Listener(path, mode=0o600)
+        self._listener = path if isinstance(path, Listener) else Listener(path, mode=0o600)
         self._clients: set[_Client] = set()
         poller.add(self._listener.fileno(), self._accept)
 

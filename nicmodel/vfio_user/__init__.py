@@ -8,7 +8,7 @@ from .client import Client
 from .device import ClientLink, Device, RegionInfo
 from .dma import REGION, DmaFault, DmaTable
 from .irq import InterruptSet
-from .listener import AddressError, AddressInUse
+from .listener import AddressError, AddressInUse, Listener
 from .poll import Poller, Timer
 from .protocol import Command, IrqSet, PciIrq, PciRegion, ProtocolError
 from .server import Server
@@ -25,6 +25,7 @@ __all__ = [
     "DmaTable",
     "InterruptSet",
     "IrqSet",
+    "Listener",
     "PciIrq",
     "PciRegion",
     "Poller",

@@ -36,7 +36,8 @@ class Server:
     breaks off, breaks the protocol or stops reading is dropped, the device is detached, and the next may come.
 
     Args:
-        path: Where the socket is created. A socket file left behind by a dead server is replaced.
+        path: Where the socket is created, a socket file left behind by a dead server being replaced; or a `Listener`,
+            which the server closes.
         device: What is offered.
         poller: The event loop that calls the server.
         on_trace: Called as ``on_trace(event, **fields)`` with ``attach`` (client, capabilities), ``detach`` (client),
@@ -54,14 +55,16 @@ class Server:
         AddressError: the path is too long, is not a socket, or cannot be created.
     """
 
-    def __init__(self, path: str, device: Device, *, poller: EventLoop, on_trace: Trace | None = None) -> None:
-        self.path = path
+    def __init__(
+        self, path: str | Listener, device: Device, *, poller: EventLoop, on_trace: Trace | None = None
+    ) -> None:
+        self._listener = path if isinstance(path, Listener) else Listener(path)
+        self.path = self._listener.path
         self.device = device
         self.stats: Counter[str] = Counter()
         self._poller = poller
         self._on_trace = on_trace
         self._session: Session | None = None
-        self._listener = Listener(path)
         poller.add(self._listener.fileno(), self._accept)
 
     def __enter__(self) -> Server:
