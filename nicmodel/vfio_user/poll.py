@@ -17,6 +17,9 @@ Callback = Callable[[], None]
 BUSY_TURNS = 4
 """Turns of the loop, with something to do in each, that what ``when_idle`` was told waits at most."""
 
+_FEW_TIMERS = 64  # so many cancelled ones may lie in the heap, however few others there are
+_LONGEST_WAIT = 1 << 60  # ns; more would not fit the kernel's time
+
 # epoll_wait counts in milliseconds, too coarse for interrupt moderation; a timerfd counts in nanoseconds.
 _libc = ctypes.CDLL(None, use_errno=True)
 _ITIMERSPEC = ctypes.c_int64 * 4  # interval and first expiry, each in seconds and nanoseconds (timerfd_settime(2))
@@ -46,6 +49,9 @@ class Poller:
             ``run_once(0)`` after moving it.
         busy_poll: Nanoseconds to look again and again before going to sleep. A thread that sleeps takes tens of
             microseconds to wake; one that looks takes a processor from others.
+
+    Attributes:
+        turn: Number of the current turn of the loop, for whoever does only so much work in one (``Budget``).
     """
 
     def __init__(self, *, clock: Callable[[], int] = time.monotonic_ns, busy_poll: int = 0) -> None:
@@ -55,7 +61,10 @@ class Poller:
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
         self._timers: list[Timer] = []
+        self._cancelled = 0  # of those in the heap, at most
         self._when_idle: dict[Callback, None] = {}
+        self._next_turn: dict[Callback, None] = {}
+        self.turn = 0
         self._busy_turns = 0
         self._stopped = False
         # stop() may be called from another thread or a signal handler while the loop sleeps.
@@ -99,7 +108,16 @@ class Poller:
 
     def cancel(self, timer: Timer) -> None:
         """Do not call it. One that has fired is ignored."""
+        if timer.callback is None:
+            return
         timer.callback = None
+        # It stays in the heap until it would have been due. When most are such, they go at once, or a timer that is set
+        # far ahead and cancelled, again and again, would fill the memory.
+        self._cancelled += 1
+        if self._cancelled > _FEW_TIMERS + len(self._timers) // 2:
+            self._timers = [timer for timer in self._timers if timer.callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
 
     def when_idle(self, callback: Callback) -> None:
         """Call ``callback`` once, however often this is said, when nothing waits any more, or BUSY_TURNS turns later.
@@ -108,11 +126,19 @@ class Poller:
         """
         self._when_idle[callback] = None
 
+    def next_turn(self, callback: Callback) -> None:
+        """Call ``callback`` once, however often this is said, in the next turn, after the descriptors that are ready.
+
+        For the rest of work that is too much for one turn: the loop does not sleep meanwhile.
+        """
+        self._next_turn[callback] = None
+
     @property
     def next_due(self) -> int | None:
         """When the next timer is due, on the loop's clock; None if there is none."""
         while self._timers and self._timers[0].callback is None:
             heapq.heappop(self._timers)
+            self._cancelled -= 1
         return self._timers[0].due if self._timers else None
 
     def run_once(self, timeout: float | None = None) -> bool:
@@ -121,7 +147,7 @@ class Poller:
         Returns:
             Whether there was a descriptor's event or a timer; with a timeout of 0, call again until there is none.
         """
-        if self._when_idle:
+        if self._when_idle or self._next_turn:
             timeout = 0
         if timeout != 0 and self._busy_poll and (ready := self._look(self._busy_poll)):
             return self._handle(ready)
@@ -131,7 +157,8 @@ class Poller:
                 timeout = 0
             elif not 0 < self._armed <= due:  # else it wakes the loop in time, if for nothing
                 self._armed = due
-                _libc.timerfd_settime(self._timerfd, 0, _ITIMERSPEC(0, 0, *divmod(until_due, 1_000_000_000)), None)
+                wait = divmod(min(until_due, _LONGEST_WAIT), 1_000_000_000)
+                _libc.timerfd_settime(self._timerfd, 0, _ITIMERSPEC(0, 0, *wait), None)
         return self._handle(self._epoll.poll(timeout))
 
     def _look(self, ns: int) -> list[tuple[int, int]]:
@@ -145,6 +172,8 @@ class Poller:
 
     def _handle(self, ready: list[tuple[int, int]]) -> bool:
         """Call back for what is ready and due, and then, when there was nothing or for long enough, what waits."""
+        self.turn += 1
+        rest, self._next_turn = self._next_turn, {}
         for fd, events in ready:
             if fd == self._timerfd:
                 self._armed = 0
@@ -152,7 +181,9 @@ class Poller:
                 self._call(reader)
             if events & ~select.EPOLLIN and (writer := self._writers.get(fd)):
                 self._call(writer)
-        called = self._run_timers()
+        called = self._run_timers() or bool(rest)
+        for callback in rest:
+            self._call(callback)
         if self._when_idle:
             self._busy_turns += 1
             if not (ready or called) or self._busy_turns > BUSY_TURNS:
@@ -181,17 +212,27 @@ class Poller:
         os.close(self._timerfd)
 
     def _run_timers(self) -> bool:
-        """Call what is due; whether there was any."""
+        """Call what is due; whether there was any. Timers that are set meanwhile wait for the next turn."""
         if not self._timers:
             return False
         now = self.clock()
-        called = False
+        due = []
         while self._timers and self._timers[0].due <= now:
-            timer = heapq.heappop(self._timers)
-            callback, timer.callback = timer.callback, None
-            if callback is not None:
-                self._call(callback)
-                called = True
+            due.append(heapq.heappop(self._timers))
+        called = False
+        due.reverse()
+        try:
+            while due:
+                timer = due.pop()
+                callback, timer.callback = timer.callback, None
+                if callback is None:
+                    self._cancelled -= 1
+                else:
+                    self._call(callback)
+                    called = True
+        finally:  # KeyboardInterrupt ends the loop, which may be run again
+            for timer in due:
+                heapq.heappush(self._timers, timer)
         return called
 
     def _woken(self) -> None:
@@ -203,3 +244,28 @@ class Poller:
             callback()
         except Exception:
             log.exception("a callback failed")
+
+
+class Budget:
+    """So much work in one turn of the loop, and no more, so that the others get theirs.
+
+    Args:
+        poller: The loop.
+        amount: What may be spent in one turn.
+    """
+
+    def __init__(self, poller: Poller, amount: int) -> None:
+        self._poller = poller
+        self._amount = amount
+        self._turn = -1
+        self._left = 0
+
+    def spend(self, on_rest: Callback) -> bool:
+        """Take one from this turn's amount; if nothing is left of it, have ``on_rest`` called in the next turn."""
+        if self._turn != self._poller.turn:
+            self._turn, self._left = self._poller.turn, self._amount
+        if self._left == 0:
+            self._poller.next_turn(on_rest)
+            return False
+        self._left -= 1
+        return True

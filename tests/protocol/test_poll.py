@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -208,19 +209,100 @@ def test_busy_poll_finds_what_comes_and_what_is_due() -> None:
 
 
 def test_busy_poll_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It looks at least once without sleeping, and then sleeps for as long as it may."""
+    """It looks without waiting for as long as it was told, and then sleeps once."""
     poller = Poller(busy_poll=20_000_000)
-    looks: list[float | None] = []
+    epoll, waits = poller._epoll, []
 
-    class Watched:
+    class Counting:
         def poll(self, timeout: float | None) -> list[tuple[int, int]]:
-            looks.append(timeout)
+            waits.append(timeout)
             return epoll.poll(timeout)
 
-    epoll = poller._epoll
-    monkeypatch.setattr(poller, "_epoll", Watched())
-    assert not poller.run_once(0.2)
-    assert looks.count(0.2) == 1 and looks[-1] == 0.2
-    assert looks.count(0) == len(looks) - 1 >= 1
+    monkeypatch.setattr(poller, "_epoll", Counting())
+    assert not poller.run_once(0.05)
+    assert waits[-1] == 0.05
+    assert len(waits) > 1 and set(waits[:-1]) == {0}
     monkeypatch.undo()
     poller.close()
+
+
+def test_cancelled_timers_do_not_pile_up(poller: Poller) -> None:
+    """A timer that is set far ahead and cancelled, again and again, as by a driver's REPORT_STATS."""
+    fired: list[int] = []
+    far = time.monotonic_ns() + 1 << 62
+    kept = [poller.call_at(far + number, lambda: fired.append(1)) for number in range(100)]
+    for _ in range(20_000):
+        poller.cancel(poller.call_at(far, lambda: fired.append(2)))
+    assert len(poller._timers) < 1000
+    for timer in kept:
+        poller.cancel(timer)
+        poller.cancel(timer)
+    for _ in range(1000):
+        poller.cancel(poller.call_at(0, lambda: fired.append(3)))
+    assert len(poller._timers) < 200
+    poller.call_at(0, lambda: fired.append(4))
+    poller.run_once(0)
+    poller.call_at(far, lambda: None)
+    poller.run_once(0.001)  # the kernel takes a time that is so far ahead
+    assert fired == [4]
+
+
+def test_timer_cancelled_by_one_that_is_due_with_it(poller: Poller) -> None:
+    fired: list[str] = []
+    second = poller.call_at(2, lambda: fired.append("second"))
+    poller.call_at(1, lambda: poller.cancel(second))
+    poller.call_at(3, lambda: fired.append("third"))
+    poller.run_once(0)
+    assert fired == ["third"]
+
+
+def test_a_timer_that_is_always_due_leaves_the_others_their_turn() -> None:
+    poller = Poller(clock=lambda: 1)
+    order: list[str] = []
+
+    def again() -> None:
+        order.append("timer")
+        poller.call_at(0, again)
+
+    eventfd = os.eventfd(1)
+    poller.add(eventfd, lambda: order.append("readable"))
+    again()
+    for _ in range(3):
+        poller.run_once(0)
+    assert order == ["timer", *["readable", "timer"] * 3]
+    poller.close()
+    os.close(eventfd)
+
+
+def test_timers_after_one_that_ends_the_loop_are_kept(poller: Poller) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    fired: list[int] = []
+    poller.call_at(0, interrupt)
+    poller.call_at(1, lambda: fired.append(1))
+    with pytest.raises(KeyboardInterrupt):
+        poller.run_once(0)
+    assert not fired
+    poller.run_once(0)
+    assert fired == [1]
+
+
+def test_every_descriptor_gets_its_turn(poller: Poller) -> None:
+    """Those that are always ready, more than one epoll_wait(2) tells of, with callbacks that leave them so."""
+    fds = [os.eventfd(1) for _ in range(min(1500, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200))]
+    calls = dict.fromkeys(fds, 0)
+
+    def count(fd: int) -> None:
+        calls[fd] += 1
+
+    for fd in fds:
+        poller.add(fd, lambda fd=fd: count(fd))  # type: ignore[misc]
+    turns = 20
+    for _ in range(turns):
+        poller.run_once(0)
+    assert max(calls.values()) - min(calls.values()) <= 1
+    assert sum(calls.values()) >= turns * min(1000, len(fds))
+    for fd in fds:
+        poller.remove(fd)
+        os.close(fd)
