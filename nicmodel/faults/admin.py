@@ -9,6 +9,7 @@ from nicmodel.faults.kinds import AdminFault, AdminSilent, AdminSlow, AdminStatu
 from nicmodel.gvnic.admin import WAIT
 from nicmodel.gvnic.commands import Opcode, Status
 from nicmodel.gvnic.device import Nic
+from nicmodel.vfio_user.poll import Timer
 
 
 class AdminFaults:
@@ -22,6 +23,7 @@ class AdminFaults:
         # The command that waits, and until when; None: as long as the fault lasts.
         self._held: tuple[int, int] | None = None
         self._due: int | None = None
+        self._timer: Timer | None = None
 
     def update(self, active: Sequence[Injection]) -> None:
         """These faults are at work from now on."""
@@ -55,7 +57,9 @@ class AdminFaults:
                 return WAIT
             if isinstance(fault, AdminSlow) and not has_waited and injection.hit(command=name, delay=fault.delay):
                 self._held, self._due = command, self._nic.clock() + round(fault.delay * 1e9)
-                self._nic.poller.call_at(self._due, queue.resume)
+                if self._timer is not None:  # of a command that a reset has ended
+                    self._nic.poller.cancel(self._timer)
+                self._timer = self._nic.poller.call_at(self._due, queue.resume)
                 return WAIT
             if isinstance(fault, AdminStatus) and injection.hit(command=name, status=fault.status):
                 queue.executed[f"{name} {fault.status}"] += 1

@@ -69,6 +69,8 @@ class DeviceFaults:
             self._doorbells[offset] = data
         elif len(self._writes) < _KEPT_WRITES:
             self._writes.append((region, offset, data))
+        else:
+            self._nic.count("fault device-hang: write lost")
         return False
 
     def _catch_up(self) -> None:
@@ -88,5 +90,4 @@ class DeviceFaults:
             return
         if injection.hit():
             self._nic.request_reset()
-        due = self._nic.clock() + round(fault.period * 1e9)
-        self._nic.poller.call_at(due, partial(self._request_reset, injection, fault))
+        injection.after(fault.period, "period", partial(self._request_reset, injection, fault))

@@ -6,7 +6,9 @@ it knows whether its time has come, throws the dice, counts, and tells.
 
 from __future__ import annotations
 
+import math
 import random
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -14,6 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from nicmodel.gvnic.device import Nic
+from nicmodel.vfio_user.poll import Timer
 
 #: Where a fault sits, in the order of a frame's way and of a person's interest.
 Where = Literal["wire", "receive", "transmit", "interrupts", "admin queue", "DMA", "device"]
@@ -23,14 +26,88 @@ class FaultError(ValueError):
     """There is no such fault, or it takes no such parameter or value; the text says which there are."""
 
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 60
+
+
+def shortened(value: Any) -> str:
+    """A value as an error quotes it: as Python writes it, of a long one the beginning and the end."""
+    return _REPR.repr(value)
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a parameter may be, both ends included; the last may depend on the NIC."""
+
+    low: float
+    high: float | Callable[[Nic], int]
+
+    def check(self, value: float, nic: Nic | None) -> None:
+        """See that a number is one of them; without a NIC, as far as that can be said.
+
+        Raises:
+            ValueError: it is not; the text says which are.
+        """
+        high = self.high if not callable(self.high) else self.high(nic) if nic is not None else math.inf
+        if not self.low <= value <= high or value == math.inf:  # no NaN either
+            beyond = f"{self.low:g} or more" if high == math.inf else f"{self.low:g} to {_number(high)}"
+            raise ValueError(f"is {shortened(value)}; it is {beyond}")
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+#: Moments and spans of time, seconds: up to 30 years, which any clock here can add.
+SPAN = Range(0, 10**9)
+
+
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a fault: its name, the types that it may have, its default and what it means."""
+    """A parameter of a fault.
+
+    Attributes:
+        name: its name.
+        kinds: the types that it may have.
+        default: its value if none is given.
+        meaning: what it means.
+        range: the numbers that it may be; None: it is a word.
+    """
 
     name: str
     kinds: tuple[Any, ...]
     default: Any
     meaning: str
+    range: Range | None
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, for a person."""
+        if self.words:
+            return ", ".join(self.words)
+        if self.range is None or callable(self.range.high):
+            return ""
+        return f"{_number(self.range.low)} to {_number(self.range.high)}"
+
+    def check(self, value: Any, nic: Nic | None = None) -> None:
+        """See that it may be `value`, on `nic`.
+
+        Raises:
+            ValueError: it may not; the text says what it may be.
+        """
+        if value is None and types.NoneType in self.kinds:
+            return
+        if self.range is None:
+            if not isinstance(value, str) or value not in self.words:
+                raise ValueError(f"{self.name} is {shortened(value)}; it is {' or '.join(self.words)}")
+            return
+        whole = float not in self.kinds
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise ValueError(f"{self.name} is {shortened(value)}; it is a {'whole ' if whole else ''}number")
+        try:
+            self.range.check(value, nic)
+        except ValueError as error:
+            raise ValueError(f"{self.name} {error}") from None
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -45,18 +122,16 @@ class Parameter:
         Raises:
             ValueError: it stands for none; the text says what would.
         """
-        if value in self.words or (value is None and types.NoneType in self.kinds):
+        if not isinstance(value, str) or self.range is None:
             return value
-        for kind in self.kinds:
+        for kind in (int, float):
             try:
-                if kind is int and not isinstance(value, (bool, float)):
-                    return int(value, 0) if isinstance(value, str) else int(value)
-                if kind is float and not isinstance(value, bool):
-                    return float(value)
-            except (ValueError, TypeError):
+                if kind in self.kinds:
+                    return int(value, 0) if kind is int else float(value)
+            except ValueError:
                 continue
-        expected = " or ".join(self.words) if self.words else "a number"
-        raise ValueError(f"{self.name} is {value!r}; it takes {expected}")
+        expected = "a number" if float in self.kinds else "a whole number"
+        raise ValueError(f"{self.name} is {shortened(value)}; it takes {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +148,23 @@ class Fault:
     where: ClassVar[Where]
     effect: ClassVar[str]
 
-    start: Annotated[float, "seconds from now until it begins"] = 0.0
-    duration: Annotated[float | None, "seconds that it lasts; none: until it is removed"] = None
+    start: Annotated[float, "seconds from now until it begins", SPAN] = 0.0
+    duration: Annotated[float | None, "seconds that it lasts; none: until it is removed", SPAN] = None
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if isinstance(value, (int, float)) and value < 0:
-                raise FaultError(f"{self.name}: {one.name} is {value}; it cannot be negative")
+        self.check()
+
+    def check(self, nic: Nic | None = None) -> None:
+        """See that its parameters are what they may be, on `nic` if it is given.
+
+        Raises:
+            FaultError: one is not; the text says what it may be.
+        """
+        try:
+            for one in self.parameters().values():
+                one.check(getattr(self, one.name), nic)
+        except ValueError as error:
+            raise FaultError(f"{self.name}: {error}") from None
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
@@ -88,10 +172,10 @@ class Fault:
         hints = typing.get_type_hints(cls, include_extras=True)
         found = {}
         for one in fields(cls):
-            hint, meaning = typing.get_args(hints[one.name])
+            hint, meaning, *ranges = typing.get_args(hints[one.name])
             is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
             kinds = typing.get_args(hint) if is_union else (hint,)
-            found[one.name] = Parameter(one.name, kinds, one.default, meaning)
+            found[one.name] = Parameter(one.name, kinds, one.default, meaning, *(ranges or [None]))
         common = [name for name in ("probability", "count", "start", "duration") if name in found]
         return {name: found[name] for name in (*(name for name in found if name not in common), *common)}
 
@@ -111,13 +195,8 @@ class Chance(Fault):
 
     lasting: ClassVar[bool] = False
 
-    probability: Annotated[float, "of each occasion, 0 to 1"] = 1.0
-    count: Annotated[int | None, "strikes after which it is over; none: no limit"] = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.probability > 1:
-            raise FaultError(f"{self.name}: probability is {self.probability}; it is 0 to 1")
+    probability: Annotated[float, "of each occasion", Range(0, 1)] = 1.0
+    count: Annotated[int | None, "strikes after which it is over; none: no limit", Range(1, 1 << 63)] = None
 
 
 def make(kind: type[Fault], values: Mapping[str, Any]) -> Fault:
@@ -129,7 +208,7 @@ def make(kind: type[Fault], values: Mapping[str, Any]) -> Fault:
     known = kind.parameters()
     for name in values:
         if name not in known:
-            raise FaultError(f"{kind.name} has no parameter {name!r}, but {', '.join(known)}")
+            raise FaultError(f"{kind.name} has no parameter {shortened(name)}, but {', '.join(known)}")
     try:
         return kind(**{name: known[name].read(value) for name, value in values.items()})
     except FaultError:
@@ -163,6 +242,7 @@ class Injection:
         self.random = random.Random(seed)
         self._nic = nic
         self._on_exhausted = on_exhausted
+        self._timers: dict[str, Timer] = {}
 
     @property
     def exhausted(self) -> bool:
@@ -191,6 +271,19 @@ class Injection:
         self.strike(**details)
         return True
 
+    def after(self, seconds: float, name: str, callback: Callable[[], None]) -> None:
+        """Call back later, unless it is over by then, or the same `name` is used for another call."""
+        if name in self._timers:
+            self._nic.poller.cancel(self._timers[name])
+        self._timers[name] = self._nic.poller.call_at(self._nic.clock() + round(seconds * 1e9), callback)
+
+    def end(self) -> None:
+        """It is over."""
+        self.state = "over"
+        for timer in self._timers.values():
+            self._nic.poller.cancel(timer)
+        self._timers.clear()
+
     def describe(self) -> dict[str, Any]:
         """Itself as plain data."""
         given = {name: getattr(self.fault, name) for name in self.fault.parameters()}
@@ -201,3 +294,28 @@ class Injection:
             "hits": self.hits,
             "parameters": {name: value for name, value in given.items() if value is not None},
         }
+
+
+class Late:
+    """What faults have put off, a limited number of things at a time: a guest decides how often it happens."""
+
+    #: Things that may wait.
+    LIMIT = 4096
+
+    def __init__(self, nic: Nic) -> None:
+        self._nic = nic
+        self._waiting = 0
+
+    def call(self, delay: float, callback: Callable[[], None]) -> bool:
+        """Call back in `delay` seconds; False, and counted: too much waits already, so it has to be done at once."""
+        if self._waiting >= self.LIMIT:
+            self._nic.count("fault not late: too much waits")
+            return False
+        self._waiting += 1
+
+        def run() -> None:
+            self._waiting -= 1
+            callback()
+
+        self._nic.poller.call_at(self._nic.clock() + round(delay * 1e9), run)
+        return True

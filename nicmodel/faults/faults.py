@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from nicmodel.faults.admin import AdminFaults
 from nicmodel.faults.device import DeviceFaults
 from nicmodel.faults.dma import DmaFaults
-from nicmodel.faults.fault import Fault, FaultError, Injection, make
+from nicmodel.faults.fault import Fault, FaultError, Injection, make, shortened
 from nicmodel.faults.interrupts import InterruptFaults
 from nicmodel.faults.kinds import KINDS
 from nicmodel.faults.receive import ReceiveFaults
 from nicmodel.faults.transmit import TransmitFaults
 from nicmodel.faults.wire import WireFaults
 from nicmodel.gvnic.device import Nic
+
+#: Faults of a NIC that are at work or wait.
+_MAX_FAULTS = 100
 
 
 class Site(Protocol):
@@ -35,7 +38,7 @@ def named_fault(name: str, parameters: Mapping[str, Any]) -> Fault:
         FaultError: there is no such fault, or it takes no such parameter or value.
     """
     if name not in KINDS:
-        raise FaultError(f"there is no fault {name!r}, but {', '.join(KINDS)}")
+        raise FaultError(f"there is no fault {shortened(name)}, but {', '.join(KINDS)}")
     return make(KINDS[name], parameters)
 
 
@@ -76,21 +79,33 @@ class Faults:
         """
         if isinstance(fault, str):
             fault = named_fault(fault, parameters)
+        self.check([fault])
         self._added += 1
         number = self._added
         injection = Injection(number, fault, self.nic, seed or f"{self.seed} {number}", self._exhausted)
         self.injections[number] = injection
         if fault.start > 0:
-            self._after(fault.start, lambda: self._begin(injection))
+            injection.after(fault.start, "life", lambda: self._begin(injection))
         else:
             self._begin(injection)
         return injection
+
+    def check(self, faults: Sequence[Fault]) -> None:
+        """See that the NIC can have these faults besides those that it has.
+
+        Raises:
+            FaultError: there are too many, or one is about something that the NIC does not have.
+        """
+        for fault in faults:
+            fault.check(self.nic)
+        if len(self.injections) + len(faults) > _MAX_FAULTS:
+            raise FaultError(f"{self.nic.name} can have {_MAX_FAULTS} faults at a time: end some first")
 
     def remove(self, injection: Injection | int) -> None:
         """End a fault now; one that is over is ignored."""
         found = self.injections.pop(injection if isinstance(injection, int) else injection.number, None)
         if found is not None:
-            found.state = "over"
+            found.end()
             self._update(found)
 
     def clear(self) -> None:
@@ -103,12 +118,12 @@ class Faults:
             return
         injection.state = "active"
         if injection.fault.duration is not None:
-            self._after(injection.fault.duration, lambda: self.remove(injection))
+            injection.after(injection.fault.duration, "life", lambda: self.remove(injection))
         self._update(injection)
 
     def _exhausted(self, injection: Injection) -> None:
         """It has struck for the last time. Where it sits is busy with it just now, so it ends a moment later."""
-        self._after(0, lambda: self.remove(injection))
+        injection.after(0, "life", lambda: self.remove(injection))
 
     def _update(self, injection: Injection) -> None:
         for site in self._sites:
@@ -120,6 +135,3 @@ class Faults:
                         if one.state == "active" and isinstance(one.fault, site.kinds)
                     ]
                 )
-
-    def _after(self, seconds: float, callback: Callable[[], None]) -> None:
-        self.nic.poller.call_at(self.nic.clock() + round(seconds * 1e9), callback)

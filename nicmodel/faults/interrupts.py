@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from nicmodel.faults.fault import Injection
+from nicmodel.faults.fault import Injection, Late
 from nicmodel.faults.kinds import IrqFault, IrqLate, IrqLost, IrqSpurious
 from nicmodel.gvnic.device import Nic
 
@@ -18,6 +18,7 @@ class InterruptFaults:
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
         self._active: Sequence[Injection] = ()
+        self._late = Late(nic)
 
     def update(self, active: Sequence[Injection]) -> None:
         """These faults are at work from now on."""
@@ -34,9 +35,11 @@ class InterruptFaults:
                 continue
             if isinstance(fault, IrqLost) and injection.hit(vector=vector):
                 return
-            if isinstance(fault, IrqLate) and injection.hit(vector=vector, delay=fault.delay):
-                due = self._nic.clock() + round(fault.delay * 1e9)
-                self._nic.poller.call_at(due, partial(self._nic.signal_vector, vector))
+            if (
+                isinstance(fault, IrqLate)
+                and injection.hit(vector=vector, delay=fault.delay)
+                and self._late.call(fault.delay, partial(self._nic.signal_vector, vector))
+            ):
                 return
         self._nic.signal_vector(vector)
 
@@ -47,8 +50,7 @@ class InterruptFaults:
         return range(self._nic.vector_base, self._nic.vector_base + self._nic.blocks)
 
     def _arm(self, injection: Injection, fault: IrqSpurious) -> None:
-        due = self._nic.clock() + round(fault.interval * 1e9)
-        self._nic.poller.call_at(due, partial(self._raise, injection, fault))
+        injection.after(fault.interval, "period", partial(self._raise, injection, fault))
 
     def _raise(self, injection: Injection, fault: IrqSpurious) -> None:
         if injection.state != "active":

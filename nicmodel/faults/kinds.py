@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nicmodel.faults.fault import Chance, Fault
+from nicmodel.faults.fault import SPAN, Chance, Fault, Range
 from nicmodel.gvnic.commands import Opcode, Status
 
 #: Which way frames go, as the NIC sees it.
@@ -17,6 +17,13 @@ Direction = Literal["rx", "tx", "both"]
 
 _DIRECTION = "frames that come (rx), that leave (tx), or both"
 _QUEUE = "only of this queue; none: of all"
+
+#: What a NIC has of each.
+_QUEUES = Range(0, lambda nic: nic.profile.queues - 1)
+_VECTORS = Range(0, lambda nic: nic.profile.vectors - 1)
+_ADDRESS = Range(0, (1 << 64) - 1)
+#: Time from one strike to the next, seconds: no shorter, so that the server has time for other things.
+_PERIOD = Range(0.001, 10**9)
 
 # --------------------------------------------------------------------------------------------------------------- wire
 
@@ -64,7 +71,7 @@ class WireReorder(WireFault):
     name = "wire-reorder"
     effect = "TCP keeps the early ones aside (TcpExtTCPOFOQueue) and delivers all; throughput falls."
 
-    delay: Annotated[float, "seconds that a frame is held back"] = 0.002
+    delay: Annotated[float, "seconds that a frame is held back", SPAN] = 0.002
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +81,7 @@ class WireDelay(WireFault):
     name = "wire-delay"
     effect = "The round trip grows by the delay of each direction."
 
-    delay: Annotated[float, "seconds"] = 0.01
+    delay: Annotated[float, "seconds", SPAN] = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +96,8 @@ class WireRate(Fault):
     )
 
     direction: Annotated[Direction, _DIRECTION] = "both"
-    rate: Annotated[int, "bits per second"] = 10_000_000
-    limit: Annotated[int, "frames that may wait"] = 512
+    rate: Annotated[int, "bits per second", Range(1, 10**12)] = 10_000_000
+    limit: Annotated[int, "frames that may wait", Range(1, 1 << 16)] = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +108,8 @@ class WireFlap(Chance):
     where = "wire"
     effect = "Carrier is lost and comes back (carrier_changes counts both); TCP connections survive."
 
-    down: Annotated[float, "seconds without a link"] = 0.5
-    period: Annotated[float, "seconds from one pull to the next"] = 2.0
+    down: Annotated[float, "seconds without a link", SPAN] = 0.5
+    period: Annotated[float, "seconds from one pull to the next", _PERIOD] = 2.0
 
 
 # ------------------------------------------------------------------------------------------------------------ receive
@@ -114,7 +121,7 @@ class RxFault(Chance):
 
     where = "receive"
 
-    queue: Annotated[int | None, _QUEUE] = None
+    queue: Annotated[int | None, _QUEUE, _QUEUES] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +145,7 @@ class RxSplitBeyond(RxFault):
         "to the caller's buffer, and the rest as SCM_DEVMEM_DMABUF. No byte is lost."
     )
 
-    extra: Annotated[int, "bytes of payload behind the header"] = 16
+    extra: Annotated[int, "bytes of payload behind the header", Range(1, 1 << 16)] = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +187,7 @@ class RxLate(RxFault):
     name = "rx-late"
     effect = "The round trip grows by the delay. Later packets of the queue wait too: a completion ring has an order."
 
-    delay: Annotated[float, "seconds"] = 0.01
+    delay: Annotated[float, "seconds", SPAN] = 0.01
 
 
 # ----------------------------------------------------------------------------------------------------------- transmit
@@ -192,7 +199,7 @@ class TxFault(Chance):
 
     where = "transmit"
 
-    queue: Annotated[int | None, _QUEUE] = None
+    queue: Annotated[int | None, _QUEUE, _QUEUES] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +209,7 @@ class TxLate(TxFault):
     name = "tx-late"
     effect = "The socket's memory stays charged meanwhile, so a sender with a small buffer slows down; nothing is lost."
 
-    delay: Annotated[float, "seconds"] = 0.01
+    delay: Annotated[float, "seconds", SPAN] = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +233,7 @@ class IrqFault(Chance):
 
     where = "interrupts"
 
-    vector: Annotated[int | None, "only this MSI-X vector; none: those of all queues"] = None
+    vector: Annotated[int | None, "only this MSI-X vector; none: those of all queues", _VECTORS] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +254,7 @@ class IrqLate(IrqFault):
     name = "irq-late"
     effect = "Packets wait for the next interrupt, so round trips grow by up to the delay, and batches get larger."
 
-    delay: Annotated[float, "seconds"] = 0.01
+    delay: Annotated[float, "seconds", SPAN] = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +264,7 @@ class IrqSpurious(IrqFault):
     name = "irq-spurious"
     effect = "The driver polls, finds nothing and enables the vector again; only /proc/interrupts shows it."
 
-    interval: Annotated[float, "seconds from one to the next"] = 0.01
+    interval: Annotated[float, "seconds from one to the next", _PERIOD] = 0.01
 
 
 # -------------------------------------------------------------------------------------------------------- admin queue
@@ -292,7 +299,7 @@ class AdminSlow(AdminFault):
     name = "admin-slow"
     effect = "The caller sleeps as long; beyond 2 s see admin-silent."
 
-    delay: Annotated[float, "seconds"] = 0.1
+    delay: Annotated[float, "seconds", SPAN] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,8 +325,8 @@ class DmaFault(Fault):
         "Nothing is written beside it. The driver is not told."
     )
 
-    address: Annotated[int, "the first of them"] = 0
-    size: Annotated[int, "bytes"] = 1 << 64
+    address: Annotated[int, "the first of them", _ADDRESS] = 0
+    size: Annotated[int, "bytes", Range(1, 1 << 64)] = 1 << 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +337,7 @@ class DmaSlow(Fault):
     where = "DMA"
     effect = "The round trip grows, and each queue sends at most one ring's worth of packets in that time."
 
-    delay: Annotated[float, "seconds"] = 0.005
+    delay: Annotated[float, "seconds", SPAN] = 0.005
 
 
 # ------------------------------------------------------------------------------------------------------------- device
@@ -347,7 +354,7 @@ class DeviceReset(Chance):
         "Connections survive; flow rules of ethtool are gone."
     )
 
-    period: Annotated[float, "seconds from one request to the next"] = 10.0
+    period: Annotated[float, "seconds from one request to the next", _PERIOD] = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.faults.detour import Shadow, host_address, publish
-from nicmodel.faults.fault import Injection
+from nicmodel.faults.fault import Injection, Late
 from nicmodel.faults.kinds import (
     DmaSlow,
     RxChecksum,
@@ -43,6 +43,7 @@ class ReceiveFaults:
         self._clean = nic.receive
         self._shadow = Shadow()
         self._active: Sequence[Injection] = ()
+        self._late = Late(nic)
         self._starved = False
 
     def update(self, active: Sequence[Injection]) -> None:
@@ -139,13 +140,13 @@ class ReceiveFaults:
         self._starved = False
         self._nic.go_on()
 
-    def _look_at(self, before: Records, outcomes: Records, shadows: dict[int, Words]) -> dict[tuple[int, int], int]:
+    def _look_at(self, before: Records, outcomes: Records, shadows: dict[int, Words]) -> dict[tuple[int, int], float]:
         """Change completions that a fault is about.
 
         Returns:
-            Those that are to be late: queue and index, and by how many ns.
+            Those that are to be late: queue and index, and by how many seconds.
         """
-        late: dict[tuple[int, int], int] = {}
+        late: dict[tuple[int, int], float] = {}
         for outcome in outcomes:
             queue, first, count = int(outcome["queue"]), int(outcome["completion"]), int(outcome["completions"])
             if not count:
@@ -157,11 +158,11 @@ class ReceiveFaults:
                 fault = injection.fault
                 if isinstance(fault, DmaSlow):
                     injection.strike(queue=f"rx{queue}", delay=fault.delay)
-                    late |= {(queue, place): round(fault.delay * 1e9) for place in places}
+                    late |= {(queue, place): fault.delay for place in places}
                 if not isinstance(fault, RxFault) or fault.queue not in (None, queue):
                     continue
                 if isinstance(fault, RxLate) and injection.hit(queue=f"rx{queue}", delay=fault.delay):
-                    late |= {(queue, place): round(fault.delay * 1e9) for place in places}
+                    late |= {(queue, place): fault.delay for place in places}
                 if self._nic.gqi:
                     continue
                 if isinstance(fault, RxChecksum):
@@ -210,7 +211,7 @@ class ReceiveFaults:
             _set(completion, RX_COMPLETION.packet_length, payload - extra)
             injection.strike(queue=f"rx{queue}", extra=extra)
 
-    def _copy(self, before: np.void, queue: int, completions: Words, late: dict[tuple[int, int], int]) -> None:
+    def _copy(self, before: np.void, queue: int, completions: Words, late: dict[tuple[int, int], float]) -> None:
         """Bring what was written to the shadow to the guest's ring, or have it brought later."""
         rx = self._nic.state.rx[queue]
         entries = int(rx["completion_entries"])
@@ -222,12 +223,12 @@ class ReceiveFaults:
             place %= entries
             ring = int(rx["completion_ring"])
             words = completions[place].copy()
-            if (delay := late.get((queue, place))) is None:
+            life = self._nic.lives[f"rx{queue}"]
+            delay = late.get((queue, place))
+            if delay is None or not self._late.call(
+                delay, partial(self._publish_late, queue, life, ring, place, words)
+            ):
                 self._publish(queue, ring, place, words)
-            else:
-                life = self._nic.lives[f"rx{queue}"]
-                due = self._nic.clock() + delay
-                self._nic.poller.call_at(due, partial(self._publish_late, queue, life, ring, place, words))
 
     def _publish(self, queue: int, ring: int, place: int, words: Words) -> None:
         # The word that says that the completion is there: DQO the first, GQI the last.

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from nicmodel.faults.fault import Fault, FaultError
+from nicmodel.faults.fault import Fault, FaultError, shortened
 from nicmodel.faults.faults import Faults, named_fault
 
 
@@ -46,12 +46,14 @@ class Scenario:
             found = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise FaultError(str(error)) from None
+        except RecursionError:
+            raise FaultError("a scenario is not nested so deeply") from None
         unknown = found.keys() - {"seed", "fault"}
         if unknown:
-            raise FaultError(f"a scenario has a seed and faults, but no {', '.join(sorted(unknown))}")
+            raise FaultError(f"a scenario has a seed and faults, but no {shortened(min(unknown))}")
         seed, entries = found.get("seed", 0), found.get("fault", [])
         if not isinstance(seed, int):
-            raise FaultError(f"the seed is {seed!r}; it is a whole number")
+            raise FaultError(f"the seed is {shortened(seed)}; it is a whole number")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise FaultError("faults are tables: [[fault]]")
         return cls(seed, tuple(_read(number, entry) for number, entry in enumerate(entries, 1)))
@@ -59,7 +61,7 @@ class Scenario:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file; raises as `parse`, and OSError."""
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             try:
                 return cls.parse(file.read())
             except FaultError as error:
@@ -69,12 +71,14 @@ class Scenario:
         """Give the faults to their NICs; their times count from now.
 
         Raises:
-            FaultError: there is no such NIC; nothing is begun then.
+            FaultError: there is no such NIC, or it cannot have the faults; nothing is begun then.
         """
         by_name = {faults.nic.name: faults for faults in nics}
         for nic, fault in self.faults:
             if nic is not None and nic not in by_name:
-                raise FaultError(f"{fault.name}: there is no NIC {nic!r}, but {', '.join(by_name)}")
+                raise FaultError(f"{fault.name}: there is no NIC {shortened(nic)}, but {', '.join(by_name)}")
+        for name, faults in by_name.items():
+            faults.check([fault for nic, fault in self.faults if nic in (None, name)])
         for number, (nic, fault) in enumerate(self.faults):
             for name, faults in by_name.items():
                 if nic in (None, name):
@@ -88,7 +92,7 @@ def _read(number: int, entry: dict[str, Any]) -> tuple[str | None, Fault]:
         if not isinstance(name, str):
             raise FaultError("it has no name")
         if nic is not None and not isinstance(nic, str):
-            raise FaultError(f"nic is {nic!r}; it is a name such as nic0")
+            raise FaultError(f"nic is {shortened(nic)}; it is a name such as nic0")
         return nic, named_fault(name, parameters)
     except FaultError as error:
         raise FaultError(f"fault {number}: {error}") from None

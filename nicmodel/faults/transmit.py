@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.faults.detour import Shadow, host_address, publish
-from nicmodel.faults.fault import Injection
+from nicmodel.faults.fault import Injection, Late
 from nicmodel.faults.kinds import DmaSlow, TxFault, TxLate, TxNever
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TxCompletionType
 from nicmodel.gvnic.device import Nic
@@ -30,6 +30,7 @@ class TransmitFaults:
         self._clean = nic.transmit, nic.transmit_gqi
         self._shadow = Shadow()
         self._active: Sequence[Injection] = ()
+        self._late = Late(nic)
         # Queues whose descriptors are being fetched from slow memory, and those whose are there.
         self._fetching: set[int] = set()
         self._fetched: set[int] = set()
@@ -111,11 +112,8 @@ class TransmitFaults:
                 return
             if isinstance(injection.fault, TxLate) and injection.hit(**details, delay=injection.fault.delay):
                 life = self._nic.lives[f"tx{queue}"]
-                self._nic.poller.call_at(
-                    self._nic.clock() + round(injection.fault.delay * 1e9),
-                    partial(self._complete_late, queue, life, completion),
-                )
-                return
+                if self._late.call(injection.fault.delay, partial(self._complete_late, queue, life, completion)):
+                    return
         self._complete(queue, completion)
 
     def _complete_late(self, queue: int, life: int, completion: npt.NDArray[Any]) -> None:

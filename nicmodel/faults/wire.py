@@ -32,6 +32,7 @@ from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.packet.headers import HEADERS
 from nicmodel.packet.parse import parse
 from nicmodel.packet.segment import segment_header
+from nicmodel.vfio_user.poll import Timer
 from nicmodel.wire.wire import Poller, Wire
 
 #: Frames on their way out that a lane holds before the NIC has to wait, if no fault says how many.
@@ -49,7 +50,7 @@ class WireFaults:
         self._wire = FaultyWire(nic.wire)
         nic.wire = self._wire
         self._flaps: set[Injection] = set()
-        self._pulled = False
+        self._pulled: Timer | None = None  # while the cable is out: when it is plugged in again
 
     def update(self, active: Sequence[Injection]) -> None:
         """These faults are at work from now on."""
@@ -65,16 +66,17 @@ class WireFaults:
     def _pull(self, injection: Injection, fault: WireFlap) -> None:
         if injection not in self._flaps:
             return
-        now = self._nic.clock()
-        self._nic.poller.call_at(now + round(fault.period * 1e9), partial(self._pull, injection, fault))
+        injection.after(fault.period, "period", partial(self._pull, injection, fault))
         if injection.hit():
-            self._pulled = True
+            if self._pulled is not None:
+                self._nic.poller.cancel(self._pulled)
             self._nic.set_cable(False)
-            self._nic.poller.call_at(now + round(fault.down * 1e9), self._plug)
+            self._pulled = self._nic.poller.call_at(self._nic.clock() + round(fault.down * 1e9), self._plug)
 
     def _plug(self) -> None:
-        if self._pulled:
-            self._pulled = False
+        if self._pulled is not None:
+            self._nic.poller.cancel(self._pulled)
+            self._pulled = None
             self._nic.set_cable(True)
 
 
@@ -107,8 +109,9 @@ class FaultyWire:
 
     @property
     def counters(self) -> dict[str, int]:
-        """See `Wire.counters`."""
-        return self._inner.counters
+        """See `Wire.counters`; besides them the frames for which a fault had no room left."""
+        lost = self._coming.lost
+        return self._inner.counters | {"fault_overflow": lost} if lost else self._inner.counters
 
     def start(
         self,
@@ -196,6 +199,9 @@ class _Lane:
     Args:
         direction: "rx" or "tx".
         hand_on: takes frames that are due; False: no more before `move` is called again.
+
+    Attributes:
+        lost: frames from the wire that found no room.
     """
 
     poller: Poller
@@ -209,6 +215,7 @@ class _Lane:
         self._in_order = 0  # when the last frame that nothing may overtake is due
         self._line_free: dict[int, int] = {}  # when a slow line has sent what it was given, by injection
         self._timer: object = None
+        self.lost = 0
 
     @property
     def busy(self) -> bool:
@@ -280,6 +287,9 @@ class _Lane:
                     return
                 start = max(due, self._line_free.get(injection.number, now))
                 due = self._line_free[injection.number] = start + 8_000_000_000 * len(frame) // max(1, fault.rate)
+        if self.direction == "rx" and self.room <= 0:
+            self.lost += copies
+            return
         if not overtaken:
             due = self._in_order = max(due, self._in_order)
         for _ in range(copies):

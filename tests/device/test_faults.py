@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from nicmodel.faults import KINDS, FaultError, Scenario
+from nicmodel.faults.fault import SPAN, Late, Parameter
+from nicmodel.faults.faults import named_fault
 from nicmodel.gvnic.commands import Status
 from nicmodel.gvnic.descriptors import TxCompletionType
 from nicmodel.gvnic.registers import ADMINQ_EVENT_COUNTER, DeviceStatus
@@ -69,9 +72,128 @@ def test_a_fault_that_does_not_exist_is_refused_with_those_that_do(lab: Loopback
         lab.faults.add("tx-never", probability="often")
     with pytest.raises(FaultError, match="it is 0 to 1"):
         lab.faults.add("tx-never", probability=2)
-    with pytest.raises(FaultError, match="cannot be negative"):
+    with pytest.raises(FaultError, match="duration is -1; it is 0 to 1000000000"):
         lab.faults.add("tx-never", duration=-1)
     assert lab.faults.injections == {}
+
+
+NUMBERS = [(name, one) for name, kind in KINDS.items() for one in kind.parameters().values() if one.range is not None]
+WORDS = [(name, one) for name, kind in KINDS.items() for one in kind.parameters().values() if one.words]
+
+
+def add(lab: Loopback, fault: str, parameters: dict[str, Any]) -> None:
+    lab.faults.add(named_fault(fault, parameters))
+
+
+def last(lab: Loopback, parameter: Parameter) -> int:
+    """The highest that a number may be."""
+    assert parameter.range is not None
+    high = parameter.range.high
+    return int(high(lab.nic) if callable(high) else high)
+
+
+@pytest.mark.parametrize(("fault", "parameter"), NUMBERS, ids=[f"{name}-{one.name}" for name, one in NUMBERS])
+def test_numbers_have_a_range(lab: Loopback, fault: str, parameter: Parameter) -> None:
+    assert parameter.range is not None
+    low, high = parameter.range.low, last(lab, parameter)
+    beyond = [low - 1, high + 1, -high, math.inf, -math.inf, math.nan, 10**400]
+    others = [[], {}, True, "often", "", "nan", "inf", "-1", "9" * 5000, "\ud800", "0x", b"1", [1]]
+    for value in [*beyond, *others, *([] if float in parameter.kinds else [1.5, "1.5", 1.0])]:
+        with pytest.raises(FaultError, match=f"{fault}: {parameter.name} ") as refused:
+            add(lab, fault, {parameter.name: value})
+        assert len(str(refused.value)) < 200
+    assert lab.faults.injections == {}
+    add(lab, fault, {parameter.name: str(high)})
+    add(lab, fault, {parameter.name: low, "start": 5 if parameter.name != "start" else low})
+    lab.advance(MS)
+    lab.faults.clear()
+
+
+@pytest.mark.parametrize(("fault", "parameter"), WORDS, ids=[f"{name}-{one.name}" for name, one in WORDS])
+def test_words_are_of_a_list(lab: Loopback, fault: str, parameter: Parameter) -> None:
+    for value in ["", "RX", 1, True, [], {}, "x" * 5000, parameter.words[0] + " "]:
+        with pytest.raises(FaultError, match=f"{fault}: {parameter.name} is .*{parameter.words[0]}"):
+            add(lab, fault, {parameter.name: value})
+    for word in parameter.words:
+        add(lab, fault, {parameter.name: word, "start": 1})
+        lab.faults.clear()
+
+
+def test_every_parameter_is_a_word_or_has_a_range() -> None:
+    names = {(name, one) for name, kind in KINDS.items() for one in kind.parameters()}
+    assert names == {(name, one.name) for name, one in NUMBERS + WORDS}
+
+
+def test_a_nic_has_so_many_faults_and_no_more(lab: Loopback) -> None:
+    for _ in range(99):
+        lab.faults.add("wire-drop", start=1000)
+    scenario = Scenario.parse("[[fault]]\nname = 'wire-drop'\n[[fault]]\nname = 'wire-drop'\n")
+    with pytest.raises(FaultError, match="can have 100 faults at a time"):
+        scenario.begin([lab.faults])
+    assert len(lab.faults.injections) == 99, "nothing of it has begun"
+    lab.faults.add("wire-drop")
+    with pytest.raises(FaultError, match="can have 100 faults at a time"):
+        lab.faults.add("wire-drop")
+
+
+def test_a_scenario_about_what_a_nic_does_not_have(lab: Loopback) -> None:
+    text = "[[fault]]\nname = 'wire-drop'\n[[fault]]\nname = 'irq-lost'\nvector = 17\n"
+    with pytest.raises(FaultError, match="irq-lost: vector is 17; it is 0 to 16"):
+        Scenario.parse(text).begin([lab.faults])
+    assert lab.faults.injections == {}
+    for value in ("nan", "inf", "-inf", "1e300", "-1", "true", "[]", "1979-05-27"):
+        with pytest.raises(FaultError, match="fault 1: wire-drop: start is"):
+            Scenario.parse(f"[[fault]]\nname = 'wire-drop'\nstart = {value}")
+
+
+@pytest.mark.parametrize("fault", list(KINDS))
+def test_faults_that_come_and_go_leave_no_timers(lab: Loopback, driver: Driver, fault: str) -> None:
+    spans = {one.name: 10**9 for name, one in NUMBERS if name == fault and one.range is SPAN and one.name != "start"}
+    spans |= {name: 10**9 for name in ("period", "interval") if name in KINDS[fault].parameters()}
+    for start in (0, 10**9):
+        for _ in range(3):
+            add(lab, fault, {"start": start, **spans})
+            lab.run()
+            lab.faults.clear()
+            lab.run()
+    assert lab.nic.cable
+    due = lab.nic.poller.next_due
+    assert due is None or due < lab.now + 10**15
+
+
+def test_what_is_late_is_limited(lab: Loopback, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit nothing is late: completions and interrupts come at once, in order."""
+    monkeypatch.setattr(Late, "LIMIT", 3)
+    lab.faults.add("tx-late", delay=1000)
+    tags = send(lab, count=5)
+    assert completed(lab) == tags[3:]
+    lab.faults.clear()
+    lab.faults.add("rx-late", delay=1000)
+    lab.receive(*[tcp(dport=number) for number in range(5)])
+    lab.faults.clear()
+    assert lab.nic.counters["fault not late: too much waits"] == 4
+    lab.advance(1000 * 1000 * MS)
+    assert len(driver.poll(0)) == 5 and sorted(completed(lab)) == tags[:3]
+
+
+def test_a_wire_that_delays_holds_so_many_frames(lab: Loopback, driver: Driver) -> None:
+    """A neighbour that sends faster than frames are let through does not fill the memory."""
+    lab.faults.add("wire-delay", delay=1000, direction="rx")
+    lab.faults.add("wire-duplicate", direction="rx")
+    for _ in range(100):
+        lab.receive(*[tcp()] * 100)
+    assert lab.nic.wire.counters["fault_overflow"] >= 2 * 10_000 - 4096 - 2
+
+
+def test_a_cable_pulled_again_and_again_for_long(lab: Loopback) -> None:
+    """A pull while the cable is out makes it stay out longer."""
+    lab.faults.add("wire-flap", period=0.01, down=0.025, count=3)  # pulled at 0, 10 and 20 ms
+    lab.advance(44 * MS)
+    assert not lab.nic.cable
+    lab.advance(2 * MS)
+    assert lab.nic.cable
+    lab.advance(1000 * MS)
+    assert lab.nic.cable and hits(lab) == {"wire-flap": 3}
 
 
 # Transmit.
@@ -638,11 +760,11 @@ def test_a_scenario(make_lab: Callable[..., Loopback]) -> None:
     [
         ("seed = ", "Invalid value"),
         ("seed = 'x'", "whole number"),
-        ("sede = 1", "no sede"),
+        ("sede = 1", "no 'sede'"),
         ("fault = 1", "faults are tables"),
         ("[[fault]]\nstart = 1", "fault 1: it has no name"),
         ("[[fault]]\nname = 'wire-drop'\n[[fault]]\nname = 'x'", "fault 2: there is no fault 'x'"),
-        ("[[fault]]\nname = 'wire-drop'\ndirection = 'up'", "direction is 'up'; it takes rx or tx or both"),
+        ("[[fault]]\nname = 'wire-drop'\ndirection = 'up'", "direction is 'up'; it is rx or tx or both"),
         ("[[fault]]\nname = 'wire-drop'\nnic = 'nic9'", "no NIC 'nic9', but nic"),
     ],
 )
