@@ -40,17 +40,23 @@ lint: $(READY)
 unit protocol device guest: $(READY)
 	$(PYTEST) tests/$@
 
-# The stamp is written last: an installation that was interrupted is done again.
+# The stamp is written last: an environment without one is what an interrupted set-up left, and is made anew from
+# nothing, since neither venv nor pip mends a half-written package. The lock keeps a second make from writing into it.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "nicmodel needs Python 3.11 or later; $(PYTHON) is `$(PYTHON) --version`. Say which: make PYTHON=…"; exit 1; }
+		{ echo "nicmodel needs Python 3.11 or later; $(PYTHON) is `$(PYTHON) --version`. Name another: make PYTHON=python3.13"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) cannot make virtual environments here: apt install python3-venv"; exit 1; }
-	@echo "Setting up the Python environment in $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' || \
-		{ echo "The Python packages could not be installed: is the package index reachable?"; exit 1; }
-	@touch $@
+	@exec 9>$(VENV).lock || exit 1; \
+	flock -n 9 || { echo "Another make is setting up $(VENV): waiting for it"; flock 9; }; \
+	if [ -e $@ ] && [ $@ -nt pyproject.toml ]; then exit 0; fi; \
+	echo "Setting up the Python environment in $(VENV), half a gigabyte: one to three minutes"; \
+	[ -e $@ ] && $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || exit 1; \
+	rm -f $@; \
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' || { \
+		echo "The Python packages could not be installed, for the reason above. They come from the index that pip is set to"; \
+		echo "(pip config list), and need half a gigabyte here: `df -h . | awk 'NR == 2 {print $$4}'` are free."; exit 1; }; \
+	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV).lock
