@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import Status
@@ -59,7 +62,7 @@ class Rss:
         """What is hashed."""
         return HashType(int(self._state.device["hash_types"][0]))
 
-    def set_table(self, table: np.ndarray) -> None:
+    def set_table(self, table: NDArray[Any]) -> None:
         """Take a new indirection table of `RSS_LUT_SIZE` queue numbers; they may name queues that do not exist yet."""
         if len(table) != c.RSS_LUT_SIZE:
             raise SteeringError(Status.INVALID_ARGUMENT, f"RSS table of {len(table)} entries, not {c.RSS_LUT_SIZE}")
@@ -73,7 +76,7 @@ class Rss:
         if not self.configured:
             self._set(np.arange(c.RSS_LUT_SIZE) % max(queues, 1))
 
-    def _set(self, table: np.ndarray) -> None:
+    def _set(self, table: NDArray[Any]) -> None:
         self._state.lut[:] = table
         self._state.device["lut_size"] = len(table)
 
@@ -88,7 +91,7 @@ class Rss:
 _IPV6 = (FlowType.TCPV6, FlowType.UDPV6, FlowType.SCTPV6, FlowType.AHV6, FlowType.ESPV6)
 
 
-def _turn(address: np.ndarray) -> np.ndarray:
+def _turn(address: NDArray[Any]) -> np.ndarray:
     """An IPv6 address with its 32-bit words in the opposite order."""
     return address.reshape(4, 4)[::-1].reshape(16)
 

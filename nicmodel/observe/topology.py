@@ -22,7 +22,7 @@ def places(pci: Sequence[Mapping[str, Any]], nic: Mapping[str, Any]) -> dict[str
         nic: `nicmodel.observe.detail` of the NIC; of it the BARs and the memory count.
     """
     found = list(_devices(pci))
-    bars = set(filter(None, nic["bars"]))
+    bars: set[Any] = set(filter(None, nic["bars"]))
     ours = next((above for device, above in found if bars & {bar["address"] for bar in device["regions"]}), ())
     result: dict[str, Place] = {}
     for region in nic["memory"]:

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nicmodel.gvnic.commands import NO_PAGE_LIST, Opcode, QueueFormat
 from nicmodel.gvnic.descriptors import (
@@ -158,7 +160,7 @@ class GqiQueues:
                 descriptors.append(np.array((GqiTxType.SEGMENT << 4, 7, 0, mss, end - start, address), GQI_TX_SEGMENT))
         self.post(*descriptors)
 
-    def post(self, *descriptors: np.ndarray) -> None:
+    def post(self, *descriptors: NDArray[Any]) -> None:
         """Put raw descriptors into the transmit ring and write the doorbell."""
         for descriptor in descriptors:
             place = self.posted % self.entries * GQI_TX_PACKET.itemsize

@@ -85,7 +85,7 @@ def send_pattern(address: str, port: int, nbytes: int, seed: int = 1, timeout: f
     Raises:
         OSError: The connection failed.
     """
-    content = memoryview(pattern(seed))  # type: ignore[arg-type]
+    content = pattern(seed).data
     with socket.create_connection((address, port), timeout) as connection:
         started = time.monotonic()
         sent = 0

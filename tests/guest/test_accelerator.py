@@ -190,7 +190,7 @@ class Pushing(threading.Thread):
         return self
 
     def run(self) -> None:
-        content = memoryview(pattern(self.seed))  # type: ignore[arg-type]
+        content = pattern(self.seed).data
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             while not self.enough.wait(self.pause):
                 start = self.sent % len(content)
