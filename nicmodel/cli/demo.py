@@ -20,7 +20,6 @@ from nicmodel.observe.control import Control
 from nicmodel.observe.ledger import Entry, Place, entries, since, total
 from nicmodel.observe.report import ledger_table, named, size
 from nicmodel.observe.topology import places
-from nicmodel.packet.compiled import cache_is_empty
 from nicmodel.vm.devmem import send_pattern, set_up_devmem
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig, parse_size
@@ -29,7 +28,7 @@ from nicmodel.vm.layout import Nic
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.qemu import find_qemu
 from nicmodel.vm.server import NicServer
-from nicmodel.vm.tools import build_guest_tools
+from nicmodel.vm.tools import build_guest_tools, check_host
 
 #: The device memory of the guest that the dma-buf is taken from, and the dma-buf (udmabuf's default limit).
 _MEMORY_NAME, _MEMORY_SIZE, _DMABUF_SIZE = "hbm", 128 << 20, 64 << 20
@@ -69,6 +68,7 @@ def demo(amount: str, queues: int, keep: bool) -> None:
     byte. Exit status 0 only if all of it held. No privileges needed: the wire is user-mode networking (passt).
     """
     nbytes = parse_size(amount)
+    check_host()
     console.print("[bold]Preparing[/bold] [dim](downloads and builds happen once)[/dim]")
     with step("QEMU with vfio-user-pci"):
         find_qemu()
@@ -82,8 +82,7 @@ def demo(amount: str, queues: int, keep: bool) -> None:
         port = _free_port()
         with step("user-mode network (passt)"):
             passt = stack.enter_context(Passt({port: _PORT}, mtu=_MTU))
-        first = ", its packet path compiled: once, half a minute" if cache_is_empty() else ""
-        with step(f"NIC server{first}"):
+        with step("NIC server"):
             server = stack.enter_context(
                 NicServer(["--wire", f"stream:{passt.socket}", "--queues", str(max(queues, 2)),
                            "--default-queues", str(queues)])

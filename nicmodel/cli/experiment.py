@@ -17,7 +17,6 @@ from nicmodel.cli.progress import console, step
 from nicmodel.installation import pip_install
 from nicmodel.observe.experiment import COPY, DEVMEM, MODES, QUANTITIES, Experiment, as_json
 from nicmodel.observe.report import size
-from nicmodel.packet.compiled import cache_is_empty
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.experiment import ACCELERATORS, SWITCH, run, set_up
 from nicmodel.vm.guest import parse_size
@@ -52,8 +51,7 @@ def devmem(
     pyplot = _pyplot() if plot else None  # before half a minute has gone by
     nbytes = parse_size(amount)
     with ExitStack() as stack:
-        first = " (compiling the packet path: once, half a minute)" if cache_is_empty() else ""
-        with step(f"NIC, guest and accelerator{first}"):
+        with step("NIC, guest and accelerator"):
             bench = set_up(stack, nbytes, accelerator)
         found = Experiment(bench.about | {"transfers": f"{runs} each way, {size(nbytes)}"})
         transfers = run(bench, nbytes, runs)

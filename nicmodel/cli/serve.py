@@ -24,10 +24,10 @@ from nicmodel.faults.scenario import Scenario
 from nicmodel.faults.wire import load as load_wire_faults
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import PROFILES, named_profile, parse_mac, random_mac
+from nicmodel.observe.compiling import announce
 from nicmodel.observe.control_server import ControlServer
 from nicmodel.observe.metrics import MetricsServer
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.packet.compiled import cache_is_empty
 from nicmodel.vfio_user.listener import AddressError, Listener
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.vfio_user.server import Server
@@ -178,8 +178,7 @@ def serve(
         raise click.UsageError(str(error)) from None
     if not hasattr(os, "memfd_create"):
         raise click.ClickException("this system has no memfd_create, which QEMU needs to share a guest's memory")
-    if cache_is_empty():
-        click.echo("compiling the packet path (once; about half a minute)", err=True)
+    announce()
 
     poller = Poller(busy_poll=busy_poll * 1000)
     ends = _open_wires(wires, len(places))

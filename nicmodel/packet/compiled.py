@@ -2,7 +2,8 @@
 
 Numba caches what it compiles, but decides by the time stamp of the one file a function is in: a change in a *called*
 function of another file goes unnoticed. So the cache folder is named after the contents of every file that can hold
-compiled code; any change starts a fresh folder. ``NUMBA_DISABLE_JIT=1`` runs the same functions in the interpreter.
+compiled code, and after what else Numba goes by: where the files are, and the versions of Python and numpy. Any change
+starts a fresh folder. ``NUMBA_DISABLE_JIT=1`` runs the same functions in the interpreter.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import functools
 import hashlib
 import os
 import shutil
+import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numba
 import numpy as np
-from numba.core import config
+from numba.core import config, event
 
 from nicmodel.cache import cache_dir
 from nicmodel.packet.reference import Arrays
@@ -40,7 +44,7 @@ _CACHES_KEPT = 12
 
 
 def _source_key() -> str:
-    digest = hashlib.sha256(numba.__version__.encode())
+    digest = hashlib.sha256(repr((numba.__version__, np.__version__, sys.version_info[:2], str(_PACKAGE))).encode())
     for room in _ROOMS:
         for source in sorted((_PACKAGE / room).glob("*.py")):
             digest.update(source.name.encode())
@@ -48,29 +52,84 @@ def _source_key() -> str:
     return digest.hexdigest()[:16]
 
 
-def _use_cache() -> Path:
-    """Point Numba at the folder of these sources and drop all but the newest few of earlier ones."""
+def _use_cache() -> Path | None:
+    """Point Numba at the folder of these sources and drop all but the newest few of earlier ones.
+
+    None if nothing can be written there: then the packet path is compiled at every start.
+    """
     home = cache_dir() / "compiled"
     folder = home / _source_key()
-    folder.mkdir(parents=True, exist_ok=True)
-    os.utime(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        return None
     for old in sorted(home.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)[_CACHES_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-if not os.environ.get("NUMBA_CACHE_DIR"):
-    config.CACHE_DIR = str(_use_cache())
+#: Where compiled code is kept, or None: the cache folder cannot be written.
+CACHE: Path | None = Path(config.CACHE_DIR) if os.environ.get("NUMBA_CACHE_DIR") else _use_cache()
+if CACHE:
+    config.CACHE_DIR = str(CACHE)
 
 
-def cache_is_empty() -> bool:
-    """Whether nothing has been compiled yet, so that the next use takes a while."""
-    return not JIT_DISABLED and not any(Path(config.CACHE_DIR).rglob("*.nbi"))
+def functions_cached() -> int:
+    """How many functions of the packet path are compiled, and kept for the next start."""
+    return sum(1 for _ in CACHE.rglob("*.nbi")) if CACHE else 0
+
+
+class Compilation(event.Listener):  # type: ignore[misc]  # numba has no annotations
+    """What is being compiled now: Numba tells, function by function; what comes from the cache is not compiled.
+
+    Args:
+        notice: called as compiling begins, and after each function.
+
+    Attributes:
+        functions: compiled so far.
+        seconds: how long that took, time between functions not counted.
+    """
+
+    def __init__(self, notice: Callable[[Compilation], None]) -> None:
+        self.functions = 0
+        self.seconds = 0.0
+        self._notice = notice
+        self._depth = 0
+        self._since = 0.0
+
+    @property
+    def running(self) -> bool:
+        """Whether Numba is at it."""
+        return self._depth > 0
+
+    def on_start(self, _event: event.Event) -> None:
+        """A function is begun, perhaps for another that calls it."""
+        if not self._depth:
+            self._since = time.monotonic()
+        self._depth += 1
+        self._notice(self)
+
+    def on_end(self, _event: event.Event) -> None:
+        """A function is done."""
+        self._depth -= 1
+        self.functions += 1
+        now = time.monotonic()
+        self.seconds += now - self._since
+        self._since = now
+        self._notice(self)
+
+
+def watch(compilation: Compilation) -> None:
+    """Have Numba tell `compilation` what it compiles, from now on in this process."""
+    event.register("numba:compile", compilation)
 
 
 #: Nothing on the packet path allocates, so Numba's reference counting is off: with it, each call that passes the
 #: device's arrays on counts every one of them up and down, which took six sevenths of the time of a small frame.
-_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False}
+_OPTIONS: dict[str, Any] = {"cache": CACHE is not None, "error_model": "numpy", "_nrt": False}
 
 
 def compiled(function: F) -> F:

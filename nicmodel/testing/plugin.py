@@ -18,6 +18,7 @@ Nothing is imported before a fixture is used: pytest loads this file in every pr
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
@@ -58,6 +59,7 @@ def nic(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[TestNic
     """A NIC (02:00:00:00:00:01) behind a real socket, in virtual time; its wire is the test: `TestNic`."""
     from nicmodel.testing.nic import TestNic
 
+    announce_compiling(request.config)
     with TestNic(_profile(request, 1), clock=clock, check=_checked(request)) as made:
         yield made
         _judge(request, made)
@@ -77,6 +79,7 @@ def link(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[tuple[
     from nicmodel.testing.nic import TestNic
     from nicmodel.wire.link import link as make_link
 
+    announce_compiling(request.config)
     with ExitStack() as stack:
         nics = [
             stack.enter_context(TestNic(_profile(request, number), wire=end, clock=clock, check=_checked(request)))
@@ -99,10 +102,11 @@ def guest_config() -> GuestConfig:
 
 
 @pytest.fixture(scope="session")
-def guest_nic() -> Iterator[TestNic]:
+def guest_nic(pytestconfig: pytest.Config) -> Iterator[TestNic]:
     """The NIC of `guest` (02:00:00:00:00:01, eth0), in real time; its wire is the test."""
     from nicmodel.testing.nic import TestNic
 
+    announce_compiling(pytestconfig)
     with TestNic(_numbered(1)) as made:
         yield made
 
@@ -116,6 +120,24 @@ def guest(guest_nic: TestNic, guest_config: GuestConfig) -> Iterator[Guest]:
     nics = (Nic(guest_nic.path), *guest_config.nics)
     with Guest(dataclasses.replace(guest_config, nics=nics)) as made:
         yield made
+
+
+_ANNOUNCED = pytest.StashKey[bool]()
+
+
+def announce_compiling(config: pytest.Config) -> None:
+    """Say so, past pytest's capturing, while the packet path is compiled: a test of the first run is late for it."""
+    from nicmodel.observe.compiling import announce
+
+    capture = config.pluginmanager.getplugin("capturemanager")
+
+    def say(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n{text}", end="", file=sys.stderr, flush=True)
+
+    if capture and not config.stash.get(_ANNOUNCED, False):
+        config.stash[_ANNOUNCED] = True
+        announce(say, terminal=False)
 
 
 def _profile(request: pytest.FixtureRequest, number: int) -> Profile:
