@@ -7,14 +7,17 @@ import sys
 
 import click
 
+from nicmodel.cli.plain import plain_where_needed
 from nicmodel.cli.start import no_garbage
 from nicmodel.observe.control import ControlError
 from nicmodel.vm.errors import VmError
+from nicmodel.vm.host import explain
 from nicmodel.wire.wire import WireError
 
 #: Sub-commands and where they are; only the one that is called is imported.
 _COMMANDS = {
     "demo": "nicmodel.cli.demo",
+    "doctor": "nicmodel.cli.doctor",
     "experiment": "nicmodel.cli.experiment",
     "serve": "nicmodel.cli.serve",
     "vm": "nicmodel.vm.cli",
@@ -57,6 +60,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; an error is one sentence and exit status 1."""
+    plain_where_needed()
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.ClickException as error:
@@ -64,6 +68,12 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (ControlError, VmError, WireError) as error:
         click.echo(f"nicmodel: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        # A full or read-only disk, a file that is not this user's: no fault of the program's, so no traceback.
+        if not (sentence := explain(error)):
+            raise
+        click.echo(f"nicmodel: {sentence}", err=True)
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)

@@ -16,6 +16,7 @@ from rich.table import Table
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.image import DEFAULT_KERNEL, kernel_named
 from nicmodel.vm.selftests import Bench, Outcome, Recipe
+from nicmodel.vm.tools import check_host
 
 _COLOURS = {"pass": "green", "skip": "yellow", "xfail": "yellow", "fail": "red", "crash": "red", "none": "red"}
 
@@ -56,6 +57,7 @@ def selftests(
         _list(recipe)
         return
     chosen = kernel_named(kernel)
+    check_host()
     outcomes = []
     with Bench(chosen) as bench:
         for program in programs:

@@ -15,6 +15,7 @@ from nicmodel.vm.tools import (
     build_guest_module,
     build_guest_tools,
     build_ncdevmem,
+    check_host,
     install_guest_module,
     install_guest_tools,
 )
@@ -93,6 +94,8 @@ def vm(
     XDG_CACHE_HOME.
     """
     chosen = kernel_named(kernel)
+    if tools or accelerators:
+        check_host()
     if update:
         build_image(chosen, update=True)
         unpacked_qemu(update=True)

@@ -27,7 +27,7 @@ from nicmodel.vm.memory import DeviceMemory
 from nicmodel.vm.namespace import Namespace
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.server import NicServer
-from nicmodel.vm.tools import build_guest_tools, install_guest_module
+from nicmodel.vm.tools import build_guest_tools, check_host, install_guest_module
 
 MEMORY = "hbm"
 """Name of the accelerator's memory."""
@@ -126,6 +126,7 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH) -> Bench:
     Raises:
         VmError: something did not start.
     """
+    check_host()
     tools = build_guest_tools()
     namespace = _namespace(stack)
     if namespace is not None:

@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from nicmodel.cache import cache_dir
 from nicmodel.installation import data_folder
-from nicmodel.vm import agent
+from nicmodel.vm import agent, host
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.packages import Packages, Tree, locked, obtain
 from nicmodel.vm.progress import step
@@ -235,19 +235,20 @@ def copy_modules(linux: Tree, version: str, userland: Tree, root: Path, modules:
             shutil.copy(source / name, target)
     depmod = userland.command("usr/bin/kmod", "-b", str(root), version)
     # kmod is one program of several names; the loader can be told the name to call it by.
-    subprocess.run([depmod[0], "--argv0", "depmod", *depmod[1:]], check=True)
+    host.run([depmod[0], "--argv0", "depmod", *depmod[1:]], "the index of the guest's modules", root)
 
 
 def _compile_python(userland: Tree, root: Path) -> None:
     """Byte code for the guest's Python, which otherwise compiles its library anew at every start."""
     python = next((root / "usr/bin").glob("python3.*")).name
     compileall = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/")
-    subprocess.run(
+    host.run(
         userland.command(
             f"usr/bin/{python}", *compileall, str(root / "usr/lib/python3"), str(root / "usr/lib" / python)
         ),
-        check=True,
-        env=os.environ | {"PYTHONHOME": str(userland.path / "usr"), "PYTHONNOUSERSITE": "1"},
+        "byte code for the guest's Python",
+        root,
+        {"PYTHONHOME": str(userland.path / "usr"), "PYTHONNOUSERSITE": "1"},
     )
 
 

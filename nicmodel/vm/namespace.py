@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
+from nicmodel.vm.host import program
+
 CLONE_NEWNET = 0x40000000
 
 P = ParamSpec("P")
@@ -45,7 +47,7 @@ class Namespace:
 
     def ip(self, *words: str) -> str:
         """What the command ip prints there."""
-        return self.run(subprocess.check_output, ["ip", *words], text=True)
+        return self.run(subprocess.check_output, [program("ip"), *words], text=True)
 
     def close(self) -> None:
         """End the thread."""

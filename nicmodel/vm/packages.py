@@ -22,8 +22,14 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from nicmodel.cache import cache_dir
+from nicmodel.vm import host
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.progress import Advance, step
+
+#: What a package takes for a while as a file and for good as a tree, in multiples of its size.
+_GROWTH = 5
+#: Free space without which a download is not begun: the package index takes this.
+_WORKING_ROOM = 100 << 20
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 """Installed by package debian-archive-keyring, which every Debian has and Ubuntu offers."""
@@ -94,6 +100,7 @@ def obtain(packages: Packages, *, update: bool = False) -> Tree:
     record = trees / f"{packages.key}.json"
     if not update and (tree := _recorded(record)):
         return tree
+    host.require(host.programs(), host.cache(), host.room(_WORKING_ROOM))
     with locked(trees / f"{packages.key}.lock", f"the download of {packages.name}"):
         if not update and (tree := _recorded(record)):
             return tree
@@ -105,11 +112,17 @@ def obtain(packages: Packages, *, update: bool = False) -> Tree:
         with building(path) as unfinished:
             if unfinished:
                 size = sum(deb.size for deb in debs)
+                host.require(host.room(_WORKING_ROOM + _GROWTH * size))
                 with step(f"fetching {packages.name}: {len(debs)} packages, {size / 1e6:.0f} MB") as advance:
                     root.unpack(debs, unfinished, advance)
         # The record is what makes the tree valid: written last, and in one piece.
         write_whole(record, json.dumps({"tree": path.name, "suite": packages.suite, "versions": versions}, indent=1))
         return Tree(path, versions)
+
+
+def obtained(packages: Packages) -> Tree | None:
+    """The tree of `packages` if the cache has it."""
+    return _recorded(cache_dir() / "trees" / f"{packages.key}.json")
 
 
 def _recorded(record: Path) -> Tree | None:
@@ -240,7 +253,7 @@ class _AptRoot:
             command = [*command, f"--config-file={self.config}", "-qq", "-o", "APT::Status-Fd=1"]
         log = []
         process = subprocess.Popen(
-            command,
+            [host.program(command[0]), *command[1:]],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -257,6 +270,8 @@ class _AptRoot:
                     log.append(line)
         output = "".join(log)
         if process.returncode:
+            if full := host.is_full(output, self.path):
+                raise VmError(str(full))
             raise VmError(_explain(output, self.suite))
         return output
 
@@ -283,8 +298,8 @@ def mirror() -> str:
 
 def _ask_apt(*arguments: str) -> list[str]:
     try:
-        run = subprocess.run(["apt-get", *arguments], capture_output=True, text=True)
-    except FileNotFoundError:
+        run = subprocess.run([host.program("apt-get"), *arguments], capture_output=True, text=True)
+    except VmError:
         raise VmError("apt-get is missing: guests are made of Debian packages; use a Debian or Ubuntu host") from None
     return run.stdout.splitlines()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from nicmodel.cache import cache_dir
 from nicmodel.vm.errors import VmError
+from nicmodel.vm.host import program
 from nicmodel.vm.image import Image
 from nicmodel.vm.packages import Packages, obtain, write_whole
 from nicmodel.vm.progress import step
@@ -51,15 +52,23 @@ def find_qemu() -> Qemu:
     Raises:
         VmError: $NICMODEL_QEMU has no `vfio-user-pci`, or the packages cannot be had.
     """
+    return system_qemu() or unpacked_qemu()
+
+
+def system_qemu() -> Qemu | None:
+    """$NICMODEL_QEMU, else the system's QEMU if it has `vfio-user-pci`.
+
+    Raises:
+        VmError: $NICMODEL_QEMU has no `vfio-user-pci`.
+    """
     if named := os.environ.get("NICMODEL_QEMU"):
         if qemu := _usable((named,)):
             return qemu
         raise VmError(
             f"{named} (NICMODEL_QEMU) does not run, or has no device vfio-user-pci: QEMU 10.1 or later has it"
         )
-    if (system := shutil.which("qemu-system-x86_64")) and (qemu := _usable((system,))):
-        return qemu
-    return unpacked_qemu()
+    system = shutil.which("qemu-system-x86_64")
+    return _usable((system,)) if system else None
 
 
 def unpacked_qemu(*, update: bool = False) -> Qemu:
@@ -100,18 +109,32 @@ def acceleration(qemu: Qemu, image: Image) -> str:
         return named
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
-    record = cache_dir() / "acceleration.json"
-    subject = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), qemu.version]
+    if known := known_acceleration(qemu.version):
+        return known
+    with step("trying whether KVM runs the guest's kernel"):
+        found = "kvm" if _kvm_boots(qemu, image) else "tcg"
+    write_whole(_record(), json.dumps({"subject": [_boot(), qemu.version], "acceleration": found}))
+    return found
+
+
+def known_acceleration(version: str | None = None) -> str | None:
+    """What the trial of KVM since the host's boot has shown, with the QEMU of this version or with the last one."""
     try:
-        known = json.loads(record.read_text())
-        if known["subject"] == subject:
+        known = json.loads(_record().read_text())
+        boot, tried = known["subject"]
+        if boot == _boot() and version in (None, tried):
             return str(known["acceleration"])
     except (OSError, ValueError, KeyError):
         pass
-    with step("trying whether KVM runs the guest's kernel"):
-        found = "kvm" if _kvm_boots(qemu, image) else "tcg"
-    write_whole(record, json.dumps({"subject": subject, "acceleration": found}))
-    return found
+    return None
+
+
+def _record() -> Path:
+    return cache_dir() / "acceleration.json"
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _kvm_boots(qemu: Qemu, image: Image) -> bool:
@@ -154,7 +177,7 @@ def spawn(
         environment: Variables added to this process's own.
         options: Passed on to `subprocess.Popen`.
     """
-    bound = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+    bound = [program("setpriv"), "--pdeathsig", "KILL", "--", *command]
     options = {"stdin": subprocess.DEVNULL, "env": os.environ | dict(environment or {}), **options}
     return _spawner.submit(_popen, bound, options).result()
 

@@ -6,6 +6,7 @@ and the result fits the guest.
 
 import contextlib
 import hashlib
+import lzma
 import os
 import re
 import shutil
@@ -15,10 +16,11 @@ import tempfile
 from pathlib import Path
 
 from nicmodel.cache import cache_dir
+from nicmodel.vm import host
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest
 from nicmodel.vm.image import DEFAULT_KERNEL, GUEST_FILES, Kernel, kernel_packages, kernel_version
-from nicmodel.vm.packages import Packages, building, locked, obtain
+from nicmodel.vm.packages import Packages, building, locked, obtain, obtained
 from nicmodel.vm.progress import step
 
 COMPILER = Packages(
@@ -148,8 +150,35 @@ def kernel_source() -> Path:
             members = [f"{package}/{part}" for part in SOURCE_PARTS]
             archive = source.path / f"usr/src/{package}.tar.xz"
             with step("unpacking the kernel's source"):
-                _check(["tar", "-xf", str(archive), "-C", str(unfinished), "--strip-components=1", *members], "tar")
+                _unpack(archive, unfinished, members)
     return path
+
+
+def _unpack(archive: Path, folder: Path, members: list[str]) -> None:
+    """Unpack some members of a tar archive, without its first folder; decompressed here, as a host may have no xz."""
+    command = [host.program("tar"), "-x", "-C", str(folder), "--strip-components=1", *members]
+    with (
+        lzma.open(archive) as content,
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said) as process,
+    ):
+        assert process.stdin
+        with contextlib.suppress(BrokenPipeError):  # tar's own words say more
+            shutil.copyfileobj(content, process.stdin, 1 << 20)
+            process.stdin.close()
+        process.wait()
+        said.seek(0)
+        host.judge(process.returncode, said.read().decode(errors="replace"), "the kernel's source", folder)
+
+
+def check_host() -> None:
+    """Say now what would be said after many downloads: that there is no room for them, or nothing can be compiled.
+
+    Raises:
+        VmError: there is no compiler in the cache yet, and it could not be used.
+    """
+    if not obtained(COMPILER):
+        host.require(host.programs(), host.cache(), host.room(), host.building())
 
 
 def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) -> Path:
@@ -171,11 +200,12 @@ def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) ->
                 step(f"compiling {name}"),
             ):
                 root = Path(folder)
+                host.require(host.building())
                 link_tree(compiler.path, root)
                 (root / "out").mkdir()
                 for source, target in sources.items():
                     link_tree(source, root / target)
-                _check([*_enter(root), "/bin/sh", "-ec", f"export PATH=/usr/bin; cd /build\n{script}"], name)
+                host.run([*_enter(root), "/bin/sh", "-ec", f"export PATH=/usr/bin; cd /build\n{script}"], name, root)
                 for product in (root / "out").iterdir():
                     if os.access(product, os.X_OK):
                         shutil.move(product, unfinished)
@@ -203,17 +233,12 @@ def _enter(root: Path) -> list[str]:
     """How to run a command with `root` as its root folder, which gets a /dev/null."""
     (root / "dev").mkdir(exist_ok=True)
     null = root / "dev/null"
-    try:
+    chroot = host.program("chroot")
+    if host.can_make_devices(root):
         os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        return ["chroot", str(root)]
-    except PermissionError:
-        # An ordinary user: a user namespace, and the host's device over an empty file.
-        null.touch()
-        inside = 'mount --bind /dev/null "$1/dev/null" && exec chroot "$@"'
-        return ["unshare", "--map-root-user", "--mount", "sh", "-c", inside, "sh", str(root)]
-
-
-def _check(command: list[str], what: str) -> None:
-    run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if run.returncode:
-        raise VmError(f"{what} could not be built:\n" + "\n".join(run.stdout.splitlines()[-20:]))
+        return [chroot, str(root)]
+    # An ordinary user: a user namespace, and the host's device over an empty file.
+    null.touch()
+    inside = 'mount=$1 chroot=$2; shift 2; "$mount" --bind /dev/null "$1/dev/null" && exec "$chroot" "$@"'
+    inside_words = ["sh", "-c", inside, "sh", host.program("mount"), chroot, str(root)]
+    return [host.program("unshare"), "--map-root-user", "--mount", *inside_words]
