@@ -128,7 +128,7 @@ def obtained(packages: Packages) -> Tree | None:
 def _recorded(record: Path) -> Tree | None:
     try:
         content = json.loads(record.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     path = record.parent / content["tree"]
     return Tree(path, content["versions"]) if path.is_dir() else None
