@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from nicmodel.cli.options import control_option, nic_option
+from nicmodel.nearest import Choice
 from nicmodel.observe.control import Control
 from nicmodel.testing.frames import PEER_MAC, encode, read_capture
 
@@ -116,7 +117,7 @@ def describe(result: dict[str, Any]) -> str:
 @click.command()
 @control_option
 @nic_option
-@click.argument("state", type=click.Choice(["up", "down"]))
+@click.argument("state", type=Choice(["up", "down"]))
 def link(path: str, nic: str | None, state: str) -> None:
     """Plug a NIC's cable in or pull it; the driver is told by the management interrupt."""
     with Control(path) as control:

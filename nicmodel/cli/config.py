@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nicmodel.installation import data_folder
+from nicmodel.nearest import did_you_mean
 from nicmodel.vm.guest import parse_named_size, parse_size, shell_command
 from nicmodel.vm.layout import ACCELERATORS, FOLDER, LAYOUTS, LIBVIRT, Accelerator, Nic, arguments, libvirt_domain
 
@@ -60,14 +61,15 @@ def config(
         _list()
         return
     if name not in _FILES:
-        raise click.BadParameter(f"there is no configuration {name!r}", param_hint="NAME")
+        raise click.BadParameter(f"there is no configuration {name!r}{did_you_mean(name, _FILES)}", param_hint="NAME")
     if raw:
         click.echo(_FILES[name].read_text(), nl=False)
         return
     values = dict(map(_setting, settings))
-    unknown = set(values) - set(re.findall(r"\$\{(\w+)", _text(name)))
-    if unknown:
-        raise click.BadParameter(f"{name} has no variable {unknown.pop()!r}", param_hint="--set")
+    variables = set(re.findall(r"\$\{(\w+)", _text(name)))
+    for unknown in sorted(set(values) - variables):
+        nearest = did_you_mean(unknown, variables)
+        raise click.BadParameter(f"{name} has no variable {unknown!r}{nearest}", param_hint="--set")
     if name in _UNITS:
         click.echo(_FILES[name].read_text().replace("${NICMODEL}", shlex.join(_own_command())), nl=False)
         return

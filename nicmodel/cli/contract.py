@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nicmodel.cli.options import BROKEN, control_option
+from nicmodel.nearest import did_you_mean
 from nicmodel.observe.contract.findings import as_text
 from nicmodel.observe.contract.rules import AREAS, RULES, Rule
 from nicmodel.observe.control import Control
@@ -25,7 +26,10 @@ def rules(names: tuple[str, ...], as_json: bool) -> None:
     chosen = [rule for rule in RULES.values() if not names or rule.name.startswith(tuple(map(str.upper, names)))]
     unknown = [name for name in names if not any(rule.startswith(name.upper()) for rule in RULES)]
     if unknown:
-        raise click.UsageError(f"no rule is called {unknown[0]}, or begins so; the areas are {', '.join(AREAS)}")
+        raise click.UsageError(
+            f"no rule is called {unknown[0]}, or begins so; the areas are {', '.join(AREAS)}"
+            + did_you_mean(unknown[0], RULES)
+        )
     if as_json:
         click.echo(json.dumps([_as_dict(rule) for rule in chosen], indent=1))
     elif names:

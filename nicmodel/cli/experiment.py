@@ -15,6 +15,7 @@ from rich.table import Table
 
 from nicmodel.cli.progress import console, step
 from nicmodel.installation import pip_install
+from nicmodel.nearest import Choice
 from nicmodel.observe.experiment import COPY, DEVMEM, MODES, QUANTITIES, Experiment, as_json
 from nicmodel.observe.report import size
 from nicmodel.vm.errors import VmError
@@ -33,7 +34,7 @@ def experiment() -> None:
 @click.option("--size", "amount", default="192M", show_default=True, metavar="SIZE",
               help="Payload of each transfer. The accelerator's memory holds all of it.")  # fmt: skip
 @click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Transfers each way.")
-@click.option("--accelerator", type=click.Choice(ACCELERATORS), default=SWITCH, show_default=True,
+@click.option("--accelerator", type=Choice(ACCELERATORS), default=SWITCH, show_default=True,
               help="Where its memory is: in the BAR of a PCI device below the NIC's own switch, or a NUMA node of the "
                    "guest's.")  # fmt: skip
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write everything there, for programs.")

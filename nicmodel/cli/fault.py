@@ -10,6 +10,7 @@ from rich.table import Table
 
 from nicmodel.cli.options import control_option, nic_option
 from nicmodel.faults.kinds import KINDS
+from nicmodel.nearest import did_you_mean
 from nicmodel.observe.control import Control
 from nicmodel.observe.text import fields
 
@@ -20,7 +21,8 @@ def faults(names: tuple[str, ...]) -> None:
     """The faults that a NIC can be given; with a FAULT's name its parameters, and what a stock driver makes of it."""
     for name in names:
         if name not in KINDS:
-            raise click.BadParameter(f"there is no fault {name!r}; nicmodel faults lists them")
+            nearest = did_you_mean(name, KINDS)
+            raise click.BadParameter(f"there is no fault {name!r}{nearest or '; nicmodel faults lists them'}")
     console = Console(highlight=False, markup=False)
     if not names:
         table = Table(box=None, pad_edge=False)

@@ -9,6 +9,7 @@ import click
 
 from nicmodel.cli.plain import plain_where_needed
 from nicmodel.cli.start import no_garbage
+from nicmodel.nearest import did_you_mean
 from nicmodel.observe.control import ControlError
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.host import explain
@@ -43,6 +44,13 @@ _COMMANDS = {
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
+            ctx.fail(f"there is no command {args[0]!r}{did_you_mean(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:

@@ -24,6 +24,7 @@ from nicmodel.faults.scenario import Scenario
 from nicmodel.faults.wire import load as load_wire_faults
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import PROFILES, named_profile, parse_mac, random_mac
+from nicmodel.nearest import Choice
 from nicmodel.observe.compiling import announce
 from nicmodel.observe.control_server import ControlServer
 from nicmodel.observe.metrics import MetricsServer
@@ -89,7 +90,7 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
 @access_options("socket", "what the umask leaves")
 @click.option("--wire", "wires", multiple=True, default=("none",), show_default=True, metavar="WIRE",
               help="Where frames go; see above.")  # fmt: skip
-@click.option("--profile", "profile_name", type=click.Choice(list(PROFILES)), default="default", show_default=True,
+@click.option("--profile", "profile_name", type=Choice(list(PROFILES)), default="default", show_default=True,
               help="What kind of gVNIC; see above. The options below change it.")  # fmt: skip
 @click.option("--queues", type=int, metavar="N", help="Receive, and transmit, queues at most.  [default: 8]")
 @click.option("--default-queues", type=int, metavar="N",

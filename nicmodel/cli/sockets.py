@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import click
 
+from nicmodel.nearest import did_you_mean
 from nicmodel.vfio_user.listener import Listener
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -39,7 +40,7 @@ def _group(_context: click.Context, _parameter: click.Parameter, value: str | No
     try:
         return grp.getgrnam(value).gr_gid  # of a directory that does not list its groups
     except (KeyError, ValueError):
-        raise click.BadParameter(f"this host has no group {value!r}") from None
+        raise click.BadParameter(f"this host has no group {value!r}{did_you_mean(value, groups)}") from None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from nicmodel.gvnic.device import Nic
+from nicmodel.nearest import did_you_mean
 from nicmodel.vfio_user.poll import Timer
 
 #: Where a fault sits, in the order of a frame's way and of a person's interest.
@@ -208,7 +209,8 @@ def make(kind: type[Fault], values: Mapping[str, Any]) -> Fault:
     known = kind.parameters()
     for name in values:
         if name not in known:
-            raise FaultError(f"{kind.name} has no parameter {shortened(name)}, but {', '.join(known)}")
+            among = f"{', '.join(known)}{did_you_mean(name, known)}"
+            raise FaultError(f"{kind.name} has no parameter {shortened(name)}, but {among}")
     try:
         return kind(**{name: known[name].read(value) for name, value in values.items()})
     except FaultError:

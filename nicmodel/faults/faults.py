@@ -15,6 +15,7 @@ from nicmodel.faults.receive import ReceiveFaults
 from nicmodel.faults.transmit import TransmitFaults
 from nicmodel.faults.wire import WireFaults
 from nicmodel.gvnic.device import Nic
+from nicmodel.nearest import did_you_mean
 
 #: Faults of a NIC that are at work or wait.
 _MAX_FAULTS = 100
@@ -38,7 +39,7 @@ def named_fault(name: str, parameters: Mapping[str, Any]) -> Fault:
         FaultError: there is no such fault, or it takes no such parameter or value.
     """
     if name not in KINDS:
-        raise FaultError(f"there is no fault {shortened(name)}, but {', '.join(KINDS)}")
+        raise FaultError(f"there is no fault {shortened(name)}, but {', '.join(KINDS)}{did_you_mean(name, KINDS)}")
     return make(KINDS[name], parameters)
 
 

@@ -49,6 +49,7 @@ from nicmodel.gvnic.layout import Layout, explain
 from nicmodel.gvnic.owners import posted
 from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
 from nicmodel.gvnic.state import Drop, Records
+from nicmodel.nearest import did_you_mean
 from nicmodel.observe.memory import peek
 from nicmodel.packet.frames import Batch
 from nicmodel.packet.headers import L3, L4
@@ -167,7 +168,8 @@ class Tracer:
         """
         for kind in kinds:
             if kind not in KINDS:
-                raise ValueError(f"no events are of kind {kind!r}; there are {', '.join(KINDS)}")
+                nearest = did_you_mean(kind, KINDS)
+                raise ValueError(f"no events are of kind {kind!r}; there are {', '.join(KINDS)}{nearest}")
         check_queues(self._nic, queues)
         subscription = Subscription(listener, frozenset(kinds), frozenset(queues))
         self._subscriptions.append(subscription)

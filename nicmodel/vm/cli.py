@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from nicmodel.nearest import Choice
 from nicmodel.vm import shell
 from nicmodel.vm.guest import Guest, GuestConfig, parse_named_size, print_command
 from nicmodel.vm.image import DEFAULT_KERNEL, KERNELS, build_image, kernel_named
@@ -26,7 +27,7 @@ from nicmodel.vm.tools import (
               help="Plug in the NIC that `nicmodel serve` serves at this socket. Repeat for more.")  # fmt: skip
 @click.option("--vcpus", type=click.IntRange(1, 64), default=2, show_default=True, help="Virtual CPUs.")
 @click.option("--memory", default="1G", show_default=True, metavar="SIZE", help="Memory, such as 512M or 2G.")
-@click.option("--layout", type=click.Choice(list(LAYOUTS)), default="q35", show_default=True,
+@click.option("--layout", type=Choice(list(LAYOUTS)), default="q35", show_default=True,
               help="The machine: the NIC on the root bus (q35), two of them, behind a PCIe switch, behind an IOMMU. "
                    "The files of qemu-configs/ say more.")  # fmt: skip
 @click.option("--kernel", default=DEFAULT_KERNEL.name, show_default=True, metavar="NAME",

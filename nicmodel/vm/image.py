@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from nicmodel.cache import cache_dir
 from nicmodel.installation import data_folder
+from nicmodel.nearest import did_you_mean
 from nicmodel.vm import agent, host
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.packages import Packages, Tree, locked, obtain
@@ -105,7 +106,10 @@ def kernel_named(name: str) -> Kernel:
     try:
         return KERNELS[name]
     except KeyError:
-        raise VmError(f"no kernel '{name}': say one of {', '.join(KERNELS)}, or linux-image-<version>") from None
+        raise VmError(
+            f"no kernel '{name}': say one of {', '.join(KERNELS)}, or linux-image-<version>"
+            + did_you_mean(name, KERNELS)
+        ) from None
 
 
 @dataclass(frozen=True)

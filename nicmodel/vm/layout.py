@@ -14,6 +14,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from nicmodel.installation import data_folder
+from nicmodel.nearest import did_you_mean
 from nicmodel.vm.errors import VmError
 
 FOLDER = data_folder("qemu-configs")
@@ -88,7 +89,8 @@ def arguments(
     try:
         text = (FOLDER / LAYOUTS[layout]).read_text()
     except KeyError:
-        raise VmError(f"no layout '{layout}': say one of {', '.join(LAYOUTS)}") from None
+        nearest = did_you_mean(layout, LAYOUTS)
+        raise VmError(f"no layout '{layout}': say one of {', '.join(LAYOUTS)}{nearest}") from None
     sockets = {f"SOCKET{n}": str(nic.socket) for n, nic in enumerate(nics)}
     wanted = set(re.findall(r"\$\{(SOCKET\d+)\}", text))
     if wanted and wanted != set(sockets):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from nicmodel.nearest import did_you_mean
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.image import DEFAULT_KERNEL, Kernel
@@ -168,8 +169,8 @@ class Recipe:
             VmError: There is no such program.
         """
         if unknown := [name for name in names if name not in self.programs]:
-            reason = self.inapplicable.get(unknown[0], f"say one of {', '.join(self.programs)}")
-            raise VmError(f"no test '{unknown[0]}' to run: {reason}")
+            among = f"say one of {', '.join(self.programs)}{did_you_mean(unknown[0], self.programs)}"
+            raise VmError(f"no test '{unknown[0]}' to run: {self.inapplicable.get(unknown[0], among)}")
         return [program for name, program in self.programs.items() if not names or name in names]
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from nicmodel.nearest import did_you_mean
 from nicmodel.packet.compiled import compiled
 from nicmodel.packet.frames import MAX_FRAME, Batch, Offload
 from nicmodel.packet.memory import load_u16, load_u32
@@ -309,7 +310,7 @@ def _open(interface: str) -> tuple[socket.socket, int]:
     except PermissionError as error:
         raise WireError(f"packet:{interface}: {error.strerror}; it takes root, or the capability NET_RAW") from error
     try:
-        index = socket.if_nametoindex(interface)
+        index = _index_of(interface)
         for option in (PACKET_VNET_HDR, PACKET_AUXDATA, PACKET_IGNORE_OUTGOING):
             made.setsockopt(SOL_PACKET, option, 1)
         for option in (SO_RCVBUFFORCE, SO_SNDBUFFORCE):
@@ -330,6 +331,14 @@ def _open(interface: str) -> tuple[socket.socket, int]:
         made.close()
         raise
     return made, index
+
+
+def _index_of(interface: str) -> int:
+    there = {name: index for index, name in socket.if_nameindex()}
+    if interface not in there:
+        among = f"there are {', '.join(sorted(there))}" if there else "there is none"
+        raise WireError(f"packet:{interface}: no interface {interface!r}: {among}{did_you_mean(interface, there)}")
+    return there[interface]
 
 
 def _offloads() -> Offload:

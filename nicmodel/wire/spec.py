@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from nicmodel.nearest import did_you_mean
 from nicmodel.wire.dgram import DgramWire
 from nicmodel.wire.none import NoWire
 from nicmodel.wire.packet import PacketWire
@@ -31,6 +32,8 @@ FORMS = {
     "none": "no network: frames sent are counted, none come",
 }
 
+#: The kinds of wires, those included that join NICs of one server.
+KINDS = tuple(dict.fromkeys([form.partition(":")[0] for form in FORMS] + ["link", "switch"]))
 #: KIND, KIND:ADDRESS or KIND:OPTION=VALUE. A path with an equals sign can be told from an option by a slash before it.
 _SPEC = re.compile(r"([a-z]+)(?::(?:([a-z]+)=)?(.*))?")
 #: A comma may also be part of a file's name.
@@ -68,8 +71,10 @@ def open_wire(spec: str) -> Wire:
         case "none", None, None:
             return NoWire()
         case "link" | "switch" as kind, _, _:
-            raise WireError(f"{kind}: it joins NICs of one server; it cannot be opened for one alone")
-    raise WireError(f"{spec!r} names no wire; the forms are\n{listing(FORMS)}")
+            raise WireError(f"{spec!r}: a {kind} joins NICs of one server, and cannot be opened for one alone")
+    kind = spec.partition(":")[0]
+    nearest = "" if kind in KINDS else did_you_mean(kind, KINDS)
+    raise WireError(f"{spec!r} names no wire{nearest}\nThe forms are\n{listing(FORMS)}")
 
 
 def listing(forms: Mapping[str, str]) -> str:
