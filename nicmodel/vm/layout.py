@@ -37,6 +37,9 @@ ACCELERATORS = {
 LIBVIRT = "libvirt.xml"
 """A domain of libvirt's, with the same variables."""
 
+PORTS = 4
+"""How many PCIe ports for NICs a machine has at least, so that one snapshot serves guests of up to four NICs."""
+
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -77,8 +80,8 @@ def arguments(
 
     Args:
         layout: A key of `LAYOUTS`.
-        nics: The NICs. A line of the file that names `${SOCKET}` or `${N}` is there once for each of them; `${SOCKET0}`
-            and so on name one.
+        nics: The NICs. A line of the file that names `${SOCKET}` is there once for each of them; `${SOCKET0}` and so on
+            name one. A line that names only `${N}` is a port, and there are at least `PORTS` of them.
         variables: Values for the file's other variables, by name. Without KERNEL the line that names a kernel is left
             out, and the guest boots from a disk.
         accelerators: The accelerators: for each, the lines of the file in `ACCELERATORS`.
@@ -99,9 +102,12 @@ def arguments(
     for line in text.splitlines():
         if "${KERNEL}" in line and not variables.get("KERNEL"):
             continue
-        if re.search(r"\$\{(SOCKET|N)\b", line):
+        if "${SOCKET}" in line:
             for n, nic in enumerate(nics):
                 words += _fill(line, {**variables, "N": str(n), "SOCKET": str(nic.socket)}, nic)
+        elif re.search(r"\$\{N\b", line):
+            for n in range(max(PORTS, len(nics))):
+                words += _fill(line, {**variables, "N": str(n)})
         elif numbered := re.search(r"\$\{SOCKET(\d+)\}", line):
             words += _fill(line, sockets, nics[int(numbered[1])])
         else:
@@ -142,6 +148,19 @@ def _fill_xml(line: str, variables: Mapping[str, str]) -> str:
 def _value(match: re.Match[str], variables: Mapping[str, str]) -> str:
     name, default = match.groups()
     return variables.get(name) or default or ""
+
+
+def without_nics(words: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """QEMU's arguments without the NICs, and the NICs as QMP's `device_add` takes them."""
+    machine: list[str] = []
+    nics = []
+    for word in words:
+        if word.startswith("{") and (device := json.loads(word))["driver"] == "vfio-user-pci":
+            nics.append(device)
+            machine.pop()  # "-device"
+        else:
+            machine.append(word)
+    return machine, nics
 
 
 def _fill(line: str, variables: Mapping[str, str], nic: Nic | None = None) -> list[str]:
