@@ -5,6 +5,8 @@ the host), kind (8 bits), all big-endian, then the body. Many processes run at o
 
 A guest can be reset in the middle of a frame. So the agent greets when it starts, with `HELLO` and a number made up for
 the occasion; the host sends the same back; and each side drops what it receives before that.
+
+A guest that is restored from a snapshot does not start its agent again: the host says `WAKE`, and the agent greets.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import struct
 import subprocess
 import sys
 import termios
+from time import CLOCK_REALTIME, clock_settime
 from typing import IO
 
 PORT_NAME = "nicmodel.agent"
@@ -29,12 +32,17 @@ START = 1  # JSON: argv; terminal ([rows, columns]) or null
 STDIN = 2  # bytes; none at all: end of file
 SIGNAL = 3  # JSON: signal number, sent to the process and its children
 RESIZE = 4  # JSON: rows, columns
+WAKE = 9  # JSON: the time in seconds since 1970; entropy in hexadecimal digits
 # From the guest.
 STDOUT = 5  # bytes
 STDERR = 6  # bytes
 EXIT = 7  # JSON: exit status, or minus the signal's number
 FAILED = 8  # text: why the command could not be started
 FROM_GUEST = (STDOUT, STDERR, EXIT, FAILED)
+
+# Linux, include/uapi/linux/random.h: _IOW('R', 3, int[2]) and _IO('R', 7).
+RNDADDENTROPY = 0x40085203
+RNDRESEEDCRNG = 0x5207
 
 
 class Agent:
@@ -45,12 +53,12 @@ class Agent:
         self.selector = selectors.DefaultSelector()
         self.processes: dict[int, Process] = {}
         self.received = bytearray()
-        self.greeting = HELLO + os.urandom(NONCE)
+        self.greeting = b""
         self.greeted = False
 
     def serve(self) -> None:
         """Greet, then handle what comes, for ever."""
-        os.write(self.port, self.greeting)
+        self.greet()
         self.selector.register(self.port, selectors.EVENT_READ, self.receive)
         while True:
             for key, _ in self.selector.select():
@@ -76,7 +84,17 @@ class Agent:
                 return
             body = bytes(self.received[HEADER.size : end])
             del self.received[:end]
+            if kind == WAKE:
+                settle(**json.loads(body))
+                self.greet()
+                return
             self.handle(number, kind, body)
+
+    def greet(self) -> None:
+        """Greet; nothing counts before the host's answer."""
+        self.received.clear()
+        self.greeted, self.greeting = False, HELLO + os.urandom(NONCE)
+        os.write(self.port, self.greeting)
 
     def handle(self, number: int, kind: int, body: bytes) -> None:
         """Do what one frame asks for."""
@@ -99,6 +117,18 @@ class Agent:
         frame = memoryview(HEADER.pack(len(body), number, kind) + body)
         while frame:
             frame = frame[os.write(self.port, frame) :]
+
+
+def settle(time: float, entropy: str) -> None:
+    """Make this guest one of its own: its snapshot's clock stood still, and its random numbers are other guests' too.
+
+    See random(4): the generator is seeded with what was added at once.
+    """
+    clock_settime(CLOCK_REALTIME, time)
+    data = bytes.fromhex(entropy)
+    with open("/dev/urandom", "wb", buffering=0) as pool:
+        fcntl.ioctl(pool, RNDADDENTROPY, struct.pack("ii", 8 * len(data), len(data)) + data)
+        fcntl.ioctl(pool, RNDRESEEDCRNG)
 
 
 class Process:

@@ -30,9 +30,19 @@ class Guest:
         assert self.channel.wait_greeting(1, 10)
 
     def start_agent(self) -> None:
-        program = "import sys; from nicmodel.vm.agent import Agent; Agent(int(sys.argv[1])).serve()"
+        # This agent's clock and random numbers are the host's own: it only says what it would do.
+        program = (
+            "import sys; from nicmodel.vm import agent\n"
+            "agent.settle = lambda time, entropy: print(time, entropy, file=open('/dev/stderr', 'w'), flush=True)\n"
+            "agent.Agent(int(sys.argv[1])).serve()"
+        )
         descriptor = self.theirs.fileno()
-        self.agent = subprocess.Popen([sys.executable, "-c", program, str(descriptor)], pass_fds=[descriptor])
+        self.agent = subprocess.Popen(
+            [sys.executable, "-c", program, str(descriptor)],
+            pass_fds=[descriptor],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def read(self) -> None:
         while data := self.ours.recv(1 << 16):
@@ -205,6 +215,27 @@ def test_the_answer_to_another_agents_greeting_is_no_greeting(guest: Guest) -> N
     guest.start_agent()
     assert guest.channel.wait_greeting(2, 60)
     assert guest.channel.start("echo again").wait(60).stdout == "again\n"
+
+
+def test_an_agent_that_is_woken_greets_another_host(guest: Guest) -> None:
+    """As in a guest that was restored from a snapshot, whose agent knows nothing of its new host.
+
+    *Steps*: put a new channel in the place of the old one; run a command before and after waking the agent.
+    *Verify*: the time is now, the entropy another each time; there is no answer before, and a greeting and one after.
+    """
+    said = []
+    for _ in range(2):
+        guest.channel = Channel(guest.ours)
+        before = time.time()
+        guest.channel.wake()
+        assert guest.channel.wait_greeting(1, 10)
+        assert guest.agent.stderr
+        now, entropy = guest.agent.stderr.readline().split()
+        assert before <= float(now) <= time.time()
+        assert len(bytes.fromhex(entropy)) == 64
+        said.append(entropy)
+        assert guest.channel.start("echo again").wait(10).stdout == "again\n"
+    assert said[0] != said[1]
 
 
 def test_failure_reaches_those_who_wait_and_those_who_come_later(guest: Guest) -> None:
