@@ -28,7 +28,7 @@ from nicmodel.vm.tools import (
 @click.option("--vcpus", type=click.IntRange(1, 64), default=2, show_default=True, help="Virtual CPUs.")
 @click.option("--memory", default="1G", show_default=True, metavar="SIZE", help="Memory, such as 512M or 2G.")
 @click.option("--layout", type=Choice(list(LAYOUTS)), default="q35", show_default=True,
-              help="The machine: the NIC on the root bus (q35), two of them, behind a PCIe switch, behind an IOMMU. "
+              help="The machine: the NIC behind a root port (q35), two of them, behind a PCIe switch, behind an IOMMU. "
                    "The files of qemu-configs/ say more.")  # fmt: skip
 @click.option("--kernel", default=DEFAULT_KERNEL.name, show_default=True, metavar="NAME",
               help=f"The newest cloud kernel of a Debian suite ({', '.join(KERNELS)}), or a package of backports: "
@@ -47,6 +47,9 @@ from nicmodel.vm.tools import (
 @click.option("--tools", is_flag=True,
               help="Install devmem_receiver, devmem_sender and the kernel's ncdevmem in the guest. They are "
                    "compiled once.")  # fmt: skip
+@click.option("--boot", is_flag=True,
+              help="Boot. Otherwise the guest starts from a snapshot of one that has booted, in a second or two; the "
+                   "first one of its kind makes it.")  # fmt: skip
 @click.option("--console", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the serial console (the kernel's messages) there.")  # fmt: skip
 @click.option("--run", "command", metavar="COMMAND", help="Run this and exit with its status, instead of a shell.")
@@ -69,6 +72,7 @@ def vm(
     accelerators: tuple[str, ...],
     cpu: str,
     tools: bool,
+    boot: bool,
     console: Path | None,
     command: str | None,
     prepare: bool,
@@ -76,11 +80,12 @@ def vm(
     only_print: bool,
     qemu_arguments: tuple[str, ...],
 ) -> None:
-    """Boot a guest and open a shell in it, as root. The guest is gone when the shell ends; Ctrl-] ends it too.
+    """Start a guest and open a shell in it, as root. The guest is gone when the shell ends; Ctrl-] ends it too.
 
     Everything comes from Debian packages, downloaded once through this host's own apt into ~/.cache/nicmodel: an
     unmodified kernel (its driver gve binds to the NIC), the programs in the guest, and QEMU if the host's has no
-    vfio-user-pci. Nothing is installed, and no rights are needed. Without KVM the guest boots in about 10 seconds.
+    vfio-user-pci. Nothing is installed, and no rights are needed. The first guest of a kind boots, in about 10 seconds
+    without KVM, and is kept as a snapshot; the next ones start from that in a second or two (--boot: they do not).
 
     \b
     A guest with a NIC, in two terminals:
@@ -125,7 +130,7 @@ def vm(
     if only_print:
         click.echo(print_command(config))
         return
-    with Guest(config, console=console) as guest:
+    with Guest(config, console=console, snapshot=not boot) as guest:
         if tools:
             install_guest_tools(guest)
         if accelerators:
@@ -134,6 +139,8 @@ def vm(
             place = device.device or f"node {device.node}"
             click.echo(f"{name}: {place} in the guest, {device.path} here", err=True)
         if command is None:
-            click.echo(f"Linux {guest.kernel_version} ({guest.accel}). Ctrl-] or exit ends the guest.", err=True)
+            booted = f"booted: {guest.why_booted}" if guest.why_booted else "from a snapshot"
+            about = f"Linux {guest.kernel_version} ({guest.accel}, {booted})"
+            click.echo(f"{about}. Ctrl-] or exit ends the guest.", err=True)
         status = shell.interactive(guest) if command is None else shell.run(guest, command)
     sys.exit(status)

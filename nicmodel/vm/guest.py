@@ -1,4 +1,9 @@
-"""A running guest: start it, run commands in it, stop it."""
+"""A running guest: start it, run commands in it, stop it.
+
+Guests start from a snapshot, which is made by booting one without NICs (`nicmodel.vm.snapshot`): QEMU reads it, the
+NICs are plugged into PCIe ports, and the guest's kernel finds them and loads their driver. After that nothing is
+different from a guest that has booted.
+"""
 
 import contextlib
 import os
@@ -7,6 +12,7 @@ import selectors
 import shlex
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,16 +21,35 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from nicmodel.vm import agent
+from nicmodel.vm import agent, snapshot
 from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result, Sink
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.image import DEFAULT_KERNEL, Image, Kernel, build_image
-from nicmodel.vm.layout import Accelerator, Nic, arguments
+from nicmodel.vm.layout import Accelerator, Nic, arguments, without_nics
 from nicmodel.vm.memory import DeviceMemory
+from nicmodel.vm.progress import step
 from nicmodel.vm.qemu import acceleration, find_qemu, spawn
 from nicmodel.vm.qmp import Qmp
 
 GIB = 1 << 30
+
+_SNAPSHOT_TIMEOUT = 240
+"""Seconds for the boot that makes a snapshot, which other guests may wait for too."""
+_PREPARE_TIMEOUT = 600
+_CHANNELS = ("agent", "console", "qmp")
+_COLDPLUG = """
+cd /sys/bus/pci
+echo 1 >rescan
+echo 0 >drivers_autoprobe
+cat devices/*/modalias | sort -u | xargs modprobe -qab
+for device in devices/*; do echo ${device##*/} >drivers_probe; done
+echo 1 >drivers_autoprobe
+"""
+"""What a boot does with NICs: the kernel finds them, /init loads their driver, which binds in the order of the ports.
+
+The scan returns when all have been added, some perhaps by the hot-plug driver, which has an order of its own. A probe
+returns when the driver has taken the device or refused it.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +67,9 @@ class GuestConfig:
         kernel: The kernel.
         cpu: QEMU's CPU model, such as "EPYC".
         cmdline: Added to the kernel's command line.
+        disks: Files that the guest sees as /dev/vda, /dev/vdb, …, which it cannot write.
+        prepare: Shell commands that each guest has run before anything else; a snapshot has their effect in it. They
+            must not ask for NICs.
         arguments: Added to QEMU's arguments, such as `-netdev` and `-device` for other NICs.
     """
 
@@ -54,6 +82,8 @@ class GuestConfig:
     kernel: Kernel = DEFAULT_KERNEL
     cpu: str = "max"
     cmdline: str = ""
+    disks: Sequence[Path] = ()
+    prepare: str = ""
     arguments: Sequence[str] = ()
 
 
@@ -86,15 +116,17 @@ class CommandError(VmError):
 
 
 class Guest:
-    """A guest. Use it as a context manager: it has booted inside the block, and is gone after it.
+    """A guest. Use it as a context manager: it takes commands inside the block, and is gone after it.
 
     Args:
         config: What it is made of.
         console: File for the serial console's output; one in a temporary folder if None.
         boot_timeout: Seconds from the start of QEMU until the guest takes commands.
+        snapshot: Whether to start from a snapshot if that is possible; otherwise the guest boots.
 
     Attributes:
         accel: "kvm" or "tcg".
+        why_booted: Why it has booted; empty if it has started from a snapshot.
         kernel_version: As `uname -r` prints it.
         console: The serial console's output so far is in this file.
         qmp: QEMU's monitor: `guest.qmp.execute("query-pci")`.
@@ -102,15 +134,25 @@ class Guest:
     """
 
     accel: str
+    why_booted: str
     kernel_version: str
     console: Path
     qmp: Qmp
     device_memory: dict[str, DeviceMemory]
 
-    def __init__(self, config: GuestConfig | None = None, *, console: Path | None = None, boot_timeout: float = 120):
+    def __init__(
+        self,
+        config: GuestConfig | None = None,
+        *,
+        console: Path | None = None,
+        boot_timeout: float = 120,
+        snapshot: bool = True,
+    ):
         self.config = config or GuestConfig()
         self._console_wanted = console
         self._boot_timeout = boot_timeout
+        self._snapshot_wanted = snapshot
+        self._with_nics = True
 
     @property
     def pid(self) -> int:
@@ -121,7 +163,6 @@ class Guest:
         self._cleanup = contextlib.ExitStack()
         try:
             self._start()
-            self._await_boot(1)
         except BaseException:
             self._cleanup.close()
             raise
@@ -221,32 +262,124 @@ class Guest:
         return "\n".join(text.splitlines()[-lines:])
 
     def _start(self) -> None:
-        image = build_image(self.config.kernel)
-        qemu = find_qemu()
-        self.accel = acceleration(qemu, image)
-        self.kernel_version = image.version
-        folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nicmodel-")))
-        self.console = self._console_wanted or folder / "console.log"
         check_memories(self.config)
+        self._image = build_image(self.config.kernel)
+        self._qemu = find_qemu()
+        self.accel = acceleration(self._qemu, self._image)
+        self.kernel_version = self._image.version
+        self._folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nicmodel-")))
+        self.console = self._console_wanted or self._folder / "console.log"
+        self.why_booted = "" if self._snapshot_wanted else "as asked"
+        self.why_booted = self.why_booted or self._why_no_snapshot()
+        self._running = self._cleanup.enter_context(contextlib.ExitStack())
+        if not self.why_booted:
+            kept = snapshot.obtain(self._snapshot_name(), self._save_snapshot)
+            try:
+                self._restore(kept)
+                return
+            except snapshot.RestoreError as error:
+                kept.drop()
+                self.why_booted = f"its snapshot is of no use, and deleted: {error}"
+                print(f"nicmodel: the guest boots: {self.why_booted}", file=sys.stderr)
+                self._running.close()
+            finally:
+                os.close(kept.state)
+        self._launch()
+        self._await_boot(1)
+        if self.config.prepare:
+            self.run(self.config.prepare, timeout=_PREPARE_TIMEOUT)
+
+    def _why_no_snapshot(self) -> str:
+        """Why the guest cannot start from a snapshot; empty if it can."""
+        if self.config.layout == "iommu":
+            return "layout iommu has no ports for NICs"
+        if self.config.arguments:
+            return "it has arguments of QEMU's that a snapshot might not do justice to"
+        _, nics = without_nics(self._words(dict.fromkeys(self._memories, "")))
+        if not all(str(nic.get("bus", "")).startswith("port") for nic in nics):
+            return "a NIC of it is not behind a port, and cannot be plugged in"
+        return ""
+
+    def _snapshot_name(self) -> str:
+        words, _ = without_nics(self._command(dict.fromkeys(self._memories, ""), dict.fromkeys(_CHANNELS, 0)))
+        programs = [word for word in self._qemu.command if os.path.isfile(word)]
+        files: list[str | Path] = [self._image.kernel, self._image.initrd, *self.config.disks, *programs]
+        more = {"qemu": self._qemu.version, **self._qemu.environment, "prepare": self.config.prepare}
+        return snapshot.identity(words, files, more)
+
+    def _save_snapshot(self, folder: Path) -> None:
+        """Boot such a guest without NICs, and save it."""
+        timeout = max(self._boot_timeout, _SNAPSHOT_TIMEOUT)
+        maker = Guest(self.config, console=folder / "console", boot_timeout=timeout, snapshot=False)
+        maker._with_nics = False
+        with step("booting the guest once, for a snapshot; the next ones start from it"), maker:
+            try:
+                snapshot.save(maker.qmp, folder / "state")
+            finally:
+                maker.kill()
+
+    def _restore(self, kept: snapshot.Snapshot) -> None:
+        """Start from a snapshot.
+
+        Raises:
+            RestoreError: It is of no use.
+            VmError: A NIC cannot be plugged in.
+        """
+        self._launch(kept)
+        snapshot.restore(self.qmp, kept.path)
+        _, nics = without_nics(self._words(dict.fromkeys(self._memories, "")))
+        for nic in nics:
+            self.qmp.execute("device_add", nic)
+        self.qmp.execute("cont")
+        self._channel.wake()
+        try:
+            self._await_boot(1)
+        except VmError as error:
+            raise snapshot.RestoreError(str(error)) from error
+        if nics:
+            self.run(_COLDPLUG, timeout=self._boot_timeout)
+
+    @property
+    def _memories(self) -> dict[str, int]:
+        return {**self.config.device_memory, **self.config.accelerators}
+
+    def _words(self, files: Mapping[str, str]) -> list[str]:
+        return qemu_arguments(self.config, self._image, self.accel, files)
+
+    def _command(self, files: Mapping[str, str], descriptors: Mapping[str, int]) -> list[str]:
+        """QEMU's command.
+
+        Args:
+            files: Paths of the devices' memories, by name.
+            descriptors: Of the sockets, by their names in `_CHANNELS`.
+        """
+        backends = {name: f"memory-backend-file,mem-path={files[name]}" for name in self.config.device_memory}
+        words = [*self._qemu.command, *self._words(files), *_channels(descriptors)]
+        return words + _numa_nodes(self.config, backends)
+
+    def _launch(self, kept: snapshot.Snapshot | None = None) -> None:
+        """Start QEMU: it boots, or waits to be told to read a snapshot."""
         self.device_memory = {}
-        for name, size in {**self.config.device_memory, **self.config.accelerators}.items():
+        for name, size in self._memories.items():
             self.device_memory[name] = DeviceMemory.create(name, size)
-            self._cleanup.callback(self.device_memory[name].close)
+            self._running.callback(self.device_memory[name].close)
         for node, name in enumerate(self.config.device_memory, 1):
             self.device_memory[name].node = node
-        sockets = {name: socket.socketpair() for name in ("agent", "console", "qmp")}
+        sockets = {name: socket.socketpair() for name in _CHANNELS}
         passed = {name: pair[1].fileno() for name, pair in sockets.items()}
         files = {name: f"/proc/self/fd/{memory.fd}" for name, memory in self.device_memory.items()}
-        command = [*qemu.command, *qemu_arguments(self.config, image, self.accel, files), *_channels(passed)]
-        backends = {name: f"memory-backend-file,mem-path={files[name]}" for name in self.config.device_memory}
-        command += _numa_nodes(self.config, backends)
-        with (folder / "qemu.log").open("wb") as log:
-            memories = [memory.fd for memory in self.device_memory.values()]
-            self._process = spawn(
-                command, qemu.environment, stdout=log, stderr=log, pass_fds=(*passed.values(), *memories)
-            )
-        self._qemu_log = folder / "qemu.log"
-        self._cleanup.callback(self.kill)
+        command = self._command(files, passed)
+        descriptors = [*passed.values(), *(memory.fd for memory in self.device_memory.values())]
+        if kept or not self._with_nics:
+            command, _ = without_nics(command)
+        if kept:
+            command += ["-incoming", "defer"]
+            descriptors.append(kept.state)
+        self.console.write_bytes(kept.console if kept else b"")
+        self._qemu_log = self._folder / "qemu.log"
+        with self._qemu_log.open("wb") as log:
+            self._process = spawn(command, self._qemu.environment, stdout=log, stderr=log, pass_fds=descriptors)
+        self._running.callback(self.kill)
         for _, theirs in sockets.values():
             theirs.close()
         self._channel = Channel(sockets["agent"][0])
@@ -254,14 +387,14 @@ class Guest:
             target=self._watch, args=(sockets["agent"][0], sockets["console"][0]), name="guest", daemon=True
         )
         watcher.start()
-        self._cleanup.callback(watcher.join)
-        self._cleanup.callback(self.kill)  # before the watcher is waited for: it ends with QEMU
+        self._running.callback(watcher.join)
+        self._running.callback(self.kill)  # before the watcher is waited for: it ends with QEMU
         try:
             self.qmp = Qmp(sockets["qmp"][0], self._on_event)
         except Exception as error:
             self.kill()
             raise VmError(f"QEMU did not start: {self._qemu_log.read_text().strip() or error}") from error
-        self._cleanup.callback(self.qmp.close)
+        self._running.callback(self.qmp.close)
 
     def _await_boot(self, greetings: int) -> None:
         """Wait until the agent has started `greetings` times."""
@@ -296,7 +429,7 @@ class Guest:
         with (
             agent_socket,
             console_socket,
-            self.console.open("wb", buffering=0) as console,
+            self.console.open("ab", buffering=0) as console,
             selectors.DefaultSelector() as selector,
         ):
             selector.register(agent_socket, selectors.EVENT_READ)
@@ -385,6 +518,8 @@ def qemu_arguments(config: GuestConfig, image: Image, accel: str, files: Mapping
     if config.device_memory:
         # Once there are NUMA nodes, each names its memory, and the machine no longer does.
         words = [word.removesuffix(",memory-backend=ram") for word in words]
+    for disk in config.disks:
+        words += ["-drive", f"file={str(disk).replace(',', ',,')},format=raw,if=virtio,readonly=on"]
     return [*words, *config.arguments]
 
 

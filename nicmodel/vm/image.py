@@ -142,11 +142,16 @@ def build_image(kernel: Kernel = DEFAULT_KERNEL, *, update: bool = False) -> Ima
         base = _base(folder, userland, linux, version)
         initrd = _with_overlay(base)
         for file in (base, initrd):
-            os.utime(file)
+            mark_used(file)
         for old in folder.glob(f"{version}-*"):
-            if time.time() - old.stat().st_mtime > UNUSED_SECONDS:
+            if time.time() - old.stat().st_atime > UNUSED_SECONDS:
                 old.unlink()
     return Image(_vmlinuz(linux, version), initrd, version)
+
+
+def mark_used(file: Path) -> None:
+    """Set the time when `file` was last read to now. When it was written stays: snapshots depend on that."""
+    os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
 
 
 def kernel_packages(kernel: Kernel) -> Packages:

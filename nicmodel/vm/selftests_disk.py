@@ -8,7 +8,17 @@ from pathlib import Path
 
 from nicmodel.cache import cache_dir
 from nicmodel.vm.guest import Guest
-from nicmodel.vm.image import MODULES, USERLAND, Kernel, copy_modules, kernel_packages, kernel_version, walk, write_cpio
+from nicmodel.vm.image import (
+    MODULES,
+    USERLAND,
+    Kernel,
+    copy_modules,
+    kernel_packages,
+    kernel_version,
+    mark_used,
+    walk,
+    write_cpio,
+)
 from nicmodel.vm.packages import locked, obtain
 from nicmodel.vm.progress import step
 from nicmodel.vm.tools import BPF_TOOLS, NEWER_TOOLS, build_selftests, link_tree
@@ -56,7 +66,7 @@ def build_disk(kernel: Kernel) -> Path:
                 with unfinished.open("wb") as archive:
                     write_cpio(archive, walk(root))
                 unfinished.rename(disk)
-        os.utime(disk)
+        mark_used(disk)
     return disk
 
 
