@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 from collections.abc import Sequence
 
 from .protocol import IrqSet, ProtocolError
@@ -22,7 +23,31 @@ _MASK = int(IrqSet.ACTION_MASK)
 _UNMASK = int(IrqSet.ACTION_UNMASK)
 _TRIGGER = int(IrqSet.ACTION_TRIGGER)
 
-_NONE = -1
+
+class _Eventfd:
+    """An eventfd of the client's, which this object owns, and makes non-blocking.
+
+    The client can make it blocking again, since that belongs to the open file, and let its counter be full: then a
+    write would wait for the client for ever. So it is asked first whether it can be written.
+    """
+
+    __slots__ = ("_waiter", "fd")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        os.set_blocking(fd, False)
+        self._waiter = select.poll()
+        self._waiter.register(fd, select.POLLOUT)
+
+    def signal(self) -> None:
+        """Add one. A full counter means that the client has enough signals to see."""
+        if self._waiter.poll(0):
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        """Part with it."""
+        os.close(self.fd)
 
 
 class InterruptSet:
@@ -37,11 +62,11 @@ class InterruptSet:
     def __init__(self, count: int, *, automasked: bool = False) -> None:
         self.count = count
         self.automasked = automasked
-        self._eventfds = [_NONE] * count
+        self._eventfds: list[_Eventfd | None] = [None] * count
         self._masked = [False] * count
         self._pending = [False] * count
         # Eventfds that tell the client of a vector being masked or unmasked, by action and vector.
-        self._notify: dict[tuple[int, int], int] = {}
+        self._notify: dict[tuple[int, int], _Eventfd] = {}
 
     def trigger(self, vector: int) -> None:
         """Raise an interrupt: signal it now, or keep it pending until the client can take it.
@@ -52,16 +77,16 @@ class InterruptSet:
         if vector < 0:
             raise IndexError(f"vector {vector}")
         eventfd = self._eventfds[vector]
-        if eventfd == _NONE or self._masked[vector]:
+        if eventfd is None or self._masked[vector]:
             self._pending[vector] = True
             return
         if self.automasked:
             self._masked[vector] = True
-        _signal(eventfd)
+        eventfd.signal()
 
     def configured(self, vector: int) -> bool:
         """The client has given an eventfd for the vector."""
-        return self._eventfds[vector] != _NONE
+        return self._eventfds[vector] is not None
 
     def masked(self, vector: int) -> bool:
         """The vector is masked."""
@@ -115,11 +140,11 @@ class InterruptSet:
 
     def disable(self) -> None:
         """Forget all eventfds, masks and pending interrupts."""
-        for fd in [*self._eventfds, *self._notify.values()]:
-            if fd != _NONE:
-                os.close(fd)
+        for eventfd in [*self._eventfds, *self._notify.values()]:
+            if eventfd is not None:
+                eventfd.close()
         self._notify.clear()
-        self._eventfds = [_NONE] * self.count
+        self._eventfds = [None] * self.count
         self._masked = [False] * self.count
         self._pending = [False] * self.count
 
@@ -134,17 +159,15 @@ class InterruptSet:
             if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventfd]":
                 raise ProtocolError("SET_IRQS with a descriptor that is not an eventfd")
         for index, vector in enumerate(vectors):
-            fd = fds[index] if fds else _NONE
-            if fd != _NONE:
-                os.set_blocking(fd, False)
+            eventfd = _Eventfd(fds[index]) if fds else None
             if action == _TRIGGER:
-                old, self._eventfds[vector] = self._eventfds[vector], fd
+                old, self._eventfds[vector] = self._eventfds[vector], eventfd
             else:
-                old = self._notify.pop((action, vector), _NONE)
-                if fd != _NONE:
-                    self._notify[action, vector] = fd
-            if old != _NONE:
-                os.close(old)
+                old = self._notify.pop((action, vector), None)
+                if eventfd is not None:
+                    self._notify[action, vector] = eventfd
+            if old is not None:
+                old.close()
             self._deliver(vector)
 
     def _set_masked(self, vector: int, action: int) -> None:
@@ -152,16 +175,10 @@ class InterruptSet:
         if masked != self._masked[vector]:
             self._masked[vector] = masked
             if (action, vector) in self._notify:
-                _signal(self._notify[action, vector])
+                self._notify[action, vector].signal()
         self._deliver(vector)
 
     def _deliver(self, vector: int) -> None:
-        if self._pending[vector] and self._eventfds[vector] != _NONE and not self._masked[vector]:
+        if self._pending[vector] and self._eventfds[vector] is not None and not self._masked[vector]:
             self._pending[vector] = False
             self.trigger(vector)
-
-
-def _signal(eventfd: int) -> None:
-    # A full counter means that the client has enough signals to see.
-    with contextlib.suppress(BlockingIOError):
-        os.eventfd_write(eventfd, 1)
