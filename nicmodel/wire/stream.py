@@ -136,7 +136,7 @@ class StreamWire:
         self._peer: socket.socket | None = None
         self._connecting: socket.socket | None = None
         self._retry: Any = None
-        self._refusal = ""
+        self._refusal: str | None = ""
         self._forget()
 
     def _forget(self) -> None:
@@ -191,13 +191,21 @@ class StreamWire:
             return
         try:
             peer, _ = self._listener.accept()
-        except OSError:  # it has gone again
+        except (BlockingIOError, ConnectionError):  # it has gone again
+            return
+        except OSError as exhausted:  # no descriptors; the peer waits, and the listener would stay readable
+            self._poller.remove(self._listener.fileno())
+            self._try_later(exhausted.strerror, logging.WARNING)
             return
         self._poller.remove(self._listener.fileno())
         self._connected(peer)
 
     def _connect(self, family: int, address: Any) -> None:
-        peer = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            peer = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as exhausted:
+            self._try_later(exhausted.strerror, logging.WARNING)
+            return
         peer.setblocking(False)
         error = peer.connect_ex(address)
         if error == errno.EINPROGRESS:
@@ -205,7 +213,8 @@ class StreamWire:
             self._poller.add(peer.fileno(), self._settle)
             self._poller.want_write(peer.fileno(), self._settle)
         elif error:
-            self._refused(peer, error)
+            peer.close()
+            self._try_later(os.strerror(error))
         else:
             self._connected(peer)
 
@@ -217,16 +226,15 @@ class StreamWire:
         self._poller.remove(peer.fileno())
         error = peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
-            self._refused(peer, error)
+            peer.close()
+            self._try_later(os.strerror(error))
         else:
             self._connected(peer)
 
-    def _refused(self, peer: socket.socket, error: int) -> None:
-        peer.close()
-        refusal = os.strerror(error)
-        if refusal != self._refusal:
-            log.info("%s: %s; trying again until there is a peer", self.name, refusal)
-        self._refusal = refusal
+    def _try_later(self, reason: str | None, level: int = logging.INFO) -> None:
+        if reason != self._refusal:
+            log.log(level, "%s: %s; trying again until there is a peer", self.name, reason)
+        self._refusal = reason
         self._retry = self._poller.call_at(self._poller.clock() + RETRY_NS, self._seek_peer)
 
     def _connected(self, peer: socket.socket) -> None:
