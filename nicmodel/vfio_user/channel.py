@@ -23,6 +23,10 @@ BUFFER_SIZE = 2 * MAX_MESSAGE
 MAX_QUEUED = 8 << 20
 """Bytes of replies a peer may leave unread before it is given up."""
 
+MAX_WAITING_FDS = 512
+"""Descriptors that may wait for their messages to be handled. QEMU sends 16 with a message at most, but a burst of
+messages may come while a device waits for the answer to a DMA message."""
+
 _SCM_MAX_FD = 253  # the kernel's own limit per message: with room for all of them, none is cut off
 _ANCILLARY = socket.CMSG_SPACE(_SCM_MAX_FD * array.array("i").itemsize)
 
@@ -72,7 +76,7 @@ class Channel:
         A UNIX socket that is closed with data unread gives the peer ECONNRESET, at which QEMU 11.1 aborts. After the
         shutdown nothing more can come.
         """
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
             self.socket.shutdown(socket.SHUT_RDWR)
             while self.socket.recv(1 << 16):
                 pass  # descriptors that come along are closed by the kernel
@@ -103,6 +107,8 @@ class Channel:
             self._keep_fds(ancillary)
         if flags & socket.MSG_CTRUNC:
             raise ProtocolError("descriptors were lost: too many are open in this process")
+        if ancillary and sum(map(len, self._fds.values())) > MAX_WAITING_FDS:
+            raise ProtocolError("too many descriptors wait")
         return count != 0
 
     def next(self) -> Message | None:
@@ -122,6 +128,25 @@ class Channel:
         self._next = end = start + size
         fds = self._fds.pop(self._base + start, []) if self._fds else []
         return Message(message_id, command, flags, error, self._buffer[start + HEADER.size : end], fds)
+
+    @property
+    def rest(self) -> int:
+        """Bytes received and not yet taken."""
+        return self._end - self._next
+
+    @property
+    def position(self) -> int:
+        """Where in the stream the next message starts."""
+        return self._base + self._next
+
+    @property
+    def ready(self) -> bool:
+        """A complete message is there, or a header that is none: ``next`` will say."""
+        available = self._end - self._next
+        if available < HEADER.size:
+            return False
+        size: int = HEADER.unpack_from(self._buffer, self._next)[2]
+        return available >= size or size > MAX_MESSAGE
 
     def waiting(self) -> list[Message]:
         """The complete messages that were received but not yet taken; they stay where they are, without descriptors."""

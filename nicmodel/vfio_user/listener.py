@@ -4,11 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from .poll import EventLoop
+
+log = logging.getLogger(__name__)
 
 _MAX_PATH = 107  # sun_path of unix(7), without its NUL
+
+_NASCENT = "~#%+,=@^!$&;"
+"""What is put behind the path to have a name for the socket while it is set up; the first that is free. Names that end
+like this are hardly ever meant to stay."""
+
+_ATTEMPTS = 100
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems that have none
+
+ACCEPT_PAUSE = 500_000_000
+"""How long nobody is accepted once the resources for it are missing, ns."""
+
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 class AddressError(OSError):
@@ -71,7 +92,11 @@ class Listener:
         return self._socket.fileno()
 
     def accept(self) -> socket.socket | None:
-        """The next connection; None if it has gone meanwhile."""
+        """The next connection; None if it has gone meanwhile.
+
+        Raises:
+            OSError: there are no descriptors or no memory for it. It waits on.
+        """
         try:
             return self._socket.accept()[0]
         except (BlockingIOError, ConnectionError):
@@ -81,38 +106,143 @@ class Listener:
         """Stop listening and remove the socket file, unless it is another's: a server's by now, or who made it."""
         self._socket.close()
         if self._owned and _identity(self.path) == self._file:
-            os.unlink(self.path)
+            with contextlib.suppress(OSError):  # the folder may have become read-only, or be gone
+                os.unlink(self.path)
+
+
+class _Accepting(Protocol):
+    """A listening socket; ``Listener`` is one."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+    def accept(self) -> Any:
+        """The next connection, or what has become of it."""
+
+
+class Acceptor:
+    """Accepts connections in an event loop, and survives that it cannot.
+
+    A listening socket stays readable while a connection waits. When there are no descriptors or no memory to accept it,
+    the loop would be called again and again, as fast as it can: instead nobody is accepted for ``ACCEPT_PAUSE``. Why is
+    said once, until somebody has been accepted.
+
+    Args:
+        poller: The event loop.
+        listener: The listening socket, not blocking; whoever made it closes it, after ``stop``.
+        name: What is said of it in the log.
+        on_connection: Called with each connection, which it has to close if it fails. When that is for want of
+            resources (OSError), accepting pauses as well.
+        on_failure: Called each time that nobody could be accepted.
+    """
+
+    def __init__(
+        self,
+        poller: EventLoop,
+        listener: _Accepting,
+        name: str,
+        on_connection: Callable[[socket.socket], object],
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._poller = poller
+        self._listener = listener
+        self._name = name
+        self._on_connection = on_connection
+        self._polled = False
+        self._pause: Any = None
+        self._on_failure = on_failure
+        self._exhausted = False
+
+    def start(self) -> None:
+        """Accept from now on."""
+        if not self._polled and self._pause is None and self._listener.fileno() >= 0:
+            self._poller.add(self._listener.fileno(), self._ready)
+            self._polled = True
+
+    def stop(self) -> None:
+        """Accept no more; who connects waits in the socket's backlog."""
+        if self._polled:
+            self._poller.remove(self._listener.fileno())
+            self._polled = False
+        if self._pause is not None:
+            self._poller.cancel(self._pause)
+            self._pause = None
+
+    def _ready(self) -> None:
+        try:
+            connection = self._listener.accept()
+            if connection is not None:
+                self._on_connection(connection)
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            self._rest(error)
+            return
+        if connection is not None:
+            self._exhausted = False
+
+    def _rest(self, error: OSError) -> None:
+        self._on_failure()
+        if not self._exhausted:
+            log.error("%s: nobody can be accepted: %s; trying again", self._name, error.strerror)
+        self._exhausted = True
+        self.stop()
+        self._pause = self._poller.call_at(self._poller.clock() + ACCEPT_PAUSE, self._resume)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self.start()
 
 
 def _listen(path: str, mode: int | None, group: int | None) -> socket.socket:
     """Create a listening socket, replacing one whose server is dead.
 
-    It is set up under another name, so that who waits for the file to appear can connect as soon as it does.
+    It is set up under another name, so that who waits for the file to appear can connect as soon as it does, and gets
+    its own by link(2), which replaces nothing: of two servers that start at once, one finds the other.
     """
-    nascent = path + "~"
-    if len(os.fsencode(nascent)) > _MAX_PATH:
+    if len(os.fsencode(path)) >= _MAX_PATH:
         raise AddressError(
             errno.ENAMETOOLONG, f"The path of the socket may have {_MAX_PATH - 1} bytes, this one is longer: {path}"
         )
-    _check_free(path)
+    _check_dead(path)  # what is wrong is said before anything is made
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(nascent)
         if group is not None and mode is None:
             mode = 0o660
         if mode is not None:
             os.fchmod(listener.fileno(), 0o600)  # bind creates the file with these permissions, less the umask
-        listener.bind(nascent)
-        _open_to(nascent, mode, group)
-        listener.listen(8)
-        os.rename(nascent, path)
-    except OSError as error:
+        with _bound(listener, path) as nascent:
+            _open_to(nascent, mode, group)
+            listener.listen(8)
+            _link(nascent, path)
+    except AddressError:
         listener.close()
-        with contextlib.suppress(OSError):
-            os.unlink(nascent)
-        raise AddressError(error.errno, f"Cannot create the socket {path}: {error.strerror}.") from None
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        listener.close()
+        code, reason = error.args if isinstance(error, OSError) else (errno.EINVAL, str(error))
+        raise AddressError(code, f"Cannot create the socket {path}: {reason}.") from None
     return listener
+
+
+@contextmanager
+def _bound(listener: socket.socket, path: str) -> Iterator[str]:
+    """Bind the socket to a name of its own beside `path`, which it has no longer at the end."""
+    for ending in _NASCENT:
+        try:
+            listener.bind(path + ending)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            break
+    else:
+        raise OSError(errno.EADDRINUSE, f"{path}~ and other names beside it are taken")
+    try:
+        yield path + ending
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + ending)
 
 
 def _open_to(path: str, mode: int | None, group: int | None) -> None:
@@ -128,27 +258,64 @@ def _open_to(path: str, mode: int | None, group: int | None) -> None:
         os.chmod(path, mode)
 
 
-def _check_free(path: str) -> None:
-    """See that there is nothing at ``path``, or just the socket of a dead server."""
+def _link(nascent: str, path: str) -> None:
+    """Give the socket its name."""
+    for _ in range(_ATTEMPTS):
+        try:
+            os.link(nascent, path)
+        except FileExistsError:
+            _clear(path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.rename(nascent, path)
+            return
+        else:
+            return
+    raise OSError(errno.EADDRINUSE, "others create it, too, again and again")
+
+
+def _clear(path: str) -> None:
+    """See that there is nothing at ``path``: the socket of a dead server is removed."""
+    before = _identity(path)
+    _check_dead(path)
+    # Another server may be doing the same, and have put its own socket there by now: take away what is there, look what
+    # it is, and bring it back if it is not what was found dead.
+    with (
+        contextlib.suppress(FileNotFoundError),
+        tempfile.TemporaryDirectory(prefix=".", dir=os.path.dirname(path) or ".") as folder,
+    ):
+        grave = os.path.join(folder, "socket")
+        os.rename(path, grave)
+        if _identity(grave) != before:
+            with contextlib.suppress(FileExistsError):
+                os.link(grave, path)
+
+
+def _check_dead(path: str) -> None:
+    """Raise if there is something at ``path``, unless it is a socket at which nobody listens, or a link to nothing."""
     try:
         mode = os.stat(path).st_mode
-    except OSError:
+    except (OSError, ValueError):
         return  # nothing there, or bind will say what is wrong
     if not stat.S_ISSOCK(mode):
         raise AddressError(errno.EEXIST, f"{path} exists and is not a socket.")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, FileNotFoundError):
             return
         except BlockingIOError:
             pass  # its backlog is full
+        except OSError as error:  # of another kind (EPROTOTYPE), or nothing to do with us (EACCES)
+            raise AddressError(error.errno, f"{path} is in the way, and cannot be tried: {error.strerror}.") from None
     raise AddressInUse(errno.EADDRINUSE, f"Another server is listening at {path}.")
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def _identity(path: str) -> tuple[int, int, int] | None:
+    """Which file it is. An inode's number may be another file's as soon as the file is gone, its time may not."""
     try:
-        status = os.stat(path)
-    except OSError:
+        status = os.lstat(path)
+    except (OSError, ValueError):
         return None
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino, status.st_mtime_ns

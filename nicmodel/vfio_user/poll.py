@@ -9,6 +9,7 @@ import os
 import select
 import time
 from collections.abc import Callable
+from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,36 @@ class Timer:
 
     def __lt__(self, other: Timer) -> bool:
         return self.due < other.due
+
+
+class EventLoop(Protocol):
+    """What the rest of this package needs of an event loop; ``Poller`` is one.
+
+    Attributes:
+        clock: Current time in ns.
+        turn: Number of the current turn, which goes on when everybody who had something to do has had the chance.
+    """
+
+    clock: Callable[[], int]
+    turn: int
+
+    def add(self, fd: int, on_readable: Callback) -> None:
+        """Call back while ``fd`` is readable."""
+
+    def remove(self, fd: int) -> None:
+        """Forget ``fd``, which is about to be closed."""
+
+    def want_write(self, fd: int, on_writable: Callback | None) -> None:
+        """Call back while ``fd``, which was added, is writable; None ends that."""
+
+    def call_at(self, t_ns: int, callback: Callback) -> Any:
+        """Call once when the clock shows ``t_ns`` or later; the result goes to ``cancel``."""
+
+    def cancel(self, timer: Any) -> None:
+        """Take back a ``call_at``."""
+
+    def next_turn(self, callback: Callback) -> None:
+        """Call once, however often this is said, in the next turn."""
 
 
 class Poller:

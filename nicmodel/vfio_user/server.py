@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import socket
 from collections import Counter
-from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
+from typing import Any
 
 from .device import ClientLink, Device
-from .listener import Listener
-from .protocol import ProtocolError
+from .listener import Acceptor, Listener
+from .poll import EventLoop
 from .session import Session, Trace
 
 log = logging.getLogger(__name__)
 
 
-class EventLoop(Protocol):
-    """What the server needs of an event loop; ``poll.Poller`` is one."""
-
-    def add(self, fd: int, on_readable: Callable[[], None]) -> None:
-        """Call back while ``fd`` is readable."""
-
-    def remove(self, fd: int) -> None:
-        """Forget ``fd``, which is about to be closed."""
-
-    def want_write(self, fd: int, on_writable: Callable[[], None] | None) -> None:
-        """Call back while ``fd``, which was added, is writable; None ends that."""
-
-
 class Server:
     """Offers a device at the path of a UNIX socket.
 
-    It serves one client at a time; further ones wait in the socket's backlog until that one has left. A client that
-    breaks off, breaks the protocol or stops reading is dropped, the device is detached, and the next may come.
+    It serves one client at a time; further ones wait in the socket's backlog until that one has left, which the log
+    tells. A client that breaks off, breaks the protocol, stops reading, or does not finish in time what it has begun is
+    dropped, the device is detached, and the next may come.
 
     Args:
         path: Where the socket is created, a socket file left behind by a dead server being replaced; or a `Listener`,
@@ -48,7 +37,9 @@ class Server:
 
     Attributes:
         stats: Counters by name: messages by the command's name in lower case, ``clients``, ``errors`` (commands
-            refused), ``dma_faults`` and ``dropped`` (clients thrown out).
+            refused), ``dma_faults``, ``dma_timeouts`` (DMA messages not answered in time), ``dropped`` (clients thrown
+            out), ``waited`` (clients that came while another was served) and ``not_accepted`` (attempts to accept one
+            without descriptors or memory for it).
 
     Raises:
         AddressInUse: another server listens at ``path``.
@@ -65,7 +56,10 @@ class Server:
         self._poller = poller
         self._on_trace = on_trace
         self._session: Session | None = None
-        poller.add(self._listener.fileno(), self._accept)
+        self._timer: Any = None
+        self._writing = False
+        self._acceptor = Acceptor(poller, self._listener, self.path, self._begin_session, self._count_failure)
+        self._acceptor.start()
 
     def __enter__(self) -> Server:
         return self
@@ -95,21 +89,36 @@ class Server:
         """Drop the client, stop listening and remove the socket file, unless it is another server's by now."""
         if self._listener.fileno() < 0:
             return
+        self._acceptor.stop()
         if self._session is not None:
             self._end_session()
         self._poller.remove(self._listener.fileno())
         self._listener.close()
 
-    def _accept(self) -> None:
-        sock = self._listener.accept()
-        if sock is None:
-            return
-        # Not polling the listener is what makes further clients wait.
+    def _count_failure(self) -> None:
+        self.stats["not_accepted"] += 1
+
+    def _begin_session(self, sock: socket.socket) -> None:
+        try:
+            session = Session(
+                sock, self.device, self.stats, trace=self._on_trace, poller=self._poller, on_backlog=self._look_again
+            )
+            self._poller.add(sock.fileno(), self._receive)
+        except BaseException:
+            sock.close()
+            raise
+        self._session = session
+        self._acceptor.stop()  # not accepting is what makes further clients wait
+        self._poller.add(self._listener.fileno(), self._another_waits)
+        self._look_again()
+
+    def _another_waits(self) -> None:
         self._poller.remove(self._listener.fileno())
-        self._session = Session(
-            sock, self.device, self.stats, trace=self._on_trace, on_backlog=self._resume_when_writable
-        )
-        self._poller.add(self._session.fileno(), self._receive)
+        self.stats["waited"] += 1
+        if self._session is not None:
+            log.warning(
+                "%s: another client has come; it waits until %s has left", self.path, self._session.name
+            )  # fmt: skip
 
     def _receive(self) -> None:
         session = self._session
@@ -117,21 +126,15 @@ class Server:
             return
         try:
             alive = session.receive()
-        except (ConnectionError, ProtocolError) as error:
+        except Exception as error:
             self._drop(session, error)
             return
-        if session is not self._session:
-            return  # the device has closed the server
         if not alive:
             log.info("%s left", session.name)
             self._end_session()
             self._listen_again()
-        elif session.congested:
-            self._resume_when_writable()
-
-    def _resume_when_writable(self) -> None:
-        if self._session is not None:
-            self._poller.want_write(self._session.fileno(), self._resume)
+        else:
+            self._look_again()
 
     def _resume(self) -> None:
         session = self._session
@@ -139,16 +142,47 @@ class Server:
             return
         try:
             session.resume()
-        except (ConnectionError, ProtocolError) as error:
+        except Exception as error:
             self._drop(session, error)
             return
-        if session is self._session and not session.congested:
-            self._poller.want_write(session.fileno(), None)
+        self._look_again()
 
-    def _drop(self, session: Session, error: OSError) -> None:
-        reason = error.strerror or str(error)
+    def _look_again(self) -> None:
+        """See what the session waits for."""
+        session = self._session
+        if session is None:  # perhaps because the device has closed the server
+            return
+        if session.congested != self._writing:
+            self._writing = session.congested
+            self._poller.want_write(session.fileno(), self._resume if self._writing else None)
+        if session.backlog:
+            self._poller.next_turn(self._resume)
+        deadline = session.deadline
+        if deadline is None:
+            if self._timer is not None:
+                self._poller.cancel(self._timer)
+                self._timer = None
+        elif self._timer is None:
+            self._timer = self._poller.call_at(deadline[0], self._check_deadline)
+
+    def _check_deadline(self) -> None:
+        """The time for something is up, unless it has been done and something else is due later."""
+        self._timer = None
+        self._receive()  # it may have come while this process did not run
+        session = self._session
+        if session is None or self._timer is None:
+            return
+        deadline = session.deadline
+        if deadline is not None and deadline[0] <= self._poller.clock():
+            self._drop(session, TimeoutError(errno.ETIMEDOUT, deadline[1]))
+
+    def _drop(self, session: Session, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or str(error) or repr(error)
         self.stats["dropped"] += 1
-        log.warning("%s dropped: %s", session.name, reason)
+        if isinstance(error, OSError):
+            log.warning("%s dropped: %s", session.name, reason)
+        else:
+            log.exception("%s dropped: the server failed", session.name)
         if self._on_trace is not None:
             self._on_trace("drop", client=session.name, reason=reason)
         if session is self._session:
@@ -158,9 +192,14 @@ class Server:
     def _end_session(self) -> None:
         session, self._session = self._session, None
         assert session is not None
+        if self._timer is not None:
+            self._poller.cancel(self._timer)
+            self._timer = None
+        self._writing = False
         self._poller.remove(session.fileno())
         session.close()
 
     def _listen_again(self) -> None:
         if self._listener.fileno() >= 0:
-            self._poller.add(self._listener.fileno(), self._accept)
+            self._poller.remove(self._listener.fileno())
+            self._acceptor.start()

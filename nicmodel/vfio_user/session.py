@@ -18,6 +18,7 @@ from .channel import Buffer, Channel, Message, close_all
 from .device import ClientLink, Device, RegionInfo
 from .dma import DmaFault, DmaTable
 from .irq import InterruptSet
+from .poll import EventLoop
 from .protocol import (
     CAPABILITY,
     DEVICE_INFO,
@@ -63,7 +64,32 @@ Trace = Callable[..., None]
 
 DMA_TIMEOUT = 3.0
 """Seconds to wait for the answer to DMA_READ and DMA_WRITE. Below QEMU's own 5 s for a reply: it cannot answer while a
-virtual CPU waits for a register, and should find the device's fault, not a broken connection."""
+virtual CPU waits for a register, and should find the device's fault, not a broken connection.
+
+Everybody else in the event loop waits as well. So it is also what all such waits in one turn of the loop may take
+together, and a client that owes an answer is not asked again until it has given it."""
+
+SLOW_ANSWER = 0.01
+"""Seconds. Answers that take longer are booked; QEMU's take 0.1 to 0.3 ms."""
+
+DMA_PATIENCE = 6.0
+PATIENCE_PER_SECOND = 0.05
+"""Seconds that slow answers may take in all, and how much of that grows again in each second. When nothing is left, the
+client is dropped: it would keep others from being served for most of the time."""
+
+ANSWER_LIMIT = 10.0
+"""Seconds after which a client that still owes an answer is dropped."""
+
+HANDSHAKE_LIMIT = 3.0
+"""Seconds that a client may take until it has sent VERSION; others wait behind it."""
+
+MESSAGE_LIMIT = 5.0
+"""Seconds that a message may take to come whole, from its first byte on; what QEMU waits for a reply."""
+
+MESSAGES_PER_TURN = 256
+BYTES_PER_TURN = 1 << 20
+"""Messages, and bytes of them, that are handled in one turn of the event loop. The rest waits for the next turn, while
+the others have theirs."""
 
 _OFFERED = {"max_msg_fds": MAX_MSG_FDS, "max_data_xfer_size": MAX_DATA_XFER, "pgsizes": PAGE_SIZES}
 
@@ -79,10 +105,12 @@ class Session:
         device: Whom the client talks to; it is attached once the client has sent VERSION.
         stats: Counters by name, kept from client to client.
         trace: Told of everything that happens, or None.
-        on_backlog: Called when messages were read ahead, by a DMA message's wait outside of ``receive``: call
-            ``resume`` soon.
+        poller: The event loop, for its time and its turns.
+        on_backlog: Called when something has changed outside of ``receive`` and ``resume``, by a DMA message's wait:
+            look at ``backlog`` and ``deadline`` again.
 
     Attributes:
+        name: Who it is, for people to read, printable: ``qemu-system-x86[4711]``.
         link: What the device got, None before VERSION.
     """
 
@@ -93,6 +121,7 @@ class Session:
         stats: Counter[str],
         *,
         trace: Trace | None = None,
+        poller: EventLoop,
         on_backlog: Callable[[], None],
     ) -> None:
         self.name = _peer_name(sock)
@@ -101,7 +130,14 @@ class Session:
         self._channel = Channel(sock)
         self._device = device
         self._stats = stats
+        self._poller = poller
         self._on_backlog = on_backlog
+        self._since = poller.clock()
+        self._partial: tuple[int, int] | None = None  # a message that is not whole: where in the stream, since when
+        self._owes_since: int | None = None  # when waiting for an answer was given up, until the answer comes
+        self._waited = (-1, 0.0)  # turn of the loop, and seconds waited for answers in it
+        self._patience, self._patience_at = DMA_PATIENCE, self._since
+        self._given_up = ""  # why the client is to be dropped
         self._handling = False
         self._closed = False
         self._client = Capabilities()
@@ -134,8 +170,24 @@ class Session:
         """Replies wait for the socket to take them: call ``resume`` when it is writable."""
         return self._channel.congested
 
+    @property
+    def backlog(self) -> bool:
+        """There is more to do: call ``resume`` in the next turn of the loop."""
+        return self._channel.ready or bool(self._given_up)
+
+    @property
+    def deadline(self) -> tuple[int, str] | None:
+        """Until when (on the loop's clock) the client has to do what; None: it may be silent for ever."""
+        if self.link is None:
+            return self._since + int(HANDSHAKE_LIMIT * 1e9), "it does not say VERSION"
+        if self._owes_since is not None:
+            return self._owes_since + int(ANSWER_LIMIT * 1e9), "it does not answer a DMA message"
+        if self._partial is not None:
+            return self._partial[1] + int(MESSAGE_LIMIT * 1e9), "a message of its does not end"
+        return None
+
     def receive(self) -> bool:
-        """Read all messages that wait and handle them.
+        """Read the messages that wait and handle them, ``MESSAGES_PER_TURN`` at most.
 
         Returns:
             False when the client has closed the connection.
@@ -144,11 +196,12 @@ class Session:
             ConnectionError: the connection broke.
             ProtocolError: the client cannot be understood any more.
         """
-        try:
-            if not self._channel.fill():
-                return False
-        except BlockingIOError:
-            return True
+        if not self._channel.ready:
+            try:
+                if not self._channel.fill():
+                    return False
+            except BlockingIOError:
+                return True
         self._handle_all()
         return True
 
@@ -173,14 +226,32 @@ class Session:
     # ---------------------------------------------------------------- messages
 
     def _handle_all(self) -> None:
+        """Handle what has come, as much as one turn of the loop allows.
+
+        Raises:
+            ConnectionAbortedError: the client is to be dropped.
+            ProtocolError: the client cannot be understood any more.
+        """
+        if self._given_up:
+            raise ConnectionAbortedError(errno.ECONNABORTED, self._given_up)
+        channel = self._channel
+        end = channel.position + BYTES_PER_TURN
         self._handling = True
         try:
-            while not self._closed and (message := self._channel.next()) is not None:
+            for _ in range(MESSAGES_PER_TURN):
+                if self._closed or (message := channel.next()) is None:
+                    break
                 self._handle(message)
+                if channel.position >= end:
+                    break
         finally:
             self._handling = False
             if self.link is not None:
                 self._guard(self._device.flush)
+        if not channel.rest or channel.ready:
+            self._partial = None
+        elif self._partial is None or self._partial[0] != channel.position:
+            self._partial = channel.position, self._poller.clock()
 
     def _handle(self, message: Message) -> None:
         message_id, command, flags, _, payload, fds = message
@@ -245,6 +316,7 @@ class Session:
         close_all(message.fds)
         if message.flags & TYPE_MASK == TYPE_REPLY and message.id in self._settled:
             self._settled.discard(message.id)
+            self._owes_since = None
             return
         self._stats["errors"] += 1
         log.debug("%s: unexpected message with flags %#x", self.name, message.flags)
@@ -429,7 +501,8 @@ class Session:
     # ---------------------------------------------------------------- DMA by messages
 
     def dma_read(self, address: int, count: int) -> bytes:
-        """Read client memory that has no descriptor, by DMA_READ; waits for the client, at most DMA_TIMEOUT a message.
+        """Read client memory that has no descriptor, by DMA_READ; waits for the client, at most DMA_TIMEOUT in one turn
+        of the loop.
 
         Raises:
             DmaFault: the client refused, answered nonsense, or not in time.
@@ -489,10 +562,16 @@ class Session:
         Raises:
             OSError: the client's errno; ETIMEDOUT; or the connection broke.
         """
+        turn, waited = self._waited
+        if turn != self._poller.turn:
+            waited = 0.0
+        if self._owes_since is not None or self._given_up or waited >= DMA_TIMEOUT:
+            raise TimeoutError(errno.ETIMEDOUT, "the client does not answer")
         self._request_id = message_id = (self._request_id + 1) & 0xFFFF
         self._settled.add(message_id)
         self._stats[command_name(command)] += 1
-        channel, deadline = self._channel, time.monotonic() + DMA_TIMEOUT
+        channel, started = self._channel, time.monotonic()
+        deadline = started + DMA_TIMEOUT - waited
         try:
             channel.send(HEADER.pack(message_id, command, HEADER.size + len(payload), TYPE_COMMAND, 0), payload)
             poller = select.poll()
@@ -515,10 +594,28 @@ class Session:
                 with contextlib.suppress(BlockingIOError):
                     if not channel.fill(reuse=False):
                         raise ConnectionResetError(errno.ECONNRESET, "the client has left")
+            self._stats["dma_timeouts"] += 1
+            self._owes_since = self._poller.clock()
             raise TimeoutError(errno.ETIMEDOUT, "the client does not answer")
+        except ProtocolError as error:  # not of this message, but of what has come while waiting for its answer
+            self._given_up = str(error.strerror)
+            raise
         finally:
+            took = time.monotonic() - started
+            self._waited = self._poller.turn, waited + took
+            if took > SLOW_ANSWER:
+                self._lose_patience(took)
             if not self._handling:
                 self._on_backlog()
+
+    def _lose_patience(self, took: float) -> None:
+        """Book a slow answer."""
+        now = self._poller.clock()
+        grown = (now - self._patience_at) * 1e-9 * PATIENCE_PER_SECOND
+        self._patience = min(self._patience + grown, DMA_PATIENCE) - took
+        self._patience_at = now
+        if self._patience < 0:
+            self._given_up = "it answers DMA messages too slowly"
 
     def _answer_early(self, message: Message) -> None:
         """Answer a read that can be answered before its turn: the client may be unable to reply to us until then."""
@@ -577,11 +674,12 @@ def _chain(capabilities: Sequence[bytes]) -> bytes:
 
 
 def _peer_name(sock: socket.socket) -> str:
-    """Command name and process id of the other end."""
+    """Command name and process id of the other end. A process may call itself anything."""
     credentials = Struct("=iII")
     pid, _, _ = credentials.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
     try:
-        with open(f"/proc/{pid}/comm") as file:
-            return f"{file.read().strip()}[{pid}]"
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            name = file.read().removesuffix(b"\n").decode(errors="backslashreplace")
     except OSError:
         return f"[{pid}]"
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name) + f"[{pid}]"

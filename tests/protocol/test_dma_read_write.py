@@ -152,7 +152,7 @@ def test_in_what_follows_a_batch_of_messages(lab: Lab, client: Client, served: S
     client.serve_dma(serve)
     lab.device.flush = flush  # type: ignore[method-assign]
     client.region_write(0, 0x80, b"bell")
-    lab.until(lambda: client.process(0) and served.accesses[-1:] == [("read", 0, 4)])
+    lab.until(lambda: not client.process(0) and served.accesses[-1:] == [("read", 0, 4)])
     lab.until(lambda: bytes(lab.device.memory[0x40:0x44]) == b"next")
 
 
