@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import socket
@@ -61,7 +62,10 @@ def ledger(path: str, peers: tuple[str, ...], qmp: str | None, interval: float, 
 
 def _watch(console: Console, look: Callable[[], _Ledgers], interval: float) -> None:
     before, then = look(), time.monotonic()
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
         while True:
             time.sleep(interval)
             after, now = look(), time.monotonic()

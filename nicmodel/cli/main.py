@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from nicmodel.cli import stopping
 from nicmodel.cli.plain import plain_where_needed
 from nicmodel.cli.start import no_garbage
 from nicmodel.nearest import did_you_mean
@@ -68,6 +69,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; an error is one sentence and exit status 1."""
+    stopping.stop_on_signals()
     plain_where_needed()
     try:
         sys.exit(cli.main(standalone_mode=False))
@@ -84,4 +86,5 @@ def main() -> None:
         click.echo(f"nicmodel: {sentence}", err=True)
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        stopping.abandon_output()
+        sys.exit(stopping.status())

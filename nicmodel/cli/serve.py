@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import faulthandler
+import io
 import json
 import logging
 import os
 import re
+import select
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +38,7 @@ from nicmodel.observe.snapshot import snapshot
 from nicmodel.vfio_user.listener import AddressError, Listener
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.vfio_user.server import Server
+from nicmodel.vfio_user.signals import Signals
 from nicmodel.wire.link import link
 from nicmodel.wire.spec import FORMS, listing, open_wire
 from nicmodel.wire.switch import Switch
@@ -42,6 +49,12 @@ if TYPE_CHECKING:
     from nicmodel.observe.contract.findings import Finding
 
 _CONTROL = "control"
+log = logging.getLogger(__name__)
+
+#: Seconds that a report may wait for the reader of the standard output, and that the end may take.
+_PRINT_SECONDS = 1.0
+_END_SECONDS = 10.0
+
 _LINK = "link"
 #: switch, switch:NAME, switch:uplink=WIRE or switch:NAME,uplink=WIRE.
 _SWITCH = re.compile(r"switch(?::(?P<name>[\w.-]+))?(?:(?(name),|:)uplink=(?P<uplink>.+))?")
@@ -194,43 +207,49 @@ def serve(
     load_wire_faults()
     checkers = _make_checkers(nics) if check or strict else {}
     servers: list[Server] = []
-    controller: ControlServer | None = None
-    exporter: MetricsServer | None = None
+    reports = _Reports(nics, servers, checkers, report)
+    actions: dict[signal.Signals, Callable[[], object]] = {signal.SIGUSR1: reports.write}
+    actions |= dict.fromkeys((signal.SIGINT, signal.SIGTERM), poller.stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup(1) has it
+        actions[signal.SIGHUP] = poller.stop
     try:
-        for nic, place in zip(nics, places, strict=True):
-            listener = socket_access.listen(place) if isinstance(place, str) else place
-            servers.append(Server(listener, nic, poller=poller))
-        if isinstance(control_place, str) and control_access.given:
-            control_place = control_access.listen(control_place)
-        if control_place is not None:
-            controller = ControlServer(control_place, list(zip(nics, servers, strict=True)), poller, faults, checkers)
-        if metrics is not None:
-            exporter = _export(metrics, list(zip(nics, servers, strict=True)), poller)
-        for nic in nics:
-            nic.start()
-        if scenario is not None:
-            Scenario.load(scenario).begin(faults)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: poller.stop())
-        signal.signal(signal.SIGUSR1, lambda *_: _report(nics, servers, checkers, report))
-        _announce(nics, [server.path for server in servers])
-        systemd.notify("READY=1", f"STATUS={len(nics)} NICs")
-        poller.serve_forever()
-        systemd.notify("STOPPING=1")
-        _report(nics, servers, checkers, report)
+        with contextlib.ExitStack() as stack:
+            stack.callback(faulthandler.cancel_dump_traceback_later)
+            # Entered before all that has to be ended: a signal that comes before the loop runs is kept for it, and one
+            # that comes afterwards does not break off the end.
+            stack.enter_context(Signals(poller, actions))
+            for nic in nics:
+                stack.callback(nic.stop)
+            for nic, place in zip(nics, places, strict=True):
+                listener = socket_access.listen(place) if isinstance(place, str) else place
+                servers.append(Server(listener, nic, poller=poller))
+                stack.callback(servers[-1].close)
+            if metrics is not None:
+                stack.callback(_export(metrics, list(zip(nics, servers, strict=True)), poller).close)
+            if isinstance(control_place, str) and control_access.given:
+                control_place = control_access.listen(control_place)
+            if control_place is not None:
+                controller = ControlServer(
+                    control_place, list(zip(nics, servers, strict=True)), poller, faults, checkers
+                )
+                stack.callback(controller.close)
+            for nic in nics:
+                nic.start()
+            if scenario is not None:
+                Scenario.load(scenario).begin(faults)
+            _announce(nics, [server.path for server in servers])
+            systemd.notify("READY=1", f"STATUS={len(nics)} NICs")
+            poller.serve_forever()
+            systemd.notify("STOPPING=1")
+            # Whatever may hang at the end, such as a file system: the stacks are printed, and the exit status is 1.
+            faulthandler.dump_traceback_later(_END_SECONDS, exit=True)
+            written = reports.write()
     except FaultError as error:
         raise click.ClickException(str(error)) from None
     except AddressError as error:
         raise click.ClickException(str(error.strerror)) from None
-    finally:
-        if controller is not None:
-            controller.close()
-        if exporter is not None:
-            exporter.close()
-        for server in servers:
-            server.close()
-        for nic in nics:
-            nic.stop()
+    if not written:
+        raise click.exceptions.Exit(1)  # the log says why
     if strict and any(checker.findings or checker.failed for checker in checkers.values()):
         raise click.exceptions.Exit(BROKEN)
 
@@ -339,17 +358,104 @@ def _announce(nics: list[Nic], sockets: Sequence[str]) -> None:
     sys.stdout.flush()
 
 
-def _report(nics: list[Nic], servers: list[Server], checkers: Mapping[str, Checker], path: Path | None) -> None:
-    snapshots = [snapshot(nic, server.stats) for nic, server in zip(nics, servers, strict=True)]
-    for nic in snapshots:
-        if nic["name"] in checkers:
-            nic["findings"] = [finding.as_dict() for finding in checkers[nic["name"]].findings]
-    if path is None:
+class _Reports:
+    """The counters, printed or written to a file at the end and on SIGUSR1.
+
+    A report that cannot be written, because the disk is full or nobody reads what is printed, is counted by every NIC
+    (``reports_failed``). Why is said once, until one has been written again.
+    """
+
+    def __init__(
+        self, nics: list[Nic], servers: list[Server], checkers: Mapping[str, Checker], path: Path | None
+    ) -> None:
+        self._nics, self._servers, self._checkers, self._path = nics, servers, checkers, path
+        self._complaint = ""
+
+    def write(self) -> bool:
+        """Write one; whether that was possible. A reader of what is printed that has gone has enough."""
+        try:
+            if self._path is None:
+                self._print()
+            else:
+                _replace(self._path, json.dumps(self._snapshots(), indent=1))
+        except (OSError, ValueError) as error:  # ValueError: the standard output is closed
+            for nic in self._nics:
+                nic.count("reports_failed")
+            complaint = getattr(error, "strerror", None) or str(error)
+            if complaint != self._complaint:
+                log.error("no report: %s: %s", self._path or "the standard output", complaint)
+            self._complaint = complaint
+            return isinstance(error, BrokenPipeError)
+        self._complaint = ""
+        return True
+
+    def _snapshots(self) -> list[dict[str, Any]]:
+        snapshots = [snapshot(nic, server.stats) for nic, server in zip(self._nics, self._servers, strict=True)]
+        for nic in snapshots:
+            if nic["name"] in self._checkers:
+                nic["findings"] = [finding.as_dict() for finding in self._checkers[nic["name"]].findings]
+        return snapshots
+
+    def _print(self) -> None:
         from nicmodel.observe.report import show  # a server that writes a file starts without rich
 
-        show(snapshots)
+        if sys.stdout is None:
+            return
+        screen = _Screen()
+        with contextlib.redirect_stdout(screen):
+            show(self._snapshots())
+        sys.stdout.flush()
+        # Once its reader did not read, there is no more waiting for it.
+        _write_within(sys.stdout.fileno(), screen.getvalue().encode(screen.encoding, "backslashreplace"),
+                      0 if self._complaint else _PRINT_SECONDS)  # fmt: skip
+
+
+class _Screen(io.StringIO):
+    """What is to be printed, made as the standard output wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stdout = sys.stdout
+
+    def isatty(self) -> bool:
+        """Whether colours are worth while."""
+        return self._stdout.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Which decides what lines of tables are drawn with."""
+        return self._stdout.encoding
+
+
+def _write_within(fd: int, data: bytes, seconds: float) -> None:
+    """Write to a descriptor whose reader may be slow.
+
+    Raises:
+        OSError: it cannot be written, or not all was read within this time.
+    """
+    waiter = select.poll()
+    waiter.register(fd, select.POLLOUT)
+    end = time.monotonic() + seconds
+    while data:
+        if not waiter.poll(max(0.0, end - time.monotonic()) * 1000):
+            raise TimeoutError(errno.ETIMEDOUT, "nobody reads it")
+        data = data[os.write(fd, data[: select.PIPE_BUF]) :]  # so much a pipe that polls as writable takes at once
+
+
+def _replace(path: Path, text: str) -> None:
+    """Have a file hold `text`: a reader finds the old one or the new one, never half of one."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():  # a device: it is not to be replaced
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            _write_within(fd, text.encode(), _PRINT_SECONDS)
+        finally:
+            os.close(fd)
         return
-    # A reader finds the old report or the new one, never half of one.
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(snapshots, indent=1))
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

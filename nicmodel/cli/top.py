@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,10 @@ def top(path: str, interval: float, once: bool) -> None:
             time.sleep(interval)
             console.print(view(before, control.stat(), time.monotonic() - then))
             return
-        with Live(console=console, screen=True, auto_refresh=False) as live:
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            Live(console=console, screen=True, auto_refresh=False) as live,
+        ):
             while True:
                 time.sleep(interval)
                 after, now = control.stat(), time.monotonic()

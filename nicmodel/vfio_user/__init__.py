@@ -12,6 +12,7 @@ from .listener import AddressError, AddressInUse, Listener
 from .poll import Poller, Timer
 from .protocol import Command, IrqSet, PciIrq, PciRegion, ProtocolError
 from .server import Server
+from .signals import Signals
 
 __all__ = [
     "REGION",
@@ -32,5 +33,6 @@ __all__ = [
     "ProtocolError",
     "RegionInfo",
     "Server",
+    "Signals",
     "Timer",
 ]

@@ -10,7 +10,7 @@ import signal
 import struct
 import sys
 
-from nicmodel.vfio_user import Device, PciRegion, Poller, RegionInfo, Server
+from nicmodel.vfio_user import Device, PciRegion, Poller, RegionInfo, Server, Signals
 
 SIZES = {PciRegion.BAR0: 4096, PciRegion.CONFIG: 256}
 
@@ -36,6 +36,6 @@ class Scratch(Device):
 
 if __name__ == "__main__":
     poller = Poller()
-    signal.signal(signal.SIGTERM, lambda *_: poller.stop())
-    with Server(sys.argv[1], Scratch(), poller=poller):
+    stop = {signal.SIGTERM: poller.stop, signal.SIGINT: poller.stop}
+    with Signals(poller, stop), Server(sys.argv[1], Scratch(), poller=poller):
         poller.serve_forever()
