@@ -13,8 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.state import Records, State
-from nicmodel.vfio_user.dma import READABLE, REGION, WRITABLE
+from nicmodel.gvnic.dma import find
+from nicmodel.gvnic.state import State
+from nicmodel.packet.compiled import u64
+from nicmodel.vfio_user.dma import READABLE, WRITABLE
+from nicmodel.vfio_user.regions import REGION, RegionMap
 
 #: Lowest guest address of shadows: beyond what QEMU maps, of RAM, devices and I/O virtual addresses.
 _BEYOND = 1 << 62
@@ -36,22 +39,24 @@ class Shadow:
         total = sum(sizes)
         if len(self._bytes) < total:
             self._bytes = np.zeros(total, np.uint8)
-        regions = state.regions
+        regions = state.memory_map.flat()
         base = max(_BEYOND, int(regions[-1]["start"]) + int(regions[-1]["size"])) if len(regions) else _BEYOND
         shadow = np.array(
             [(base, len(self._bytes), self._bytes.ctypes.data, READABLE | WRITABLE, 0)], REGION
         )  # fmt: skip
+        leaves, records = RegionMap.of(np.concatenate((regions, shadow)))
         pieces = []
         place = 0
         for size in sizes:
             pieces.append((base + place, self._bytes[place : place + size]))
             place += size
-        return state.with_arrays(regions=np.concatenate((regions, shadow))), pieces
+        return state.with_arrays(region_leaves=leaves, regions=records), pieces
 
 
-def host_address(regions: Records, address: int, count: int) -> int:
+def host_address(memory: RegionMap, address: int, count: int) -> int:
     """Where `count` bytes at guest address `address` are in this process; 0 if they are not all in one region."""
-    number = int(np.searchsorted(regions["start"], np.uint64(address), "right")) - 1
+    leaves, regions = memory
+    number = find(leaves, regions, u64(address))
     if number < 0:
         return 0
     start, size, host = (int(regions[number][name]) for name in ("start", "size", "host"))
@@ -60,13 +65,13 @@ def host_address(regions: Records, address: int, count: int) -> int:
     return host + address - start
 
 
-def publish(regions: Records, address: int, words: npt.NDArray[np.uint64], last: int) -> bool:
+def publish(memory: RegionMap, address: int, words: npt.NDArray[np.uint64], last: int) -> bool:
     """Write a completion to guest memory, one 64-bit word at a time and the word with the generation, `last`, at last.
 
     Returns:
         False, and nothing is written, if the memory is not there.
     """
-    host = host_address(regions, address, words.nbytes)
+    host = host_address(memory, address, words.nbytes)
     if not host:
         return False
     target = (ctypes.c_uint64 * len(words)).from_address(host)

@@ -197,7 +197,7 @@ class ReceiveFaults:
         extra = min(fault.extra, payload, int(rx["header_size"]) - header)
         if not _get(completion, RX_COMPLETION.split_header) or extra <= 0 or not injection.chance():
             return
-        regions = self._nic.state.regions
+        regions = self._nic.state.memory_map
         descriptor = host_address(regions, int(rx["buffer_ring"]) + buffer * RX_BUFFER.size, RX_BUFFER.size)
         if not descriptor:
             return
@@ -234,7 +234,7 @@ class ReceiveFaults:
         # The word that says that the completion is there: DQO the first, GQI the last.
         last = len(words) - 1 if self._nic.gqi else 0
         state = self._nic.state
-        publish(state.regions, ring + place * words.nbytes, words, last)
+        publish(state.memory_map, ring + place * words.nbytes, words, last)
         state.vectors["pending"][state.rx[queue]["vector"]] = 1
 
     def _publish_late(self, queue: int, life: int, ring: int, place: int, words: Words) -> None:

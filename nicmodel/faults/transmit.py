@@ -127,7 +127,7 @@ class TransmitFaults:
         tx = state.tx[queue]
         if self._nic.gqi:
             address = int(tx["completion_ring"])
-            host = host_address(state.regions, address, 4)
+            host = host_address(state.memory_map, address, 4)
             if host:
                 # A count that was late must not take back a later one.
                 count = ctypes.c_uint32.from_address(host)
@@ -137,7 +137,7 @@ class TransmitFaults:
         else:
             index = int(tx["completion_index"])
             word = (completion & ~_GENERATION) | np.uint64(int(tx["generation"]) << TX_COMPLETION.generation.shift)
-            publish(state.regions, int(tx["completion_ring"]) + index * TX_COMPLETION.size, word, 0)
+            publish(state.memory_map, int(tx["completion_ring"]) + index * TX_COMPLETION.size, word, 0)
             tx["completion_index"] = (index + 1) % int(tx["completion_entries"])
             if tx["completion_index"] == 0:
                 tx["generation"] ^= 1

@@ -19,6 +19,7 @@ from nicmodel.gvnic.commands import RSS_LUT_SIZE, QueueFormat
 from nicmodel.gvnic.ddp import Ddp
 from nicmodel.gvnic.deferred import DeferredPlacement
 from nicmodel.gvnic.descriptors import GQI_RX_PAD, IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS, GqiIrqDoorbell
+from nicmodel.gvnic.dma import find
 from nicmodel.gvnic.messages import Messages
 from nicmodel.gvnic.moderation import NEVER, moderate
 from nicmodel.gvnic.owners import NOTHING
@@ -31,12 +32,14 @@ from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit import transmit
 from nicmodel.gvnic.transmit_gqi import transmit_gqi
+from nicmodel.packet.compiled import u64
 from nicmodel.packet.frames import NO_QUEUE, Batch
 from nicmodel.pci.config import Command, ConfigSpace, MsixTable
 from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
-from nicmodel.vfio_user.dma import REGION, WRITABLE, DmaFault, without
+from nicmodel.vfio_user.dma import DmaFault, without
 from nicmodel.vfio_user.poll import Poller, Timer
 from nicmodel.vfio_user.protocol import PciIrq, PciRegion
+from nicmodel.vfio_user.regions import RegionMap
 from nicmodel.wire.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -126,7 +129,6 @@ class Nic(Device):
             profile.max_flow_rules,
             RSS_LUT_SIZE,
             profile.coalesce_flows,
-            np.empty(0, REGION),
             nic_pages=profile.deferred_bytes // NIC_PAGE,
             owners=profile.owners,
             owned=profile.max_ring if profile.owners else 0,
@@ -199,6 +201,7 @@ class Nic(Device):
 
         A client waits only seconds for an answer, so this must not happen when the first frame comes.
         """
+        find(*self.state.memory_map, u64(0))
         self._receive(self._spare)
         for send in (transmit, transmit_gqi):
             send(self.state, 0, self._out.data, self._out.frames, self._out_used, self.wire.headroom, self._offloads)
@@ -248,23 +251,28 @@ class Nic(Device):
             log.info("%s: %s has gone", self.name, self.link.name)
         self.reset()
         self.link = None
-        self.state.regions = np.empty(0, REGION)
+        self.state.memory_map = RegionMap.empty()
 
     def dma_changed(self) -> None:
         """The guest's memory map is another."""
         self._set_regions()
+        # What was fetched for a packet that waits for the wire may have come from other memory than is there now.
+        self.state.device["asked"] = self.state.device["asked_bytes"] = 0
 
     def before_unmap(self, start: int, size: int) -> None:
         """Nothing is under way between two calls into the device, so there is nothing to stop."""
 
     def _set_regions(self) -> None:
         assert self.link is not None
-        regions = self.link.dma.regions
-        for start, end in self.unreachable:
-            regions = without(regions, start, end)
-        self.state.regions = regions
-        # A ROM, which is not writable, has no descriptor either; nobody sends from there or receives to it.
-        self.state.device["remote"] = bool(((regions["host"] == 0) & (regions["flags"] & WRITABLE != 0)).any())
+        dma = self.link.dma
+        if self.unreachable:
+            regions = dma.regions
+            for start, end in self.unreachable:
+                regions = without(regions, start, end)
+            self.state.memory_map = RegionMap.of(regions)
+        else:
+            self.state.memory_map = dma.view
+        self.state.device["remote"] = dma.by_message > 0
 
     def set_unreachable(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Have the device reach nothing in these ranges of addresses: each access there is a DMA fault."""
@@ -298,9 +306,9 @@ class Nic(Device):
 
     def _book(self, purpose: Purpose, address: int, count: int) -> None:
         """Book an access of the device as a whole, which may cross regions."""
-        regions = self.state.regions
+        leaves, regions = self.state.memory_map
         while count > 0:
-            region = regions[int(np.searchsorted(regions["start"], np.uint64(address), "right")) - 1]
+            region = regions[find(leaves, regions, u64(address))]
             piece = min(count, int(region["start"]) + int(region["size"]) - address)
             self.state.ledger[-1, purpose, region["kind"]] += piece
             address += piece

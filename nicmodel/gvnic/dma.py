@@ -1,31 +1,45 @@
 """DMA of the packet path: guest addresses checked against the memory map, bytes booked in the ledger.
 
-The map (`State.regions`) is sorted by address. Nearly every access falls into one of the two regions that were used
-last, rings in one and payload in the other, so those are tried first. A range may cross borders: behind a vIOMMU each
-page is a region of its own. Memory without a descriptor is reached by messages (`nicmodel.gvnic.messages`), but not by
-rings.
+The map (`State.region_leaves` and `State.regions`) is that of `nicmodel.vfio_user.regions`. Nearly every access falls
+into one of the two regions that were used last, rings in one and payload in the other, so those are tried first; what
+has become of them since does not matter, as their records are looked at again. A range may cross borders: behind a
+vIOMMU each page is a region of its own. Memory without a descriptor is reached by messages
+(`nicmodel.gvnic.messages`), but not by rings.
 """
 
 from __future__ import annotations
 
 from nicmodel.gvnic.messages import ask, fetched, post
-from nicmodel.gvnic.state import State
+from nicmodel.gvnic.state import Records, State
 from nicmodel.packet.compiled import compiled, i64, inlined, u32, u64
 from nicmodel.packet.memory import copy
+from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
-#: Rights, as in `nicmodel.vfio_user.dma.REGION`.
-READ = u32(1)
-WRITE = u32(2)
+#: Rights to a region.
+READ = u32(READABLE)
+WRITE = u32(WRITABLE)
 
 _NOWHERE = u64(0)
+_LAST_ADDRESS = u64((1 << 64) - 1)
 
 
 @compiled
-def _find(state: State, address: int) -> int:
-    """Number of the region that holds the byte at `address`, -1 if none does."""
-    regions = state.regions
+def find(leaves: Records, regions: Records, address: int) -> int:
+    """Number of the region in a `RegionMap` that holds the byte at `address`, -1 if none does."""
     low = 0
-    high = len(regions)
+    high = len(leaves)
+    while low < high:
+        middle = (low + high) // 2
+        if leaves[middle].start <= address:
+            low = middle + 1
+        else:
+            high = middle
+    if low == 0:
+        return -1
+    leaf = leaves[low - 1]
+    first = i64(leaf.first)
+    low = first
+    high = first + i64(leaf.count)
     while low < high:
         middle = (low + high) // 2
         if regions[middle].start <= address:
@@ -33,9 +47,14 @@ def _find(state: State, address: int) -> int:
         else:
             high = middle
     found = low - 1
-    if found >= 0 and address - regions[found].start < regions[found].size:
+    if found >= first and address - regions[found].start < regions[found].size:
         return found
     return -1
+
+
+@inlined
+def _find(state: State, address: int) -> int:
+    return find(state.region_leaves, state.regions, address)
 
 
 @inlined
@@ -85,8 +104,10 @@ def locate(state: State, address: int, count: int, right: int) -> int:
 
 @compiled
 def accessible(state: State, address: int, count: int, right: int) -> bool:
-    """Whether all `count` bytes can be reached, across regions if need be."""
+    """Whether all `count` bytes can be reached, across regions if need be; none of them is beyond the last address."""
     left = u64(count)
+    if left > _NOWHERE and left - u64(1) > _LAST_ADDRESS - address:
+        return False
     position = address
     while left > _NOWHERE:
         found = _find(state, position)

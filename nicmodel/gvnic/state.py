@@ -18,6 +18,7 @@ from nicmodel.packet.match import GROUP, RULE, SLOT, slots_for
 from nicmodel.packet.nvme_tcp import TRACKER
 from nicmodel.packet.reference import Arrays
 from nicmodel.vfio_user.dma import MAX_KINDS
+from nicmodel.vfio_user.regions import RegionMap
 
 #: Most data descriptors of one packet, both ways; more is a driver's error.
 MAX_SEGMENTS = 512
@@ -310,7 +311,7 @@ Records = npt.NDArray[np.void]
 
 
 class State(Arrays):
-    """All that receive and transmit work on; `regions` is exchanged when the guest's memory map changes."""
+    """All that receive and transmit work on; `region_leaves` and `regions` are what `memory_map` sets."""
 
     device: Records
     rx: Records
@@ -321,6 +322,7 @@ class State(Arrays):
     rules: Records
     rule_groups: Records
     rule_slots: Records
+    region_leaves: Records
     regions: Records
     ledger: npt.NDArray[np.int64]
     drops: npt.NDArray[np.int64]
@@ -348,18 +350,28 @@ class State(Arrays):
     ddp_rest: npt.NDArray[np.uint8]
     placements: Records
 
+    @property
+    def memory_map(self) -> RegionMap:
+        """The guest's memory."""
+        return RegionMap(self.region_leaves, self.regions)
+
+    @memory_map.setter
+    def memory_map(self, regions: RegionMap) -> None:
+        self.region_leaves, self.regions = regions
+
 
 def make_state(
-    queues: int, vectors: int, rules: int, lut_size: int, flows: int, regions: Records, *, nic_pages: int = 0,
-    owners: int = 0, owned: int = 0, ddp_flows: int = 0,
+    queues: int, vectors: int, rules: int, lut_size: int, flows: int, *, nic_pages: int = 0, owners: int = 0,
+    owned: int = 0, ddp_flows: int = 0,
 ) -> State:  # fmt: skip
-    """A device at rest with room for `queues` queues each way.
+    """A device at rest, without memory, with room for `queues` queues each way.
 
     `flows` TCP flows of one batch are coalesced at the same time; one more ends the oldest. `nic_pages` pages of the
     NIC's own memory are for deferred payload. The buffers of a receive queue have up to `owners` owners, each of which
     has up to `owned` of them. `ddp_flows` can have their data placed directly.
     """
     rows = 2 * queues + 1
+    nothing = RegionMap.empty()
     ddp_buffers = MAX_DDP_BUFFERS if ddp_flows else 0
     return State(
         device=np.zeros(1, DEVICE),
@@ -371,7 +383,8 @@ def make_state(
         rules=np.zeros(rules, RULE),
         rule_groups=np.zeros(rules, GROUP),
         rule_slots=np.zeros(slots_for(rules), SLOT),
-        regions=regions,
+        region_leaves=nothing.leaves,
+        regions=nothing.records,
         ledger=np.zeros((rows, len(Purpose), KINDS), np.int64),
         drops=np.zeros((rows, len(Drop)), np.int64),
         headers=np.zeros(1, HEADERS),

@@ -22,6 +22,7 @@ from nicmodel.gvnic.state import Drop, Records
 from nicmodel.observe.memory import peek_many
 from nicmodel.packet.frames import Batch
 from nicmodel.vfio_user.dma import MAX_KINDS
+from nicmodel.vfio_user.regions import RegionMap
 
 Words = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
@@ -277,7 +278,7 @@ class _Part:
         self.blocks = queues["vector"]
         self.vectors: Records = state.vectors.copy()
         self.fired = self.vectors["fires"] != fires
-        self._take_pieces(state.regions, queues, rings)
+        self._take_pieces(state.memory_map, queues, rings)
 
     def place(self, number: int, address: np.uint64, length: np.int64) -> Place:
         """The place of which read `number` was."""
@@ -295,7 +296,7 @@ class _Part:
         start = int(self._begins[len(self.lengths) + piece])
         return self._data[start : start + int(self.header_lengths[piece])].tobytes()
 
-    def _take_pieces(self, regions: Records, queues: Records, rings: dict[int, npt.NDArray[np.uint8]]) -> None:
+    def _take_pieces(self, memory: RegionMap, queues: Records, rings: dict[int, npt.NDArray[np.uint8]]) -> None:
         outcomes = self.outcomes
         numbers = np.arange(len(outcomes))
         self.leaders = numbers.copy()
@@ -311,7 +312,7 @@ class _Part:
 
         size = GQI_RX_DESCRIPTOR.itemsize if self.gqi else RX_COMPLETION.size
         addresses = queues["completion_ring"][queue] + (index * size).astype(np.uint64)
-        raw, _, _ = peek_many(regions, addresses, np.full(len(owners), size))
+        raw, _, _ = peek_many(memory, addresses, np.full(len(owners), size))
         self.completions: npt.NDArray[np.uint8] = raw.reshape(-1, size)
 
         # Every completion is of one buffer, and buffers are used in the order of their ring, unless they have owners:
@@ -331,7 +332,7 @@ class _Part:
         else:
             self._read_dqo(buffers)
         self._data, self._begins, self._kinds = peek_many(
-            regions,
+            memory,
             np.concatenate([self.addresses, self.header_addresses]),
             np.concatenate([self.lengths, self.header_lengths]),
         )
@@ -380,7 +381,7 @@ def _buffer_rings(nic: Nic, queues: Records) -> dict[int, npt.NDArray[np.uint8]]
     active = np.flatnonzero(queues["active"])
     size = GQI_RX_SLOT.itemsize if nic.gqi else RX_BUFFER.size
     counts = queues["buffer_entries"][active].astype(np.int64) * size
-    data, starts, _ = peek_many(nic.state.regions, queues["buffer_ring"][active], counts)
+    data, starts, _ = peek_many(nic.state.memory_map, queues["buffer_ring"][active], counts)
     rings = {
         number: data[start : start + count].reshape(-1, size)
         for number, start, count in zip(active.tolist(), starts.tolist(), counts.tolist(), strict=True)

@@ -82,7 +82,7 @@ def detail(nic: Nic) -> dict[str, Any]:
                 "kind": nic.kinds[region["kind"]] if region["kind"] < len(nic.kinds) else "other",
                 "mapped": bool(region["host"]),
             }
-            for region in state.regions
+            for region in state.memory_map.flat()
         ],
     }
 

@@ -303,7 +303,7 @@ class Tracer:
         return fields
 
     def _record(self, address: int, form: np.dtype[np.void]) -> dict[str, Any] | None:
-        raw = peek(self._nic.state.regions, address, form.itemsize)
+        raw = peek(self._nic.state.memory_map, address, form.itemsize)
         return None if raw is None else explain(np.frombuffer(raw, form)[0])
 
     def _interrupt(self, vector: int) -> None:
@@ -321,7 +321,7 @@ class Tracer:
             size = _size(GQI_RX_SLOT if self._nic.gqi else RX_BUFFER)
             self._buffer_rings = {
                 int(number): peek(
-                    state.regions,
+                    state.memory_map,
                     int(state.rx[number]["buffer_ring"]),
                     int(state.rx[number]["buffer_entries"]) * size,
                 )
@@ -367,7 +367,7 @@ class Tracer:
         self._tx_drops = state.drops[len(state.rx) + queue].copy()
         if self._wanted("tx", f"tx{queue}"):
             size = int(state.tx[queue]["entries"]) * TX_PACKET.size  # GQI's are as long
-            self._tx_ring = peek(state.regions, int(state.tx[queue]["ring"]), size)
+            self._tx_ring = peek(state.memory_map, int(state.tx[queue]["ring"]), size)
 
     def _transmitted(self, queue: int) -> None:
         if not self._wanted("tx", f"tx{queue}"):
@@ -389,7 +389,7 @@ class Tracer:
         before, after = self._tx[queue], self._nic.state.tx[queue]
         first, rounds = int(before["completion_index"]), int(before["completion_entries"])
         written = (int(after["completion_index"]) - first) % rounds if rounds else 0
-        ring = peek(self._nic.state.regions, int(before["completion_ring"]), rounds * TX_COMPLETION.size)
+        ring = peek(self._nic.state.memory_map, int(before["completion_ring"]), rounds * TX_COMPLETION.size)
         reports = _entries(ring, TX_COMPLETION, first, written, rounds)
         packet: list[dict[str, Any]] = []
         for place, raw in raws:
@@ -468,7 +468,7 @@ def completions(nic: Nic, queue: np.void, first: int, count: int) -> list[dict[s
     """
     form: Form = GQI_RX_DESCRIPTOR if nic.gqi else RX_COMPLETION
     entries = int(queue["completion_entries"])
-    ring = peek(nic.state.regions, int(queue["completion_ring"]), entries * _size(form))
+    ring = peek(nic.state.memory_map, int(queue["completion_ring"]), entries * _size(form))
     found = list(_entries(ring, form, first, count, entries))
     if queue["deferred"] and found:
         found[0] |= next(_entries(ring, RX_DEFERRED, first, 1, entries))

@@ -6,11 +6,12 @@ A device is a subclass of ``Device``; a ``Server`` offers it on a UNIX socket, w
 
 from .client import Client
 from .device import ClientLink, Device, RegionInfo
-from .dma import REGION, DmaFault, DmaTable
+from .dma import DmaFault, DmaTable
 from .irq import InterruptSet
 from .listener import AddressError, AddressInUse, Listener
 from .poll import Poller, Timer
 from .protocol import Command, IrqSet, PciIrq, PciRegion, ProtocolError
+from .regions import REGION
 from .server import Server
 from .signals import Signals
 

@@ -82,10 +82,16 @@ class Device:
         """Write; the range is inside the region and the region is writable. ``data`` is valid during the call only."""
 
     def before_unmap(self, start: int, size: int) -> None:
-        """A DMA region is about to go away: stop using its memory now."""
+        """The DMA regions in a range, at least one, are about to go away: stop using their memory now."""
 
     def dma_changed(self) -> None:
         """DMA regions were added or removed; the client has not been told yet that it is done."""
+
+    def memory_lost(self) -> None:
+        """DMA regions have gone because their memory was taken away; called after ``dma_changed``.
+
+        What was read there lately may not be what the client had written, and what was written there is gone.
+        """
 
     def flush(self) -> None:
         """All messages that had arrived together were handled; the place for work that doorbells only announce."""

@@ -1,18 +1,16 @@
 """The client's memory as the device sees it: a table of DMA regions, mapped into this process.
 
-The table is a numpy array so that compiled code can translate addresses by itself; Python code uses ``read`` and
-``write``. Every access is checked against it, and one that is not wholly inside regions with the needed right raises
-``DmaFault`` and touches nothing.
+The table is kept in numpy arrays so that compiled code can translate addresses by itself (``regions.py``); Python code
+uses ``read`` and ``write``. Every access is checked against it, and one that is not wholly inside regions with the
+needed right raises ``DmaFault`` and touches nothing.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
-import stat
-from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -20,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .protocol import MAX_DMA_MAPS
+from .regions import REGION, RegionMap, RegionTree
+from .windows import Window, Windows
 
-REGION = np.dtype([("start", "<u8"), ("size", "<u8"), ("host", "<u8"), ("flags", "<u4"), ("kind", "<u4")])
-"""One DMA region: DMA address, size in bytes, address of its mapping in this process (0: none, reachable by messages
-only), rights (READABLE, WRITABLE) and kind of memory (index into ``DmaTable.kinds``)."""
 READABLE = 1
 WRITABLE = 2
 
@@ -35,11 +32,7 @@ BY_MESSAGE = "by message"
 
 _QEMU_MEMFD = "memory-backend-memfd"  # the name QEMU gives every memfd of a memory-backend-memfd object
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_MAP_FAILED = ctypes.c_void_p(-1).value
+_END = 1 << 64  # of DMA addresses
 
 
 class DmaFault(Exception):
@@ -66,23 +59,45 @@ class DmaTable:
     """The DMA address space of one client.
 
     Attributes:
-        regions: REGION records, sorted by ``start``, without overlap. A change replaces the array and never edits it,
-            so a reader may keep one as a consistent picture until ``generation`` moves. The mappings behind an old
-            array are gone once ``unmap`` has returned.
         generation: Number of changes so far.
         kinds: Names of the kinds of memory met so far; ``kinds[0]`` is ``"ram"``.
+        by_message: Number of regions that only messages reach, other than ROMs.
         on_fault: Called with every fault before it is raised.
+        on_lost: Called after regions have gone since their memory was taken away.
     """
 
     def __init__(
-        self, messages: DmaMessages | None = None, *, on_fault: Callable[[DmaFault], None] | None = None
+        self,
+        messages: DmaMessages | None = None,
+        *,
+        on_fault: Callable[[DmaFault], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
     ) -> None:
-        self.regions: npt.NDArray[np.void] = np.empty(0, REGION)
         self.generation = 0
         self.kinds = ["ram"]
+        self.by_message = 0
         self.on_fault = on_fault
+        self.on_lost = on_lost
         self._messages = messages
-        self._starts: list[int] = []  # regions["start"] as Python integers, for bisection
+        self._tree: RegionTree[Window | str | None] = RegionTree()  # owners: a window; BY_MESSAGE; or None, a ROM
+        self._windows = Windows()
+
+    def __len__(self) -> int:
+        """Number of regions."""
+        return len(self._tree)
+
+    @property
+    def view(self) -> RegionMap:
+        """The table as arrays for compiled code.
+
+        Changes are made in them. After ``generation`` has moved they may be others, and old ones must not be used.
+        """
+        return self._tree.map
+
+    @property
+    def regions(self) -> npt.NDArray[np.void]:
+        """A copy of all regions: REGION records, sorted by ``start``."""
+        return self._tree.map.flat()
 
     def map(self, start: int, size: int, *, fd: int | None, offset: int, readable: bool, writable: bool) -> None:
         """Add a region and map it into this process.
@@ -96,77 +111,112 @@ class DmaTable:
             writable: The device may write.
 
         Raises:
-            OSError: EINVAL (empty, beyond 2^64, offset not aligned, file too short: touching such a page would be
-                SIGBUS), EEXIST (overlaps a region), ENOSPC (too many regions), or why ``mmap`` failed.
+            OSError: EINVAL (empty, beyond 2^64), EEXIST (overlaps a region), ENOSPC (too many regions), or as
+                ``Windows.map``.
         """
-        if size == 0 or start + size > 1 << 64:
+        if size <= 0 or start + size > _END:
             raise OSError(errno.EINVAL, f"DMA region of {size:#x} bytes at {start:#x}")
-        index = bisect_right(self._starts, start)
-        if (index > 0 and self._end(index - 1) > start) or (
-            index < len(self._starts) and start + size > self._starts[index]
-        ):
-            raise OSError(errno.EEXIST, f"DMA region {start:#x}+{size:#x} overlaps another")
-        if len(self._starts) >= MAX_DMA_MAPS:
-            raise OSError(errno.ENOSPC, "too many DMA regions")
+        if len(self._tree) >= MAX_DMA_MAPS:
+            raise OSError(errno.ENOSPC, f"more than {MAX_DMA_MAPS} DMA regions")
         flags = READABLE * readable | WRITABLE * writable
-        host, kind = 0, 0
-        if fd is not None:
-            host = _map_file(fd, offset, size, flags)
-            kind = self._kind(_memory_name(fd))
-        elif readable and writable:  # without a descriptor and not writable: a ROM, which counts as ordinary memory
-            kind = self._kind(BY_MESSAGE)
-        row = np.array((start, size, host, flags, kind), REGION)
-        self.regions = np.concatenate((self.regions[:index], row[np.newaxis], self.regions[index:]))
-        self._starts.insert(index, start)
+        if fd is None:
+            # Without a descriptor and not writable: a ROM, which counts as ordinary memory.
+            owner = BY_MESSAGE if readable and writable else None
+            self._tree.insert(start, start + size, 0, flags, self._kind(BY_MESSAGE) if owner else 0, owner)
+            self.by_message += owner is not None
+        elif not flags:
+            self._tree.insert(start, start + size, 0, 0, 0, None)  # nobody may touch it
+        else:
+            window = self._windows.map(fd, offset, size, writable=writable, kind=self._kind_of)
+            try:
+                host = window.address + offset - window.offset
+                self._tree.insert(start, start + size, host, flags, window.kind, window)
+                window.regions += 1
+            finally:
+                if not window.regions:
+                    self._windows.release(window)
         self.generation += 1
 
-    def unmap(self, start: int, size: int) -> None:
-        """Remove exactly the region that was added with these values.
+    def touches(self, start: int, size: int) -> bool:
+        """Whether some of ``size`` bytes at ``start`` are mapped."""
+        return self._tree.overlaps(start, start + size)
+
+    def check_unmap(self, start: int, size: int) -> None:
+        """Check that ``unmap`` will do.
 
         Raises:
-            OSError: ENOENT, there is no such region.
+            OSError: EINVAL (empty, beyond 2^64, or a region is cut).
         """
-        index = self.find(start, size)
-        host = int(self.regions[index]["host"])
-        self.regions = np.concatenate((self.regions[:index], self.regions[index + 1 :]))
-        del self._starts[index]
-        self.generation += 1
-        _unmap(host, size)
+        if size <= 0 or start + size > _END:
+            raise OSError(errno.EINVAL, f"a range of {size:#x} bytes at {start:#x}")
+        self._tree.check_whole(start, start + size)
 
-    def find(self, start: int, size: int) -> int:
-        """Index in ``regions`` of exactly this region.
+    def unmap(self, start: int, size: int) -> int:
+        """Remove all regions that lie in a range, as VFIO does (type 1 IOMMU, version 2): there may be none.
+
+        Returns:
+            How many there were.
 
         Raises:
-            OSError: ENOENT, there is no such region.
+            OSError: EINVAL (empty, beyond 2^64, or a region is cut), and all are still there.
         """
-        index = bisect_right(self._starts, start) - 1
-        if index < 0 or self._starts[index] != start or self._end(index) != start + size:
-            raise OSError(errno.ENOENT, f"no DMA region {start:#x}+{size:#x}")
-        return index
+        self.check_unmap(start, size)
+        return self._release(self._tree.remove(start, start + size))
 
     def unmap_all(self) -> None:
         """Remove every region."""
-        gone, self.regions, self._starts = self.regions, np.empty(0, REGION), []
-        self.generation += 1
-        for region in gone:
-            _unmap(int(region["host"]), int(region["size"]))
+        self._release(self._tree.remove(0, _END))
+
+    def _release(self, owners: list[Window | str | None]) -> int:
+        """Let go of what belongs to regions that were removed; returns how many these were."""
+        for owner, count in Counter(owners).items():
+            if isinstance(owner, Window):
+                self._windows.release(owner, count)
+            elif owner is not None:
+                self.by_message -= count
+        self.generation += bool(owners)
+        return len(owners)
+
+    def check(self) -> bool:
+        """Look whether memory was taken away since the last call, and remove its regions if so; whether some was.
+
+        To be called after compiled code has worked on the regions, before its results are used: they may come from what
+        was put in the place of the client's memory. It is cheap.
+
+        Calls ``on_fault`` for each window that has failed, and then ``on_lost``.
+        """
+        failed = self._windows.failed()
+        if not failed:
+            return False
+        for window, signal in failed:
+            start = self._tree.start_of(window)
+            count = self._release(self._tree.remove_owned(window))
+            reason = f"{count} regions lost: the client's memory was taken away or cannot be had (signal {signal})"
+            self.fault(DmaFault(start, window.size, reason))
+        if self.on_lost is not None:
+            self.on_lost()
+        return True
 
     def read(self, addr: int, count: int) -> bytes:
         """Read from the client's memory, across region borders if need be.
 
         Raises:
-            DmaFault: a byte lies outside, is not readable, or the client did not deliver it.
+            DmaFault: a byte lies outside, is not readable, was taken away, or the client did not deliver it.
         """
         pieces = list(self._pieces(addr, count, READABLE))
-        return b"".join(
+        data = b"".join(
             ctypes.string_at(host, length) if host else self._fetch(address, length) for address, length, host in pieces
         )
+        if self.check():
+            raise DmaFault(addr, count, "the client's memory was taken away")
+        return data
 
     def write(self, addr: int, data: bytes | bytearray | memoryview) -> None:
         """Write to the client's memory, across region borders if need be.
 
         Raises:
-            DmaFault: a byte lies outside, is not writable (nothing was written then), or the client did not take it.
+            DmaFault: a byte lies outside, is not writable (nothing was written then), was taken away, or the client did
+                not take it.
         """
         data = bytes(data)
         done = 0
@@ -177,6 +227,8 @@ class DmaTable:
             else:
                 self._store(address, piece)
             done += length
+        if self.check():
+            raise DmaFault(addr, done, "the client's memory was taken away")
 
     def fault(self, fault: DmaFault) -> DmaFault:
         """Report a fault to ``on_fault`` and return it, to be raised."""
@@ -188,19 +240,16 @@ class DmaTable:
         """Split an access at region borders into (DMA address, length, host address or 0)."""
         end = addr + count
         address = addr
-        index = bisect_right(self._starts, addr) - 1
-        while address < end:
-            if not 0 <= index < len(self._starts):
-                raise self.fault(DmaFault(addr, count, "outside of the client's memory"))
-            start, size, host, flags, _ = self.regions[index].item()
+        for start, size, host, flags, _ in self._tree.covering(addr, end):
             if not start <= address < start + size:
-                raise self.fault(DmaFault(addr, count, "outside of the client's memory"))
+                break
             if not flags & right:
                 raise self.fault(DmaFault(addr, count, "not readable" if right == READABLE else "not writable"))
             length = min(end, start + size) - address
             yield address, length, host + address - start if host else 0
             address += length
-            index += 1
+        if address < end:
+            raise self.fault(DmaFault(addr, count, "outside of the client's memory"))
 
     def _fetch(self, address: int, count: int) -> bytes:
         if self._messages is None:
@@ -218,8 +267,8 @@ class DmaTable:
         except DmaFault as fault:
             raise self.fault(fault) from None
 
-    def _end(self, index: int) -> int:
-        return self._starts[index] + int(self.regions[index]["size"])
+    def _kind_of(self, fd: int) -> int:
+        return self._kind(_memory_name(fd))
 
     def _kind(self, name: str) -> int:
         if name not in self.kinds:
@@ -232,39 +281,20 @@ class DmaTable:
 
 def without(regions: npt.NDArray[np.void], start: int, end: int) -> npt.NDArray[np.void]:
     """A copy of sorted REGION records that lacks the addresses from ``start`` up to, not including, ``end``."""
+    # Only what is next to the range or in it is looked at: there may be very many.
+    ends = regions["start"] + (regions["size"] - np.uint64(1))  # the last byte of each: its end may be 2^64
+    first = int(np.searchsorted(ends, np.uint64(min(start, _END - 1)))) if start < _END else len(regions)
+    last = int(np.searchsorted(regions["start"], np.uint64(end))) if end < _END else len(regions)
     rest = []
-    for region in regions:
-        first, last = int(region["start"]), int(region["start"]) + int(region["size"])
-        for low, high in ((first, min(last, start)), (max(first, end), last)):
-            if low < high:
+    for region in regions[first:last]:
+        low, high = int(region["start"]), int(region["start"]) + int(region["size"])
+        for begin, limit in ((low, min(high, start)), (max(low, end), high)):
+            if begin < limit:
                 piece = region.copy()
-                piece["start"], piece["size"] = low, high - low
-                piece["host"] = int(region["host"]) + low - first if region["host"] else 0
+                piece["start"], piece["size"] = begin, limit - begin
+                piece["host"] = int(region["host"]) + begin - low if region["host"] else 0
                 rest.append(piece)
-    return np.array(rest, REGION)
-
-
-def _map_file(fd: int, offset: int, size: int, flags: int) -> int:
-    """Map a part of a file, shared; return the address."""
-    if offset % mmap.PAGESIZE:
-        raise OSError(errno.EINVAL, f"file offset {offset:#x} is not page aligned")
-    status = os.fstat(fd)
-    if stat.S_ISREG(status.st_mode) and offset + size > status.st_size:
-        raise OSError(errno.EINVAL, f"file of {status.st_size:#x} bytes ends inside {offset:#x}+{size:#x}")
-    protection = mmap.PROT_READ * bool(flags & READABLE) | mmap.PROT_WRITE * bool(flags & WRITABLE)
-    if offset >= 1 << 63 or size >= 1 << 63:
-        raise OSError(errno.EINVAL, f"file range {offset:#x}+{size:#x}")
-    address: int = _libc.mmap(None, size, protection, mmap.MAP_SHARED, fd, offset)
-    if address == _MAP_FAILED:
-        code = ctypes.get_errno()
-        raise OSError(code, f"mmap: {os.strerror(code)}")
-    return address
-
-
-def _unmap(host: int, size: int) -> None:
-    if host and _libc.munmap(host, size) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"munmap: {os.strerror(code)}")
+    return np.concatenate((regions[:first], np.array(rest, REGION), regions[max(first, last) :]))
 
 
 def _memory_name(fd: int) -> str:

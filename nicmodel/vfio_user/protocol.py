@@ -23,7 +23,9 @@ MAX_MESSAGE = 2 * MAX_DATA_XFER
 still read as a whole and answered with an error instead of costing the connection."""
 MAX_MSG_FDS = 16
 """Most descriptors accepted with one message; what QEMU sends at most."""
-MAX_DMA_MAPS = 65535
+MAX_DMA_MAPS = 1 << 19
+"""Most DMA regions of one client at a time. QEMU offers 65,535 but does not count: a driver in a guest's user space,
+behind an IOMMU, may map each page by itself, 131,072 for 512 MiB."""
 PAGE_SIZES = 4096
 """Supported DMA page sizes, or'ed together."""
 
@@ -75,10 +77,15 @@ SINGLE_WRITE = Struct("=QII8s")  # offset, region, count (at most 8), data
 
 
 class DmaFlag(IntFlag):
-    """Rights of the device to a DMA region."""
+    """Rights of the device to a DMA region; and how its descriptor may be used.
+
+    That is by mmap, or by file I/O (pread, pwrite). Clients before these two flags, such as QEMU, mean mmap.
+    """
 
     READABLE = 1
     WRITABLE = 2
+    MMAP = 4
+    FILE_IO = 8
 
 
 class UnmapFlag(IntFlag):

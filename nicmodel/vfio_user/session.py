@@ -31,6 +31,7 @@ from .protocol import (
     IRQ_INFO,
     IRQ_SET,
     MAX_DATA_XFER,
+    MAX_DMA_MAPS,
     MAX_MSG_FDS,
     NO_REPLY,
     PAGE_SIZES,
@@ -92,6 +93,11 @@ BYTES_PER_TURN = 1 << 20
 the others have theirs."""
 
 _OFFERED = {"max_msg_fds": MAX_MSG_FDS, "max_data_xfer_size": MAX_DATA_XFER, "pgsizes": PAGE_SIZES}
+
+# Plain integers, as the header's flags: maps may come by the hundred thousand.
+_READABLE, _WRITABLE = int(DmaFlag.READABLE), int(DmaFlag.WRITABLE)
+_DMA_ACCESS = int(DmaFlag.MMAP | DmaFlag.FILE_IO)
+_DMA_FLAGS = _READABLE | _WRITABLE | _DMA_ACCESS
 
 _IRQ_FLAGS = int(IrqFlag.EVENTFD)
 _INTX_FLAGS = int(IrqFlag.EVENTFD | IrqFlag.MASKABLE | IrqFlag.AUTOMASKED)
@@ -342,7 +348,7 @@ class Session:
         irqs = [
             InterruptSet(count, automasked=index == PciIrq.INTX) for index, count in enumerate(self._device.irq_counts)
         ]
-        link = ClientLink(self.name, DmaTable(self, on_fault=self._dma_fault), irqs)
+        link = ClientLink(self.name, DmaTable(self, on_fault=self._dma_fault, on_lost=self._dma_lost), irqs)
         self._device.attach(link)
         self.link = link
         self._stats["clients"] += 1
@@ -350,6 +356,8 @@ class Session:
         if self.trace is not None:
             self.trace("attach", client=self.name, capabilities=self._client)
         offered = {name: value for name, value in _OFFERED.items() if name in proposed}
+        if "max_dma_maps" in proposed:  # QEMU takes no number above its own
+            offered["max_dma_maps"] = min(MAX_DMA_MAPS, self._client.max_dma_maps)
         data = version_data(offered, len(payload) - VERSION.size)
         return VERSION.pack(VERSION_MAJOR, min(minor, VERSION_MINOR)) + data
 
@@ -357,15 +365,20 @@ class Session:
 
     def _dma_map(self, payload: memoryview, fds: list[int]) -> Buffer:
         argsz, flags, offset, address, size = _unpack(DMA_MAP, payload)
-        if argsz < DMA_MAP.size or flags & ~int(DmaFlag.READABLE | DmaFlag.WRITABLE) or len(fds) > 1:
+        if argsz < DMA_MAP.size or flags & ~_DMA_FLAGS or len(fds) > 1:
             raise ProtocolError(f"DMA_MAP with argsz {argsz}, flags {flags:#x} and {len(fds)} descriptors")
+        if flags & _DMA_ACCESS:  # a client that says how its descriptor may be used; others mean mmap
+            if not fds:
+                raise ProtocolError("DMA_MAP allows mmap or file I/O, but comes without a descriptor")
+            if not flags & DmaFlag.MMAP:
+                raise ProtocolError("DMA_MAP allows file I/O only, which is not supported: allow mmap", errno.ENOTSUP)
         self._dma.map(
             address,
             size,
             fd=fds[0] if fds else None,
             offset=offset,
-            readable=bool(flags & DmaFlag.READABLE),
-            writable=bool(flags & DmaFlag.WRITABLE),
+            readable=bool(flags & _READABLE),
+            writable=bool(flags & _WRITABLE),
         )
         if self.trace is not None:
             self.trace("dma_map", address=address, size=size, offset=offset, flags=flags, descriptor=bool(fds))
@@ -376,20 +389,28 @@ class Session:
         argsz, flags, address, size = _unpack(DMA_UNMAP, payload)
         if argsz < DMA_UNMAP.size or flags & ~int(UnmapFlag.ALL):
             raise ProtocolError(f"DMA_UNMAP with argsz {argsz} and flags {flags:#x}")
+        first, count = address, size
         if flags & UnmapFlag.ALL:
             if address or size:
                 raise ProtocolError("DMA_UNMAP of all regions with an address")
-            for region in self._dma.regions:
-                self._guard(self._device.before_unmap, int(region["start"]), int(region["size"]))
-            self._dma.unmap_all()
-        else:
-            self._dma.find(address, size)
-            self._guard(self._device.before_unmap, address, size)
-            self._dma.unmap(address, size)
+            first, count = 0, 1 << 64
+        # The text of the protocol asks for exactly one region. QEMU sends ranges, as VFIO takes them: whatever lies in
+        # an IOMMU's address space that goes away, or in a block of memory.
+        self._dma.check_unmap(first, count)
+        if self._dma.touches(first, count):
+            self._guard(self._device.before_unmap, first, count)
+        regions = self._dma.unmap(first, count)
         if self.trace is not None:
-            self.trace("dma_unmap", address=address, size=size, flags=flags)
-        self._guard(self._device.dma_changed)
+            self.trace("dma_unmap", address=address, size=size, flags=flags, regions=regions)
+        if regions:
+            self._guard(self._device.dma_changed)
         return payload[: DMA_UNMAP.size]
+
+    def _dma_lost(self) -> None:
+        """Regions have gone since the client's memory was taken away."""
+        self._stats["dma_lost"] += 1
+        self._guard(self._device.dma_changed)
+        self._guard(self._device.memory_lost)
 
     @property
     def _dma(self) -> DmaTable:

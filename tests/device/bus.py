@@ -67,7 +67,7 @@ class Bus:
 
     def _book(self, way: str, host: int, count: int) -> None:
         """Book an access at an address of this process, if it is to guest memory."""
-        regions = self._nic.state.regions
+        regions = self._nic.state.memory_map.flat()
         offsets = np.uint64(host) - regions["host"]
         [inside] = np.nonzero((regions["host"] != 0) & (offsets < regions["size"]))
         if len(inside):
@@ -120,7 +120,7 @@ class Bus:
         return observed
 
     def _book_address(self, way: str, address: int, count: int) -> None:
-        for region in self._nic.state.regions:
+        for region in self._nic.state.memory_map.flat():
             start, end = int(region["start"]), int(region["start"]) + int(region["size"])
             inside = min(end, address + count) - max(start, address)
             if inside > 0:

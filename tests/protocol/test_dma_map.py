@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 from nicmodel.vfio_user import Client, Command, DmaFault, DmaTable
-from nicmodel.vfio_user.protocol import DMA_MAP, HEADER, NO_REPLY
+from nicmodel.vfio_user.protocol import DMA_MAP, HEADER, MAX_DMA_MAPS, NO_REPLY, DmaFlag
+from nicmodel.vfio_user.windows import WINDOW_SIZE
 
-from .conftest import PAGE, Lab, Memory, open_descriptors
+from .conftest import PAGE, Lab, Memory, mappings_of, open_descriptors
 
 READ, WRITE = 1, 2
 
@@ -45,15 +46,6 @@ def test_the_table_describes_the_region(lab: Lab, client: Client, memory: Memory
     assert [host != 0 for host in regions["host"]] == [True, True, False]
     assert lab.link.dma.generation == before + 3
     assert lab.calls("dma_changed") == [("dma_changed", 1), ("dma_changed", 2), ("dma_changed", 3)]
-
-
-def test_an_array_in_use_is_never_edited(table: DmaTable, memory: Memory) -> None:
-    table.map(0, PAGE, fd=memory.fd, offset=0, readable=True, writable=True)
-    old = table.regions
-    copy = old.copy()
-    table.map(PAGE, PAGE, fd=memory.fd, offset=0, readable=True, writable=True)
-    assert table.regions is not old
-    assert np.array_equal(old, copy)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +160,9 @@ def test_a_descriptor_that_is_no_memory(lab: Lab, client: Client) -> None:
         (b"", 0),
         (DMA_MAP.pack(DMA_MAP.size, 3, 0, 0, PAGE)[:-1], 1),
         (DMA_MAP.pack(DMA_MAP.size - 1, 3, 0, 0, PAGE), 1),
-        (DMA_MAP.pack(DMA_MAP.size, 4, 0, 0, PAGE), 1),
+        (DMA_MAP.pack(DMA_MAP.size, 16, 0, 0, PAGE), 1),
+        (DMA_MAP.pack(DMA_MAP.size, 3 | DmaFlag.MMAP, 0, 0, PAGE), 0),
+        (DMA_MAP.pack(DMA_MAP.size, 3 | DmaFlag.FILE_IO, 0, 0, PAGE), 0),
         (DMA_MAP.pack(DMA_MAP.size, 3, 0, 0, PAGE), 2),
         (DMA_MAP.pack(DMA_MAP.size, 3, 0, 0, PAGE), 40),
     ],
@@ -179,6 +173,34 @@ def test_malformed_requests(lab: Lab, client: Client, memory: Memory, payload: b
         client.request(Command.DMA_MAP, payload, [memory.fd] * descriptors)
     assert refused.value.errno == errno.EINVAL
     assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("access", [DmaFlag.MMAP, DmaFlag.MMAP | DmaFlag.FILE_IO])
+def test_a_client_that_says_how_its_descriptor_may_be_used(
+    lab: Lab, client: Client, memory: Memory, access: DmaFlag
+) -> None:
+    client.dma_map(0x10000, PAGE, memory.fd, flags=READ | WRITE | access)
+    lab.run(client, lambda link: link.dma.write(0x10000, b"mapped"))
+    assert memory.bytes[:6] == b"mapped"
+    assert lab.link.dma.regions["flags"].tolist() == [READ | WRITE]
+
+
+def test_file_io_alone_is_not_supported(lab: Lab, client: Client, memory: Memory) -> None:
+    """A client allows it where mmap is impossible: then it must not be tried."""
+    with pytest.raises(OSError) as refused:
+        client.dma_map(0x10000, PAGE, memory.fd, flags=READ | WRITE | DmaFlag.FILE_IO)
+    assert refused.value.errno == errno.ENOTSUP
+    assert len(lab.link.dma) == 0
+
+
+def test_a_region_without_rights_is_not_touched(lab: Lab, client: Client, memory: Memory) -> None:
+    client.dma_map(0x10000, PAGE, memory.fd, flags=0)
+    assert lab.link.dma.regions["host"].tolist() == [0]
+    for access in (lambda link: link.dma.read(0x10000, 1), lambda link: link.dma.write(0x10000, b"x")):
+        with pytest.raises(DmaFault, match="not"):
+            lab.run(client, access)
+    client.dma_unmap(0x10000, PAGE)
+    assert lab.link.dma.by_message == 0
 
 
 def test_descriptors_are_not_kept(lab: Lab, client: Client, memory: Memory) -> None:
@@ -256,6 +278,136 @@ def test_at_most_eight_kinds_have_names(table: DmaTable) -> None:
         memory.close()
     assert kinds == [f"kind{index}" for index in range(7)] + ["other"] * 3
     assert table.kinds == ["ram", *(f"kind{index}" for index in range(7)), "other"]
+
+
+def test_a_file_is_mapped_once(table: DmaTable) -> None:
+    memory = Memory(64 * PAGE, "once")
+    own = mappings_of("once")
+    for page in range(64):
+        fd = os.dup(memory.fd)
+        table.map(page << 20, PAGE, fd=fd, offset=page * PAGE, readable=True, writable=True)
+        os.close(fd)
+    assert mappings_of("once") == own + 1
+    table.write(7 << 20, b"seven")
+    assert memory.bytes[7 * PAGE : 7 * PAGE + 5] == b"seven"
+    for page in range(63):
+        table.unmap(page << 20, PAGE)
+    assert mappings_of("once") == own + 1
+    assert table.read(63 << 20, 1) == b"\0"
+    table.unmap(63 << 20, PAGE)
+    assert mappings_of("once") == own
+    memory.close()
+
+
+def reopened(memory: Memory, flags: int) -> int:
+    return os.open(f"/proc/self/fd/{memory.fd}", flags)
+
+
+def test_rights_are_those_of_each_region_and_descriptor(table: DmaTable) -> None:
+    """Of one file: what is mapped for writing gives no other region, and no other descriptor, that right."""
+    memory = Memory(8 * PAGE, "rights")
+    table.map(0, PAGE, fd=memory.fd, offset=0, readable=True, writable=True)
+    table.map(PAGE, PAGE, fd=memory.fd, offset=0, readable=True, writable=False)
+    with open("/proc/self/maps") as maps:
+        rights = {int(line.split("-")[0], 16): line.split()[1] for line in maps if "rights" in line}
+    first, second = table.regions["host"].tolist()
+    assert (rights[first], rights[second]) == ("rw-s", "r--s")
+    with pytest.raises(DmaFault, match="not writable"):
+        table.write(PAGE, b"x")
+    for flags, code, writable in (
+        (os.O_RDONLY, errno.EACCES, True),
+        (os.O_WRONLY, errno.EACCES, True),
+        (os.O_WRONLY, errno.EACCES, False),
+        (os.O_PATH, errno.EBADF, False),
+    ):
+        fd = reopened(memory, flags)
+        with pytest.raises(OSError) as refused:
+            table.map(2 * PAGE, PAGE, fd=fd, offset=0, readable=True, writable=writable)
+        os.close(fd)
+        assert refused.value.errno == code
+    assert len(table) == 2
+    fd = reopened(memory, os.O_RDONLY)
+    table.map(2 * PAGE, PAGE, fd=fd, offset=PAGE, readable=True, writable=False)
+    os.close(fd)
+    memory.close()
+
+
+@pytest.mark.parametrize("mapped_before", [False, True])
+def test_a_sealed_file(table: DmaTable, mapped_before: bool) -> None:
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, PAGE)
+    if mapped_before:
+        table.map(0, PAGE, fd=fd, offset=0, readable=True, writable=True)
+    fcntl.fcntl(fd, 1033, 0x10)  # F_ADD_SEALS, F_SEAL_FUTURE_WRITE
+    with pytest.raises(OSError) as refused:
+        table.map(PAGE, PAGE, fd=fd, offset=0, readable=True, writable=True)
+    assert refused.value.errno == errno.EPERM
+    table.map(PAGE, PAGE, fd=fd, offset=0, readable=True, writable=False)
+    os.close(fd)
+
+
+def test_a_file_that_grows(table: DmaTable) -> None:
+    memory = Memory(PAGE, "grows")
+    table.map(0, PAGE, fd=memory.fd, offset=0, readable=True, writable=True)
+    with pytest.raises(OSError):
+        table.map(PAGE, PAGE, fd=memory.fd, offset=PAGE, readable=True, writable=True)
+    os.ftruncate(memory.fd, 2 * PAGE)
+    table.map(PAGE, PAGE, fd=memory.fd, offset=PAGE, readable=True, writable=True)
+    table.write(PAGE - 2, b"span")
+    assert os.pread(memory.fd, 4, PAGE - 2) == b"span"
+    table.unmap(0, PAGE)
+    assert table.read(PAGE, 2) == b"an"
+    memory.close()
+
+
+def test_a_huge_sparse_file(table: DmaTable) -> None:
+    """One that is not mapped as a whole: regions in several windows, and one across their border."""
+    fd = os.memfd_create("huge")
+    os.ftruncate(fd, 1 << 60)
+    places = [0, WINDOW_SIZE - PAGE, 5 * WINDOW_SIZE, (1 << 60) - 2 * PAGE]
+    for number, offset in enumerate(places):
+        table.map(number << 20, 2 * PAGE, fd=fd, offset=offset, readable=True, writable=True)
+        table.write((number << 20) + PAGE - 1, b"%d!" % number)
+        assert os.pread(fd, 2, offset + PAGE - 1) == b"%d!" % number
+    with pytest.raises(OSError) as refused:
+        table.map(1 << 40, 1 << 50, fd=fd, offset=0, readable=True, writable=True)
+    assert refused.value.errno == errno.ENOMEM
+    assert len(table) == 4
+    table.unmap_all()
+    assert not mappings_of("huge")
+    os.close(fd)
+
+
+def test_files_are_limited(table: DmaTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nicmodel.vfio_user.windows.MAX_WINDOWS", 3)
+    memories = [Memory(PAGE, "limited") for _ in range(4)]
+    for number, memory in enumerate(memories[:3]):
+        table.map(number * PAGE, PAGE, fd=memory.fd, offset=0, readable=True, writable=True)
+    with pytest.raises(OSError) as refused:
+        table.map(3 * PAGE, PAGE, fd=memories[3].fd, offset=0, readable=True, writable=True)
+    assert refused.value.errno == errno.ENOSPC
+    table.unmap(0, PAGE)
+    table.map(3 * PAGE, PAGE, fd=memories[3].fd, offset=0, readable=True, writable=True)
+    for memory in memories:
+        memory.close()
+
+
+def test_regions_are_limited(table: DmaTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nicmodel.vfio_user.dma.MAX_DMA_MAPS", 3)
+    for number in range(3):
+        table.map(number * PAGE, PAGE, fd=None, offset=0, readable=True, writable=True)
+    with pytest.raises(OSError) as refused:
+        table.map(3 * PAGE, PAGE, fd=None, offset=0, readable=True, writable=True)
+    assert refused.value.errno == errno.ENOSPC
+
+
+def test_what_is_offered(lab: Lab) -> None:
+    """QEMU breaks off if it is offered more than it has proposed."""
+    for proposed, offered in ((65535, 65535), (1 << 30, MAX_DMA_MAPS)):
+        client = lab.client(negotiate=False)
+        client.negotiate({"max_dma_maps": proposed})
+        assert client.server.max_dma_maps == offered
+        client.close()
 
 
 def test_thousands_of_small_regions(table: DmaTable) -> None:

@@ -14,17 +14,18 @@ from .conftest import PAGE, Lab, Memory, mappings_of
 
 
 def test_memory_is_unmapped_before_the_reply(lab: Lab, client: Client) -> None:
-    memory = Memory(4 * PAGE, "unmap-me")
-    own = mappings_of("unmap-me")
+    memory, other = Memory(4 * PAGE, "unmap-me"), Memory(PAGE, "keep-me")
+    own, others = mappings_of("unmap-me"), mappings_of("keep-me")
     client.dma_map(0x10000, PAGE, memory.fd)
-    client.dma_map(0x20000, PAGE, memory.fd, PAGE)
-    assert mappings_of("unmap-me") == own + 2
+    client.dma_map(0x20000, PAGE, other.fd)
+    assert (mappings_of("unmap-me"), mappings_of("keep-me")) == (own + 1, others + 1)
     client.dma_unmap(0x10000, PAGE)
-    assert mappings_of("unmap-me") == own + 1
+    assert (mappings_of("unmap-me"), mappings_of("keep-me")) == (own, others + 1)
     assert lab.link.dma.regions["start"].tolist() == [0x20000]
     with pytest.raises(DmaFault):
         lab.run(client, lambda link: link.dma.read(0x10000, 1))
     memory.close()
+    other.close()
 
 
 def test_views_of_the_table_do_not_keep_memory(lab: Lab, client: Client) -> None:
@@ -55,15 +56,69 @@ def test_reply_repeats_the_request(client: Client, memory: Memory) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "size"), [(0x10000, PAGE), (0x11000, 3 * PAGE), (0x10000, 5 * PAGE), (0xF000, 4 * PAGE), (0, 0)]
+    ("address", "size"),
+    [
+        (0x10000, PAGE),
+        (0x11000, 3 * PAGE),
+        (0x11000, PAGE),
+        (0xF000, 4 * PAGE),
+        (0, 0x10001),
+        (0x13FFF, 1 << 40),
+        (0, 0),
+        (0x10000, 0),
+        ((1 << 64) - PAGE, 2 * PAGE),
+        (0x10000, (1 << 64) - 0x10000 + 1),
+        (PAGE, (1 << 64) - 1),
+    ],
 )
-def test_only_a_whole_region_can_be_unmapped(lab: Lab, client: Client, memory: Memory, address: int, size: int) -> None:
+def test_a_range_that_cuts_a_region_or_cannot_be(
+    lab: Lab, client: Client, memory: Memory, address: int, size: int
+) -> None:
     client.dma_map(0x10000, 4 * PAGE, memory.fd)
     with pytest.raises(OSError) as refused:
         client.dma_unmap(address, size)
-    assert refused.value.errno == errno.ENOENT
+    assert refused.value.errno == errno.EINVAL
     assert len(lab.link.dma.regions) == 1
     assert not lab.calls("before_unmap")
+
+
+@pytest.mark.parametrize(
+    ("address", "size", "left"),
+    [
+        (0x10000, PAGE, [0x11000, 0x20000, 0x30000, 1 << 47]),
+        (0x11000, 0xF000, [0x10000, 0x20000, 0x30000, 1 << 47]),
+        (0x10000, 0x11000, [0x30000, 1 << 47]),
+        (0xFFFF, 0x11001, [0x30000, 1 << 47]),
+        (0, 1 << 47, [1 << 47]),
+        (1 << 47, (1 << 64) - (1 << 47), [0x10000, 0x11000, 0x20000, 0x30000]),
+        (1, (1 << 64) - 1, []),
+    ],
+)
+def test_a_range_takes_all_regions_inside(
+    lab: Lab, client: Client, memory: Memory, address: int, size: int, left: list[int]
+) -> None:
+    """QEMU unmaps an IOMMU's address space, or a block of memory, by one request or a few."""
+    for start in (0x10000, 0x11000, 0x20000, 0x30000, 1 << 47):
+        client.dma_map(start, PAGE, None if start == 0x11000 else memory.fd)
+    client.dma_unmap(address, size)
+    assert lab.link.dma.regions["start"].tolist() == left
+    assert lab.link.dma.by_message == (0x11000 in left)
+    assert lab.calls("before_unmap") == [("before_unmap", address, size, 5)]
+    for start in (0x10000, 0x11000, 0x20000, 0x30000, 1 << 47):
+        if start not in left:
+            client.dma_map(start, PAGE, memory.fd)
+    assert len(lab.link.dma) == 5
+
+
+@pytest.mark.parametrize(("address", "size"), [(0, 0x10000), (0x11000, 0xF000), (0x21000, 1 << 50)])
+def test_a_range_without_regions(lab: Lab, client: Client, memory: Memory, address: int, size: int) -> None:
+    client.dma_map(0x10000, PAGE, memory.fd)
+    client.dma_map(0x20000, PAGE, memory.fd)
+    changes = len(lab.calls("dma_changed"))
+    client.dma_unmap(address, size)
+    assert len(lab.link.dma) == 2
+    assert not lab.calls("before_unmap")
+    assert len(lab.calls("dma_changed")) == changes
 
 
 def test_all_at_once(lab: Lab, client: Client) -> None:
@@ -75,7 +130,9 @@ def test_all_at_once(lab: Lab, client: Client) -> None:
     client.dma_unmap_all()
     assert mappings_of("all-at-once") == own
     assert len(lab.link.dma.regions) == 0
-    assert [call[1] for call in lab.calls("before_unmap")] == [page << 20 for page in (0, 1, 2, 3, 5)]
+    assert lab.calls("before_unmap") == [("before_unmap", 0, 1 << 64, 5)]
+    client.dma_unmap_all()
+    assert len(lab.calls("before_unmap")) == 1
     memory.close()
 
 

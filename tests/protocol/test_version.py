@@ -29,7 +29,7 @@ def test_qemu_gets_a_reply_that_fits_its_buffer(lab: Lab) -> None:
     assert len(reply) <= VERSION.size + len(QEMU_CAPABILITIES)
     assert reply.endswith(b"\0")
     offered = json.loads(reply[VERSION.size : -1])["capabilities"]
-    assert offered == {"max_msg_fds": 16, "max_data_xfer_size": 1 << 20, "pgsizes": 4096}
+    assert offered == {"max_msg_fds": 16, "max_data_xfer_size": 1 << 20, "pgsizes": 4096, "max_dma_maps": 65535}
     assert lab.calls("attach") == [("attach",)]
 
 

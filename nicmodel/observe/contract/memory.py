@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.dma import find
 from nicmodel.gvnic.state import Records
-from nicmodel.observe.memory import peek
-
-_LAST_ADDRESS = (1 << 64) - 1
+from nicmodel.observe.memory import LAST_ADDRESS, peek
+from nicmodel.packet.compiled import compiled, u64
+from nicmodel.vfio_user.regions import RegionMap
 
 Addresses = npt.NDArray[np.uint64]
 
@@ -24,21 +25,23 @@ class Memory:
 
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
-        self._seen: Records = nic.state.regions
+        self._seen = (0, 0)
         #: The region of the last access, which is nearly always that of the next: start, end, host address, rights.
         self._last = (0, 0, 0, 0)
 
     @property
-    def _regions(self) -> Records:
-        return self._nic.link.dma.regions if self._nic.link is not None else self._nic.state.regions
+    def _map(self) -> RegionMap:
+        return self._nic.link.dma.view if self._nic.link is not None else self._nic.state.memory_map
 
     def _region(self, address: int) -> tuple[int, int, int, int]:
-        """The region with the last start that is not above the address: start, end, host address, rights."""
-        regions = self._regions
-        if regions is not self._seen:
-            self._seen, self._last = regions, (0, 0, 0, 0)
+        """The region that has the address: start, end, host address, rights; all 0 if there is none."""
+        link = self._nic.link
+        seen = (id(link), link.dma.generation if link is not None else 0)
+        if seen != self._seen:
+            self._seen, self._last = seen, (0, 0, 0, 0)
         if not self._last[0] <= address < self._last[1]:
-            number = int(np.searchsorted(regions["start"], np.uint64(min(address, _LAST_ADDRESS)), "right")) - 1
+            leaves, regions = self._map
+            number = find(leaves, regions, u64(address)) if address <= LAST_ADDRESS else -1
             if number < 0:
                 return (0, 0, 0, 0)
             start, size, host, flags, _ = regions[number].item()
@@ -50,7 +53,7 @@ class Memory:
         start, end, host, _ = self._region(address)
         if host and start <= address and address + count <= end:
             return ctypes.string_at(host + address - start, count)
-        return peek(self._regions, address, count)
+        return peek(self._map, address, count)
 
     def entries(self, ring: int, entries: int, size: int, first: int, count: int) -> bytes | None:
         """`count` entries of a ring, `size` bytes each, from index `first` on; as `read`."""
@@ -77,16 +80,21 @@ class Memory:
 
     def all_mapped(self, addresses: Addresses, count: int, right: int) -> npt.NDArray[np.bool_]:
         """As `mapped`, for many pieces of the same length at once."""
-        regions = self._regions
-        if not len(regions):
-            return np.zeros(len(addresses), np.bool_)
-        number = np.searchsorted(regions["start"], addresses, "right") - 1
-        region = regions[np.maximum(number, 0)]
-        offset = addresses - region["start"]
-        whole: npt.NDArray[np.bool_] = (
-            (number >= 0) & (offset < region["size"]) & (region["size"] - offset >= np.uint64(count))
-        )
-        whole &= region["flags"] & np.uint32(right) != 0
+        whole = np.zeros(len(addresses), np.bool_)
+        _in_one_region(*self._map, np.ascontiguousarray(addresses, np.uint64), count, right, whole)
         for place in np.flatnonzero(~whole):
             whole[place] = self.mapped(int(addresses[place]), count, right)
         return whole
+
+
+@compiled
+def _in_one_region(
+    leaves: Records, regions: Records, addresses: Addresses, count: int, right: int, whole: npt.NDArray[np.bool_]
+) -> None:
+    """Set `whole` where a region with that right has all of `count` bytes."""
+    for number in range(len(addresses)):
+        place = find(leaves, regions, addresses[number])
+        if place >= 0:
+            region = regions[place]
+            rest = region.size - (addresses[number] - region.start)
+            whole[number] = rest >= u64(count) and region.flags & right != 0
