@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +13,7 @@ import click
 from nicmodel.cli.options import control_option, nic_option
 from nicmodel.nearest import Choice
 from nicmodel.observe.control import Control
+from nicmodel.observe.text import escaped
 from nicmodel.testing.frames import PEER_MAC, encode, read_capture
 
 _FRAMES = click.argument("frames", nargs=-1, required=True, metavar="FRAME...")
@@ -85,11 +86,11 @@ def parse_frames(text: str, dst: str, src: str = PEER_MAC) -> list[bytes]:
         return [bytes.fromhex(digits)]
     import scapy.all as scapy  # slow to load
 
-    if Path(text).is_file():
+    if os.path.isfile(text):
         try:
             return list(read_capture(text))
-        except scapy.Scapy_Exception as error:
-            raise click.BadParameter(f"{text} is not a capture file: {error}") from None
+        except (scapy.Scapy_Exception, OSError, EOFError) as error:
+            raise click.BadParameter(f"{text} is not a capture file that can be read: {error}") from None
     try:
         packets = list(eval(text, dict(vars(scapy))))
     except Exception as error:
@@ -104,6 +105,7 @@ def parse_frames(text: str, dst: str, src: str = PEER_MAC) -> list[bytes]:
 
 def describe(result: dict[str, Any]) -> str:
     """Where a frame went, in words."""
+    result = escaped(result)
     if "queue" not in result:
         return str(result["verdict"])
     reason = f"rule {result['rule']}" if "rule" in result else f"table entry {result['table_entry']}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import os
-import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -14,6 +12,7 @@ import click
 from nicmodel.cli.options import control_option
 from nicmodel.observe.control import Control
 from nicmodel.observe.pcapng import PcapngWriter
+from nicmodel.packet.frames import MAX_FRAME
 
 
 @click.command()
@@ -23,7 +22,7 @@ from nicmodel.observe.pcapng import PcapngWriter
 @click.option("--nic", metavar="NAME", help="Only this NIC of the server: nic0, nic1, …")
 @click.option("--queue", "queues", multiple=True, metavar="QUEUE",
               help="Only frames of these queues: rx0, tx3. Repeat for several.")  # fmt: skip
-@click.option("-s", "--snapshot-length", "limit", type=click.IntRange(1), metavar="BYTES",
+@click.option("-s", "--snapshot-length", "limit", type=click.IntRange(1, MAX_FRAME), metavar="BYTES",
               help="Keep so much of each frame.  [default: all]")  # fmt: skip
 @click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="End after so many frames.")
 def capture(
@@ -43,11 +42,7 @@ def capture(
     with Control(path) as control:
         about, frames = control.capture(queues=queues, limit=limit, nic=nic)
         click.echo("capturing", err=True)
-        try:
-            taken, lost = _write(output, about, frames, limit or 0, count)
-        except BrokenPipeError:  # the reader has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return
+        taken, lost = _write(output, about, frames, limit or 0, count)
     click.echo(f"{taken} frames{f', and {lost} lost: they came faster than they were read' if lost else ''}", err=True)
 
 

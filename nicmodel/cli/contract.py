@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from nicmodel.cli.options import BROKEN, control_option
@@ -13,6 +12,7 @@ from nicmodel.nearest import did_you_mean
 from nicmodel.observe.contract.findings import as_text
 from nicmodel.observe.contract.rules import AREAS, RULES, Rule
 from nicmodel.observe.control import Control
+from nicmodel.observe.report import plain_console
 
 
 @click.command()
@@ -40,7 +40,7 @@ def rules(names: tuple[str, ...], as_json: bool) -> None:
             table.add_column(heading, no_wrap=heading != "says")
         for rule in chosen:
             table.add_row(rule.name, rule.severity.value, rule.says)
-        Console(highlight=False, markup=False).print(table)
+        plain_console().print(table)
         click.echo(f"{len(chosen)} rules; nicmodel rules NAME tells why, and where it is written down")
 
 

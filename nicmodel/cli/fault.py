@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TextIO
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from nicmodel.cli.options import control_option, nic_option
 from nicmodel.faults.kinds import KINDS
 from nicmodel.nearest import did_you_mean
 from nicmodel.observe.control import Control
-from nicmodel.observe.text import fields
+from nicmodel.observe.report import plain_console
+from nicmodel.observe.text import escaped, fields
 
 
 @click.command()
@@ -23,7 +23,7 @@ def faults(names: tuple[str, ...]) -> None:
         if name not in KINDS:
             nearest = did_you_mean(name, KINDS)
             raise click.BadParameter(f"there is no fault {name!r}{nearest or '; nicmodel faults lists them'}")
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     if not names:
         table = Table(box=None, pad_edge=False)
         for heading in ("where", "fault", "what it does"):
@@ -40,7 +40,7 @@ def faults(names: tuple[str, ...]) -> None:
         for heading in ("parameter", "default", "meaning"):
             table.add_column(heading)
         for one in kind.parameters().values():
-            meaning = one.meaning if len(one.words) < 2 else f"{one.meaning} ({', '.join(one.words)})"
+            meaning = f"{one.meaning} ({one.allowed})" if one.allowed else one.meaning
             table.add_row(one.name, "" if one.default is None else str(one.default), meaning)
         console.print(table)
 
@@ -70,7 +70,7 @@ def add(path: str, nic: str | None, seed: int | None, name: str, parameters: tup
             raise click.BadParameter(f"{text!r} is not of the form PARAMETER=VALUE")
         values[key] = value
     with Control(path) as control:
-        click.echo(control.add_fault(name, nic=nic, seed=seed, **values))
+        click.echo(control.request("fault", nic=nic, fault=name, parameters=values, seed=seed)["id"])
 
 
 @fault.command("list")
@@ -79,13 +79,13 @@ def add(path: str, nic: str | None, seed: int | None, name: str, parameters: tup
 def list_(path: str, nic: str | None) -> None:
     """Faults at work or waiting for their time, with how often they have struck."""
     with Control(path) as control:
-        for one in control.faults(nic):
+        for one in escaped(control.faults(nic)):
             click.echo(f"{one['id']}: {one['fault']} {one['state']}, {one['hits']:,} hits; {fields(one['parameters'])}")
 
 
 @fault.command()
 @control_option
-@click.argument("file", type=click.File())
+@click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"))
 def play(path: str, file: TextIO) -> None:
     """Begin the faults of a scenario, a TOML file; its times count from now."""
     with Control(path) as control:

@@ -16,10 +16,10 @@ from qemu.qmp import QMPError
 from rich.console import Console, Group
 from rich.live import Live
 
-from nicmodel.cli.options import control_option
+from nicmodel.cli.options import control_option, interval_option
 from nicmodel.observe.control import Control
 from nicmodel.observe.ledger import Entry, Place, entries, since
-from nicmodel.observe.report import ledger_table
+from nicmodel.observe.report import ledger_table, plain_console
 from nicmodel.observe.topology import places
 from nicmodel.vm.qmp import Qmp
 
@@ -32,8 +32,7 @@ _Ledgers = dict[str, list[Entry]]
 @click.option("--below-switch", "peers", multiple=True, metavar="NAME",
               help="Memory of this name is a BAR below the same PCIe switch as the NIC. Repeat for more.")  # fmt: skip
 @click.option("--qmp", metavar="SOCKET", help="Ask QEMU for the PCI topology: the socket of its -qmp unix:….")
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.05), metavar="SECONDS",
-              help="Between two looks.")  # fmt: skip
+@interval_option
 @click.option("--once", is_flag=True, help="Print what is booked, and end.")
 @click.option("--json", "as_json", is_flag=True, help="As --once, for programs.")
 def ledger(path: str, peers: tuple[str, ...], qmp: str | None, interval: float, once: bool, as_json: bool) -> None:
@@ -44,7 +43,7 @@ def ledger(path: str, peers: tuple[str, ...], qmp: str | None, interval: float, 
     it takes it that no port redirects peer-to-peer requests (ACS). Without it --below-switch says so, here or at
     `nicmodel serve`; the way to other devices' memory is unknown then.
     """
-    console = Console(highlight=False)
+    console = plain_console()
     with Control(path) as control:
         found = {nic["name"]: _places(control, nic["name"], qmp) for nic in control.stat()}
         named = dict.fromkeys(peers, Place.PEER)

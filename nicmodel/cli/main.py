@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -12,6 +13,7 @@ from nicmodel.cli.plain import plain_where_needed
 from nicmodel.cli.start import no_garbage
 from nicmodel.nearest import did_you_mean
 from nicmodel.observe.control import ControlError
+from nicmodel.observe.text import printable
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.host import explain
 from nicmodel.wire.wire import WireError
@@ -72,19 +74,42 @@ def main() -> None:
     stopping.stop_on_signals()
     plain_where_needed()
     try:
-        sys.exit(cli.main(standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (ControlError, VmError, WireError) as error:
-        click.echo(f"nicmodel: {error}", err=True)
+        sys.exit(_run())
+    except BrokenPipeError:  # the reader, such as head(1), has enough; click and rich give the same status
+        _discard_output()
         sys.exit(1)
     except OSError as error:
-        # A full or read-only disk, a file that is not this user's: no fault of the program's, so no traceback.
-        if not (sentence := explain(error)):
-            raise
-        click.echo(f"nicmodel: {sentence}", err=True)
+        _discard_output()
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(explain(error) or where + (error.strerror or str(error)))
         sys.exit(1)
+
+
+def _run() -> int | None:
+    """Run the command; its exit status."""
+    try:
+        status: int | None = cli.main(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (ControlError, VmError, WireError) as error:
+        _complain(str(error))
+        return 1
     except (click.Abort, KeyboardInterrupt):
         stopping.abandon_output()
-        sys.exit(stopping.status())
+        return stopping.status()
+
+
+def _complain(text: str) -> None:
+    """Print what is wrong; it may quote what a guest has said, line by line."""
+    click.echo("nicmodel: " + "\n".join(map(printable, text.split("\n"))), err=True)
+
+
+def _discard_output() -> None:
+    """Have what is still to be printed go nowhere: the interpreter would try again at its end, and complain."""
+    if sys.stdout is not None:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())

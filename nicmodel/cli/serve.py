@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nicmodel.cli import systemd
+from nicmodel.cli.log import log_to_stderr
 from nicmodel.cli.options import BROKEN
 from nicmodel.cli.sockets import Access, access_options
 from nicmodel.cli.start import no_garbage
@@ -53,7 +54,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a report may wait for the reader of the standard output, and that the end may take.
 _PRINT_SECONDS = 1.0
-_END_SECONDS = 10.0
+_END_SECONDS = 60.0
 
 _LINK = "link"
 #: switch, switch:NAME, switch:uplink=WIRE or switch:NAME,uplink=WIRE.
@@ -176,8 +177,7 @@ def serve(
     **model: Any,
 ) -> None:
     """Serve NICs (the help text is the decorator's). The options that describe the model are fields of `Profile`."""
-    logging.basicConfig(level=[logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)], format="%(message)s")
-    logging.getLogger("numba").setLevel(logging.WARNING)
+    log_to_stderr([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
     socket_access, control_access = Access(socket_mode, socket_group), Access(control_mode, control_group)
     places, control_place = _places(sockets, socket_access, control, control_access)
     if len(macs) not in (0, len(places)):

@@ -8,24 +8,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nicmodel.cli.options import control_option
+from nicmodel.cli.options import control_option, interval_option
 from nicmodel.observe.control import Control
-from nicmodel.observe.report import named, rate, size
+from nicmodel.observe.report import named, plain_console, rate, size
+from nicmodel.observe.text import escaped
 
 
 @click.command()
 @control_option
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.05), metavar="SECONDS",
-              help="Between two looks.")  # fmt: skip
+@interval_option
 @click.option("--once", is_flag=True, help="Print one table and end.")
 def top(path: str, interval: float, once: bool) -> None:
     """Rates of every queue, live: frames, bits, interrupts, ring fill, drops by name; DMA by kind of memory."""
-    console = Console(highlight=False)
+    console = plain_console()
     with Control(path) as control:
         before, then = control.stat(), time.monotonic()
         if once:
@@ -46,7 +46,7 @@ def top(path: str, interval: float, once: bool) -> None:
 def view(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], seconds: float) -> RenderableType:
     """The screen, of two `Control.stat` so many seconds apart."""
     parts: list[RenderableType] = []
-    for old, new in zip(before, after, strict=True):
+    for old, new in zip(escaped(before), escaped(after), strict=True):
         parts += [_heading(new), _queues(old, new, seconds), _memory(old, new, seconds)]
     return Group(*parts)
 

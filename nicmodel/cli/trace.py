@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -21,7 +20,7 @@ from nicmodel.observe.text import lines
 @click.option("--nic", metavar="NAME", help="Only this NIC of the server: nic0, nic1, …")
 @click.option("--kind", "kinds", multiple=True, metavar="KIND",
               help="Only these events: client, config, register, msix, doorbell, admin, interrupt, vectors, map, "
-                   "unmap, reset, link, rx, tx, fault, error. Repeat for several.")  # fmt: skip
+                   "unmap, reset, link, rx, tx, fault, injected, error. Repeat for several.")  # fmt: skip
 @click.option("--queue", "queues", multiple=True, metavar="QUEUE",
               help="Only what concerns these queues: rx0, tx3. Repeat for several.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with every field.")
@@ -40,12 +39,8 @@ def trace(
     with contextlib.ExitStack() as stack:
         control = stack.enter_context(Control(path))
         file = stack.enter_context(output.open("w")) if output else sys.stdout
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             _follow(control, file, nic, kinds, queues, as_json, count)
-        except BrokenPipeError:  # the reader, such as head(1), has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except KeyboardInterrupt:
-            pass
 
 
 def _follow(

@@ -11,14 +11,20 @@ from rich.console import Console
 from rich.table import Table
 
 from nicmodel.observe.ledger import GROUPS, Entry, Place, entries, total
+from nicmodel.observe.text import escaped, printable
 
 #: The queue that the sums are shown for.
 _ALL = "all"
 
 
+def plain_console() -> Console:
+    """A terminal that takes text as it is: what looks like rich's own markup, say in a file's name, is none."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 def named(counts: Mapping[str, int]) -> str:
     """``no_buffers 12, over_mru 1``, or ``none``."""
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
+    return ", ".join(f"{printable(name)} {count:,}" for name, count in counts.items()) or "none"
 
 
 def size(count: int) -> str:
@@ -42,8 +48,8 @@ def rate(count: float, seconds: float) -> str:
 
 def show(snapshots: Sequence[Mapping[str, Any]]) -> None:
     """Print what `nicmodel.observe.snapshot.snapshot` has collected."""
-    console = Console()
-    for nic in snapshots:
+    console = plain_console()
+    for nic in escaped(snapshots):
         table = Table(title=f"{nic['name']} {nic['mac']}, wire {nic['wire']['name']}", title_justify="left")
         table.add_column("queue")
         for heading in ("frames", "bytes", "drops"):
@@ -93,7 +99,7 @@ def ledger_table(
             sums = [total(row, group=group) for group in GROUPS]
             now = [one for one in moved if _way(one) == way and queue in (one.queue, _ALL)]
             table.add_row(
-                queue, f"{row[0].direction}s", row[0].memory, row[0].path,
+                queue, f"{row[0].direction}s", printable(row[0].memory), row[0].path,
                 *(size(count) if count else "" for count in sums), size(sum(sums)),
                 *([rate(total(now), seconds) if now else ""] if seconds else []),
             )  # fmt: skip
@@ -105,7 +111,7 @@ def ledger_table(
     add(_ALL, ledger)
     others = {entry.memory: entry.place for entry in ledger if entry.place is not Place.RAM}
     if others:
-        table.caption = "; ".join(f"{memory}: {place}" for memory, place in sorted(others.items()))
+        table.caption = "; ".join(f"{printable(memory)}: {place}" for memory, place in sorted(others.items()))
         table.caption_justify = "left"
     return table
 

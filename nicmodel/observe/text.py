@@ -1,4 +1,10 @@
-"""Trace events as a person reads them: one line, and one more for each descriptor."""
+"""What a person reads in a terminal: text from outside made harmless, and trace events, a line each and one more for
+each descriptor.
+
+Names of files and processes, what a driver says of itself, and whatever else a guest, a client or a wire sends may hold
+control sequences, which a terminal would obey. So all that is printed goes through `printable`; JSON has escapes of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +31,27 @@ _NESTED = ("buffers", "descriptors", "completions")
 _HEX = ("offset", "value", "hash", "key", "list_address")
 
 
+def printable(text: str) -> str:
+    """The text with an escape sequence, such as ``\\x1b``, for every character that cannot be printed.
+
+    Those are control characters, line ends, marks that turn the direction of writing, and bytes that are not UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def escaped(data: Any) -> Any:
+    """The same data, as JSON has it, with all its text `printable`."""
+    if isinstance(data, str):
+        return printable(data)
+    if isinstance(data, Mapping):
+        return {escaped(key): escaped(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [escaped(one) for one in data]
+    return data
+
+
 def lines(event: Mapping[str, Any], start: int) -> Iterator[str]:
     """An event's lines.
 
@@ -35,6 +62,7 @@ def lines(event: Mapping[str, Any], start: int) -> Iterator[str]:
     if "lost" in event:
         yield f"{event['lost']} events lost: they came faster than they were read"
         return
+    event = escaped(event)
     kind = event["kind"]
     head = _HEADLINE.get(kind, ())
     words = [str(event[name]) for name in head if name in event]
@@ -50,7 +78,7 @@ def lines(event: Mapping[str, Any], start: int) -> Iterator[str]:
 
 
 def fields(values: Mapping[str, Any]) -> str:
-    """``name=value …``, addresses in hexadecimal, records in braces, nothing of what is reserved."""
+    """``name=value …``, printable, addresses in hexadecimal, records in braces, nothing of what is reserved."""
     return " ".join(
         f"{name}={_value(name, value)}"
         for name, value in values.items()
@@ -62,10 +90,10 @@ def _value(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + fields(value) + "}"
     if isinstance(value, list):
-        return ",".join(map(str, value)) or "-"
+        return printable(",".join(map(str, value))) or "-"
     if isinstance(value, int) and not isinstance(value, bool) and is_hex(name):
         return f"{value:#x}"
-    return str(value) if value != "" else "-"
+    return printable(str(value)) if value != "" else "-"
 
 
 def is_hex(name: str) -> bool:

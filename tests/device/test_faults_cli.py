@@ -89,7 +89,7 @@ def test_the_list() -> None:
     assert [name for name in KINDS if name not in listed] == []
     said = " ".join(run("faults", "admin-status").split())
     assert KINDS["admin-status"].effect in said
-    assert "RESOURCE_EXHAUSTED" in said and "EXTENDED_COMMAND" in said
+    assert "RESOURCE_EXHAUSTED" in said and "EXTENDED_COMMAND" in said and "of each occasion (0 to 1)" in said
 
 
 def test_the_readme_scenario_plays(control: str, tmp_path: Path) -> None:

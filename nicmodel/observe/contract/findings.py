@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nicmodel.observe.contract.rules import RULES, Rule
+from nicmodel.observe.text import escaped
 from nicmodel.observe.text import fields as fields_as_text
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Finding:
 
 def as_text(finding: Mapping[str, Any]) -> str:
     """A finding, as `Finding.as_dict` gives it, in lines for a person."""
+    finding = escaped(finding)
     times = f", {finding['count']} times" if finding["count"] > 1 else ""
     lines = [
         f"{finding['rule']} {finding['severity']}: {finding['nic']} {finding['queue'] or ''}{times}: {finding['what']}",
@@ -120,6 +122,6 @@ class Journal:
         )
         finding = Finding(RULES[rule], self._nic, queue, now, what, evidence, recent)
         self._found[rule, queue] = finding
-        log.debug("%s", finding)
+        log.debug("%s: %s: %s", self._nic, rule, what)
         if self._on_finding is not None:
             self._on_finding(finding)
