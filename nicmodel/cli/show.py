@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from nicmodel.cli.options import control_option, nic_option
 from nicmodel.observe.control import Control
-from nicmodel.observe.report import size
-from nicmodel.observe.text import fields, is_hex
+from nicmodel.observe.report import plain_console, size
+from nicmodel.observe.text import escaped, fields, is_hex
 
 #: Memory regions that are listed; behind an IOMMU every page is one.
 _MAX_REGIONS = 32
@@ -32,6 +31,7 @@ def show(path: str, nic: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
+    found = escaped(found)
     click.echo(f"registers  {fields(found['registers'])} pci_command={','.join(found['pci_command']) or '-'}")
     click.echo(f"admin      {fields(found['admin_queue'])}")
     click.echo(f"driver     {fields(found['driver']) if found['driver'] else 'none'}")
@@ -48,8 +48,8 @@ def show(path: str, nic: str | None, as_json: bool) -> None:
     )
     memory = [{**region, "size": size(region["size"])} for region in found["memory"]]
     _table("memory", memory[:_MAX_REGIONS])
-    if len(memory) > _MAX_REGIONS:
-        click.echo(f"and {len(memory) - _MAX_REGIONS} regions more: --json lists them")
+    if (more := found["memory_regions"] - _MAX_REGIONS) > 0:
+        click.echo(f"and {more:,} regions more")
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -62,7 +62,7 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name.replace("_", " "), justify="right" if isinstance(value, int) else "left")
     for row in rows:
         table.add_row(*(_cell(name, value) for name, value in row.items()))
-    Console(highlight=False, markup=False).print(table)
+    plain_console().print(table)
 
 
 def _cell(name: str, value: Any) -> str:

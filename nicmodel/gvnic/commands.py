@@ -248,6 +248,25 @@ OPTION_BUFFER_OWNERS = record(("supported", ">u4"), ("owners", ">u4"), ("lookahe
 #: How many flows, and buffers of all flows together, can be there, and of how many pieces a buffer may consist.
 OPTION_DDP = record(("supported", ">u4"), ("max_flows", ">u2"), ("max_buffers", ">u2"), ("max_pieces", ">u4"))
 
+#: Each option's form.
+OPTIONS = {
+    OptionId.GQI_RAW_ADDRESSING: OPTION_GQI,
+    OptionId.GQI_RDA: OPTION_GQI,
+    OptionId.GQI_QPL: OPTION_GQI,
+    OptionId.DQO_RDA: OPTION_DQO_RDA,
+    OptionId.MODIFY_RING: OPTION_MODIFY_RING,
+    OptionId.DQO_QPL: OPTION_DQO_QPL,
+    OptionId.JUMBO_FRAMES: OPTION_JUMBO_FRAMES,
+    OptionId.BUFFER_SIZES: OPTION_BUFFER_SIZES,
+    OptionId.FLOW_STEERING: OPTION_FLOW_STEERING,
+    OptionId.NIC_TIMESTAMP: OPTION_NIC_TIMESTAMP,
+    OptionId.RSS_CONFIG: OPTION_RSS_CONFIG,
+    OptionId.DEFERRED_PLACEMENT: OPTION_DEFERRED_PLACEMENT,
+    OptionId.QUEUE_FLUSH: OPTION_QUEUE_FLUSH,
+    OptionId.BUFFER_OWNERS: OPTION_BUFFER_OWNERS,
+    OptionId.DDP: OPTION_DDP,
+}
+
 #: What the device writes to a queue's resources when it is created: dword index into BAR 2, index of its counter.
 QUEUE_RESOURCES = record(("doorbell_index", ">u4"), ("counter_index", ">u4"))
 

@@ -101,11 +101,15 @@ class Control:
         asked = {"request": name} | {key: value for key, value in arguments.items() if value is not None}
         try:
             self._socket.sendall(json.dumps(asked).encode() + b"\n")
+        except TimeoutError:
+            raise ControlError(f"the server at {self.path} does not read") from None
+        except ConnectionError:
+            pass  # it may have said why before it closed
         except OSError as error:
             raise ControlError(f"the server at {self.path} has gone: {error.strerror}") from None
         answer = self._read()
-        if "error" in answer:
-            raise ControlError(answer["error"])
+        if "reply" not in answer:
+            raise ControlError(str(answer.get("error", f"{self.path} gives neither a reply nor an error")))
         return answer["reply"]
 
     def _read(self) -> dict[str, Any]:
@@ -117,9 +121,18 @@ class Control:
             raise ControlError(f"the server at {self.path} has gone: {error.strerror}") from None
         if not line.endswith(b"\n"):
             raise ControlError(f"the server at {self.path} has gone")
-        answer: dict[str, Any] = json.loads(line)
+        answer = self._parse(line)
         if answer.get("version", VERSION) != VERSION:
-            raise ControlError(f"the server speaks version {answer['version']}, this is version {VERSION}")
+            raise ControlError(f"the server speaks version {answer['version']!r}, this is version {VERSION}")
+        return answer
+
+    def _parse(self, line: bytes) -> dict[str, Any]:
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise ControlError(f"what listens at {self.path} is no control socket of nicmodel serve")
         return answer
 
     def stat(self) -> list[dict[str, Any]]:
@@ -261,8 +274,14 @@ class Control:
         return about, self._events()
 
     def _events(self) -> Iterator[dict[str, Any]]:
-        for line in self._lines:
-            answer = json.loads(line)
+        while True:
+            try:
+                line = self._lines.readline()
+            except (OSError, ValueError):  # the server was killed; this end was closed
+                return
+            if not line.endswith(b"\n"):
+                return
+            answer = self._parse(line)
             yield answer.get("event") or answer.get("frame") or answer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import logging
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from nicmodel.faults.fault import shortened
 from nicmodel.faults.faults import Faults, named_fault
 from nicmodel.faults.scenario import Scenario
 from nicmodel.gvnic.device import Nic
@@ -19,7 +21,7 @@ from nicmodel.observe.capture import Capture
 from nicmodel.observe.control import MAX_LINE, VERSION
 from nicmodel.observe.detail import detail
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.observe.trace import Event, Tracer, completions, followers, where
+from nicmodel.observe.trace import Event, Tracer, check_queues, completions, followers, where
 from nicmodel.packet.frames import MAX_FRAME, Batch
 from nicmodel.vfio_user.listener import Listener
 from nicmodel.vfio_user.poll import Poller
@@ -30,9 +32,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Clients at a time.
+_MAX_CLIENTS = 32
 #: Bytes that may wait for a client: beyond the first, its events are lost; beyond the second, it is dropped.
 _MAX_EVENTS = 4 << 20
-_MAX_WAITING = 64 << 20
+_MAX_WAITING = 16 << 20
+#: Most frames in a request, bytes in an id, and characters in a scenario, for whose reading the NICs have to wait.
+_MAX_FRAMES = 1024
+_MAX_ID = 256
+_MAX_SCENARIO = 1 << 16
 
 
 class _Refused(Exception):
@@ -80,8 +88,14 @@ class ControlServer:
 
     def _accept(self) -> None:
         connection = self._listener.accept()
-        if connection is not None:
+        if connection is None:
+            return
+        if len(self._clients) < _MAX_CLIENTS:
             self._clients.add(_Client(self, connection, self._poller, self._clients.discard))
+            return
+        error = {"version": VERSION, "error": f"{_MAX_CLIENTS} clients are connected, and no more are served"}
+        with connection, contextlib.suppress(OSError):
+            connection.send(json.dumps(error).encode() + b"\n")
 
 
 class _Client:
@@ -97,8 +111,10 @@ class _Client:
         self._input = bytearray()
         self._output = bytearray()
         self._overlong = False
+        self._listening = True
         self._congested = False
         self._lost = 0
+        self._follows: set[str] = set()
         self._endings: list[Callable[[], None]] = []
         self._requests: dict[str, Callable[[dict[str, Any]], Any]] = {
             "stat": self._stat,
@@ -132,7 +148,7 @@ class _Client:
 
     def _readable(self) -> None:
         try:
-            data = self._socket.recv(1 << 18)
+            data = self._socket.recv(1 << 16)
         except BlockingIOError:
             return
         except OSError:
@@ -140,45 +156,56 @@ class _Client:
         if not data:
             self.close()
             return
-        *ends, rest = data.split(b"\n")
-        for end in ends:
-            self._take(end)
-            line, self._input = bytes(self._input), bytearray()
-            if not self._overlong:
-                self._answer(line)
-            self._overlong = False
-        self._take(rest)
+        self._input += data
+        self._go_on()
 
-    def _take(self, part: bytes) -> None:
-        """Add to the line that is being read. The rest of one that is too long goes nowhere."""
-        if not self._overlong and len(self._input) + len(part) > MAX_LINE:
-            self._overlong = True
+    def _go_on(self) -> None:
+        """Answer one request. Others that have come with it wait until the NICs have nothing to do."""
+        if self._socket.fileno() < 0:
+            return
+        line, newline, _ = self._input.partition(b"\n")
+        too_long = len(line) > MAX_LINE
+        if too_long and not self._overlong:
             self._send({"version": VERSION, "error": f"a line of more than {MAX_LINE} bytes"})
-        if self._overlong:
+        if newline:
+            del self._input[: len(line) + 1]
+            is_rest, self._overlong = self._overlong or too_long, False
+            if not is_rest:
+                self._answer(bytes(line))
+        elif too_long or self._overlong:  # the rest of the line goes nowhere
+            self._overlong = True
             self._input.clear()
-        else:
-            self._input += part
+        if self._socket.fileno() < 0:
+            return
+        waiting = b"\n" in self._input
+        self._listen(not waiting)
+        if waiting:
+            self._poller.when_idle(self._go_on)
+
+    def _listen(self, on: bool) -> None:
+        """Read what the client says, or let it wait."""
+        if on and not self._listening:
+            self._poller.add(self._socket.fileno(), self._readable)
+            self._congested = False
+            self._listening = True
+            self._flush()
+        elif not on and self._listening:
+            self._poller.remove(self._socket.fileno())
+            self._listening = False
 
     def _answer(self, line: bytes) -> None:
-        if self._socket.fileno() < 0:  # a line before was the last
-            return
         answer: dict[str, Any] = {"version": VERSION}
         try:
-            request = json.loads(line)
-            if not isinstance(request, dict):
-                raise _Refused("a request is a JSON object")
+            request = _parse(line)
             if "id" in request:
-                answer["id"] = request["id"]
-            handler = self._requests.get(str(request.get("request")))
+                answer["id"] = _identity(request["id"])
+            name = request.get("request")
+            handler = self._requests.get(name) if isinstance(name, str) else None
             if handler is None:
-                raise _Refused(
-                    f"there is no request {request.get('request')!r}, but {', '.join(self._requests)}"
-                )  # fmt: skip
+                raise _Refused(f"there is no request {shortened(name)}, but {', '.join(self._requests)}")
             answer["reply"] = handler(request)
-        except (ValueError, RecursionError) as error:  # of JSON or of an argument
+        except (_Refused, ValueError) as error:
             answer["error"] = str(error)
-        except _Refused as refused:
-            answer["error"] = str(refused)
         except Exception:
             log.exception("control: %s failed", line[:200])
             answer["error"] = "the server failed; its log says where"
@@ -188,11 +215,11 @@ class _Client:
         if self._socket.fileno() < 0:
             return
         self._output += json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        if not self._congested or not self._listening:
+            self._flush()
         if len(self._output) > _MAX_WAITING:
             log.warning("control: a client that does not read was dropped")
             self.close()
-        elif not self._congested:
-            self._flush()
 
     def _flush(self) -> None:
         try:
@@ -202,7 +229,7 @@ class _Client:
         except OSError:
             self.close()
             return
-        if self._congested != bool(self._output):
+        if self._listening and self._congested != bool(self._output):
             self._congested = bool(self._output)
             self._poller.want_write(self._socket.fileno(), self._flush if self._congested else None)
 
@@ -222,7 +249,10 @@ class _Client:
         if name is None and len(nics) == 1:
             name = next(iter(nics))
         if not isinstance(name, str) or name not in nics:
-            raise _Refused(f"which NIC? There are {', '.join(nics)}" if name is None else f"there is no NIC {name!r}")
+            among = ", ".join(nics)
+            raise _Refused(
+                f"which NIC? There are {among}" if name is None else f"there is no NIC {shortened(name)}, but {among}"
+            )
         return nics[name][0]
 
     def _nics(self, request: dict[str, Any]) -> list[Nic]:
@@ -279,42 +309,46 @@ class _Client:
         if not checkers:
             raise _Refused("nobody watches the driver: the server needs --check or --strict")
         names = [self._nic(request).name] if "nic" in request else list(checkers)
-        failed = [name for name in names if checkers[name].failed]
-        if failed:
-            raise _Refused(f"the contract checker of {', '.join(failed)} has failed; the server's log says where")
         return [finding.as_dict() for name in names for finding in checkers[name].findings]
 
     def _list_faults(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         return [injection.describe() for injection in self._faults(request).injections.values()]
 
     def _add_fault(self, request: dict[str, Any]) -> dict[str, Any]:
-        parameters, seed = request.get("parameters", {}), request.get("seed")
+        name, parameters, seed = request.get("fault"), request.get("parameters", {}), request.get("seed")
+        if not isinstance(name, str):
+            raise _Refused("fault is the name of one, such as wire-drop")
         if not isinstance(parameters, dict):
             raise _Refused("parameters is an object")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise _Refused("seed is a whole number")
         faults = self._faults(request)
-        fault = named_fault(str(request.get("fault")), parameters)
-        return faults.add(fault, seed=None if seed is None else str(seed)).describe()
+        return faults.add(named_fault(name, parameters), seed=None if seed is None else str(seed)).describe()
 
     def _end_faults(self, request: dict[str, Any]) -> dict[str, Any]:
         faults, number = self._faults(request), request.get("injection")
         if number is None:
             faults.clear()
-        elif number in faults.injections:
+        elif isinstance(number, int) and not isinstance(number, bool) and number in faults.injections:
             faults.remove(number)
         else:
-            raise _Refused(f"there is no fault {number!r} at work or waiting")
+            raise _Refused(f"there is no fault {shortened(number)} at work or waiting")
         return {}
 
     def _begin_scenario(self, request: dict[str, Any]) -> dict[str, Any]:
         text = request.get("text")
         if not isinstance(text, str):
             raise _Refused("text is the scenario's TOML")
+        if len(text) > _MAX_SCENARIO:
+            raise _Refused(f"a scenario of {len(text)} characters; at most {_MAX_SCENARIO} are read")
         Scenario.parse(text).begin(self._server.faults.values())
         return {}
 
     def _trace(self, request: dict[str, Any]) -> dict[str, Any]:
         kinds, queues = _strings(request, "kinds"), _strings(request, "queues")
-        for nic in self._nics(request):
+        nics = self._nics(request)
+        self._follow("trace", nics, queues)
+        for nic in nics:
             tracer = self._server.tracers[nic.name]
             subscription = tracer.subscribe(partial(self._event, "event"), kinds, queues)
             self._endings.append(partial(tracer.unsubscribe, subscription))
@@ -322,13 +356,46 @@ class _Client:
 
     def _capture(self, request: dict[str, Any]) -> dict[str, Any]:
         queues, limit = _strings(request, "queues"), request.get("limit")
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise _Refused("limit is a number of bytes")
         nics = self._nics(request)
+        self._follow("capture", nics, queues)
         for nic in nics:
             self._endings.append(Capture(nic, partial(self._event, "frame"), queues, limit).close)
         epoch = time.time_ns() - nics[0].clock()
         return {"epoch": epoch, "wires": {nic.name: nic.wire.name for nic in nics}}
+
+    def _follow(self, what: str, nics: Sequence[Nic], queues: Sequence[str]) -> None:
+        """See that this connection may follow all these NICs, before it follows the first."""
+        for nic in nics:
+            check_queues(nic, queues)
+        if what in self._follows:
+            raise _Refused(f"this connection has a {what}; for another open another connection")
+        self._follows.add(what)
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(line.decode(), parse_constant=_no_number)
+    except RecursionError:
+        raise _Refused("a request is not nested so deeply") from None
+    except ValueError as error:
+        raise _Refused(f"a request is a line of JSON: {error}") from None
+    if not isinstance(request, dict):
+        raise _Refused("a request is a JSON object")
+    return request
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _identity(value: Any) -> Any:
+    """A request's id, if it is fit to be sent back."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if len(json.dumps(value, allow_nan=False)) <= _MAX_ID:
+            return value
+    raise _Refused(f"an id has at most {_MAX_ID} bytes, and numbers that there are")
 
 
 def _strings(request: dict[str, Any], name: str) -> list[str]:
@@ -344,7 +411,10 @@ def _frames(request: dict[str, Any]) -> list[bytes]:
         raise _Refused("the encoding is hex or base64")
     decode = bytes.fromhex if encoding == "hex" else _base64
     frames = []
-    for text in _strings(request, "frames"):
+    texts = _strings(request, "frames")
+    if len(texts) > _MAX_FRAMES:
+        raise _Refused(f"{len(texts)} frames; a request takes at most {_MAX_FRAMES}")
+    for text in texts:
         try:
             frames.append(decode(text))
         except ValueError as error:

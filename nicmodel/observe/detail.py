@@ -13,26 +13,13 @@ from nicmodel.gvnic.commands import OptionId
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import explain
 from nicmodel.gvnic.registers import Bar
-from nicmodel.gvnic.state import SETTINGS
+from nicmodel.gvnic.state import SETTINGS, Records
 from nicmodel.observe.trace import flag_names, rights
 from nicmodel.packet.match import FlowType
 from nicmodel.vfio_user.protocol import PciIrq
 
-_OPTIONS = {
-    OptionId.DQO_RDA: c.OPTION_DQO_RDA,
-    OptionId.DQO_QPL: c.OPTION_DQO_QPL,
-    OptionId.GQI_RDA: c.OPTION_GQI,
-    OptionId.GQI_QPL: c.OPTION_GQI,
-    OptionId.MODIFY_RING: c.OPTION_MODIFY_RING,
-    OptionId.JUMBO_FRAMES: c.OPTION_JUMBO_FRAMES,
-    OptionId.BUFFER_SIZES: c.OPTION_BUFFER_SIZES,
-    OptionId.FLOW_STEERING: c.OPTION_FLOW_STEERING,
-    OptionId.NIC_TIMESTAMP: c.OPTION_NIC_TIMESTAMP,
-    OptionId.RSS_CONFIG: c.OPTION_RSS_CONFIG,
-    OptionId.DEFERRED_PLACEMENT: c.OPTION_DEFERRED_PLACEMENT,
-    OptionId.QUEUE_FLUSH: c.OPTION_QUEUE_FLUSH,
-    OptionId.BUFFER_OWNERS: c.OPTION_BUFFER_OWNERS,
-}
+#: Regions of each kind of memory that are listed.
+_MAX_REGIONS = 512
 
 #: Fields of a queue's record that mean something to this process only.
 _OWN = ("active", "pages", "position_mask")
@@ -46,9 +33,11 @@ def detail(nic: Nic) -> dict[str, Any]:
         ``descriptor`` and ``options`` that DESCRIBE_DEVICE offers; the ``admin_queue``; the ``queue_format`` that the
         driver has chosen and what the ``driver`` says of itself; the ``queues`` that exist, by name, with rings,
         indices and generations; notification ``blocks``; ``rss``; flow ``rules`` with what they match and how often
-        they did; ``memory``, the guest's, as it is mapped. Addresses are guest addresses.
+        they did; ``memory``, the guest's, as it is mapped, of each kind the first `_MAX_REGIONS` of the
+        ``memory_regions``. Addresses are guest addresses.
     """
     state = nic.state
+    regions = state.memory_map.flat()
     descriptor, options = _described(nic)
     info = nic.admin.driver_info
     return {
@@ -74,16 +63,25 @@ def detail(nic: Nic) -> dict[str, Any]:
             "set_by": "driver" if nic.rss.configured else "device",
         },
         "rules": [_rule(location, state.rules[location]) for location in nic.rules.locations()],
-        "memory": [
-            {
-                "address": int(region["start"]),
-                "size": int(region["size"]),
-                "rights": rights(int(region["flags"])),
-                "kind": nic.kinds[region["kind"]] if region["kind"] < len(nic.kinds) else "other",
-                "mapped": bool(region["host"]),
-            }
-            for region in state.memory_map.flat()
-        ],
+        "memory": [_region(nic, region) for region in _some_of_each_kind(regions)],
+        "memory_regions": len(regions),
+    }
+
+
+def _some_of_each_kind(regions: Records) -> Records:
+    """The memory map, of each kind no more than is listed: a guest may map pages by the hundred thousand."""
+    kinds = regions["kind"]
+    chosen = [np.flatnonzero(kinds == kind)[:_MAX_REGIONS] for kind in np.unique(kinds)]
+    return regions[np.sort(np.concatenate(chosen))] if chosen else regions
+
+
+def _region(nic: Nic, region: np.void) -> dict[str, Any]:
+    return {
+        "address": int(region["start"]),
+        "size": int(region["size"]),
+        "rights": rights(int(region["flags"])),
+        "kind": nic.kinds[region["kind"]] if region["kind"] < len(nic.kinds) else "other",
+        "mapped": bool(region["host"]),
     }
 
 
@@ -106,7 +104,9 @@ def _described(nic: Nic) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         header = np.frombuffer(raw, c.OPTION_HEADER, 1, place)[0]
         place += c.OPTION_HEADER.itemsize
         option = OptionId(int(header["id"]))
-        options[option.name] = explain(np.frombuffer(raw, _OPTIONS[option], 1, place)[0])
+        form = c.OPTIONS.get(option)
+        value = raw[place : place + int(header["length"])]
+        options[option.name] = explain(np.frombuffer(value, form, 1)[0]) if form else {"raw": value.hex()}
         place += int(header["length"])
     return explain(descriptor), options
 

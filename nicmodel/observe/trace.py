@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from nicmodel.faults.fault import shortened
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, QueueFormat, Status
@@ -169,7 +170,7 @@ class Tracer:
         for kind in kinds:
             if kind not in KINDS:
                 nearest = did_you_mean(kind, KINDS)
-                raise ValueError(f"no events are of kind {kind!r}; there are {', '.join(KINDS)}{nearest}")
+                raise ValueError(f"no events are of kind {shortened(kind)}; there are {', '.join(KINDS)}{nearest}")
         check_queues(self._nic, queues)
         subscription = Subscription(listener, frozenset(kinds), frozenset(queues))
         self._subscriptions.append(subscription)
@@ -431,9 +432,10 @@ def check_queues(nic: Nic, queues: Collection[str]) -> None:
         ValueError: there is no such queue.
     """
     last = nic.profile.queues - 1
+    names = {f"{way}{number}" for way in ("rx", "tx") for number in range(last + 1)}
     for queue in queues:
-        if queue[:2] not in ("rx", "tx") or not queue[2:].isdecimal() or int(queue[2:]) > last:
-            raise ValueError(f"there is no queue {queue!r}, but rx0 to rx{last} and tx0 to tx{last}")
+        if queue not in names:
+            raise ValueError(f"there is no queue {shortened(queue)}, but rx0 to rx{last} and tx0 to tx{last}")
 
 
 def where(nic: Nic, outcome: np.void) -> dict[str, Any]:

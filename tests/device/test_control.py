@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import stat
 import time
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nicmodel.observe import control_server
@@ -20,6 +22,7 @@ from nicmodel.observe.control_server import ControlServer
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4, UDPv6
 from nicmodel.testing.loopback import Loopback
+from nicmodel.vfio_user.dma import REGION
 from nicmodel.vfio_user.listener import AddressInUse
 
 from .conftest import ENTRIES
@@ -32,7 +35,7 @@ class Desk:
     def __init__(self, lab: Loopback, path: Path) -> None:
         self.lab = lab
         self.path = path
-        self.server = ControlServer(str(path), [(lab.nic, lab.server)], lab.nic.poller)
+        self.server = ControlServer(str(path), [(lab.nic, lab.server)], lab.nic.poller, [lab.faults])
         self.control = Control(path)
         self.pool = ThreadPoolExecutor(1)
 
@@ -253,7 +256,40 @@ def test_events_that_are_not_read_are_lost_and_counted(desk: Desk, monkeypatch: 
         (b"{", "Expecting property name"),
         (b"[]", "a request is a JSON object"),
         (b"\xff\xfe\xfd", "decode"),
-        (b"[" * 100_000, "recursion"),
+        (b"\xff\xfe[\0]\0", "decode"),
+        (b"[" * 100_000, "nested so deeply"),
+        (b'{"a":' * 50_000, "nested so deeply"),
+        (b"9" * 5000, "a request is a line of JSON"),
+        (b"NaN", "NaN is no number"),
+        (b'{"request": "stat", "id": NaN}', "NaN is no number"),
+        (b'{"request": "stat", "id": 1e999}', "an id has at most"),
+        (b'{"request": "stat", "id": "' + b"x" * 300 + b'"}', "an id has at most"),
+        (b'{"request": "stat", "id": ' + b"[" * 900 + b"]" * 900 + b"}", "an id has at most"),
+        (b'{"request": {}}', "there is no request {}"),
+        (b'{"request": "' + b"x" * 100_000 + b'"}', "there is no request 'xxx"),
+        (b'{"request": "show", "nic": "' + b"x" * 100_000 + b'"}', "there is no NIC 'xxx"),
+        (b'{"request": "inject", "frames": ["\\ud800"]}', "frame 0: "),
+        (b'{"request": "inject", "frames": [' + b'"00",' * 5000 + b'"00"]}', "5001 frames; a request takes at most"),
+        (b'{"request": "link", "up": 1}', "up is true or false"),
+        (b'{"request": "capture", "limit": true}', "limit is a number of bytes"),
+        (b'{"request": "trace", "kinds": ["\\ud800"]}', "no events are of kind"),
+        (b'{"request": "trace", "queues": ["rx' + b"9" * 5000 + b'"]}', "there is no queue"),
+        (b'{"request": "trace", "queues": ["rx-1"]}', "there is no queue"),
+        (b'{"request": "trace", "queues": ["rx\xd9\xa3"]}', "there is no queue"),
+        (b'{"request": "findings"}', "nobody watches"),
+        (b'{"request": "fault", "fault": []}', "fault is the name"),
+        (b'{"request": "fault", "fault": "wire-drop", "seed": {}}', "seed is a whole number"),
+        (b'{"request": "fault", "fault": "wire-drop", "parameters": 7}', "parameters is an object"),
+        (b'{"request": "fault", "fault": "wire-drop", "parameters": {"start": 1e999}}', "start is inf; it is 0 to"),
+        (b'{"request": "fault", "fault": "wire-drop", "parameters": {"start": NaN}}', "NaN is no number"),
+        (b'{"request": "fault", "fault": "rx-starve", "parameters": {"queue": 8}}', "queue is 8; it is 0 to 7"),
+        (b'{"request": "fault_end", "injection": []}', "there is no fault []"),
+        (b'{"request": "fault_end", "injection": {}}', "there is no fault {}"),
+        (b'{"request": "fault_end", "injection": true}', "there is no fault True"),
+        (b'{"request": "scenario", "text": 1}', "text is the scenario's TOML"),
+        (b'{"request": "scenario", "text": "\\ud800"}', "Invalid"),
+        (b'{"request": "scenario", "text": "a=' + b"[" * 5000 + b'"}', "not nested so deeply"),
+        (b'{"request": "scenario", "text": "' + b"#" * 70_000 + b'"}', "a scenario of 70000 characters"),
         (b"{}", "there is no request None"),
         (b'{"request": "format"}', "there is no request 'format', but stat, show, inject, send"),
         (b'{"request": ["stat"]}', "there is no request"),
@@ -281,12 +317,110 @@ def test_events_that_are_not_read_are_lost_and_counted(desk: Desk, monkeypatch: 
 def test_wrong_requests_get_a_sentence(desk: Desk, line: bytes, sentence: str) -> None:
     answer = desk.raw(line)
     assert sentence in answer["error"] and answer["version"] == 1 and "reply" not in answer
+    assert len(answer["error"]) < 1000 and "\n" not in answer["error"]
     assert desk.wait(desk.control.stat)
 
 
 def test_an_id_comes_back(desk: Desk) -> None:
     assert desk.raw(b'{"request": "stat", "id": "a"}')["id"] == "a"
     assert desk.raw(b'{"request": "nonsense", "id": 7}')["id"] == 7
+
+
+def test_many_requests_at_once_are_answered_one_in_a_turn(desk: Desk) -> None:
+    """Between two of them the NIC gets its turn."""
+    poller = desk.lab.nic.poller
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(desk.path))
+        connection.settimeout(10)
+        poller.run_once(1)
+        connection.sendall(b"".join(b'{"request":"stat","id":%d}\n' % number for number in range(500)) + b'{"req')
+        reader = connection.makefile("rb")
+        for number in range(500):
+            turns = 0
+            while not select.select([connection], [], [], 0)[0]:
+                poller.run_once(0)
+                turns += 1
+                assert turns < 10
+            assert json.loads(reader.readline())["id"] == number
+            assert not select.select([connection], [], [], 0)[0], "two answers in one turn"
+        connection.sendall(b'uest":"stat","id":"last"}\n')
+        assert json.loads(desk.wait(reader.readline))["id"] == "last"
+
+
+def test_a_line_in_many_pieces(desk: Desk) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(desk.path))
+        connection.settimeout(10)
+        for byte in b'{"request":"stat","id":1}\n{"request":"no':
+            connection.sendall(bytes([byte]))
+            desk.lab.advance(0)
+        assert json.loads(connection.makefile("rb").readline())["id"] == 1
+    desk.lab.advance(0)  # it leaves in the middle of a line
+    assert desk.wait(desk.control.stat)
+
+
+def test_requests_are_answered_whose_sender_says_no_more(desk: Desk) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(desk.path))
+        connection.settimeout(10)
+        connection.sendall(b'{"request":"stat"}\n' * 3)
+        connection.shutdown(socket.SHUT_WR)
+        assert len(desk.wait(connection.makefile("rb").readlines)) == 3
+
+
+def test_a_connection_follows_once(desk: Desk) -> None:
+    watcher = Control(desk.path)
+    for request in ("trace", "capture"):
+        desk.wait(watcher.request, request)
+        with pytest.raises(ControlError, match=f"this connection has a {request}"):
+            desk.wait(watcher.request, request)
+    assert len(desk.lab.nic.observers) == 2
+    watcher.close()
+
+
+def test_so_many_clients_and_no_more(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_server, "_MAX_CLIENTS", 3)
+    others = [Control(desk.path) for _ in range(2)]
+    desk.lab.advance(0)
+    late = Control(desk.path)
+    with pytest.raises(ControlError, match="3 clients are connected"):
+        desk.wait(late.request, "stat")
+    assert desk.wait(others[0].stat)
+    for one in (*others, late):
+        one.close()
+    desk.lab.advance(0)
+    late = Control(desk.path)
+    assert desk.wait(late.stat)
+    late.close()
+
+
+def _say(listener: socket.socket, what: bytes) -> None:
+    with listener.accept()[0] as connection:
+        connection.sendall(what)
+
+
+def test_what_is_no_control_socket(tmp_path: Path) -> None:
+    for said in (b"HTTP/1.1 400 Bad Request\n", b"[]\n", b"\xff\n", b"[" * 100_000 + b"\n", b"{}\n"):
+        with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+            listener.bind(str(tmp_path / "x"))
+            listener.listen()
+            control = Control(tmp_path / "x")
+            pool.submit(_say, listener, said)
+            with pytest.raises(ControlError, match=r"no control socket|neither a reply nor an error"):
+                control.stat()
+            control.close()
+        (tmp_path / "x").unlink()
+
+
+def test_of_many_regions_some_of_each_kind_are_shown(desk: Desk) -> None:
+    state = desk.lab.nic.state
+    many = np.zeros(3000, REGION)
+    many["start"], many["size"], many["kind"] = np.arange(3000) * 4096, 4096, np.arange(3000) // 2000
+    before, state.regions = state.regions, many
+    found = desk.wait(desk.control.show)
+    state.regions = before
+    assert found["memory_regions"] == 3000 and len(found["memory"]) == 2 * 512
+    assert {found["memory"][0]["address"], found["memory"][512]["address"]} == {0, 2000 * 4096}
 
 
 def test_a_client_that_does_not_read_is_dropped(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
