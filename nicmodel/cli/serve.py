@@ -34,7 +34,6 @@ from nicmodel.gvnic.profile import PROFILES, named_profile, parse_mac, random_ma
 from nicmodel.nearest import Choice
 from nicmodel.observe.compiling import announce
 from nicmodel.observe.control_server import ControlServer
-from nicmodel.observe.metrics import MetricsServer
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.vfio_user.listener import AddressError, Listener
 from nicmodel.vfio_user.poll import Poller
@@ -48,6 +47,7 @@ from nicmodel.wire.wire import Wire
 if TYPE_CHECKING:
     from nicmodel.observe.contract.checker import Checker
     from nicmodel.observe.contract.findings import Finding
+    from nicmodel.observe.metrics import MetricsServer
 
 _CONTROL = "control"
 log = logging.getLogger(__name__)
@@ -289,6 +289,8 @@ def _print_finding(finding: Finding) -> None:
 
 
 def _export(address: tuple[str, int], nics: list[tuple[Nic, Server]], poller: Poller) -> MetricsServer:
+    from nicmodel.observe.metrics import MetricsServer  # a server that exports nothing starts without HTTP
+
     try:
         exporter = MetricsServer(address, nics, poller)
     except OSError as error:

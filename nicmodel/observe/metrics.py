@@ -1,29 +1,53 @@
-"""What Prometheus asks of a server: its counters over HTTP, in the text exposition format, version 0.0.4.
+"""What Prometheus asks of a server: its counters over HTTP.
 
-The numbers are those of `nicmodel.observe.snapshot`. The server speaks as much HTTP/1.1 as a scrape needs, in the event
-loop of the NICs: one GET for each connection.
+The numbers are those of `nicmodel.observe.snapshot`; formats and their choice are prometheus-client's. HTTP is spoken
+by threads of their own, so that no client can hold the NICs, however slow or wrong it is. They never look at a NIC:
+they ask the event loop for snapshots (`MetricsServer.snapshots`), which it makes between two events.
 """
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import logging
+import os
+import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from nicmodel.gvnic.device import Nic
 from nicmodel.observe.ledger import entries
 from nicmodel.observe.snapshot import snapshot
+from nicmodel.observe.text import printable
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.vfio_user.server import Server
 
 log = logging.getLogger(__name__)
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-#: Longest request, bytes, and connections at a time.
+#: Longest request, bytes; connections at a time; seconds that a client may be silent, or slow to take its answer, and
+#: that a connection lasts at most.
 _MAX_REQUEST = 8192
 _MAX_CLIENTS = 16
+_SILENCE = 5.0
+_LIFE = 15.0
+#: Seconds that are no long time for an answer, and that a new connection waits for another to end.
+_LINGER = 2.0
+#: Seconds that a scrape waits for the event loop, and ns from one snapshot to the next, whoever asks.
+_PATIENCE = 5.0
+_PAUSE_NS = 100_000_000
+
+Snapshots = Sequence[Mapping[str, Any]]
 
 #: Metrics by name: kind and help.
 _METRICS = {
@@ -59,18 +83,36 @@ _METRICS = {
 Sample = tuple[str, dict[str, str], float]
 
 
-def exposition(snapshots: Sequence[Mapping[str, Any]]) -> str:
-    """Snapshots as text for Prometheus: each metric with its help, its type and its samples."""
-    samples: dict[str, list[str]] = {name: [] for name in _METRICS}
+class _Collector(Collector):
+    """The metrics of some snapshots, as prometheus-client takes them."""
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        self._families = list(_families(snapshots))
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _families(snapshots: Snapshots) -> Iterator[Metric]:
+    families = {
+        name: Metric(f"nicmodel_{name.removesuffix('_total')}", text, kind) for name, (kind, text) in _METRICS.items()
+    }
     for snap in snapshots:
         for name, labels, value in _samples(snap):
-            inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in {"nic": snap["name"], **labels}.items())
-            samples[name].append(f"nicmodel_{name}{{{inside}}} {value}")
-    return "".join(
-        f"# HELP nicmodel_{name} {text}\n# TYPE nicmodel_{name} {kind}\n" + "\n".join(samples[name]) + "\n"
-        for name, (kind, text) in _METRICS.items()
-        if samples[name]
-    )
+            inside = {key: printable(text) for key, text in {"nic": snap["name"], **labels}.items()}
+            families[name].add_sample(f"nicmodel_{name}", inside, value)
+    return (family for family in families.values() if family.samples)
+
+
+def _registry(snapshots: Snapshots) -> CollectorRegistry:
+    registry = CollectorRegistry(auto_describe=True)
+    registry.register(_Collector(snapshots))
+    return registry
+
+
+def exposition(snapshots: Snapshots) -> str:
+    """Snapshots as text for Prometheus: each metric with its help, its type and its samples."""
+    return generate_latest(_registry(snapshots)).decode()
 
 
 def _samples(snap: Mapping[str, Any]) -> Iterator[Sample]:
@@ -112,12 +154,8 @@ def _samples(snap: Mapping[str, Any]) -> Iterator[Sample]:
     yield "peak_memory_bytes", {}, snap["peak_memory"]
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
 class MetricsServer:
-    """Answers scrapes, in the event loop of the NICs.
+    """Answers scrapes, beside the event loop of the NICs.
 
     Args:
         address: where to listen, host and port; port 0: any that is free.
@@ -134,103 +172,261 @@ class MetricsServer:
     def __init__(self, address: tuple[str, int], nics: Sequence[tuple[Nic, Server]], poller: Poller) -> None:
         self.nics = nics
         self._poller = poller
-        self._clients: set[_Client] = set()
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._socket = socket.create_server(address, family=family)
-        self._socket.setblocking(False)
-        self.address: tuple[str, int] = self._socket.getsockname()[:2]
-        poller.add(self._socket.fileno(), self._accept)
+        self._asked: deque[Future[Snapshots]] = deque()
+        self._closed = False
+        self._lock = threading.Lock()  # of what is asked, and whether anybody answers
+        self._turn = threading.Lock()  # of the scrapes: their work, too, takes time from the event loop's thread
+        self._made = -_PAUSE_NS
+        self._http = _HttpServer(address, self._serve)
+        self.address: tuple[str, int] = self._http.socket.getsockname()[:2]
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        poller.add(self._wake, self._woken)
+        self._thread = threading.Thread(target=self._http.serve_forever, name="metrics", daemon=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the event loop's
+        try:
+            self._thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close(self) -> None:
         """Part with all clients and listen no more."""
-        for client in tuple(self._clients):
-            client.close()
-        self._poller.remove(self._socket.fileno())
-        self._socket.close()
+        with self._lock:
+            self._closed = True
+        while self._asked:
+            self._asked.popleft().set_exception(TimeoutError())
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+        self._poller.remove(self._wake)
+        os.close(self._wake)
 
-    def text(self) -> str:
-        """What a scrape gets now."""
-        return exposition([snapshot(nic, server.stats) for nic, server in self.nics])
+    # In the threads of the connections.
 
-    def _accept(self) -> None:
+    def snapshots(self) -> Snapshots:
+        """Snapshots of all NICs, made by the event loop after this was called; for other threads.
+
+        Raises:
+            TimeoutError: it was busy for too long.
+        """
+        future: Future[Snapshots] = Future()
+        with self._lock:
+            if self._closed:
+                raise TimeoutError
+            self._asked.append(future)
+            os.eventfd_write(self._wake, 1)
         try:
-            connection, _ = self._socket.accept()
+            return future.result(_PATIENCE)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    def _serve(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer a request (WSGI)."""
+
+        def refuse(status: str, sentence: str, *headers: tuple[str, str]) -> Iterable[bytes]:
+            start_response(status, [("Content-Type", "text/plain; charset=utf-8"), *headers])
+            return [f"{sentence}\n".encode()]
+
+        method = environ["REQUEST_METHOD"]
+        if environ["PATH_INFO"] != "/metrics":
+            return refuse("404 Not Found", "there is only /metrics")
+        if method not in ("GET", "HEAD"):
+            return refuse("405 Method Not Allowed", "only GET", ("Allow", "GET, HEAD"))
+        busy = "503 Service Unavailable", "the NICs are too busy to be asked"
+        if not self._turn.acquire(timeout=_PATIENCE):
+            return refuse(*busy)
+        try:
+            registry = _registry(self.snapshots())
+            try:
+                body: Iterable[bytes] = make_wsgi_app(registry)(environ | {"REQUEST_METHOD": "GET"}, start_response)
+            except Exception as error:  # prometheus-client's, of a version or an encoding that is none
+                log.debug("metrics: %r", error)
+                return refuse("400 Bad Request", "these headers cannot be understood")
+        except TimeoutError:
+            return refuse(*busy)
+        finally:
+            self._turn.release()
+        return body if method == "GET" else [b""]
+
+    # In the event loop.
+
+    def _woken(self) -> None:
+        os.eventfd_read(self._wake)
+        pause = self._made + _PAUSE_NS - self._poller.clock()
+        if pause > 0:
+            self._poller.call_at(self._poller.clock() + pause, self._answer)
+        else:
+            self._answer()
+
+    def _answer(self) -> None:
+        """One snapshot for all who have asked so far."""
+        asked = [self._asked.popleft() for _ in range(len(self._asked))]
+        waiting = [future for future in asked if future.set_running_or_notify_cancel()]
+        if not waiting:
+            return
+        self._made = self._poller.clock()
+        try:
+            found = [snapshot(nic, server.stats) for nic, server in self.nics]
+        except Exception as error:
+            for future in waiting:
+                future.set_exception(error)
+            raise
+        for future in waiting:
+            future.set_result(found)
+
+
+class _HttpServer(ThreadingMixIn, WSGIServer):
+    """A thread for each connection, of which there are few, and none for long.
+
+    When there are too many, the one that has been there longest without a request has to go, or else one that does not
+    come to an end: connections that say nothing keep nobody out. Further ones wait until the kernel hands them over.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_port = False
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], app: Callable[..., Iterable[bytes]]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._alive = 0  # threads
+        self._since: dict[socket.socket, float] = {}
+        self._asking: set[socket.socket] = set()
+        super().__init__(address, _Handler)
+        self.set_app(app)
+
+    def server_bind(self) -> None:
+        """Listen; unlike HTTPServer's own without asking the DNS for this host's name."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.setup_environ()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """The next connection; out of descriptors, or whatever it is, it waits a moment."""
+        try:
+            connection, address = super().get_request()
         except OSError:
-            return
-        if len(self._clients) >= _MAX_CLIENTS:
-            connection.close()
-            return
-        self._clients.add(_Client(connection, self.text, self._poller, self._clients.discard))
+            time.sleep(0.1)
+            raise
+        return connection, address
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a new connection; if there are too many, end another."""
+        with self._lock:
+            if self._alive >= _MAX_CLIENTS and (other := self._dispensable()) is not None:
+                self._end(other)
+            if not self._room.wait_for(lambda: self._alive < _MAX_CLIENTS, _LINGER):
+                super().shutdown_request(request)
+                return
+            self._alive += 1
+            self._since[request] = time.monotonic()
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be had
+            self._over(request)
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in its thread."""
+        super().process_request_thread(request, client_address)
+        self._over(request)
+
+    def _over(self, request: socket.socket) -> None:
+        with self._lock:
+            self._since.pop(request, None)
+            self._asking.discard(request)
+            self._alive -= 1
+            self._room.notify()
+
+    def _dispensable(self) -> socket.socket | None:
+        """Who has to go for a new connection, if anybody has to."""
+        long_ago = time.monotonic() - _LINGER
+        silent = (one for one in self._since if one not in self._asking)
+        slow = (one for one, since in self._since.items() if since < long_ago)
+        return next(silent, None) or next(slow, None)
+
+    def asks(self, request: socket.socket) -> None:
+        """A connection has made its request."""
+        with self._lock:
+            self._asking.add(request)
+
+    def service_actions(self) -> None:
+        """Now and then: end what takes too long."""
+        with self._lock:
+            old = [one for one, since in self._since.items() if time.monotonic() - since > _LIFE]
+            for one in old:
+                self._end(one)
+
+    def server_close(self) -> None:
+        """Listen no more, and end all connections."""
+        super().server_close()
+        with self._lock:
+            for one in list(self._since):
+                self._end(one)
+
+    def _end(self, connection: socket.socket) -> None:
+        """Have the thread of a connection find that it is over."""
+        self._since.pop(connection, None)
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """What goes wrong with one connection is no matter but its own."""
+        log.debug("metrics: a connection failed", exc_info=True)
 
 
-class _Client:
+class _Handler(WSGIRequestHandler):
     """One connection: a request, its answer, the end."""
 
-    def __init__(
-        self, connection: socket.socket, text: Callable[[], str], poller: Poller, on_close: Callable[[_Client], None]
-    ) -> None:
-        self._socket = connection
-        self._text = text
-        self._poller = poller
-        self._on_close = on_close
-        self._input = b""
-        self._output = b""
-        connection.setblocking(False)
-        poller.add(connection.fileno(), self._readable)
+    timeout = _SILENCE
+    default_request_version = "HTTP/1.0"  # an answer has a status, even to what is no HTTP
+    server: _HttpServer
+
+    def setup(self) -> None:
+        """Limit what is read."""
+        super().setup()
+        self.rfile = _Limited(self.rfile, _MAX_REQUEST)  # type: ignore[assignment]
+
+    def parse_request(self) -> bool:
+        """Read the headers."""
+        is_whole = super().parse_request()
+        self.server.asks(self.connection)
+        return is_whole
+
+    def handle(self) -> None:
+        """Answer; one who says too much, too little or nothing gets an error, or nothing."""
+        self.requestline, self.command, self.request_version = "", "", self.default_request_version
+        try:
+            super().handle()
+        except http.client.LineTooLong:
+            self.send_error(431)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """As the server's other events."""
+        log.debug("metrics: " + format, *args)
+
+
+class _Limited:
+    """A file of which only so many bytes are read."""
+
+    def __init__(self, file: Any, limit: int) -> None:
+        self._file = file
+        self._left = limit
+
+    def readline(self, size: int) -> bytes:
+        """The next line, as that of a file.
+
+        Raises:
+            LineTooLong: the limit is passed.
+        """
+        line: bytes = self._file.readline(min(size, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise http.client.LineTooLong("request")
+        return line
 
     def close(self) -> None:
-        """End the connection."""
-        if self._socket.fileno() >= 0:
-            self._poller.remove(self._socket.fileno())
-            self._socket.close()
-            self._on_close(self)
-
-    def _readable(self) -> None:
-        try:
-            data = self._socket.recv(_MAX_REQUEST)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-            return
-        if self._output:  # answered already
-            return
-        self._input += data
-        if b"\r\n\r\n" in self._input or b"\n\n" in self._input:
-            self._answer(self._input.split(b"\n", 1)[0].decode("latin1").split())
-        elif len(self._input) > _MAX_REQUEST:
-            self._reply("431 Request Header Fields Too Large", "the request is too long\n")
-
-    def _answer(self, words: list[str]) -> None:
-        if len(words) != 3 or not words[2].startswith("HTTP/"):
-            self._reply("400 Bad Request", "this is no HTTP\n")
-        elif words[0] not in ("GET", "HEAD"):
-            self._reply("405 Method Not Allowed", "only GET\n", "Allow: GET, HEAD\r\n")
-        elif words[1].partition("?")[0] != "/metrics":
-            self._reply("404 Not Found", "there is only /metrics\n")
-        else:
-            self._reply("200 OK", self._text(), body=words[0] == "GET")
-
-    def _reply(self, status: str, text: str, more: str = "", *, body: bool = True) -> None:
-        content = text.encode()
-        head = (
-            f"HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(content)}\r\n"
-            f"Connection: close\r\n{more}\r\n"
-        )
-        self._output = head.encode() + (content if body else b"")
-        self._flush()
-
-    def _flush(self) -> None:
-        try:
-            self._output = self._output[self._socket.send(self._output) :]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.close()
-            return
-        if self._output:
-            self._poller.want_write(self._socket.fileno(), self._flush)
-        else:
-            self.close()
+        """Close the file."""
+        self._file.close()

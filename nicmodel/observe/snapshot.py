@@ -79,7 +79,7 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
             }
             for location in nic.rules.locations()
         ],
-        "ddp": nic.ddp.counters if nic.ddp.capacity else {},
+        "ddp": dict(nic.ddp.counters) if nic.ddp.capacity else {},
         "events": dict(nic.counters),
         "admin": dict(nic.admin.executed),
         "wire": {"name": nic.wire.name, **nic.wire.counters},

@@ -673,7 +673,7 @@ def test_in_sight() -> None:
         assert [event["completions"][0]["placements"] for event in heard if event["kind"] == "rx"] == [1, 1, 1, 1]
         told = snapshot(lab.nic)
         assert told["ddp"] == lab.nic.ddp.counters and told["ddp"]["placed_bytes"] == reader.placed == 5000
-        assert f'nicmodel_ddp_total{{nic="{lab.nic.name}",name="placed_bytes"}} 5000' in exposition([told])
+        assert f'nicmodel_ddp_total{{name="placed_bytes",nic="{lab.nic.name}"}} 5000.0' in exposition([told])
 
 
 # Anything

@@ -496,6 +496,6 @@ def test_trace_counters_and_contract() -> None:
         }  # fmt: skip
         counters = snapshot(lab.nic)["rx_queues"][0]["placement"]
         assert (counters["kept"], counters["placed_bytes"], counters["pages"]) == (1, 1000, 0)
-        assert 'nicmodel_placement_total{nic="nic",queue="rx0",name="placed"} 1' in exposition([snapshot(lab.nic)])
+        assert 'nicmodel_placement_total{name="placed",nic="nic",queue="rx0"} 1.0' in exposition([snapshot(lab.nic)])
         lab.driver.doorbells.ring(bench.ring.doorbell_index + 1, 0)
         assert [finding.rule.name for finding in lab.findings] == ["DBL-002"]
