@@ -1,1 +1,4 @@
 """An emulated gVNIC over vfio-user for unmodified guests."""
+
+#: Semantic version: what CHANGELOG.md says of it is what a user may rely on.
+__version__ = "0.2.0.dev0"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
+import platform
 import sys
 
 import click
 
+from nicmodel import __version__
 from nicmodel.cli import stopping
 from nicmodel.cli.plain import plain_where_needed
 from nicmodel.cli.start import no_garbage
@@ -63,8 +66,17 @@ class _Commands(click.Group):
         return command
 
 
+def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    """The version, and those of what decides how the packet path is compiled: for reports of faults."""
+    if value and not context.resilient_parsing:
+        parts = (f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "numba", "llvmlite"))
+        click.echo(f"nicmodel {__version__} (Python {platform.python_version()}, {', '.join(parts)})")
+        context.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="nicmodel")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version,
+              help="Show the version, and those of Python, numpy and Numba.")  # fmt: skip
 def cli() -> None:
     """An emulated multi-queue NIC (Google's gVNIC) for QEMU guests, over vfio-user."""
 

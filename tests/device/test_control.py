@@ -22,8 +22,8 @@ from nicmodel.observe.control_server import ControlServer
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4, UDPv6
 from nicmodel.testing.loopback import Loopback
-from nicmodel.vfio_user.dma import REGION
 from nicmodel.vfio_user.listener import AddressInUse
+from nicmodel.vfio_user.regions import REGION
 
 from .conftest import ENTRIES
 from .frames import NIC_MAC, pattern, tcp, toeplitz, udp
