@@ -1,0 +1,94 @@
+"""Tables of what the test kit and the device offer, made from the code: fixtures, profiles, drops, faults."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.docutils import SphinxDirective
+
+from nicmodel.faults.fault import Chance
+from nicmodel.faults.kinds import KINDS
+from nicmodel.gvnic.profile import PROFILES
+from nicmodel.testing import plugin
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _fixtures(_argument: str) -> Iterator[str]:
+    """The fixtures of the pytest plugin."""
+    assert plugin.__file__
+    yield from ("| fixture | type | scope | what it is |", "|---|---|---|---|")
+    for node in ast.parse(Path(plugin.__file__).read_text()).body:
+        if not isinstance(node, ast.FunctionDef) or node.returns is None:
+            continue
+        for decorator in map(ast.unparse, node.decorator_list):
+            if decorator.startswith("pytest.fixture"):
+                scope = "session" if "session" in decorator else "test"
+                made = ast.unparse(node.returns).removeprefix("Iterator[")
+                made = made.removesuffix("]") if "Iterator[" in ast.unparse(node.returns) else made
+                words = _cell(ast.get_docstring(node) or "").replace("``", "`")
+                yield f"| `{node.name}` | `{made}` | {scope} | {words} |"
+
+
+def _profiles(_argument: str) -> Iterator[str]:
+    """What ``--profile`` chooses from."""
+    yield from ("| profile | what it offers |", "|---|---|")
+    for name, (meaning, _) in PROFILES.items():
+        yield f"| `{name}` | {_cell(meaning)} |"
+
+
+def _members(argument: str) -> Iterator[str]:
+    """The members of an enumeration, with the comments in front of them."""
+    module_name, _, class_name = argument.rpartition(".")
+    enumeration: type[Enum] = getattr(importlib.import_module(module_name), class_name)
+    comments = ModuleAnalyzer.for_module(module_name).find_attr_docs()
+    yield from ("| name | meaning |", "|---|---|")
+    for member in enumeration:
+        yield f"| `{member.name.lower()}` | {_cell(' '.join(comments.get((class_name, member.name), [])).strip())} |"
+
+
+def _parameters(_argument: str) -> Iterator[str]:
+    """The parameters of each fault; those that all have, once and first."""
+    yield from ("| fault | parameter | default | meaning |", "|---|---|---|---|")
+    common = Chance.parameters()
+    for name, parameters in [("all", common), *((name, kind.parameters()) for name, kind in KINDS.items())]:
+        for one in parameters.values():
+            if name == "all" or one.name not in common:
+                default = "" if one.default is None else f"`{one.default}`"
+                words = f" ({', '.join(one.words)})" if len(one.words) > 1 else ""
+                yield f"| `{name}` | `{one.name}` | {default} | {_cell(one.meaning + words)} |"
+
+
+_TABLES: dict[str, Callable[[str], Iterator[str]]] = {
+    "fixtures": _fixtures,
+    "profiles": _profiles,
+    "members": _members,
+    "fault-parameters": _parameters,
+}
+
+
+class TableDirective(SphinxDirective):
+    """One of the tables, by the directive's name; `members` takes the enumeration's full name."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Called by docutils."""
+        argument = self.arguments[0] if self.arguments else ""
+        return self.parse_text_to_nodes("\n".join(_TABLES[self.name](argument)))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    for name in _TABLES:
+        app.add_directive(name, TableDirective)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
