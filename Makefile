@@ -7,12 +7,13 @@ READY := $(VENV)/.ready
 # One process of tests for each processor; a guest of the tests takes 1 to 2 GiB, so no more than eight.
 PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadgroup
 
-.PHONY: demo test bench lint unit protocol device guest clean help
+.PHONY: demo test bench docs install-man lint unit protocol device guest clean help
 
 help:
 	@echo "make demo      devmem TCP from end to end: a stock guest, the emulated NIC, a verified transfer"
 	@echo "make test      the whole test suite, linters and type checks included"
 	@echo "make bench     all benchmarks, a quarter of an hour; tables and plots in benchmarks/results"
+	@echo "make docs      the documentation: docs/_build/html/index.html, and man pages in docs/_build/man"
 	@echo "make lint      ruff, mypy and import-linter only"
 	@echo "make unit      one ring of tests; also: protocol, device, guest"
 	@echo "make clean     remove the Python environment (downloads stay in the user's cache folder)"
@@ -30,6 +31,19 @@ bench: $(VENV)/.bench
 $(VENV)/.bench: $(READY)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,plot]'
 	@touch $@
+
+# Warnings are errors: a link that leads nowhere, a field of the datasheet without a meaning.
+SPHINX := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --doctree-dir docs/_build/doctrees
+
+docs: $(READY)
+	$(SPHINX) --builder html docs docs/_build/html
+	$(SPHINX) --builder man docs docs/_build/man
+
+# For "man nicmodel-serve"; PREFIX=/usr/local for all users.
+PREFIX ?= $(HOME)/.local
+install-man: docs
+	install -d $(PREFIX)/share/man/man1
+	install -m 644 docs/_build/man/*.1 $(PREFIX)/share/man/man1
 
 lint: $(READY)
 	$(BIN)/ruff check .

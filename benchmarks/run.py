@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, and then the tables in the two READMEs: what ``make bench`` does.
+"""All benchmarks, one after the other, and then the tables in the documentation: what ``make bench`` does.
 
     python benchmarks/run.py
     python benchmarks/run.py --only guest_tap --only devmem

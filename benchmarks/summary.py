@@ -1,4 +1,4 @@
-"""The latest results, written into the two READMEs between their marks: goals into the main one, all tables here.
+"""The latest results, written between their marks: goals into docs/benchmarks.md, all tables into the README here.
 
 python benchmarks/summary.py
 """
@@ -26,7 +26,7 @@ MARKS = ("<!-- results: written by benchmarks/summary.py -->\n", "<!-- end of re
 
 @dataclass(frozen=True)
 class Goal:
-    """One line for the main README: a goal, and the case that is furthest from it.
+    """One line for docs/benchmarks.md: a goal, and the case that is furthest from it.
 
     Attributes:
         text: what is measured.
@@ -149,7 +149,7 @@ def small_thing(wanted: Row) -> Goal:
 
 
 def main_table(results: dict[str, dict[str, Any]]) -> str:
-    """For the main README."""
+    """For docs/benchmarks.md."""
     rows = {name: result["rows"] for name, result in results.items()}
     lines = [goal.line(rows.get(goal.benchmark, [])) for goal in goals(rows)]
     machines = dict.fromkeys(result["machine"] for result in results.values())
@@ -187,7 +187,7 @@ def put(path: Path, text: str) -> None:
 
 @click.command()
 def main() -> None:
-    """Write the latest results into README.md and benchmarks/README.md, and draw their plots anew."""
+    """Write the latest results into docs/benchmarks.md and benchmarks/README.md, and draw their plots anew."""
     results = {
         name: json.loads((RESULTS / f"{name}.json").read_text())
         for name in BENCHMARKS
@@ -198,7 +198,7 @@ def main() -> None:
     for name, result in results.items():
         plot: Picture = importlib.import_module(name).PLOT
         plot.draw(RESULTS / f"{name}.png", result["title"], origin_of(result).replace("`", ""), result["rows"])
-    put(FOLDER.parent / "README.md", main_table(results))
+    put(FOLDER.parent / "docs" / "benchmarks.md", main_table(results))
     put(FOLDER / "README.md", all_tables(results))
 
 

@@ -1,7 +1,7 @@
 """Faults on demand: what goes wrong on a wire, in a device or on its bus, at a time and with a probability of choice.
 
 Nothing of it is on the packet path while no fault is at work. What there is, and what a stock driver makes of it:
-``nicmodel faults``, or the README beside this file.
+``nicmodel faults``, or docs/faults.md.
 """
 
 from nicmodel.faults.fault import Fault, FaultError, Injection

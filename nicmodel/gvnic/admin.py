@@ -444,7 +444,7 @@ class AdminQueue:
         else:
             raise AdminError(Status.INVALID_ARGUMENT, f"flow rule operation {operation}")
 
-    # The model's own options (README.md).
+    # The model's own options (docs/options.md).
 
     def _configure_deferred_placement(self, inner: np.void) -> None:
         deferred = self._nic.deferred

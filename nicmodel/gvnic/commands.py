@@ -38,11 +38,11 @@ class Inner(IntEnum):
     """Commands carried by `Opcode.EXTENDED_COMMAND`."""
 
     CONFIGURE_FLOW_RULE = 0x101
-    # Of this model's own options (nicmodel/gvnic/README.md).
+    # Of this model's own options (docs/options.md).
     CONFIGURE_DEFERRED_PLACEMENT = 0x8001
     FLUSH_RX_QUEUE = 0x8002
     CONFIGURE_BUFFER_OWNERS = 0x8003
-    # Of this model only, far from what a real device may come to use (nicmodel/gvnic/ddp.md).
+    # Of this model only, far from what a real device may come to use (docs/ddp.md).
     CONFIGURE_DDP = 0x8004
 
 
@@ -206,11 +206,11 @@ class OptionId(IntEnum):
     FLOW_STEERING = 0xB
     NIC_TIMESTAMP = 0xD
     RSS_CONFIG = 0xE
-    # Of this model only, far from what a real device may come to use (nicmodel/gvnic/README.md).
+    # Of this model only, far from what a real device may come to use (docs/options.md).
     DEFERRED_PLACEMENT = 0x8001
     QUEUE_FLUSH = 0x8002
     BUFFER_OWNERS = 0x8003
-    # Of this model only, far from what a real device may come to use (nicmodel/gvnic/ddp.md).
+    # Of this model only, far from what a real device may come to use (docs/ddp.md).
     DDP = 0x8004
 
 

@@ -1,5 +1,5 @@
 """Deferred placement: payload stays in memory of the NIC's until the driver says where it goes. An option of this
-model; what a driver has to do is in README.md.
+model; what a driver has to do is in docs/options.md.
 
 On a queue with the option a packet that is split at its header delivers the header at once, as ever. Its payload is
 kept in pages of the NIC's own memory, and the completion has a handle instead of payload. The driver then writes

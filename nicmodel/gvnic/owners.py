@@ -1,4 +1,4 @@
-"""Buffers of several owners in one receive queue: an option of this model; what a driver has to do is in README.md.
+"""Buffers of several owners in one receive queue: an option of this model. What a driver does: docs/options.md.
 
 A buffer's descriptor says whose it is, and a flow rule whose buffers its frames go to. The NIC takes descriptors from
 the ring ahead of need and sorts them into lists, one for each owner; a frame takes from its owner's list alone. While a

@@ -1,4 +1,4 @@
-"""The placement ring of a receive queue with deferred placement, driver's side (nicmodel/gvnic/README.md)."""
+"""The placement ring of a receive queue with deferred placement, driver's side (docs/options.md)."""
 
 from __future__ import annotations
 

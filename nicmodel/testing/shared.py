@@ -1,4 +1,4 @@
-"""A receive queue with data buffers in the memories of several owners, driver's side (nicmodel/gvnic/README.md)."""
+"""A receive queue with data buffers in the memories of several owners, driver's side (docs/options.md)."""
 
 from __future__ import annotations
 

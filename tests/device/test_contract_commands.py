@@ -28,7 +28,9 @@ def run(*arguments: str, status: int = 0) -> str:
 def test_all_rules_are_listed() -> None:
     listed = run("rules")
     assert all(name in listed for name in RULES) and f"{len(RULES)} rules" in listed
-    assert f"There are {len(RULES)} rules" in (Path(__file__).parents[2] / "README.md").read_text()
+    root = Path(__file__).parents[2]
+    assert f"There are {len(RULES)} rules" in (root / "docs" / "contract.md").read_text()
+    assert f"the {len(RULES)} rules" in (root / "README.md").read_text()
     told = json.loads(run("rules", "--json"))
     assert [rule["rule"] for rule in told] == list(RULES)
     assert {rule["area"] for rule in told} == set(AREAS.values())

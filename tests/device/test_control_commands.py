@@ -26,8 +26,9 @@ from nicmodel.vm.server import NicServer
 
 from .frames import ETHERNET, NIC_MAC, PEER_MAC, tcp, udp
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-README_COMMANDS = re.findall(r"^ +nicmodel ((?!fault ).* --control .*)$", README, re.MULTILINE)
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = (DOCS / "observe.md").read_text() + (DOCS / "devmem.md").read_text()
+PAGE_COMMANDS = re.findall(r"^ +nicmodel ((?!fault ).* --control .*)$", PAGES, re.MULTILINE)
 
 TO_PORT = 'Ether()/IP(dst="192.0.2.1")/TCP(dport=5201)/("x"*1000)'
 
@@ -153,12 +154,12 @@ def test_trace(server: NicServer, control: str, tmp_path: Path) -> None:
     assert [json.loads(line)["value"] for line in program.stdout] == list(b"GVE")
 
 
-def test_the_readme(driver: Driver, server: NicServer, control: str, tmp_path: Path) -> None:
-    """What the README shows works as it stands there, and what it says of one result is true."""
-    assert len(README_COMMANDS) == 7
+def test_the_pages(driver: Driver, server: NicServer, control: str, tmp_path: Path) -> None:
+    """What the pages show works as it stands there, and what they say of one result is true."""
+    assert len(PAGE_COMMANDS) == 7
     file = tmp_path / "nic.pcapng"
     places = {"/tmp/nic.ctl": control, "/tmp/nic.pcapng": str(file)}
-    words = [[places.get(word, word) for word in shlex.split(line)] for line in README_COMMANDS]
+    words = [[places.get(word, word) for word in shlex.split(line)] for line in PAGE_COMMANDS]
     trace, top, show, inject, capture, link, ledger = words
     watcher = start(*trace, "--count", "1")
     assert watcher.stderr is not None and watcher.stderr.readline() == "tracing\n"
@@ -169,7 +170,7 @@ def test_the_readme(driver: Driver, server: NicServer, control: str, tmp_path: P
     run(*show)
     writer = start(*capture, "--count", "1")
     assert writer.stderr is not None and writer.stderr.readline() == "capturing\n"
-    [shown] = re.findall(r"^ +(\d+ bytes: delivered, .*)$", README, re.MULTILINE)
+    [shown] = re.findall(r"^ +(\d+ bytes: delivered, .*)$", PAGES, re.MULTILINE)
     assert run(*inject).strip() == shown
     assert writer.wait(20) == 0 and len(list(read_capture(str(file)))) == 1
     run(*link)

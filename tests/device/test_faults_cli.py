@@ -19,11 +19,9 @@ from nicmodel.vm.server import NicServer
 from .frames import NIC_MAC, tcp
 from .test_control_commands import run
 
-README = (Path(__file__).parents[2] / "nicmodel" / "faults" / "README.md").read_text()
-COMMANDS = re.findall(
-    r"^ +nicmodel (fault .*--control \S+)", (Path(__file__).parents[2] / "README.md").read_text() + README, re.MULTILINE
-)
-[SCENARIO] = re.findall(r"^```toml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGE = (Path(__file__).parents[2] / "docs" / "faults.md").read_text()
+COMMANDS = re.findall(r"^ +nicmodel (fault .*--control \S+)", PAGE, re.MULTILINE)
+[SCENARIO] = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +105,8 @@ def test_the_readme_commands_work(control: str) -> None:
     assert run("fault", "list", "--control", control) == ""
 
 
-def test_the_readme_example(tmp_path: Path) -> None:
-    [example] = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def test_the_example(tmp_path: Path) -> None:
+    [example] = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     file = tmp_path / "test_example.py"
     file.write_text(example)
     command = [sys.executable, "-m", "pytest", "-p", "nicmodel.testing.plugin", "-p", "no:cacheprovider", str(file)]
@@ -116,9 +114,9 @@ def test_the_readme_example(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_readme_table_is_the_registry() -> None:
+def test_the_table_is_the_registry() -> None:
     """Each fault has its row, with the words of its definition."""
-    rows = re.findall(r"^\| `(.*?)` \| (.*?) \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `(.*?)` \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)
     assert [row[0] for row in rows] == list(KINDS)
     for name, where, summary, effect in rows:
         kind = KINDS[name]

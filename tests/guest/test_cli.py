@@ -1,4 +1,4 @@
-"""The commands of the README, as a user types them."""
+"""The commands of the documentation, as a user types them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import pytest
 
 pytestmark = pytest.mark.guest
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = (DOCS / "launch.md").read_text() + (DOCS / "devmem.md").read_text()
 NICMODEL = Path(sys.executable).with_name("nicmodel")
 
 
 def commands(name: str) -> list[list[str]]:
-    """The indented lines of the README that run ``nicmodel <name>``, as argument vectors."""
-    return [shlex.split(line) for line in re.findall(rf"^ +(nicmodel {name}.*)$", README, re.MULTILINE)]
+    """The indented lines of the pages that run ``nicmodel <name>``, as argument vectors."""
+    return [shlex.split(line) for line in re.findall(rf"^ +(nicmodel {name}.*)$", PAGES, re.MULTILINE)]
 
 
 @contextmanager

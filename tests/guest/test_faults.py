@@ -1,7 +1,7 @@
 """What a stock driver, and the stack above it, make of each fault; and that traffic flows when it is over.
 
 One guest of this file's own: two NICs back to back, of which the first is struck, and one that the host reaches through
-passt, for devmem TCP. The table in nicmodel/faults/README.md says in words what is seen here.
+passt, for devmem TCP. The table in docs/faults.md says in words what is seen here.
 """
 
 from __future__ import annotations

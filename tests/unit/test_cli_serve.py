@@ -1,4 +1,4 @@
-"""Every `nicmodel serve` of the README runs as printed."""
+"""Every `nicmodel serve` of the README and the documentation runs as printed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ from scapy.utils import wrpcap
 
 from nicmodel.vm.namespace import Namespace
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-COMMANDS = re.findall(r"^ +nicmodel (serve .*)$", README, re.MULTILINE)
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+COMMANDS = list(
+    dict.fromkeys(
+        command for page in PAGES for command in re.findall(r"^ +nicmodel (serve .*)$", page.read_text(), re.MULTILINE)
+    )
+)
 
 
 @pytest.fixture
