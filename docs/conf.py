@@ -18,7 +18,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx_click",
     "commands",
     "datasheet",
     "kit",
@@ -26,6 +25,7 @@ extensions = [
 
 # Single backticks in docstrings name a Python object where there is one, and are code otherwise.
 default_role = "py:obj"
+smartquotes = False
 highlight_language = "text"
 exclude_patterns = ["_build"]
 suppress_warnings: list[str] = []

@@ -1,42 +1,45 @@
-"""A page, and so a man page, for each command: written from the commands themselves before the build begins.
+"""A page, and so a man page, for each command: made from the commands themselves.
 
-The pages are in ``docs/commands/``, which is not under version control. sphinx-click turns each command's help into
-text; this module says which commands there are.
+The pages are written to ``docs/commands/``, which is not under version control, before the build begins. They hold a
+directive each, which turns a command's help into synopsis, description and options. (sphinx-click takes help texts for
+reStructuredText, which these are not: a wire's ``original|max|N`` would be a substitution.)
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
 import click
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.util.docutils import SphinxDirective
 
 from nicmodel.cli.main import cli
 
 _PAGE = """\
 # nicmodel {name}
 
-```{{click}} {module}:{attribute}
-:prog: nicmodel {name}
-:nested: full
+```{{command}} {name}
 ```
 """
 
 _INDEX = """\
 # Commands
 
-```{{click}} nicmodel.cli.main:cli
-:prog: nicmodel
-:nested: none
+```{{command}}
 ```
+
+## All commands
 
 | command | what it does |
 |---|---|
 {rows}
 
-Each command also has a man page (`man nicmodel-serve`), built with this site: `make docs` puts them into
-`docs/_build/man`.
+Each command has a man page too, such as `man nicmodel-serve`: `make docs` puts them into `docs/_build/man`, and
+`make install-man` where `man` finds them.
 
 ```{{toctree}}
 :hidden:
@@ -45,12 +48,81 @@ Each command also has a man page (`man nicmodel-serve`), built with this site: `
 ```
 """
 
+#: What a help text puts between backticks, one or two.
+_CODE = re.compile(r"``?([^`]+)``?")
+
 
 def commands() -> dict[str, click.Command]:
     """The sub-commands by name, in the order of ``nicmodel --help``."""
     context = click.Context(cli)
     found = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
     return {name: command for name, command in found.items() if command is not None}
+
+
+def _words(text: str) -> nodes.paragraph:
+    """A paragraph of a help text."""
+    paragraph = nodes.paragraph()
+    for number, part in enumerate(_CODE.split(" ".join(text.split()))):
+        paragraph += nodes.literal(text=part) if number % 2 else nodes.Text(part)
+    return paragraph
+
+
+def _section(title: str, *content: nodes.Node) -> nodes.section:
+    return nodes.section("", nodes.title(text=title), *content, ids=[nodes.make_id(title)])
+
+
+def _verbatim(text: str) -> nodes.literal_block:
+    return nodes.literal_block(text, text, language="text")
+
+
+def _synopsis(command: click.Command, program: str) -> nodes.literal_block:
+    context = click.Context(command, info_name=program)
+    return _verbatim(" ".join([program, *command.collect_usage_pieces(context)]))
+
+
+def _description(command: click.Command) -> list[nodes.Node]:
+    """The help text; what click is told not to wrap stays as it is."""
+    parts = inspect.cleandoc(command.help or "").split("\n\n")
+    return [_verbatim(part[1:].strip("\n")) if part.startswith("\b") else _words(part) for part in parts]
+
+
+def _options(command: click.Command, program: str) -> list[nodes.Node]:
+    context = click.Context(command, info_name=program)
+    options = [parameter for parameter in command.get_params(context) if isinstance(parameter, click.Option)]
+    records = [option.get_help_record(context) for option in options]
+    listed = nodes.definition_list()
+    for words, meaning in filter(None, records):
+        term = nodes.term("", "", nodes.literal(text=words))
+        listed += nodes.definition_list_item("", term, nodes.definition("", _words(meaning)))
+    return [listed] if listed.children else []
+
+
+class CommandDirective(SphinxDirective):
+    """Synopsis, description, options and sub-commands of a command; without a name, of ``nicmodel`` itself."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Called by docutils."""
+        if not self.arguments:
+            return self._sections(cli, "nicmodel")
+        name = self.arguments[0]
+        command = commands()[name]
+        sections = self._sections(command, f"nicmodel {name}")
+        if isinstance(command, click.Group):
+            for inner_name, inner in command.commands.items():
+                program = f"nicmodel {name} {inner_name}"
+                content = [_synopsis(inner, program), *_description(inner), *_options(inner, program)]
+                sections.append(_section(program, *content))
+        return sections
+
+    def _sections(self, command: click.Command, program: str) -> list[nodes.Node]:
+        sections: list[nodes.Node] = [
+            _section("Synopsis", _synopsis(command, program)),
+            _section("Description", *_description(command)),
+        ]
+        options = _options(command, program)
+        return [*sections, _section("Options", *options)] if options else sections
 
 
 def _write(path: Path, text: str) -> None:
@@ -68,10 +140,7 @@ def write_pages(app: Sphinx, config: Config) -> None:
         (folder / f"{stale}.md").unlink()
     rows = []
     for name, command in found.items():
-        callback = command.callback
-        assert callback is not None, name
-        page = _PAGE.format(name=name, module=callback.__module__, attribute=callback.__name__)
-        _write(folder / f"{name}.md", page)
+        _write(folder / f"{name}.md", _PAGE.format(name=name))
         rows.append(f"| [`{name}`]({name}.md) | {command.get_short_help_str(200)} |")
     _write(folder / "index.md", _INDEX.format(rows="\n".join(rows), pages="\n".join(found)))
     summary = "an emulated gVNIC over vfio-user"
@@ -86,5 +155,6 @@ def write_pages(app: Sphinx, config: Config) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
+    app.add_directive("command", CommandDirective)
     app.connect("config-inited", write_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

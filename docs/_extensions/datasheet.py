@@ -255,7 +255,7 @@ class RulesDirective(_Generated):
             [
                 f"({rule.name.lower()})=",
                 f"**{rule.name}** ({rule.severity}) {rule.says}",
-                f": Otherwise: {rule.why}",
+                f": Why: {rule.why}",
                 "",
                 f"  Source: {rule.source}",
                 "",
