@@ -1,5 +1,8 @@
 """What every test has: the fixtures that nicmodel brings, also in a checkout that is not installed."""
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import settings
 
@@ -11,7 +14,20 @@ pytest_plugins = ["nicmodel.testing.plugin"]
 settings.register_profile("nicmodel", deadline=None)
 settings.load_profile("nicmodel")
 
+#: Starts a NIC, which compiles the packet path, and says so.
+_COMPILE = """
+from nicmodel.observe.compiling import announce
+from nicmodel.testing.loopback import Loopback
+announce()
+Loopback().close()
+"""
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Tests of this project use compiled code without a fixture, too."""
+    """Compile before the first test, whose time is limited, and before there are several processes of tests."""
+    parallel = hasattr(session.config, "workerinput")
+    if not parallel and not session.config.option.collectonly:
+        subprocess.run([sys.executable, "-c", _COMPILE], check=True)
+    # Tests of this project use compiled code without a fixture, too.
     announce_compiling(session.config)
