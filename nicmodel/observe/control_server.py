@@ -409,7 +409,7 @@ def _frames(request: dict[str, Any]) -> list[bytes]:
     encoding = request.get("encoding", "hex")
     if encoding not in ("hex", "base64"):
         raise _Refused("the encoding is hex or base64")
-    decode = bytes.fromhex if encoding == "hex" else _base64
+    decode, expected = (bytes.fromhex, "hexadecimal digits in pairs") if encoding == "hex" else (_base64, "base64")
     frames = []
     texts = _strings(request, "frames")
     if len(texts) > _MAX_FRAMES:
@@ -417,8 +417,8 @@ def _frames(request: dict[str, Any]) -> list[bytes]:
     for text in texts:
         try:
             frames.append(decode(text))
-        except ValueError as error:
-            raise _Refused(f"frame {len(frames)}: {error}") from None
+        except ValueError:  # whose wording differs between versions of Python
+            raise _Refused(f"frame {len(frames)}: not {expected}") from None
         if not 0 < len(frames[-1]) <= MAX_FRAME:
             raise _Refused(f"frame {len(frames) - 1}: {len(frames[-1])} bytes; 1 to {MAX_FRAME} are possible")
     return frames
