@@ -22,6 +22,7 @@ import click
 
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
+from nicmodel.vm.host import program
 from nicmodel.vm.image import DEFAULT_KERNEL, USERLAND, Kernel, build_image
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.packages import Packages, obtain
@@ -58,7 +59,7 @@ def enter_namespace(devices: Collection[str] = ()) -> None:
     All that is downloaded or built for guests with these devices is had before: in there is no network.
     """
     if os.environ.get(_INSIDE):
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        subprocess.run([program("ip"), "link", "set", "lo", "up"], check=True)
         # Nothing but what is measured is to be on the wires.
         for which in ("all", "default"):
             Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6").write_text("1")
@@ -70,7 +71,7 @@ def enter_namespace(devices: Collection[str] = ()) -> None:
     except VmError as error:
         raise click.ClickException(str(error)) from None
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
-    command = ["unshare", *user, "--net", "--", sys.executable, *sys.orig_argv[1:]]
+    command = [program("unshare"), *user, "--net", "--", sys.executable, *sys.orig_argv[1:]]
     os.execvpe(command[0], command, os.environ | {_INSIDE: "1"})
 
 
@@ -161,8 +162,8 @@ class Testbed:
             for port in self.ports.values():
                 self.guest.run(f"ip addr add {port.address}/24 dev {self.interface(port)}")
                 self.guest.run(f"ip link set {self.interface(port)} up")
-                host("ip", "addr", "add", f"{port.host}/24", "dev", port.tap)
-                host("ip", "link", "set", port.tap, "up")
+                host(program("ip"), "addr", "add", f"{port.host}/24", "dev", port.tap)
+                host(program("ip"), "link", "set", port.tap, "up")
             self.set_mtu(1500)
             install_tcp_peer(self.guest)
             self.guest.start(f"iperf3 -s -p {IPERF_PORT}")
@@ -184,7 +185,7 @@ class Testbed:
         self._mtu = mtu
         for port in self.ports.values():
             self.guest.run(f"ip link set {self.interface(port)} mtu {mtu}")
-            host("ip", "link", "set", port.tap, "mtu", str(mtu))
+            host(program("ip"), "link", "set", port.tap, "mtu", str(mtu))
         for port in self.ports.values():
             self.await_path(port)
 

@@ -31,11 +31,10 @@ PROGRAMS = {
     "tar": "tar",
     "sh": "dash",
     "ip": "iproute2",
-    "ethtool": "ethtool",
     "valgrind": "valgrind",
 }
 #: What tests and benchmarks call, but no command.
-OPTIONAL = ("ip", "ethtool", "valgrind")
+OPTIONAL = ("ip", "valgrind")
 
 #: An ordinary user's PATH on Debian is without these.
 _SYSTEM = ("/usr/local/sbin", "/usr/sbin", "/sbin")
