@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from nicmodel.packet.compiled import CACHE, Compilation, watch
 
-#: Of the first line; `nicmodel.vm.server` looks for it in what a server prints.
-BEGINS = "compiling the packet path"
+#: Of the first line, and of those that follow; `nicmodel.vm.server` looks for them in what a server prints.
+BEGINS, PROGRESS = "compiling the packet path", "functions compiled"
 #: Seconds between two lines of progress where lines cannot be overwritten.
 _PAUSE = 10.0
 
@@ -33,7 +33,7 @@ class _Progress:
             self._said = now
             kept = "once for these sources" if CACHE else "at every start, as the cache folder cannot be written"
             self._say(f"{BEGINS}: {kept}, a minute or so\n")
-        so_far = f"  {compilation.functions} functions compiled, {compilation.seconds:.0f} s"
+        so_far = f"  {compilation.functions} {PROGRESS}, {compilation.seconds:.0f} s"
         if self._terminal:
             self._say(f"\r{so_far}" if compilation.running else "\r\x1b[K")
         elif now - self._said >= _PAUSE:

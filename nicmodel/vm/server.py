@@ -14,11 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from nicmodel.observe.compiling import BEGINS
+from nicmodel.observe.compiling import BEGINS, PROGRESS
 from nicmodel.observe.contract.findings import as_text
 from nicmodel.observe.control import Control, ControlError
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.progress import step
+from nicmodel.vm.progress import step, still
 
 #: Seconds without a word from a server that is not ready. While it compiles the packet path, it says how far it is.
 _START_TIMEOUT = 180.0
@@ -93,19 +93,19 @@ class NicServer:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
         deadline = time.monotonic() + _START_TIMEOUT
+        said = 0
         with contextlib.ExitStack() as compiling:
-            told, said = False, 0
             while not self._ready.wait(0.05):
-                if len(self._lines) != said:
-                    said = len(self._lines)
-                    deadline = time.monotonic() + _START_TIMEOUT
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     self.kill()
                     raise VmError("the NIC server did not start: " + (self.log().strip() or "it said nothing"))
-                # It may begin to compile at any time before it is ready.
-                if not told and (line := next((line for line in self._lines if line.startswith(BEGINS)), None)):
-                    told = True
-                    compiling.enter_context(step(line.strip()))
+                for line in self._lines[said:]:
+                    said += 1
+                    deadline = time.monotonic() + _START_TIMEOUT
+                    if line.startswith(BEGINS):
+                        compiling.enter_context(step(line.strip()))
+                    elif PROGRESS in line:
+                        still(line.strip())
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
