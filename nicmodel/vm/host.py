@@ -149,10 +149,10 @@ def room(needed: int = ROOM, folder: Path | None = None) -> Check:
     """Whether there is space for `needed` bytes in the cache folder, or in another one."""
     folder = folder or cache_dir()
     left = free(folder)
-    found = f"{left / 1e9:.1f} GB free for {folder}"
+    found = f"{left / 1e6:,.0f} MB free for {folder}"
     if left >= needed:
         return Check("disk space", State.GOOD, found)
-    return Check("disk space", State.BAD, found, f"{needed / 1e9:.1f} GB are needed: make room there, or {_ELSEWHERE}")
+    return Check("disk space", State.BAD, found, f"{needed / 1e6:,.0f} MB are needed: make room there, or {_ELSEWHERE}")
 
 
 def is_full(said: str, folder: Path) -> Check | None:

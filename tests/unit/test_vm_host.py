@@ -76,8 +76,8 @@ def test_no_room_is_told_with_figures(empty_cache: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(host, "free", lambda folder: 300 << 20)
     check = host.room(1 << 30)
     assert check.state is State.BAD
-    assert check.found == f"0.3 GB free for {empty_cache}"
-    assert "1.1 GB are needed" in check.advice and "XDG_CACHE_HOME" in check.advice
+    assert check.found == f"315 MB free for {empty_cache}"
+    assert "1,074 MB are needed" in check.advice and "XDG_CACHE_HOME" in check.advice
 
 
 @pytest.mark.parametrize(
