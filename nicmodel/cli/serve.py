@@ -30,7 +30,7 @@ from nicmodel.faults.faults import Faults
 from nicmodel.faults.scenario import Scenario
 from nicmodel.faults.wire import load as load_wire_faults
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.profile import PROFILES, named_profile, parse_mac, random_mac
+from nicmodel.gvnic.profile import PROFILES, Profile, named_profile, parse_mac, random_mac
 from nicmodel.nearest import Choice
 from nicmodel.observe.compiling import announce
 from nicmodel.observe.control_server import ControlServer
@@ -98,6 +98,12 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
     return host.strip("[]"), int(port)
 
 
+def _report_file(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and not value.parent.is_dir():  # said now, and not when there is something to report
+        raise click.BadParameter(f"there is no folder {value.parent}")
+    return value
+
+
 @click.command(help=_HELP + _WIRES + _PROFILES + _HELP_END)
 @click.option("--socket", "sockets", multiple=True, metavar="PATH",
               help="Where QEMU connects. Not given where systemd hands sockets over.")  # fmt: skip
@@ -122,7 +128,7 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
 @click.option("--coalesce-usecs", type=int, metavar="USECS",
               help="How long each frame from the wire waits for others to be merged with. 0: only segments that arrive "
                    "together are merged, and none waits.  [default: 0]")  # fmt: skip
-@click.option("--busy-poll", type=click.IntRange(0), default=0, show_default=True, metavar="USECS",
+@click.option("--busy-poll", type=click.IntRange(0, 1_000_000), default=0, show_default=True, metavar="USECS",
               help="How long to look for more before going to sleep: where a processor is to spare, 50 makes for "
                    "quicker answers.")  # fmt: skip
 @click.option("--deferred-placement", "deferred_bytes", type=int, metavar="BYTES",
@@ -141,7 +147,7 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
               help="A receive queue hands its buffers back on command; no stock driver asks for it.")  # fmt: skip
 @click.option("--ddp-flows", type=int, metavar="N",
               help="NVMe/TCP flows whose data the NIC can place directly, if told so.  [default: 0]")  # fmt: skip
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), callback=_report_file, metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
 @click.option("--check", is_flag=True,
               help="Watch the driver keep the contract (nicmodel rules), and print what it breaks.")  # fmt: skip
@@ -190,6 +196,7 @@ def serve(
         ]
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    _check_needs(profiles[0], changes)
     if not hasattr(os, "memfd_create"):
         raise click.ClickException("this system has no memfd_create, which QEMU needs to share a guest's memory")
     announce()
@@ -252,6 +259,23 @@ def serve(
         raise click.exceptions.Exit(1)  # the log says why
     if strict and any(checker.findings or checker.failed for checker in checkers.values()):
         raise click.exceptions.Exit(BROKEN)
+
+
+#: Options that say nothing where that of another one is off.
+_NEEDS = {
+    "deferred_queue_bytes": "deferred_bytes",
+    "deferred_usecs": "deferred_bytes",
+    "owner_lookahead": "owners",
+    "coalesce_flows": "coalesce",
+    "coalesce_usecs": "coalesce",
+}
+
+
+def _check_needs(profile: Profile, given: Mapping[str, Any]) -> None:
+    options = {one.name: one.opts[0] for one in serve.params}
+    for name, needed in _NEEDS.items():
+        if name in given and not getattr(profile, needed):
+            raise click.UsageError(f"{options[name]} wants {options[needed]}")
 
 
 def _places(

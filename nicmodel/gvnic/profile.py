@@ -20,6 +20,10 @@ MAX_QUEUES = 63
 MIN_MTU, MAX_MTU = 68, 9216
 MAX_COALESCE_FLOWS = 4096
 MAX_DDP_FLOWS = 1024
+#: Of frames and payload, microseconds: a minute.
+MAX_WAIT_USECS = 60_000_000
+#: More than any ring has.
+MAX_OWNER_LOOKAHEAD = 65_535
 
 
 #: Pages of a page list, as the descriptor advises drivers; a receive list has to cover a ring of 1024.
@@ -112,6 +116,8 @@ class Profile:
     def __post_init__(self) -> None:
         if not 1 <= self.queues <= MAX_QUEUES:
             raise ValueError(f"{self.queues} queues: between 1 and {MAX_QUEUES} are possible")
+        if not 1 <= self.default_queues <= MAX_QUEUES:
+            raise ValueError(f"{self.default_queues} queues in use: between 1 and {MAX_QUEUES} are possible")
         if not MIN_MTU <= self.max_mtu <= MAX_MTU:
             raise ValueError(f"MTU {self.max_mtu}: between {MIN_MTU} and {MAX_MTU} is possible")
         if not self.formats or not set(self.formats) <= set(QueueFormat) - {QueueFormat.UNSPECIFIED}:
@@ -120,19 +126,19 @@ class Profile:
             raise ValueError(f"{self.coalesce_flows} flows: between 1 and {MAX_COALESCE_FLOWS} can be coalesced")
         if not 0 <= self.ddp_flows <= MAX_DDP_FLOWS:
             raise ValueError(f"{self.ddp_flows} flows: data of 0 to {MAX_DDP_FLOWS} can be placed directly")
-        if self.coalesce_usecs < 0:
-            raise ValueError(f"{self.coalesce_usecs} µs: frames cannot wait for less than nothing")
+        if not 0 <= self.coalesce_usecs <= MAX_WAIT_USECS:
+            raise ValueError(f"{self.coalesce_usecs} µs: frames wait for 0 at least and {MAX_WAIT_USECS} at most")
         largest = MAX_NIC_PAGES * NIC_PAGE
         if self.deferred_bytes and not NIC_PAGE <= self.deferred_bytes <= largest:
             raise ValueError(f"{self.deferred_bytes} bytes for payload on the NIC: between {NIC_PAGE} and {largest:,}")
         if not 0 <= self.deferred_queue_bytes <= self.deferred_bytes:
             raise ValueError(f"{self.deferred_queue_bytes} bytes on the NIC for a queue, {self.deferred_bytes} for all")
-        if self.deferred_bytes and self.deferred_usecs <= 0:
-            raise ValueError(f"{self.deferred_usecs} µs: payload has to stay for a while")
+        if not 1 <= self.deferred_usecs <= MAX_WAIT_USECS:
+            raise ValueError(f"{self.deferred_usecs} µs: payload stays for 1 at least and {MAX_WAIT_USECS} at most")
         if self.owners not in (0, *range(2, MAX_OWNERS + 1)):
             raise ValueError(f"{self.owners} owners of a queue's buffers: between 2 and {MAX_OWNERS}, or 0 for one")
-        if self.owner_lookahead < 1:
-            raise ValueError(f"{self.owner_lookahead} buffers ahead: the device has to look at one at least")
+        if not 1 <= self.owner_lookahead <= MAX_OWNER_LOOKAHEAD:
+            raise ValueError(f"{self.owner_lookahead} buffers ahead: between 1 and {MAX_OWNER_LOOKAHEAD} are possible")
         if len(self.mac) != 6 or self.mac[0] & 1:
             raise ValueError("a MAC address has six bytes, the first of them even")
 
@@ -259,6 +265,10 @@ def named_profile(name: str, **changes: Any) -> Profile:
 
     Raises:
         KeyError: there is no such profile.
-        ValueError: the values do not make a device.
+        ValueError: the values do not make a device, or contradict each other.
     """
-    return Profile(**{**PROFILES[name][1], **changes})
+    profile = Profile(**{**PROFILES[name][1], **changes})
+    # A default that nobody has asked for gives way to fewer queues.
+    if "default_queues" in changes and profile.default_queues > profile.queues:
+        raise ValueError(f"{profile.default_queues} queues in use of {profile.queues}: at most all of them can be")
+    return profile

@@ -25,10 +25,14 @@ def resolve(text: str, kind: socket.SocketKind) -> tuple[int, Any]:
         if len(os.fsencode(text)) > _UNIX_PATH_MAX:
             raise WireError(f"{text}: the path of a UNIX socket has at most {_UNIX_PATH_MAX} bytes")
         return socket.AF_UNIX, text
+    if len(match["port"]) > 5 or int(match["port"]) > 65535:
+        raise WireError(f"{text}: a port is a number up to 65535")
     try:
         found = socket.getaddrinfo(match["host"].strip("[]"), int(match["port"]), type=kind)
     except OSError as error:
         raise WireError(f"{text}: {error.strerror}") from error
+    except UnicodeError:  # of the name's encoding: a part of it is empty, or has more than 63 bytes
+        raise WireError(f"{text}: this is no host's name") from None
     family, _, _, _, address = found[0]
     return family, address
 

@@ -109,6 +109,6 @@ def _number(spec: str, option: str, text: str, least: int) -> int:
 
 
 def _descriptor(spec: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", text):
         raise WireError(f"{spec!r}: fd= takes the number of an open descriptor")
     return int(text)

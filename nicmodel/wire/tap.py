@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import pwd
 import struct
 from collections.abc import Callable
 
@@ -52,6 +53,13 @@ _OFFLOADS = (
     (TUN_F_CSUM, Offload.CSUM),
     (0, Offload.NONE),
 )
+
+#: For whom may not make a tap: one that root makes for them can be opened without any right.
+_HOW_TO_MAKE = """: only root makes taps, or opens those of others. Root makes one for you by
+  ip tuntap add dev {name} mode tap user {user} vnet_hdr
+  ip link set {name} up
+and gives it an address (ip addr add 192.0.2.1/24 dev {name}), or puts it into a bridge (ip link set {name} master br0).
+Without root: --wire stream:PATH, with passt at the other end, or a tap in a namespace of your own (unshare -rn)"""
 
 
 @compiled
@@ -224,25 +232,35 @@ class TapWire:
         self.up = False
 
 
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
 def _named(what: str, error: int) -> str:
     return f"{what}_{errno.errorcode.get(error, str(error)).lower()}"
 
 
 def _open(name: str | None) -> int:
     """A new descriptor, attached to the interface."""
-    wanted = (name or "").encode()
+    wanted = os.fsencode(name or "")
     if len(wanted) > 15:
         raise WireError(f"tap:{name}: an interface name has at most 15 bytes")
     try:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise WireError(f"/dev/net/tun: {error.strerror}; is the kernel's module tun loaded?") from error
+        hint = "is the kernel's module tun loaded?"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            hint = "ask for rights to open it (0666 is usual), or use passt: `nicmodel demo` shows how"
+        raise WireError(f"/dev/net/tun: {error.strerror}; {hint}") from error
     try:
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", wanted, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
     except OSError as error:
         os.close(fd)
         hint = {
-            errno.EPERM: f"; as root, `ip tuntap add dev {name or 'tap0'} mode tap user NAME` makes one for a user",
+            errno.EPERM: _HOW_TO_MAKE.format(name=name or "tap0", user=_user()),
             errno.EBUSY: "; another process has it open",
             errno.EINVAL: "; it exists and is no single-queue tap",
         }.get(error.errno or 0, "")
@@ -260,7 +278,7 @@ def _check(fd: int) -> str:
     needed = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
     if flags & needed != needed:
         raise WireError(f"descriptor {fd}: the tap has to be opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")
-    return str(name.rstrip(b"\0").decode())
+    return os.fsdecode(name.rstrip(b"\0"))
 
 
 def _negotiate(fd: int, choices: tuple[tuple[int, Offload], ...] = _OFFLOADS) -> Offload:

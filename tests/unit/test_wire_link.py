@@ -137,7 +137,7 @@ def test_bad_spec_is_told_the_forms(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", ["link", "switch", "switch:uplink=none"])
 def test_what_joins_nics(spec: str) -> None:
-    with pytest.raises(WireError, match="it joins NICs"):
+    with pytest.raises(WireError, match="joins NICs of one server"):
         open_wire(spec)
 
 
