@@ -16,6 +16,7 @@ from nicmodel.installation import data_folder
 from nicmodel.nearest import did_you_mean
 from nicmodel.vm.guest import parse_named_size, parse_size, shell_command
 from nicmodel.vm.layout import ACCELERATORS, FOLDER, LAYOUTS, LIBVIRT, Accelerator, Nic, arguments, libvirt_domain
+from nicmodel.vm.qemu import TOO_OLD, system_qemu
 
 _UNITS = ("nicmodel@.socket", "nicmodel@.service")
 _FILES = {
@@ -50,7 +51,8 @@ def config(
     """Ready configurations with the NIC: without a NAME which there are, with one that one, filled in.
 
     A machine is a command line for your own QEMU (10.1 or later). Without --set KERNEL=FILE it boots from a disk, which
-    you add behind two dashes; the variables that the file knows are named in its comment.
+    you add behind two dashes; the variables that the file knows are named in its comment. The variable QEMU of the
+    environment says what to call (`nicmodel vm --prepare`).
 
     \b
       nicmodel config q35 --nic /tmp/nic.sock --memory 4G -- -drive file=disk.qcow2,if=virtio -serial stdio
@@ -86,8 +88,11 @@ def config(
         Accelerator(own, size, f"/dev/shm/{own}")
         for own, size in (parse_named_size(text, "--accelerator") for text in accelerators)
     ]
-    words = ["qemu-system-x86_64", *arguments(name, chosen, {"MEMORY": memory, **values}, added), *qemu_arguments]
+    qemu = shlex.split(os.environ.get("QEMU", "")) or ["qemu-system-x86_64"]
+    words = [*qemu, *arguments(name, chosen, {"MEMORY": memory, **values}, added), *qemu_arguments]
     click.echo(shell_command(words))
+    if "QEMU" not in os.environ and system_qemu() is None:
+        click.echo(TOO_OLD, err=True)
 
 
 def _list() -> None:

@@ -375,7 +375,7 @@ def _announce(nics: list[Nic], sockets: Sequence[str]) -> None:
     for nic, socket in zip(nics, sockets, strict=True):
         click.echo(f"{nic.name}: {nic.profile.mac.hex(':')} at {socket}, wire {nic.wire.name}")
     click.echo(
-        "QEMU (10.1 or later) needs, besides its own arguments:\n\n"
+        "QEMU (10.1 or later; nicmodel config tells where from) needs, besides its own arguments:\n\n"
         "  -machine q35,memory-backend=ram -m 2G \\\n"
         "  -object memory-backend-memfd,id=ram,size=2G,share=on \\\n"
         f"  {devices}\n\n"

@@ -21,6 +21,13 @@ from nicmodel.vm.tools import (
     install_guest_tools,
 )
 
+#: After the settings, which are for a shell: what to do with them.
+_PREPARED = """
+{version} is ready, and a kernel. In a shell that has read the lines above, eval "$(nicmodel vm --prepare)":
+  eval $QEMU -device help                        this QEMU, on its own
+  export QEMU; nicmodel config q35 --nic SOCKET -- -drive file=DISK,if=virtio    a command line with your own disk
+  nicmodel vm --nic SOCKET --print               the one of the guest that nicmodel vm starts"""
+
 
 @click.command()
 @click.option("--nic", "nics", multiple=True, metavar="SOCKET",
@@ -114,6 +121,7 @@ def vm(
             made |= {"MODULE": build_guest_module(chosen)}
         for name, value in made.items():
             click.echo(f"{name}={shlex.quote(str(value))}")
+        click.echo(_PREPARED.format(version=find_qemu().version), err=True)
         return
     config = GuestConfig(
         nics=[Nic(socket) for socket in nics],

@@ -22,6 +22,15 @@ from nicmodel.vm.progress import step
 QEMU = Packages("qemu", ("qemu-system-x86",), suite="trixie-backports")
 """The first Debian packages of QEMU with `vfio-user-pci` (QEMU 10.1)."""
 
+TOO_OLD = (
+    "This host has no QEMU with vfio-user-pci, which is 10.1 or later; Debian 12's and 13's are older. On Debian 13 the"
+    " backports have one:\n"
+    "  apt install -t trixie-backports qemu-system-x86\n"
+    "or have one unpacked, with nothing installed, on any Debian:\n"
+    '  eval "$(nicmodel vm --prepare)"; export QEMU'
+)
+"""What to do where `system_qemu` finds none."""
+
 KVM_TRIAL_SECONDS = 20
 
 

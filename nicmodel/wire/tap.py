@@ -56,7 +56,7 @@ _OFFLOADS = (
 
 #: For whom may not make a tap: one that root makes for them can be opened without any right.
 _HOW_TO_MAKE = """: only root makes taps, or opens those of others. Root makes one for you by
-  ip tuntap add dev {name} mode tap user {user} vnet_hdr
+  ip tuntap add dev {name} mode tap user {user}
   ip link set {name} up
 and gives it an address (ip addr add 192.0.2.1/24 dev {name}), or puts it into a bridge (ip link set {name} master br0).
 Without root: --wire stream:PATH, with passt at the other end, or a tap in a namespace of your own (unshare -rn)"""

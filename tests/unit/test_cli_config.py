@@ -14,9 +14,16 @@ from click.testing import CliRunner, Result
 
 from nicmodel.cli.config import config
 from nicmodel.vm.layout import LAYOUTS
+from nicmodel.vm.qemu import Qemu
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _ODD = """/tmp/it's a "socket" <&>\\.sock"""
+
+
+@pytest.fixture(autouse=True)
+def a_host_with_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QEMU", raising=False)
+    monkeypatch.setattr("nicmodel.cli.config.system_qemu", lambda: Qemu(("qemu-system-x86_64",), "11"))
 
 
 def invoke(*words: str) -> Result:
@@ -109,3 +116,13 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
 def test_what_is_refused(words: list[str], complaint: str) -> None:
     result = invoke(*words)
     assert result.exit_code == 2 and complaint in result.output
+
+
+def test_a_host_without_such_a_qemu_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian 13's QEMU, 10.0, has no vfio-user-pci."""
+    monkeypatch.setattr("nicmodel.cli.config.system_qemu", lambda: None)
+    result = invoke("q35")
+    assert result.exit_code == 0
+    assert "trixie-backports" in result.output and "nicmodel vm --prepare" in result.output
+    monkeypatch.setenv("QEMU", "env A=1 /opt/qemu")
+    assert invoke("q35").output.startswith("env A=1 /opt/qemu")
