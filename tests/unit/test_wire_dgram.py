@@ -203,3 +203,34 @@ def test_half_an_address(spec: str) -> None:
 def test_two_kinds_of_address(tmp_path: Path) -> None:
     with pytest.raises(WireError, match="of one kind"):
         DgramWire(local=str(tmp_path / "a"), remote="127.0.0.1:9")
+
+
+def test_a_peer_started_anew_is_heard(tmp_path: Path) -> None:
+    """Without that the NIC has to send first: the kernel refuses whoever is not the socket that it is connected to."""
+    ours, theirs = str(tmp_path / "nic.sock"), str(tmp_path / "qemu.sock")
+    nic = Nic(DgramWire(local=ours, remote=theirs))
+    try:
+        for round_ in range(1, 4):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
+                made.bind(theirs)
+                for _ in range(100):
+                    try:
+                        made.sendto(b"x" * 60, ours)
+                        break
+                    except PermissionError:
+                        nic.poller.run_once(0.1)
+                assert len(nic.receive(round_)) == round_
+            if round_ == 2:
+                # Killed, it leaves the path behind, and the next one takes it away.
+                nic.poller.run_once(0.5)
+            os.unlink(theirs)
+        kind = (socket.AF_UNIX, socket.SOCK_DGRAM)
+        with socket.socket(*kind) as stranger, socket.socket(*kind) as made:
+            made.bind(theirs)
+            for _ in range(50):
+                if nic.wire._peer != nic.wire._at_remote():
+                    nic.poller.run_once(0.1)
+            with pytest.raises(PermissionError):
+                stranger.sendto(b"x" * 60, ours)
+    finally:
+        nic.close()
