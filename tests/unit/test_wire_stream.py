@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -416,3 +417,40 @@ def test_bad_addresses() -> None:
         StreamWire()
     with socket.socket(type=socket.SOCK_DGRAM) as datagrams, pytest.raises(WireError, match="not a stream"):
         StreamWire(fd=datagrams.fileno())
+
+
+@pytest.mark.parametrize("side", ["connect", "listen"])
+def test_without_descriptors_it_tries_again(path: str, side: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Steps: no descriptors are left when the wire looks for its peer; they are there again later.
+    Verify: it neither gives up nor spins, says so once, and connects afterwards.
+    """
+    with socket.socket(socket.AF_UNIX) as other:
+        if side == "connect":
+            nic = Nic(StreamWire(connect=path))
+            other.bind(path)
+            other.listen()
+        else:
+            nic = Nic(StreamWire(listen=path))
+            other.connect(path)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+        fillers = [os.dup(0) for _ in range(highest - len(os.listdir("/proc/self/fd")) + 3)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(fillers) + 1, hard))
+        try:
+            turns = 0
+            for _ in range(5):
+                nic.now += RETRY_NS
+                while nic.poller.run_once(0):
+                    turns += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in fillers:
+                os.close(fd)
+        assert not nic.wire.up
+        assert turns <= 15
+        assert [record.levelname for record in caplog.records].count("WARNING") == 1
+        for _ in range(4):
+            nic.now += RETRY_NS
+            nic.poll(2)
+        assert nic.wire.up
+        nic.close()
