@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import socket
 import stat
-import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ _NASCENT = "~#%+,=@^!$&;"
 """What is put behind the path to have a name for the socket while it is set up; the first that is free. Names that end
 like this are hardly ever meant to stay."""
 
-_ATTEMPTS = 100
+_LOCK_SECONDS = 2.0
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems that have none
 
 ACCEPT_PAUSE = 500_000_000
@@ -198,12 +199,14 @@ def _listen(path: str, mode: int | None, group: int | None) -> socket.socket:
     """Create a listening socket, replacing one whose server is dead.
 
     It is set up under another name, so that who waits for the file to appear can connect as soon as it does, and gets
-    its own by link(2), which replaces nothing: of two servers that start at once, one finds the other.
+    its own by link(2), which replaces nothing.
     """
     if len(os.fsencode(path)) >= _MAX_PATH:
         raise AddressError(
             errno.ENAMETOOLONG, f"The path of the socket may have {_MAX_PATH - 1} bytes, this one is longer: {path}"
         )
+    if not path or "\0" in path:  # which the kernel would take for an abstract name, and for the end
+        raise AddressError(errno.EINVAL, f"{path!r} is not the path of a socket.")
     _check_dead(path)  # what is wrong is said before anything is made
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
@@ -218,10 +221,9 @@ def _listen(path: str, mode: int | None, group: int | None) -> socket.socket:
     except AddressError:
         listener.close()
         raise
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+    except OSError as error:
         listener.close()
-        code, reason = error.args if isinstance(error, OSError) else (errno.EINVAL, str(error))
-        raise AddressError(code, f"Cannot create the socket {path}: {reason}.") from None
+        raise AddressError(error.errno, f"Cannot create the socket {path}: {error.strerror}.") from None
     return listener
 
 
@@ -259,44 +261,52 @@ def _open_to(path: str, mode: int | None, group: int | None) -> None:
 
 
 def _link(nascent: str, path: str) -> None:
-    """Give the socket its name."""
-    for _ in range(_ATTEMPTS):
+    """Give the socket its name; what a dead server has left there goes."""
+    with _locked(os.path.dirname(path) or "."):
         try:
             os.link(nascent, path)
         except FileExistsError:
-            _clear(path)
+            _check_dead(path)
+            os.unlink(path)
+            os.link(nascent, path)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             os.rename(nascent, path)
-            return
-        else:
-            return
-    raise OSError(errno.EADDRINUSE, "others create it, too, again and again")
 
 
-def _clear(path: str) -> None:
-    """See that there is nothing at ``path``: the socket of a dead server is removed."""
-    before = _identity(path)
-    _check_dead(path)
-    # Another server may be doing the same, and have put its own socket there by now: take away what is there, look what
-    # it is, and bring it back if it is not what was found dead.
-    with (
-        contextlib.suppress(FileNotFoundError),
-        tempfile.TemporaryDirectory(prefix=".", dir=os.path.dirname(path) or ".") as folder,
-    ):
-        grave = os.path.join(folder, "socket")
-        os.rename(path, grave)
-        if _identity(grave) != before:
-            with contextlib.suppress(FileExistsError):
-                os.link(grave, path)
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """One at a time: else of two that find a dead socket the second may delete the first one's.
+
+    A lock that cannot be had in time, or not at all on this file system, is done without.
+    """
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        yield
+        return
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.001)
+            except OSError:
+                break
+            else:
+                break
+        yield
+    finally:
+        os.close(fd)
 
 
 def _check_dead(path: str) -> None:
     """Raise if there is something at ``path``, unless it is a socket at which nobody listens, or a link to nothing."""
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError):
+    except OSError:
         return  # nothing there, or bind will say what is wrong
     if not stat.S_ISSOCK(mode):
         raise AddressError(errno.EEXIST, f"{path} exists and is not a socket.")
@@ -316,6 +326,6 @@ def _identity(path: str) -> tuple[int, int, int] | None:
     """Which file it is. An inode's number may be another file's as soon as the file is gone, its time may not."""
     try:
         status = os.lstat(path)
-    except (OSError, ValueError):
+    except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns

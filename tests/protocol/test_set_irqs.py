@@ -244,3 +244,24 @@ def test_a_vector_the_device_does_not_have(lab: Lab, client: Client) -> None:
     for vector in (-1, 32):
         with pytest.raises(IndexError):
             trigger(lab, client, vector)
+
+
+@pytest.mark.parametrize("action", ["trigger", "mask", "unmask"])
+def test_an_eventfd_that_was_made_blocking_and_is_full(lab: Lab, client: Client, action: str) -> None:
+    """O_NONBLOCK belongs to the open file, which is the client's as well; a server must not wait for it."""
+    eventfd = os.eventfd(0)
+    flag = {"trigger": IrqSet.ACTION_TRIGGER, "mask": IrqSet.ACTION_MASK, "unmask": IrqSet.ACTION_UNMASK}[action]
+    payload = IRQ_SET.pack(IRQ_SET.size, IrqSet.DATA_EVENTFD | flag, PciIrq.MSIX, 0, 1)
+    client.request(Command.DEVICE_SET_IRQS, payload, [eventfd])
+    os.set_blocking(eventfd, True)
+    os.eventfd_write(eventfd, 0xFFFFFFFFFFFFFFFE)
+    for now in (IrqSet.ACTION_MASK, IrqSet.ACTION_UNMASK, IrqSet.ACTION_TRIGGER):
+        payload = IRQ_SET.pack(IRQ_SET.size, IrqSet.DATA_NONE | now, PciIrq.MSIX, 0, 1)
+        client.request(Command.DEVICE_SET_IRQS, payload)
+    assert os.eventfd_read(eventfd) == 0xFFFFFFFFFFFFFFFE
+    payload = IRQ_SET.pack(IRQ_SET.size, IrqSet.DATA_NONE | flag, PciIrq.MSIX, 0, 1)
+    if action == "unmask":
+        client.request(Command.DEVICE_SET_IRQS, IRQ_SET.pack(IRQ_SET.size, 9, PciIrq.MSIX, 0, 1))
+    client.request(Command.DEVICE_SET_IRQS, payload)
+    assert os.eventfd_read(eventfd) == 1
+    os.close(eventfd)
