@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
+import select
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -41,7 +43,6 @@ def capture(
     """
     with Control(path) as control:
         about, frames = control.capture(queues=queues, limit=limit, nic=nic)
-        click.echo("capturing", err=True)
         taken, lost = _write(output, about, frames, limit or 0, count)
     click.echo(f"{taken} frames{f', and {lost} lost: they came faster than they were read' if lost else ''}", err=True)
 
@@ -50,10 +51,11 @@ def _write(
     output: BinaryIO, about: dict[str, Any], frames: Iterator[dict[str, Any]], limit: int, count: int | None
 ) -> tuple[int, int]:
     """Write until Ctrl-C, the server's end or `count`; how many frames were written and lost."""
-    writer = PcapngWriter(output)
     interfaces: dict[str, int] = {}
     taken = lost = 0
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
+        writer = PcapngWriter(_Output(output))
+        click.echo("capturing", err=True)
         for frame in frames:
             if "lost" in frame:
                 lost += frame["lost"]
@@ -73,11 +75,41 @@ def _write(
                 toeplitz=frame.get("hash"),
                 comment=describe(frame),
             )
-            output.flush()
             taken += 1
             if taken == count:
                 break
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise click.ClickException(f"{output.name}: {error.strerror}; {taken} frames were written before") from None
     return taken, lost
+
+
+class _Output:
+    """Writes blocks at once: nothing stays behind that would have to wait at the end for a reader who does not read.
+
+    Of a block for which there is no room on the disk nothing is left: the file ends with the one before.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file: BinaryIO = getattr(file, "raw", file)
+
+    def write(self, block: bytes) -> None:
+        """Write all of it."""
+        done = 0
+        try:
+            while done < len(block):
+                written: int | None = self._file.write(block[done:])
+                if written is None:  # somebody has made it non-blocking
+                    select.select([], [self._file], [])
+                done += written or 0
+        except OSError:
+            with contextlib.suppress(OSError):  # a pipe cannot take it back
+                self._file.seek(-done, os.SEEK_CUR)
+                self._file.truncate()
+            raise
 
 
 def describe(frame: dict[str, Any]) -> str:

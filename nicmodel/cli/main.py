@@ -101,6 +101,7 @@ def _run() -> int | None:
     """Run the command; its exit status."""
     try:
         status: int | None = cli.main(standalone_mode=False)
+        stopping.abandon_output()
         if sys.stdout is not None:
             sys.stdout.flush()
         return status

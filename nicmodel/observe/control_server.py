@@ -23,7 +23,7 @@ from nicmodel.observe.detail import detail
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.observe.trace import Event, Tracer, check_queues, completions, followers, where
 from nicmodel.packet.frames import MAX_FRAME, Batch
-from nicmodel.vfio_user.listener import Listener
+from nicmodel.vfio_user.listener import Acceptor, Listener
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.vfio_user.server import Server
 
@@ -77,19 +77,17 @@ class ControlServer:
         self._poller = poller
         self._listener = path if isinstance(path, Listener) else Listener(path, mode=0o600)
         self._clients: set[_Client] = set()
-        poller.add(self._listener.fileno(), self._accept)
+        self._acceptor = Acceptor(poller, self._listener, self._listener.path, self._accept)
+        self._acceptor.start()
 
     def close(self) -> None:
         """Part with all clients and remove the socket."""
         for client in tuple(self._clients):
             client.close()
-        self._poller.remove(self._listener.fileno())
+        self._acceptor.stop()
         self._listener.close()
 
-    def _accept(self) -> None:
-        connection = self._listener.accept()
-        if connection is None:
-            return
+    def _accept(self, connection: socket.socket) -> None:
         if len(self._clients) < _MAX_CLIENTS:
             self._clients.add(_Client(self, connection, self._poller, self._clients.discard))
             return

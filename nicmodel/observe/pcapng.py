@@ -7,7 +7,7 @@ a comment, which Wireshark shows as fields of the frame.
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
+from typing import Protocol
 
 _SECTION, _INTERFACE, _PACKET = 0x0A0D0D0A, 0x00000001, 0x00000006
 _BYTE_ORDER = 0x1A2B3C4D
@@ -23,14 +23,19 @@ _NAME, _DESCRIPTION, _RESOLUTION = 2, 3, 9
 _FLAGS, _HASH, _QUEUE = 2, 3, 6
 
 
+class _Output(Protocol):
+    def write(self, block: bytes, /) -> object:
+        """Write all of it."""
+
+
 class PcapngWriter:
     """A capture of Ethernet frames.
 
     Args:
-        file: where it is written.
+        file: where it is written, a block by one call.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: _Output) -> None:
         self._file = file
         self._interfaces = 0
         self._block(_SECTION, struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1), [(_APPLICATION, b"nicmodel")])
