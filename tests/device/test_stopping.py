@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -56,17 +57,20 @@ def test_commands_that_go_on_until_they_are_stopped(server: NicServer, number: s
     """Verify: each ends with status 0, without a word too many, and what was captured is there."""
     control = str(server.control)
     file = tmp_path / "x.pcapng"
+    terminal, ours = os.openpty()
     with running("capture", "--control", control, "-w", str(file)) as capture, \
          running("trace", "--control", control, "-o", str(tmp_path / "trace")) as trace, \
-         running("top", "--control", control, "--interval", "86400") as top, \
-         running("ledger", "--control", control, "--interval", "86400") as ledger:  # fmt: skip
+         running("top", "--control", control, "--interval", "0.1", stdout=ours) as top, \
+         running("ledger", "--control", control, "--interval", "86400", stdout=ours) as ledger:  # fmt: skip
         for process, word in ((capture, "capturing\n"), (trace, "tracing\n")):
             assert process.stderr is not None and process.stderr.readline() == word
         with Control(control) as connection:
             connection.send([b"\xff" * 60] * 3)
             until(lambda: file.stat().st_size > 3 * 60)
-        for live in (top, ledger):
-            assert live.stdout is not None and live.stdout.read(1)  # the screen has been taken
+        screen = b""
+        while screen.count(b"\x1b[?1049h") < 2:  # both have taken it
+            assert select.select([terminal], [], [], LIMIT)[0]
+            screen += os.read(terminal, 4096)
         for process in (capture, trace, top, ledger):
             process.send_signal(number)
         for process in (capture, trace, top, ledger):
@@ -74,6 +78,8 @@ def test_commands_that_go_on_until_they_are_stopped(server: NicServer, number: s
             assert process.stderr is not None
             said = process.stderr.read()
             assert said == ("3 frames\n" if process is capture else "")
+    os.close(terminal)
+    os.close(ours)
     with RawPcapNgReader(str(file)) as reader:
         assert [frame for frame, _ in reader] == [b"\xff" * 60] * 3
 
@@ -81,17 +87,21 @@ def test_commands_that_go_on_until_they_are_stopped(server: NicServer, number: s
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("arguments", [["stat"], ["inject", "ff" * 60], ["trace"], ["capture", "-w", "-"]])
 def test_a_server_that_says_nothing(tmp_path: Path, arguments: list[str], number: signal.Signals) -> None:
-    """A command that waits for it ends at once, with the status that a shell gives to the signal."""
+    """A command that waits for it ends at once, with the status that a shell gives to the signal; trace shows what has
+    happened until it is stopped, which is nothing.
+    """
     path = str(tmp_path / "ctl")
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(path)
         silent.listen()
+        silent.settimeout(LIMIT)
         with running(arguments[0], "--control", path, *arguments[1:]) as process:
             connection, _ = silent.accept()
             with connection:
+                connection.settimeout(LIMIT)
                 assert connection.recv(1)  # it has asked
                 process.send_signal(number)
-                assert process.wait(LIMIT) in ((0,) if "capturing" in arguments else (128 + number,))
+                assert process.wait(LIMIT) == (0 if arguments == ["trace"] else 128 + number)
                 assert process.stderr is not None and "Traceback" not in process.stderr.read()
 
 
