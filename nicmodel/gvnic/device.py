@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,12 +35,14 @@ from nicmodel.gvnic.transmit import transmit
 from nicmodel.gvnic.transmit_gqi import transmit_gqi
 from nicmodel.packet.compiled import u64
 from nicmodel.packet.frames import NO_QUEUE, Batch
+from nicmodel.packet.lost import survive_lost_memory
 from nicmodel.pci.config import Command, ConfigSpace, MsixTable
 from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
 from nicmodel.vfio_user.dma import DmaFault, without
 from nicmodel.vfio_user.poll import Poller, Timer
 from nicmodel.vfio_user.protocol import PciIrq, PciRegion
 from nicmodel.vfio_user.regions import RegionMap
+from nicmodel.vfio_user.windows import WINDOWS
 from nicmodel.wire.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -201,6 +204,7 @@ class Nic(Device):
 
         A client waits only seconds for an answer, so this must not happen when the first frame comes.
         """
+        survive_lost_memory(WINDOWS.words)
         find(*self.state.memory_map, u64(0))
         self._receive(self._spare)
         for send in (transmit, transmit_gqi):
@@ -258,6 +262,23 @@ class Nic(Device):
         self._set_regions()
         # What was fetched for a packet that waits for the wire may have come from other memory than is there now.
         self.state.device["asked"] = self.state.device["asked_bytes"] = 0
+
+    def memory_lost(self) -> None:
+        """Guest memory was taken away: what the device has taken from there is worth nothing, so it starts over.
+
+        Not at once, as it may be in the midst of a batch, which will meet DMA faults only.
+        """
+        self.count("memory_lost")
+        log.warning("%s: memory of %s was taken away; the device is reset", self.name, self.link and self.link.name)
+        self.poller.when_idle(partial(self._start_over, self.link))
+
+    def _start_over(self, link: ClientLink | None) -> None:
+        if self.link is link:
+            self.reset()
+
+    def _lost_memory(self) -> bool:
+        """Whether compiled code, which has just run, met memory that was taken away."""
+        return self.link is not None and self.link.dma.check()
 
     def before_unmap(self, start: int, size: int) -> None:
         """Nothing is under way between two calls into the device, so there is nothing to stop."""
@@ -711,6 +732,7 @@ class Nic(Device):
             self.state, batch.data, batch.frames, batch.count, now, now - _HELD_NS, _HELD_PER_QUEUE,
             self._backlog.data, self._backlog.frames, self._held, self._outcomes,
         )  # fmt: skip
+        self._lost_memory()
         if remote:
             self.messages.send()
         if self.deferred is not None:
@@ -758,6 +780,9 @@ class Nic(Device):
                         self.messages.fetch()
                     break
                 del self._tx_dirty[queue]
+            if self._lost_memory():  # nobody knows which of these bytes the driver has sent
+                self.state.drops[-1, Drop.DMA_FAULT] += self._out_used[0]
+                self._out_used[:] = 0
             out.count, out.used = int(self._out_used[0]), int(self._out_used[1])
             if self.observers:
                 self.tell("send", batch=out)
@@ -794,6 +819,7 @@ class Nic(Device):
             self._transmit()
         if self.deferred is not None:
             self.deferred.flush()
+            self._lost_memory()
         self._moderate_soon()
 
     def go_on(self, queue: int | None = None) -> None:
