@@ -62,6 +62,6 @@ class AdminFaults:
                 self._timer = self._nic.poller.call_at(self._due, queue.resume)
                 return WAIT
             if isinstance(fault, AdminStatus) and injection.hit(command=name, status=fault.status):
-                queue.executed[f"{name} {fault.status}"] += 1
+                queue.count(number, fault.status)
                 return Status[fault.status]
         return None

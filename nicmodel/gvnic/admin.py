@@ -41,6 +41,9 @@ MAX_RING = 1 << 15
 GQI_BUFFER, PAGE_SIZE = 2048, 4096
 #: A gate's answer: the command is not executed yet. No status is 0.
 WAIT = 0
+#: Numbers that are no command's and are counted by themselves; all others together, as "other".
+MAX_UNKNOWN = 16
+_OPCODES = frozenset(Opcode)
 #: The device descriptor has 16 bits for their number.
 MAX_COUNTERS = 0xFFFF
 
@@ -76,7 +79,7 @@ class AdminQueue:
         counter: commands completed, 32 bits, as the event counter register shows it.
         gate: asked about each command, by its number, before it is executed: None lets it pass, a status is answered
             instead, `WAIT` has the queue stand still until `resume`. No gate is the default (`nicmodel.faults`).
-        executed: number of commands by name and status, for display.
+        executed: number of commands by name and status (`count`), for display.
     """
 
     def __init__(self, nic: Nic) -> None:
@@ -87,6 +90,7 @@ class AdminQueue:
         self.gate: Callable[[int], int | None] | None = None
         self._producer = 0
         self.executed: Counter[str] = Counter()
+        self._unknown = 0  # numbers in it that are no command's
         self.driver_info: np.void | None = None
         self._handlers: dict[Opcode, Callable[[np.void], None]] = {
             Opcode.DESCRIBE_DEVICE: self._describe_device,
@@ -167,6 +171,16 @@ class AdminQueue:
                 return
             self.counter = (self.counter + 1) & 0xFFFFFFFF
 
+    def count(self, number: int, status: str) -> None:
+        """Count a command; of numbers that are no command's, which a driver has without end, the first few by name."""
+        name = Opcode(number).name if number in _OPCODES else f"{number:#x}"
+        if number not in _OPCODES and f"{name} {status}" not in self.executed:
+            if self._unknown == MAX_UNKNOWN:
+                name = "other"
+            else:
+                self._unknown += 1
+        self.executed[f"{name} {status}"] += 1
+
     def _execute(self, slot: bytes) -> Status:
         number = int.from_bytes(slot[:4], "big")
         if self._nic.observers:
@@ -176,7 +190,7 @@ class AdminQueue:
             handler = self._handlers[opcode]
         except (ValueError, KeyError):
             log.warning("admin command %#x is not implemented", number)
-            self.executed[f"{number:#x} UNIMPLEMENTED"] += 1
+            self.count(number, Status.UNIMPLEMENTED.name)
             if self._nic.observers:
                 self._nic.tell("admin", opcode=number, payload=None, status=Status.UNIMPLEMENTED, reason="")
             return Status.UNIMPLEMENTED
@@ -190,7 +204,7 @@ class AdminQueue:
             status, reason = error.status, str(error)
         except DmaFault as fault:
             status, reason = Status.INVALID_ARGUMENT, str(fault)
-        self.executed[f"{opcode.name} {status.name}"] += 1
+        self.count(number, status.name)
         if reason:
             log.warning("admin %s %s: %s: %s", opcode.name, explain(payload), status.name, reason)
         elif opcode != Opcode.REPORT_NIC_TIMESTAMP:  # comes four times a second

@@ -195,6 +195,7 @@ class Tracer:
             handlers[event](**fields)
         except Exception:
             log.exception("%s: the trace failed at %s", self._nic.name, event)
+            self._emit("error", command=f"the trace failed at {event}")
 
     def _wanted(self, kind: str, queue: str | None = None) -> bool:
         return any(one.wants(kind, queue) for one in self._subscriptions)
@@ -273,7 +274,7 @@ class Tracer:
     def _admin(self, opcode: int, payload: np.void | None, status: Status, reason: str) -> None:
         fields: dict[str, Any] = {"command": f"{opcode:#x}", "status": status.name}
         if payload is not None:
-            command = Opcode(opcode)
+            command = Opcode(opcode)  # one that the device has executed
             fields["command"] = command.name
             if command in _QUEUE_COMMANDS:
                 fields["queue"] = f"{_QUEUE_COMMANDS[command]}{payload['queue_id']}"

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from nicmodel.gvnic.commands import Opcode
+from nicmodel.gvnic.commands import CONFIGURE_FLOW_RULE, OPTIONS, PAYLOADS, Inner, Opcode, OptionId
+from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.registers import DRIVER_VERSION
+from nicmodel.observe import trace
 from nicmodel.observe.contract.checker import Checker
+from nicmodel.observe.contract.findings import MAX_FINDINGS, Journal
 from nicmodel.observe.contract.rules import AREAS, RULES
+from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.gqi import GqiQueues
@@ -43,6 +51,7 @@ def test_a_broken_rule_is_found_and_no_other(checked: Loopback, rule: str) -> No
     assert names(checked) == []
     misbehave(checked, rule)
     assert names(checked) == [rule], "\n".join(map(str, checked.findings))
+    json.dumps([finding.as_dict() for finding in checked.findings])
 
 
 def test_rules_are_told_in_full() -> None:
@@ -110,7 +119,7 @@ def test_a_checker_that_fails_says_so(checked: Loopback, caplog: pytest.LogCaptu
     open_queues(checked.driver)
     checked.driver.send(0, tcp(100))
     checked.run()
-    assert len(checked.wire.take()) == 1 and not checked.nic.observers
+    assert len(checked.wire.take()) == 1
     assert "checker failed at transmit" in caplog.text
     with pytest.raises(RuntimeError):
         _ = checked.findings
@@ -164,6 +173,130 @@ def test_a_checker_that_comes_late_or_after_a_breach_goes_on(checked: Loopback) 
     checked.driver.doorbells.ring(checked.driver.tx[0].doorbell_index, 5000)
     checked.run()
     assert [finding.rule.name for finding in late.findings] == ["DBL-005"]
+
+
+def test_buffers_that_a_flush_returns_are_the_driver_s() -> None:
+    """*Steps*: flush a queue, again and again, with and without frames between; post the same buffers anew.
+    *Verify*: nothing is found; a buffer that is posted twice still is.
+    """
+    with Loopback(Profile(queue_flush=True), ram=GuestMemory("ram", size=32 << 20), check=True) as lab:
+        driver = lab.driver
+        driver.probe()
+        driver.open(rx_queues=2, ring_entries=256, header_split=True)
+        driver.add_flow_rule(TCPv4(dst_port=5201), queue=1)
+        for number in range(6):
+            lab.receive(*[tcp(100 + k, dport=5201) for k in range(number)])
+            driver.flush_rx(1)
+            lab.receive(tcp(100, dport=5201), tcp(200))
+            driver.poll_all()
+        assert names(lab) == []
+        queue = driver.rx[1]
+        before = int(lab.nic.state.rx[1]["buffer_tail"])
+        ring = queue.buffer_ring
+        for k in range(8):
+            ring[(before + k) % 256] = ring[(before - 8 + k) % 256]
+        lab.receive(*[tcp(100, dport=5201)] * 16)  # so that there is room
+        queue.ring((before + 8) % 256)
+        assert set(names(lab)) == {"RX-BUF-003", "RX-BUF-004", "RX-BUF-009"}
+
+
+def test_inner_commands_without_flow_rules() -> None:
+    """The model's own options are no matter of flow rules; a flow rule that is not offered is found as before."""
+    options = Profile(queue_flush=True, max_flow_rules=0)
+    with Loopback(options, ram=GuestMemory("ram", size=32 << 20), check=True) as lab:
+        lab.driver.probe()
+        lab.driver.open(rx_queues=2, ring_entries=256, header_split=True)
+        lab.driver.flush_rx(1)
+        assert names(lab) == []
+        with pytest.raises(AdminError):
+            lab.driver.extended(Inner.CONFIGURE_FLOW_RULE, np.zeros((), CONFIGURE_FLOW_RULE))
+        assert names(lab) == ["ADM-CMD-005"]
+
+
+def test_a_checker_that_fails_says_so_and_goes_on(checked: Loopback, caplog: pytest.LogCaptureFixture) -> None:
+    checker = checked.checker
+    assert checker is not None
+    open_queues(checked.driver)
+
+    def fail(*_: object) -> None:
+        raise KeyError("\x1bno entry")
+
+    checker._admin._checks[Opcode.REPORT_LINK_SPEED] = fail
+    for _ in range(3):
+        with contextlib.suppress(AdminError):
+            checked.driver.admin(Opcode.REPORT_LINK_SPEED, address=0)
+    assert checker.failed and "the contract checker failed at command" in caplog.text
+    with pytest.raises(RuntimeError, match="has failed"):
+        _ = checked.findings
+    misbehave(checked, "DBL-005")
+    failed, found = checker.findings
+    assert (failed.rule.name, failed.count, found.rule.name) == ("CHECKER-001", 3, "DBL-005")
+    assert "CHECKER-001 error: nic , 3 times: the checker failed at command" in str(failed)
+    assert "\x1b" not in str(failed)
+    json.dumps([finding.as_dict() for finding in checker.findings])
+    caplog.clear()
+
+
+def test_an_opcode_that_no_rule_is_about(checked: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that the checker does not know yet is passed over."""
+    checker = checked.checker
+    assert checker is not None
+    open_queues(checked.driver)
+    monkeypatch.delitem(checker._admin._checks, Opcode.REPORT_NIC_TIMESTAMP)
+    monkeypatch.delitem(PAYLOADS, Opcode.QUERY_RSS)
+    for opcode in (Opcode.REPORT_NIC_TIMESTAMP, Opcode.QUERY_RSS):
+        slot = np.zeros(64, np.uint8)
+        slot[3] = opcode
+        checker._admin.command(slot.tobytes())
+    assert not checker.failed
+
+
+def test_every_command_and_option_is_known_everywhere(checked: Loopback) -> None:
+    assert checked.checker is not None
+    assert set(checked.checker._admin._checks) == set(PAYLOADS) == set(Opcode)
+    assert set(trace._INNER) == set(Inner)
+    assert set(OPTIONS) == set(OptionId)
+
+
+def test_findings_do_not_grow_with_what_a_guest_names(checked: Loopback) -> None:
+    open_queues(checked.driver)
+    for queue in range(100, 400):
+        with pytest.raises(AdminError):
+            checked.driver.admin(Opcode.DESTROY_RX_QUEUE, queue_id=queue)
+    [finding] = checked.findings
+    assert (finding.rule.name, finding.queue, finding.count) == ("ADM-QUE-004", None, 300)
+    assert checked.checker is not None and len(checked.checker._journal._events) <= 17
+
+
+def test_findings_beyond_a_number_are_counted() -> None:
+    journal = Journal("nic", lambda: 0, None)
+    for number in range(MAX_FINDINGS + 50):
+        for _ in range(2):
+            journal.report("DBL-005", "too far", f"rx{number}")
+    *kept, more = journal.findings
+    assert len(kept) == MAX_FINDINGS and {finding.count for finding in kept} == {2}
+    assert (more.rule.name, more.count) == ("CHECKER-002", 100)
+
+
+def test_what_is_kept_of_a_queue_does_not_grow(checked: Loopback) -> None:
+    """A driver that goes round and round, posts one address again and again, or never ends its version."""
+    open_queues(checked.driver)
+    checked.wire.room = 0
+    driver, checker = checked.driver, checked.checker
+    assert checker is not None
+    for number in range(40):
+        driver.doorbells.ring(driver.tx[0].doorbell_index, 100 * number % driver.tx[0].entries)
+        driver.doorbells.ring(driver.rx[0].doorbell_index, 100 * number % driver.tx[0].entries)
+    for _ in range(1000):
+        driver.registers.write(DRIVER_VERSION, 7)
+    driver.device_status()
+    assert not checker.failed
+    queue = checker._tx._queues[0]
+    for kept in (queue.open, queue.waiting, queue.packets, queue.refused):
+        assert len(kept) <= driver.tx[0].entries
+    assert max(map(len, checker._rx._buffers._pages.values()), default=0) <= 256
+    assert len(checker._registers._version) <= 128
+    json.dumps([finding.as_dict() for finding in checker.findings])
 
 
 def test_faults_on_demand_are_not_the_driver_s(checked: Loopback) -> None:

@@ -34,6 +34,7 @@ _QUEUE_COMMANDS = {
     Opcode.DESTROY_TX_QUEUE: "tx",
 }  # fmt: skip
 _MIN_PAGE = 4096
+_NOTHING: np.dtype[np.void] = np.dtype([])
 _ALL_HASH_TYPES = sum(HashType)
 
 #: Which feature a command belongs to: whether a profile offers it, by command.
@@ -41,7 +42,6 @@ _FEATURES: dict[Opcode, tuple[str, Callable[[Any], bool]]] = {
     Opcode.REPORT_NIC_TIMESTAMP: ("the NIC's clock", lambda profile: profile.timestamps),
     Opcode.QUERY_RSS: ("readable RSS settings", lambda profile: profile.rss_option),
     Opcode.QUERY_FLOW_RULES: ("flow rules", lambda profile: profile.max_flow_rules > 0),
-    Opcode.EXTENDED_COMMAND: ("flow rules", lambda profile: profile.max_flow_rules > 0),
 }
 
 
@@ -86,10 +86,10 @@ class Admin:
             self._find("ADM-CMD-001", f"the opcode is {number:#x}", slot=slot.hex())
             return
         opcode = Opcode(number)
-        form = c.PAYLOADS[opcode]
+        form = c.PAYLOADS.get(opcode, _NOTHING)
         payload = np.frombuffer(slot, form, 1, c.HEADER.itemsize)[0] if form else np.void(b"")
         self._fields = explain(payload) if form else {}
-        if opcode in _QUEUE_COMMANDS:
+        if opcode in _QUEUE_COMMANDS and payload["queue_id"] < self._nic.profile.queues:
             self._queue = f"{_QUEUE_COMMANDS[opcode]}{payload['queue_id']}"
         self._journal.note(self._queue, opcode.name, **self._fields)
         status = int.from_bytes(slot[4:8], "big")
@@ -102,7 +102,8 @@ class Admin:
         if opcode in _FEATURES and not _FEATURES[opcode][1](self._nic.profile):
             self._find("ADM-CMD-005", f"{opcode.name}, but the device does not offer {_FEATURES[opcode][0]}")
             return
-        self._checks[opcode](payload)
+        if opcode in self._checks:  # else a command that no rule is about
+            self._checks[opcode](payload)
 
     def executed(self, opcode: int, payload: np.void | None, status: Status) -> None:
         """A command was executed."""
@@ -339,7 +340,7 @@ class Admin:
 
     def _destroy_queue(self, p: np.void) -> None:
         if self._queue not in self._rings.queues():
-            self._find("ADM-QUE-004", "there is no such queue")
+            self._find("ADM-QUE-004", f"there is no queue {p['queue_id']}")
 
     # RSS and flow rules.
 
@@ -372,6 +373,9 @@ class Admin:
         opcode, length, size = int(p["inner_opcode"]), int(p["inner_length"]), c.CONFIGURE_FLOW_RULE.itemsize
         if opcode != Inner.CONFIGURE_FLOW_RULE and self._nic.admin.executes(opcode):
             return  # an option of the model's own
+        if opcode == Inner.CONFIGURE_FLOW_RULE and not self._nic.profile.max_flow_rules:
+            self._find("ADM-CMD-005", "CONFIGURE_FLOW_RULE, but the device does not offer flow rules")
+            return
         if opcode != Inner.CONFIGURE_FLOW_RULE or length < size:
             self._find("ADM-CMD-008", f"an inner command {opcode:#x} of {length} bytes")
             return

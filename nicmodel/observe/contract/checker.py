@@ -35,7 +35,7 @@ class Checker:
         on_finding: called with each new finding.
 
     Attributes:
-        failed: the checker has met an error of its own and checks no more.
+        failed: the checker has met an error of its own, of which there is a finding; it goes on with what follows.
     """
 
     def __init__(self, nic: Nic, on_finding: Callable[[Finding], None] | None = None) -> None:
@@ -77,16 +77,16 @@ class Checker:
         self._journal.clear()
 
     def _observe(self, event: str, **fields: Any) -> None:
-        """The NIC's hook: an error here must not become the NIC's. It ends the checking, and is not passed over."""
+        """The NIC's hook: an error here must not become the NIC's. It is a finding, and so not passed over."""
         handler = self._events.get(event)
         if handler is None:
             return
         try:
             handler(**fields)
-        except Exception:
-            log.exception("%s: the contract checker failed at %s, and has stopped", self._nic.name, event)
+        except Exception as error:
+            log.exception("%s: the contract checker failed at %s", self._nic.name, event)
             self.failed = True
-            self.close()
+            self._journal.failed(event, error)
 
     def _write(self, region: int, offset: int, data: bytes | memoryview) -> None:
         if region == Bar.DOORBELLS:

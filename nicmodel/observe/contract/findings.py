@@ -17,6 +17,23 @@ log = logging.getLogger(__name__)
 #: Events of a queue, and of the device, that a finding shows.
 _RECENT = 8
 
+#: Findings that are kept of a NIC.
+MAX_FINDINGS = 1000
+
+#: What a report says of the checker itself, in the form of findings, so that nobody takes its silence for praise.
+FAILED = Rule(
+    "CHECKER-001",
+    "The checker is able to judge what the driver does.",
+    "What it could not look at may be right or wrong.",
+    "this model: nicmodel/observe/contract",
+)
+MORE = Rule(
+    "CHECKER-002",
+    f"A driver has no more than {MAX_FINDINGS} findings.",
+    "Further ones are only counted: a guest could make them without end.",
+    "this model: nicmodel/observe/contract",
+)
+
 
 @dataclass
 class Finding:
@@ -111,7 +128,16 @@ class Journal:
 
     def report(self, rule: str, what: str, queue: str | None = None, **evidence: Any) -> None:
         """A rule is broken; if it was before on the same queue, that is only counted."""
-        known = self._found.get((rule, queue))
+        self._add(RULES[rule], what, queue, evidence)
+
+    def failed(self, event: str, error: Exception) -> None:
+        """The checker itself has failed at an event of the device."""
+        self._add(FAILED, f"the checker failed at {event}; the server's log says where", None, {"error": repr(error)})
+
+    def _add(self, rule: Rule, what: str, queue: str | None, evidence: Mapping[str, Any]) -> None:
+        if (rule.name, queue) not in self._found and len(self._found) >= MAX_FINDINGS:
+            rule, what, queue, evidence = MORE, "there are more findings, which are not shown", None, {}
+        known = self._found.get((rule.name, queue))
         if known is not None:
             known.count += 1
             return
@@ -120,8 +146,8 @@ class Journal:
             f"{(time - now) / 1e9:+.6f} s {event} {fields_as_text(fields)}".rstrip()
             for time, event, fields in self._events[queue]
         )
-        finding = Finding(RULES[rule], self._nic, queue, now, what, evidence, recent)
-        self._found[rule, queue] = finding
-        log.debug("%s: %s: %s", self._nic, rule, what)
+        finding = Finding(rule, self._nic, queue, now, what, evidence, recent)
+        self._found[rule.name, queue] = finding
+        log.debug("%s: %s: %s", self._nic, rule.name, what)
         if self._on_finding is not None:
             self._on_finding(finding)

@@ -24,6 +24,8 @@ from nicmodel.vfio_user.dma import WRITABLE
 #: Least number of buffers that a doorbell of a DQO format posts.
 _DOORBELL_STEP = 8
 _PAGE_SHIFT = 12
+#: Pieces of one page that are kept: of more, which are no buffers, only so many are compared with.
+_PAGE_SPANS = 256
 
 #: Indices of a ring.
 Places = npt.NDArray[np.int64]
@@ -59,7 +61,8 @@ class _Spans:
             for other in there:
                 if other.start < span.end and span.start < other.end:
                     clash = other
-            there.append(span)
+            if len(there) < _PAGE_SPANS:
+                there.append(span)
         return clash
 
     def remove(self, queue: int, place: int, start: int, end: int) -> None:
@@ -83,6 +86,7 @@ class _Queue:
 
     Attributes:
         tail: as its last doorbell said.
+        head: up to where the device is known to have given entries back.
         copy: the posted descriptors, shape (entries, words), uint64; those of a GQI format have one word.
         addresses: where each posted buffer begins, shape (entries,).
         refused: whether there is no buffer in the entry that can be used: none was posted, or a finding was made of
@@ -91,7 +95,7 @@ class _Queue:
     """
 
     def __init__(self, entries: int, words: int) -> None:
-        self.tail = 0
+        self.tail = self.head = 0
         self.copy: npt.NDArray[np.uint64] = np.zeros((entries, words), "<u8")
         self.addresses: Addresses = np.zeros(entries, np.uint64)
         self.refused = np.ones(entries, np.bool_)
@@ -109,7 +113,6 @@ class Receive:
         self._queues: dict[int, _Queue] = {}
         self._buffers, self._headers = _Spans(), _Spans()
         self._faults = 0
-        self._heads: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
     def forget(self, number: int | None = None) -> None:
         """A queue is gone, or all are."""
@@ -129,7 +132,7 @@ class Receive:
         if number not in self._queues:
             entries = int(record["buffer_entries"])
             queue = self._queues[number] = _Queue(entries, 1 if self._nic.gqi else 4)
-            queue.tail = int(record["buffer_tail"])
+            queue.tail, queue.head = int(record["buffer_tail"]), int(record["buffer_head"])
             now = self._read(number, queue, np.arange(entries))
             if now is not None:
                 queue.copy[:] = now
@@ -144,6 +147,7 @@ class Receive:
         record, queue, name = self._nic.state.rx[number], self._queue(number), f"rx{number}"
         entries, mask = int(record["buffer_entries"]), int(record["position_mask"])
         head = int(record["buffer_head"])
+        self._settle(number, queue)
         owned, new = (queue.tail - head) & mask, (value - queue.tail) & mask
         self._journal.note(name, "doorbell", tail=value, before=queue.tail, buffers_of_device=owned)
         room = entries - owned if self._nic.gqi else entries - 1 - owned
@@ -257,10 +261,10 @@ class Receive:
     def before(self, batch: Batch) -> None:
         """Frames are about to be received: what the device may take must be as it was posted."""
         state = self._nic.state
-        self._heads = state.rx["buffer_head"].copy()
         self._faults = int(state.device["faults"][0])
         length = int(batch.frames["length"][: batch.count].sum())
         for number, queue in self._alive():
+            self._settle(number, queue)
             record = state.rx[number]
             head, entries = int(record["buffer_head"]), int(record["buffer_entries"])
             owned = (queue.tail - head) & int(record["position_mask"])
@@ -293,15 +297,23 @@ class Receive:
         state = self._nic.state
         completed: list[tuple[int, _Queue, Places]] = []
         for number, queue in self._alive():
-            record, head = state.rx[number], int(self._heads[number])
-            taken = (int(record["buffer_head"]) - head) & int(record["position_mask"])
-            if taken:
-                self._journal.note(f"rx{number}", "received", buffers=taken, head=int(record["buffer_head"]))
-                places = np.arange(head, head + taken) % int(record["buffer_entries"])
+            places = self._settle(number, queue)
+            if len(places):
+                self._journal.note(f"rx{number}", "received", buffers=len(places), head=queue.head)
                 completed.append((number, queue, places))
-                self._give_back(number, queue, places)
         if int(state.device["faults"][0]) != self._faults:
             self._fault(int(state.device["fault_address"][0]), completed)
+
+    def _settle(self, number: int, queue: _Queue) -> Places:
+        """The entries that the device has given back since the last look: used, or returned by a flush of the queue."""
+        record = self._nic.state.rx[number]
+        first, queue.head = queue.head, int(record["buffer_head"])
+        count = (queue.head - first) & int(record["position_mask"])
+        entries = int(record["buffer_entries"])
+        places = np.arange(first, first + min(count, entries)) % entries
+        if len(places):
+            self._give_back(number, queue, places)
+        return places
 
     def _give_back(self, number: int, queue: _Queue, places: Places) -> None:
         """Entries are completed: their memory and ids are the driver's again."""

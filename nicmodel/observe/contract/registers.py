@@ -14,6 +14,9 @@ from nicmodel.observe.contract.memory import Memory
 from nicmodel.pci.config import Command
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
+#: Bytes of the driver's version that a finding shows.
+_VERSION = 128
+
 
 class Registers:
     """Looks at each write to BAR 0 before it takes effect.
@@ -71,11 +74,13 @@ class Registers:
             self._parts[register.name] = value
 
     def _driver_version(self, data: bytes) -> None:
-        self._version += data
+        self._version = (self._version + data)[-_VERSION:]
         if data == b"\n":
             self._version = b""
         elif not 0x20 <= data[0] < 0x7F:
-            self._journal.report("REG-012", f"byte {data[0]:#x} is written to driver_version", before=self._version)
+            self._journal.report(
+                "REG-012", f"byte {data[0]:#x} is written to driver_version", before=self._version[:-1].decode("latin1")
+            )
 
     def _driver_status(self, value: int) -> None:
         if value not in (DriverStatus.RUN, DriverStatus.RESET):

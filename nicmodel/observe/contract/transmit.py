@@ -92,6 +92,15 @@ class _Queue:
     last_report: int | None = None
     refused: set[int] = field(default_factory=set)
 
+    def forget_beyond(self, entries: int) -> None:
+        """Keep no more than a ring holds, for a driver that goes round and round before the device."""
+        del self.open[:-entries]
+        for kept in (self.waiting, self.packets):
+            while len(kept) > entries:
+                kept.popleft()
+        if len(self.refused) > entries:
+            self.refused.clear()
+
 
 class Transmit:
     """Looks at transmit doorbells and at what they post."""
@@ -157,6 +166,7 @@ class Transmit:
                 self._check_dqo(number, queue, packet)
         if self._nic.gqi and queue.open:
             self._find(number, queue.open[0], "TX-GQI-002", "the doorbell ends in the middle of the packet")
+        queue.forget_beyond(entries)
 
     def _packets(self, number: int, queue: _Queue, posted: list[_Descriptor]) -> Iterator[list[_Descriptor]]:
         """The packets that end among the descriptors just posted."""
