@@ -42,7 +42,7 @@ GOAL = 5.0
 
 @dataclass(frozen=True)
 class Payload:
-    """What a packet carries that the device gets from the wire: segments of so many bytes, aggregated or one by one."""
+    """What a packet carries that the device gets from the wire: segments of a given size, aggregated or one by one."""
 
     name: str
     segment: int
@@ -50,7 +50,7 @@ class Payload:
 
     @property
     def mtu(self) -> int:
-        """For such segments."""
+        """The MTU for such segments."""
         return self.segment + HEADERS
 
 

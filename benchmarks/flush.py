@@ -61,7 +61,7 @@ class Bench:
         self.lab.receive(*self.frames)
 
     def flush(self, between: Callable[[], None]) -> None:
-        """By command."""
+        """Get the buffers back by the command."""
         driver = self.lab.driver
         driver.extended(Inner.FLUSH_RX_QUEUE, np.array((QUEUE, ALL_OWNERS), FLUSH_RX_QUEUE))
         between()
@@ -70,7 +70,7 @@ class Bench:
         driver.rx[QUEUE].post()
 
     def restart(self, between: Callable[[], None]) -> None:
-        """By a new queue (`Driver.restart_rx`)."""
+        """Get the buffers back by a new queue (`Driver.restart_rx`)."""
         driver = self.lab.driver
         old = driver.rx[QUEUE]
         new = driver.make_rx(QUEUE, old.config)
@@ -83,7 +83,7 @@ class Bench:
         old.free()
 
     def reset(self, between: Callable[[], None]) -> None:
-        """By a new start of the device."""
+        """Get the buffers back by a reset of the device."""
         driver = self.lab.driver
         driver.release()
         between()

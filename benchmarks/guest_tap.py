@@ -63,7 +63,7 @@ class Case:
 
     @property
     def unit(self) -> str:
-        """Of its figures."""
+        """The unit of its figures."""
         return {"tcp": "Gbit/s", "udp": "1000/s", "request": "µs"}[self.kind]
 
     @property
@@ -106,7 +106,7 @@ PLOT = Plot(
 @click.option("--device", "devices", type=click.Choice(list(PEERS)), multiple=True, help="Only beside this one.")
 @click.option("--seconds", default=2, show_default=True, help="Of each run.")
 @click.option("--rounds", default=3, show_default=True, help="Runs of each device and case; the median counts.")
-@click.option("--vcpus", default=2, show_default=True, help="Of the guest.")
+@click.option("--vcpus", default=2, show_default=True, help="Virtual CPUs of the guest.")
 @output_option
 def main(
     names: tuple[str, ...], devices: tuple[str, ...], seconds: int, rounds: int, vcpus: int, output: Path

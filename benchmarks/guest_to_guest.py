@@ -93,7 +93,7 @@ class Pair:
         self._stack.close()
 
     def set_mtu(self, mtu: int) -> None:
-        """Of all NICs."""
+        """Set the MTU of all NICs."""
         if mtu == self._mtu:
             return
         self._mtu = mtu

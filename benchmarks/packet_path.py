@@ -6,7 +6,7 @@
 What is timed is the device: taking a batch, and the doorbell with which the driver posts the buffers again. The driver
 is in no hurry and not timed. The peer is a compiled loop that only copies the same bytes from the same batch to buffers
 of the same kind, in turns with the device: no NIC can be faster than the memory. Each has its own buffers, and takes
-them in turn: as many as the ring has, which the processor's caches may well hold, or so many more that they are cold.
+them in turn: as many as the ring has, which the processor's caches may well hold, or so many that they are cold.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
 
 
 def make_batches(case: Case) -> list[Batch]:
-    """As many batches as there are flows for, full."""
+    """Full batches that hold all flows."""
     aggregated = case.length > LONGEST
     plain = bytes(
         Ether(src="02:00:00:00:00:02", dst=MAC.hex(":"))
@@ -345,7 +345,7 @@ class Pool:
         return self._queue.config.header_size
 
     def _offsets(self, count: int, size: int) -> Addresses:
-        """Of the next `count` buffers among `size` bytes of them."""
+        """Offsets of the next `count` buffers in an area of `size` bytes."""
         return (np.uint64(self._next) + np.arange(count, dtype=np.uint64)) * np.uint64(BUFFER) % np.uint64(size)
 
 

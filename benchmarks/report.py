@@ -1,6 +1,6 @@
 """What a benchmark leaves behind: a table to read, the same as JSON, a plot, and a line in the history.
 
-A figure is worth something beside another of the same run on the same machine, so each row has its peer's figure and
+A figure means something only beside another of the same run on the same machine, so each row has its peer's figure and
 the ratio of the two, and each file names the machine.
 """
 
@@ -120,7 +120,7 @@ def origin_of(result: Mapping[str, Any]) -> str:
 
 
 def command() -> str:
-    """The command that was given, but for where its results go."""
+    """The command that was given, without where its results go."""
     words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
     if "--output" in words:
         at = words.index("--output")

@@ -51,7 +51,7 @@ class Goal:
     most: float | None = None
 
     def line(self, rows: list[Row]) -> str:
-        """Of the table; empty if nothing of it was measured."""
+        """A line of the table; empty if nothing of it was measured."""
         found = sorted(filter(self.among, rows), key=self.ratio, reverse=self.most is not None)
         if not found:
             return ""
@@ -131,7 +131,7 @@ def goals(rows: dict[str, list[Row]]) -> Iterator[Goal]:
 
 
 def between_guests(wire: str) -> Goal:
-    """Of one of our wires."""
+    """The goal of one of our wires."""
     return Goal(
         f"two guests over `{wire}`", "guest_to_guest", lambda row: row["wire"] == wire,
         lambda row: f"MTU {row['mtu']}, {counted(row['streams'], 'stream')}", lambda row: f"{row['gbps']:.2f} Gbit/s",
@@ -140,7 +140,7 @@ def between_guests(wire: str) -> Goal:
 
 
 def small_thing(wanted: Row) -> Goal:
-    """Of one of the small things."""
+    """The goal of one of the small things."""
     return Goal(
         wanted["what"], "small", lambda row: row is wanted, lambda row: "",
         lambda row: f"{row['value']:.3g} {row['unit']}", lambda row: "", lambda row: float(row["value"]),
@@ -149,7 +149,7 @@ def small_thing(wanted: Row) -> Goal:
 
 
 def main_table(results: dict[str, dict[str, Any]]) -> str:
-    """For docs/benchmarks.md."""
+    """The table for docs/benchmarks.md."""
     rows = {name: result["rows"] for name, result in results.items()}
     lines = [goal.line(rows.get(goal.benchmark, [])) for goal in goals(rows)]
     machines = dict.fromkeys(result["machine"] for result in results.values())
@@ -167,7 +167,7 @@ def main_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def all_tables(results: dict[str, dict[str, Any]]) -> str:
-    """For the benchmarks' README: each result file, its heading two levels down."""
+    """The tables for the benchmarks' README: each result file, with its heading two levels down."""
     tables = []
     for name in results:
         text = (RESULTS / f"{name}.md").read_text()

@@ -40,7 +40,7 @@ PEERS = {"virtio-net": "virtio-net-pci", "vmxnet3": "vmxnet3", "e1000e": "e1000e
 
 #: The largest that all of them take: gVNIC's.
 LARGEST_MTU = 8896
-#: Of the guest's `iperf3` and of `tcp_peer`, from here on.
+#: Ports of the guest's `iperf3` and of `tcp_peer`, from this one on.
 IPERF_PORT, PEER_PORT = 5201, 5300
 #: One memory for all guests: the device's need of it does not depend on it.
 MEMORY = "2G"
@@ -179,7 +179,7 @@ class Testbed:
         return self._interfaces[port.mac]
 
     def set_mtu(self, mtu: int) -> None:
-        """Of all NICs, at both ends."""
+        """Set the MTU of all NICs, at both ends."""
         if mtu == self._mtu:
             return
         self._mtu = mtu

@@ -35,7 +35,7 @@ void dmabuf_sync(const struct dmabuf *dmabuf, uint64_t flags);
  * own words if it refuses, and with what to do about it. */
 uint32_t dmabuf_bind_rx(const struct dmabuf *dmabuf, const char *interface, const uint32_t *queues, size_t count);
 uint32_t dmabuf_bind_tx(const struct dmabuf *dmabuf, const char *interface);
-/* Say so on standard error if the dma-buf has less room than so many queues' rings take at once: the kernel does not. */
+/* Say so on standard error if the dma-buf has less room than the rings of that many queues take at once: the kernel does not say it. */
 void dmabuf_check_room(const struct dmabuf *dmabuf, const char *interface, size_t queues);
 /* Take the last binding back: the queues get ordinary memory. What has been received stays where it is. */
 void dmabuf_unbind(void);

@@ -118,7 +118,7 @@ void emit_redirect_to_socket(struct program *program, int xskmap)
 	emit_exit(program);
 }
 
-/* A file's content, to be freed; sysfs does not tell sizes, nor read more than a part at once. */
+/* A file's content, to be freed; sysfs does not tell sizes, and returns only a part at once. */
 static char *read_file(const char *path)
 {
 	FILE *file = fopen(path, "rb");
@@ -141,7 +141,7 @@ static char *read_file(const char *path)
 /* The number of a function of the kernel's in its type information (Linux, Documentation/bpf/btf.rst). */
 static int kernel_function(const char *name)
 {
-	/* What follows a type's three words, for each kind: so many words, and so many more for each of its members. */
+	/* What follows a type's three words, for each kind: a number of words, and a number more for each of its members. */
 	static const struct { uint8_t words, each; } form[] = {
 		[BTF_KIND_INT] = { 1, 0 },	  [BTF_KIND_ARRAY] = { 3, 0 },	  [BTF_KIND_STRUCT] = { 0, 3 },
 		[BTF_KIND_UNION] = { 0, 3 },	  [BTF_KIND_ENUM] = { 0, 2 },	  [BTF_KIND_FUNC_PROTO] = { 0, 2 },

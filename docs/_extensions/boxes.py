@@ -62,7 +62,7 @@ class _Box:
 
 
 def _wrap(name: str, length: int) -> list[str]:
-    """A name in lines of at most so many characters, broken behind underscores."""
+    """A name in lines of at most `length` characters, broken behind underscores."""
     lines = [""]
     for word in name.replace("_", "_\0").split("\0"):
         if lines[-1] and len(lines[-1]) + len(word) > length:

@@ -25,8 +25,8 @@ from nicmodel.packet.frames import MAX_FRAME
 @click.option("--queue", "queues", multiple=True, metavar="QUEUE",
               help="Only frames of these queues: rx0, tx3. Repeat for several.")  # fmt: skip
 @click.option("-s", "--snapshot-length", "limit", type=click.IntRange(1, MAX_FRAME), metavar="BYTES",
-              help="Keep so much of each frame.  [default: all]")  # fmt: skip
-@click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="End after so many frames.")
+              help="Keep only the first BYTES of each frame.  [default: all]")  # fmt: skip
+@click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="End after N frames.")
 def capture(
     path: str, output: BinaryIO, nic: str | None, queues: tuple[str, ...], limit: int | None, count: int | None
 ) -> None:

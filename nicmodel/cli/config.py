@@ -113,7 +113,7 @@ def _meaning(file: Path) -> str:
 
 
 def _text(name: str) -> str:
-    """Of the file, and for a machine of what an accelerator adds."""
+    """The text of the file, and for a machine also of what an accelerator adds."""
     files = [_FILES[name]] + ([FOLDER / ACCELERATORS[name]] if name in ACCELERATORS else [])
     return "".join(file.read_text() for file in files)
 

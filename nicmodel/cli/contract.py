@@ -17,7 +17,7 @@ from nicmodel.observe.report import plain_console
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[RULE]...")
-@click.option("--json", "as_json", is_flag=True, help="All of them in full, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rules in full, as JSON.")
 def rules(names: tuple[str, ...], as_json: bool) -> None:
     """What a driver of a gVNIC has to do: all rules in short, or the named ones in full.
 
@@ -63,8 +63,8 @@ def _in_full(rule: Rule) -> str:
 
 @click.command()
 @control_option
-@click.option("--nic", metavar="NAME", help="Only of this NIC of the server: nic0, nic1, …")
-@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+@click.option("--nic", metavar="NAME", help="Only findings of this NIC of the server: nic0, nic1, …")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def findings(path: str, nic: str | None, as_json: bool) -> None:
     """How drivers have broken the contract, on a server that was started with --check or --strict.
 

@@ -37,9 +37,11 @@ def experiment() -> None:
 @click.option("--accelerator", type=Choice(ACCELERATORS), default=SWITCH, show_default=True,
               help="Where its memory is: in the BAR of a PCI device below the NIC's own switch, or a NUMA node of the "
                    "guest's.")  # fmt: skip
-@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write everything there, for programs.")
-@click.option("--markdown", type=_FILE, metavar="FILE", help="Write the table there.")
-@click.option("--plot", type=_FILE, metavar="FILE", help="Draw it there: PNG, SVG or PDF. Needs matplotlib.")
+@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write the result into this file as JSON.")
+@click.option("--markdown", type=_FILE, metavar="FILE", help="Write the table into this file.")
+@click.option(
+    "--plot", type=_FILE, metavar="FILE", help="Draw the result into this file: PNG, SVG or PDF. Needs matplotlib."
+)
 def devmem(
     amount: str, runs: int, accelerator: str, json_file: Path | None, markdown: Path | None, plot: Path | None
 ) -> None:

@@ -53,7 +53,8 @@ def fault() -> None:
 @fault.command()
 @control_option
 @nic_option
-@click.option("--seed", type=int, help="Of its dice: the same seed and traffic give the same strikes.")
+@click.option("--seed", type=int,
+              help="Seed of the fault's random numbers: the same seed and traffic give the same strikes.")  # fmt: skip
 @click.argument("name", metavar="FAULT")
 @click.argument("parameters", nargs=-1, metavar="[PARAMETER=VALUE...]")
 def add(path: str, nic: str | None, seed: int | None, name: str, parameters: tuple[str, ...]) -> None:

@@ -33,8 +33,8 @@ _Ledgers = dict[str, list[Entry]]
               help="Memory of this name is a BAR below the same PCIe switch as the NIC. Repeat for more.")  # fmt: skip
 @click.option("--qmp", metavar="SOCKET", help="Ask QEMU for the PCI topology: the socket of its -qmp unix:….")
 @interval_option
-@click.option("--once", is_flag=True, help="Print what is booked, and end.")
-@click.option("--json", "as_json", is_flag=True, help="As --once, for programs.")
+@click.option("--once", is_flag=True, help="Print the ledger once, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print the ledger once, as JSON.")
 def ledger(path: str, peers: tuple[str, ...], qmp: str | None, interval: float, once: bool, as_json: bool) -> None:
     """Every byte of DMA, live: by queue, direction, purpose and kind of memory, and whether it passed the root complex.
 

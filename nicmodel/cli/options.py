@@ -22,7 +22,12 @@ class _Interval(click.FloatRange):
 
 
 interval_option = click.option(
-    "--interval", default=1.0, show_default=True, type=_Interval(), metavar="SECONDS", help="Between two looks."
+    "--interval",
+    default=1.0,
+    show_default=True,
+    type=_Interval(),
+    metavar="SECONDS",
+    help="Seconds between two updates.",
 )
 control_option = click.option(
     "--control", "path", envvar="NICMODEL_CONTROL", required=True, metavar="PATH",

@@ -112,7 +112,8 @@ def _report_file(_context: click.Context, _parameter: click.Parameter, value: Pa
               help="Where frames go; see above.")  # fmt: skip
 @click.option("--profile", "profile_name", type=Choice(list(PROFILES)), default="default", show_default=True,
               help="What kind of gVNIC; see above. The options below change it.")  # fmt: skip
-@click.option("--queues", type=int, metavar="N", help="Receive, and transmit, queues at most.  [default: 8]")
+@click.option("--queues", type=int, metavar="N",
+              help="The most receive queues, and the most transmit queues.  [default: 8]")  # fmt: skip
 @click.option("--default-queues", type=int, metavar="N",
               help="How many of them the driver starts with.  [default: 4]")  # fmt: skip
 @click.option("--mac", "macs", multiple=True, callback=_mac, metavar="MAC",
@@ -129,20 +130,21 @@ def _report_file(_context: click.Context, _parameter: click.Parameter, value: Pa
               help="How long each frame from the wire waits for others to be merged with. 0: only segments that arrive "
                    "together are merged, and none waits.  [default: 0]")  # fmt: skip
 @click.option("--busy-poll", type=click.IntRange(0, 1_000_000), default=0, show_default=True, metavar="USECS",
-              help="How long to look for more before going to sleep: where a processor is to spare, 50 makes for "
-                   "quicker answers.")  # fmt: skip
+              help="How long to poll for more work before going to sleep. Where a processor is to spare, 50 makes "
+                   "answers quicker.")  # fmt: skip
 @click.option("--deferred-placement", "deferred_bytes", type=int, metavar="BYTES",
-              help="Memory of the NIC's where payload waits until the driver names its place; no stock driver does."
+              help="Memory on the NIC in which payload waits until the driver names its place; no stock driver does."
                    "  [default: 0, off]")  # fmt: skip
 @click.option("--deferred-queue", "deferred_queue_bytes", type=int, metavar="BYTES",
               help="How much of it one queue may use.  [default: all]")  # fmt: skip
 @click.option("--deferred-usecs", type=int, metavar="USECS",
               help="How long payload waits there before it is dropped.  [default: 100000]")  # fmt: skip
 @click.option("--owners", type=int, metavar="N",
-              help="Owners that the buffers of a receive queue may have, flow rules saying whose a flow's are; no stock"
-                   " driver knows of it.  [default: 0, off]")  # fmt: skip
+              help="How many owners the buffers of a receive queue may have; flow rules say which owner a flow has. No"
+                   " stock driver knows of it.  [default: 0, off]")  # fmt: skip
 @click.option("--owner-lookahead", type=int, metavar="N",
-              help="Buffers of such a queue that the NIC sorts by owner ahead of need.  [default: 1024]")  # fmt: skip
+              help="How many buffers of such a queue the NIC sorts by owner before they are needed."
+                   "  [default: 1024]")  # fmt: skip
 @click.option("--queue-flush", is_flag=True,
               help="A receive queue hands its buffers back on command; no stock driver asks for it.")  # fmt: skip
 @click.option("--ddp-flows", type=int, metavar="N",
@@ -161,7 +163,7 @@ def _report_file(_context: click.Context, _parameter: click.Parameter, value: Pa
                    "ledger then has DMA there bypass the root complex. Repeat for more.")  # fmt: skip
 @click.option("--metrics", callback=_host_and_port, metavar="HOST:PORT",
               help="Serve the counters to Prometheus there, such as at 127.0.0.1:9400.")  # fmt: skip
-@click.option("-v", "--verbose", count=True, help="Log what the guest does; twice: each admin command.")
+@click.option("-v", "--verbose", count=True, help="Log what the guest does; given twice, also each admin command.")
 def serve(
     sockets: tuple[str, ...],
     socket_mode: int | None,

@@ -23,7 +23,7 @@ _TABLE_ROW = 32
 @click.command()
 @control_option
 @nic_option
-@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole state as JSON.")
 def show(path: str, nic: str | None, as_json: bool) -> None:
     """Registers, options offered, queues with their rings, RSS, flow rules and memory of a NIC."""
     with Control(path) as control:

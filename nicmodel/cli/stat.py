@@ -13,7 +13,7 @@ from nicmodel.observe.report import show
 
 @click.command()
 @control_option
-@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print all counters as JSON.")
 def stat(path: str, as_json: bool) -> None:
     """Counters of every NIC: frames, drops by name, DMA by kind of memory, rules with hits."""
     with Control(path) as control:

@@ -44,7 +44,7 @@ def top(path: str, interval: float, once: bool) -> None:
 
 
 def view(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], seconds: float) -> RenderableType:
-    """The screen, of two `Control.stat` so many seconds apart."""
+    """The screen, made of two answers of `Control.stat` that are `seconds` apart."""
     parts: list[RenderableType] = []
     for old, new in zip(escaped(before), escaped(after), strict=True):
         parts += [_heading(new), _queues(old, new, seconds), _memory(old, new, seconds)]

@@ -22,9 +22,9 @@ from nicmodel.observe.text import lines
               help="Only these events: client, config, register, msix, doorbell, admin, interrupt, vectors, map, "
                    "unmap, reset, link, rx, tx, fault, injected, error. Repeat for several.")  # fmt: skip
 @click.option("--queue", "queues", multiple=True, metavar="QUEUE",
-              help="Only what concerns these queues: rx0, tx3. Repeat for several.")  # fmt: skip
+              help="Only events of these queues: rx0, tx3. Repeat for several.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with every field.")
-@click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="End after so many events.")
+@click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="End after N events.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write there instead.")  # fmt: skip
 def trace(
@@ -34,7 +34,7 @@ def trace(
     """Show every register access, doorbell, admin command, interrupt and packet with its descriptors, until Ctrl-C.
 
     Times are in seconds from the first event on. While nobody traces, the NIC does not spend any time on it; while
-    somebody does, packets are several times slower, but for those kinds and queues that are left out.
+    somebody does, packets are several times slower, except for kinds and queues that are left out.
     """
     with contextlib.ExitStack() as stack:
         control = stack.enter_context(Control(path))

@@ -30,7 +30,7 @@ class Shadow:
         self._bytes: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
 
     def room(self, state: State, sizes: Sequence[int]) -> tuple[State, list[tuple[int, npt.NDArray[np.uint8]]]]:
-        """Room for pieces of so many bytes.
+        """Room for pieces of `sizes` bytes.
 
         Returns:
             The state with the shadow as a further region of memory; for each piece its address there, and its bytes,

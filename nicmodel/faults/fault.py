@@ -169,7 +169,7 @@ class Fault:
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
-        """Its parameters by name, those of all faults last."""
+        """Its parameters by name; those that every fault has come last."""
         hints = typing.get_type_hints(cls, include_extras=True)
         found = {}
         for one in fields(cls):
@@ -182,7 +182,7 @@ class Fault:
 
     @classmethod
     def summary(cls) -> str:
-        """What it does, in one sentence."""
+        """One sentence on what it does."""
         return (cls.__doc__ or "").split("\n\n")[0].replace("\n    ", " ")
 
 

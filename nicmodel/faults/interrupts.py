@@ -44,7 +44,7 @@ class InterruptFaults:
         self._nic.signal_vector(vector)
 
     def _vectors(self, fault: IrqFault) -> range:
-        """Those that the fault is about."""
+        """The vectors that the fault is about."""
         if fault.vector is not None:
             return range(fault.vector, fault.vector + 1)
         return range(self._nic.vector_base, self._nic.vector_base + self._nic.blocks)

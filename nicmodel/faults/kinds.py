@@ -86,7 +86,7 @@ class WireDelay(WireFault):
 
 @dataclass(frozen=True, kw_only=True)
 class WireRate(Fault):
-    """The wire carries only so many bits a second; what does not fit waits, and beyond a queue's length is lost."""
+    """The wire has a bit rate: frames beyond it wait in a queue, and are lost when the queue is full."""
 
     name = "wire-rate"
     where = "wire"
@@ -331,7 +331,7 @@ class DmaFault(Fault):
 
 @dataclass(frozen=True, kw_only=True)
 class DmaSlow(Fault):
-    """Memory is far away: descriptors are fetched, and completions come, so much later."""
+    """Memory is far away: descriptors are fetched later, and completions come later."""
 
     name = "dma-slow"
     where = "DMA"

@@ -57,7 +57,7 @@ class ReceiveFaults:
         self, receive: Callable[..., int], state: State, data: npt.NDArray[np.uint8], frames: Records, count: int,
         *rest: Any,
     ) -> int:  # fmt: skip
-        """As `nicmodel.gvnic.receive.receive`."""
+        """Do what `nicmodel.gvnic.receive.receive` does, with the faults."""
         *middle, outcomes = rest
         rx = state.rx
         numbers = np.flatnonzero(rx["active"]).tolist()

@@ -43,7 +43,7 @@ class TransmitFaults:
         self._nic.transmit_gqi = partial(self._transmit, transmit_gqi) if active else transmit_gqi
 
     def _transmit(self, transmit: Callable[..., bool], state: State, queue: int, *batch: Any) -> bool:
-        """As `nicmodel.gvnic.transmit.transmit`."""
+        """Do what `nicmodel.gvnic.transmit.transmit` does, with the faults."""
         for injection in self._active:
             if isinstance(injection.fault, DmaSlow) and self._wait_for_memory(injection, injection.fault, queue):
                 return False

@@ -243,7 +243,7 @@ OPTION_DEFERRED_PLACEMENT = record(
     ("supported", ">u4"), ("device_bytes", ">u4"), ("queue_bytes", ">u4"), ("page_size", ">u4"), ("timeout_us", ">u4")
 )  # fmt: skip
 OPTION_QUEUE_FLUSH = record(("supported", ">u4"))
-#: Most owners of a queue's buffers, and how many buffers of a queue the NIC sorts by owner ahead of need.
+#: The largest number of owners of a queue's buffers, and how many buffers the NIC sorts by owner ahead of need.
 OPTION_BUFFER_OWNERS = record(("supported", ">u4"), ("owners", ">u4"), ("lookahead", ">u4"))
 #: How many flows, and buffers of all flows together, can be there, and of how many pieces a buffer may consist.
 OPTION_DDP = record(("supported", ">u4"), ("max_flows", ">u2"), ("max_buffers", ">u2"), ("max_pieces", ">u4"))
@@ -364,7 +364,7 @@ CONFIGURE_DEFERRED_PLACEMENT = record(
 #: `owner` whose buffers come back, of a queue with several; else, and for those of all of them, `ALL_OWNERS`.
 FLUSH_RX_QUEUE = record(("queue_id", ">u4"), ("owner", ">u4"))
 ALL_OWNERS = 0xFFFFFFFF
-#: The queue's buffers have so many owners from now on.
+#: From now on the buffers of the queue have `owners` owners.
 CONFIGURE_BUFFER_OWNERS = record(("queue_id", ">u4"), ("owners", ">u4"))
 
 

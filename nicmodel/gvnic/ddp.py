@@ -18,12 +18,12 @@ record (`PLACEMENT`) for each run of them is appended: where in the payload it b
 says how many records there are; with them the driver shows the payload to TCP as if it had been in the buffers all
 along. A run that is shorter than its record stays where it is, so that no packet grows.
 
-`RX_DDP` says besides (in bits that are 0 without this engine), in the same way in each completion of a packet:
+`RX_DDP` says in addition (in bits that are 0 without this engine), in the same way in each completion of a packet:
 
 - ``ddp``, ``ddp_flow``: the packet belongs to this flow.
 - ``digest_good``: of the data digests that end in this packet none is wrong, and all the data that they, and the one
-  after them, cover went by in order. If so says each packet of a PDU, its digest holds; if not, software has to see.
-  ``digest_bad``: a digest did not hold.
+  after them, cover went by in order. If all packets of a PDU say so, its digest holds; otherwise software has to check
+  it. ``digest_bad``: a digest did not hold.
 - ``resync``, ``resync_sequence``: the device asks whether a PDU begins at this sequence number.
 
 *Loss and reordering.* Only bytes that follow those before them are placed. A segment with bytes missing before it, or

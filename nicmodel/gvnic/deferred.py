@@ -1,7 +1,7 @@
 """Deferred placement: payload stays in memory of the NIC's until the driver says where it goes. An option of this
 model; what a driver has to do is in docs/options.md.
 
-On a queue with the option a packet that is split at its header delivers the header at once, as ever. Its payload is
+On a queue with the option a packet that is split at its header delivers the header at once, as always. Its payload is
 kept in pages of the NIC's own memory, and the completion has a handle instead of payload. The driver then writes
 placement requests: the handle and a list of addresses, or that the payload is to be dropped. A payload that nobody asks
 for in time is dropped, so that a driver that forgets some does not use the memory up.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: dropped.
 ELSE_AT_ONCE, ELSE_DROP = 1, 2
 
-#: Most entries of a placement ring.
+#: The most entries of a placement ring.
 MAX_PLACEMENT_RING = 4096
 
 #: `expire` found nothing that is kept.
@@ -393,7 +393,7 @@ class DeferredPlacement:
         self.watch()
 
     def stop(self) -> None:
-        """No timer any more."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._nic.poller.cancel(self._timer)
             self._timer = None

@@ -18,7 +18,7 @@ RX_BUFFER = Layout(
     header_address=at(16, 0, 64),
 )
 
-#: Whose a buffer is, on a queue with buffers of several owners (an option of this model); reserved otherwise.
+#: The owner of a buffer, on a queue whose buffers have several (an option of this model); reserved otherwise.
 RX_BUFFER_OWNER = Layout("RX buffer, owner", 32, owner=at(2, 0, 8))
 
 #: Completion queue of a receive queue: one for each buffer used.

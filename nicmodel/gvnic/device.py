@@ -74,7 +74,7 @@ class Bus(Protocol):
 
 
 def _clear(queue: np.ndarray) -> None:
-    """Reset a queue's record, but for what it counts."""
+    """Reset a queue's record, except for its counters."""
     queue[SETTINGS[queue.dtype]] = 0
 
 
@@ -579,7 +579,7 @@ class Nic(Device):
         self._retry_held()
 
     def set_owners(self, queue: int, owners: int) -> None:
-        """Have a receive queue without buffers take buffers of so many owners; it ends with the queue."""
+        """Let the buffers of a receive queue, which has none yet, have `owners` owners; this ends with the queue."""
         entries = self.state.owners[queue]
         entries[SETTINGS[entries.dtype]] = 0
         rx = self.state.rx[queue : queue + 1]

@@ -59,7 +59,7 @@ def _find(state: State, address: int) -> int:
 
 @inlined
 def _host(state: State, number: int, address: int, count: int, right: int) -> int:
-    """As `locate`, if the region of that number, which need not be, is the one; else 0."""
+    """What `locate` returns, if the region with this number (which need not exist) holds the range; else 0."""
     if number < 0 or number >= len(state.regions):
         return _NOWHERE
     region = state.regions[number]
@@ -76,7 +76,7 @@ def _host(state: State, number: int, address: int, count: int, right: int) -> in
 
 @inlined
 def reachable(state: State, address: int, count: int, right: int) -> bool:
-    """As `accessible`, quicker where one region holds all."""
+    """The same as `accessible`, but quicker where one region holds the whole range."""
     return locate(state, address, count, right) != _NOWHERE or accessible(state, address, count, right)
 
 

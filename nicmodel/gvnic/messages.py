@@ -78,7 +78,7 @@ def ask(state: State, address: int, count: int) -> bool:
 
 @compiled
 def fetched(state: State, address: int, count: int) -> int:
-    """Where in this process `count` bytes of guest address `address` are that were asked for and came; else 0."""
+    """The host address of `count` bytes at guest address `address` that were asked for and have come; 0: none."""
     for k in range(i64(state.device[0].asked)):
         message = state.asked[k]
         skip = address - message.address

@@ -70,17 +70,17 @@ class Profile:
             queue are accepted at any revision.
         promiscuous: receive unicast frames to any address.
         coalesce: merge TCP segments on queues with RSC (Linux: ``ethtool -K ... rx-gro-hw``).
-        coalesce_flows: of so many TCP flows at the same time.
+        coalesce_flows: how many TCP flows are merged at the same time.
         coalesce_usecs: how long frames from the wire wait for others to be merged with, microseconds. 0: segments are
             merged that the wire hands over together, and no frame waits.
         ddp_flows: TCP flows whose NVMe/TCP data can be placed directly (docs/ddp.md); 0 takes that away.
         link_speed: Mbit/s.
         max_registered_pages: pages in all page lists together, for the QPL formats.
-        deferred_bytes: memory of the NIC's for payload whose place the driver names later (docs/options.md); 0 takes
+        deferred_bytes: bytes on the NIC for payload whose place the driver names later (docs/options.md); 0 takes
             deferred placement away.
         deferred_queue_bytes: how much of it one queue may use; 0: all.
         deferred_usecs: how long payload is kept, microseconds.
-        owners: most owners that the buffers of one receive queue may have (docs/options.md); 0 takes that away.
+        owners: the most owners that the buffers of one receive queue may have (docs/options.md); 0 takes that away.
         owner_lookahead: buffers of such a queue that the device sorts by owner ahead of need.
         queue_flush: a receive queue hands its buffers back on command, without being destroyed (docs/options.md).
     """
@@ -154,7 +154,7 @@ class Profile:
 
     @property
     def deferred_queue_budget(self) -> int:
-        """Most bytes of payload that are kept for one queue."""
+        """The most bytes of payload that are kept for one queue."""
         return self.deferred_queue_bytes or self.deferred_bytes
 
     @property

@@ -428,7 +428,7 @@ def _split_of(state: State, rx: Record) -> int:
 
 @inlined
 def _room(rx: Record, needed: int) -> int:
-    """Whether a frame that needs so many buffers goes to the queue now."""
+    """Whether a frame that needs `needed` buffers goes to the queue now."""
     entries = i64(rx.buffer_entries)
     if needed >= entries:
         return _NO_BUFFERS
@@ -691,7 +691,7 @@ def _flush(state: State, batch: _Batch, index: int) -> int:
 
 @inlined
 def _fits(rx: Record, aggregate: Record, more: int) -> bool:
-    """Whether so many bytes of payload may be added: to an IP packet, and to the buffers that are there."""
+    """Whether `more` bytes of payload may be added: to an IP packet, and to the buffers that are there."""
     payload = i64(aggregate.payload) + more
     if i64(aggregate.header) - i64(aggregate.l3_offset) + payload > MAX_IP:
         return False

@@ -20,7 +20,7 @@ from nicmodel.packet.reference import Arrays
 from nicmodel.vfio_user.dma import MAX_KINDS
 from nicmodel.vfio_user.regions import RegionMap
 
-#: Most data descriptors of one packet, both ways; more is a driver's error.
+#: The most data descriptors of one packet, in either direction; more are a driver's error.
 MAX_SEGMENTS = 512
 #: Bytes of one transmit packet beyond which it is an error: the longest TSO packet that Linux sends, and its header.
 MAX_PACKET = 262143 + 255
@@ -183,7 +183,7 @@ VECTOR = np.dtype(
 
 #: Bytes of a page of the NIC's own memory, where payload waits for its place (`nicmodel.gvnic.deferred`).
 NIC_PAGE = 2048
-#: Most of them: a handle has 16 bits for the first page of its payload.
+#: The most pages: a handle has 16 bits for the first page of its payload.
 MAX_NIC_PAGES = 1 << 16
 
 #: That memory: its first free page and how many are free, and the first pages of the oldest and of the newest payload;
@@ -230,7 +230,7 @@ PLACEMENT_RING = np.dtype(
     ]
 )
 
-#: Most owners of a queue's buffers: each costs a list as long as the longest ring.
+#: The most owners of a queue's buffers: each costs a list as long as the longest ring.
 MAX_OWNERS = 16
 #: One owner of buffers in a receive queue: head and tail of the list of its buffers (`State.owned`), how many frames of
 #: its flows wait in the backlog, whether they are not to; and what it counts: packets and their bytes.
@@ -273,7 +273,7 @@ PIECE = np.dtype([("address", "<u8"), ("length", "<i4"), ("identifier", "<i4")])
 #: process.
 MESSAGE = np.dtype([("address", "<u8"), ("count", "<i4"), ("offset", "<i4"), ("flags", "<i4")])
 
-#: Direct data placement: buffers of all flows together, most pieces of one, and most placements in one packet.
+#: Direct data placement: the most buffers of all flows together, pieces of one, and placements in one packet.
 MAX_DDP_BUFFERS = 1024
 MAX_DDP_PIECES = 256
 MAX_PLACEMENTS = 4095

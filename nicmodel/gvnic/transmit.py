@@ -67,7 +67,7 @@ _GENERATION = TX_COMPLETION.generation.shift
 _VALUE = TX_COMPLETION.tag_or_head.shift
 
 _MAX_IP = 65535
-#: Most bytes of headers that are looked for where the driver does not say how many they are.
+#: The most bytes of headers that are looked for where the driver does not say how many they are.
 MAX_HEADER = 255
 
 _U8 = u64(8)

@@ -36,7 +36,7 @@ class Capture:
         nic: the NIC.
         listener: called with each frame.
         queues: only frames of these, such as ``rx3``; all if empty, also those that come to no queue.
-        limit: most bytes of each frame; None: all.
+        limit: how many bytes of each frame at most; None: all.
 
     Raises:
         ValueError: there is no such queue.

@@ -46,7 +46,7 @@ VERSION = 1
 #: Longest line that the server takes, bytes.
 MAX_LINE = 4 << 20
 
-#: Most bytes of frames that the client puts into one request.
+#: The most bytes of frames that the client puts into one request.
 _MAX_FRAMES = 1 << 20
 
 
@@ -259,7 +259,7 @@ class Control:
 
         Args:
             queues: only of these, such as ``rx3``; all if empty, and what comes to no queue.
-            limit: most bytes of each frame; None: all.
+            limit: how many bytes of each frame at most; None: all.
             nic: only of this NIC.
 
         Returns:

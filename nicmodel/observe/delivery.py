@@ -59,7 +59,7 @@ class Delivery:
 
     @property
     def delivered(self) -> bool:
-        """Whether a driver finds it in a queue."""
+        """Whether it reached a receive queue, where the driver finds it."""
         return self.verdict == Drop.NONE
 
     @property
@@ -74,7 +74,7 @@ class Delivery:
 
     @property
     def queue(self) -> int | None:
-        """The receive queue that was chosen for it; None if it did not come so far."""
+        """The receive queue that was chosen for it; None if it was dropped before."""
         queue = int(self._outcome["queue"])
         return queue if queue >= 0 else None
 
@@ -86,7 +86,7 @@ class Delivery:
 
     @property
     def hash(self) -> int | None:
-        """RSS hash; 0 for what is not hashed, None if it did not come so far."""
+        """RSS hash; 0 if it was not hashed, None if it was dropped before."""
         return None if self.queue is None else int(self._outcome["hash"])
 
     @property
@@ -142,17 +142,17 @@ class Delivery:
 
     @property
     def vector(self) -> int | None:
-        """MSI-X vector that tells the driver of it; None if it was not delivered."""
+        """The MSI-X vector of its queue; None if it was not delivered."""
         return self._part.vector_base + self._block if self.delivered else None
 
     @property
     def fired(self) -> bool:
-        """Whether the vector was signalled, once for all frames of the batch that are told of by it."""
+        """Whether the vector was signalled: once for all frames of the batch that it stands for."""
         return self.delivered and bool(self._part.fired[self._block])
 
     @property
     def waits_for(self) -> Literal["enable", "interval"] | None:
-        """What a vector that was not signalled waits for: that the driver enables it, or its moderation interval."""
+        """What a vector that was not signalled waits for: to be enabled by the driver, or its moderation interval."""
         if not self.delivered or not self._part.vectors["pending"][self._block]:
             return None
         return "interval" if self._part.vectors["enabled"][self._block] else "enable"
@@ -376,7 +376,7 @@ def _field(words: npt.NDArray[Any], bits: Bits) -> Numbers:
 def _buffer_rings(nic: Nic, queues: Records) -> dict[int, npt.NDArray[np.uint8]]:
     """What the drivers have put into the buffer rings, by queue; shape (entries, bytes of a descriptor).
 
-    Of a queue whose buffers have several owners: what the device has of it (`posted`).
+    For a queue whose buffers have several owners: what the device holds of it (`posted`).
     """
     active = np.flatnonzero(queues["active"])
     size = GQI_RX_SLOT.itemsize if nic.gqi else RX_BUFFER.size

@@ -196,7 +196,7 @@ class Quantity:
     Attributes:
         name: for programs.
         title: for people.
-        unit: of the value, which is for each byte of payload, but for the throughput.
+        unit: of the value, which is for each byte of payload, except for the throughput.
         value: of the runs of a mode.
         parts: bytes of a run by what for, if the quantity is their sum.
         varies: whether it is another in each run.

@@ -46,7 +46,7 @@ class PcapngWriter:
         Args:
             name: what it is called.
             description: what it is.
-            limit: most bytes that are kept of a frame; 0: all.
+            limit: how many bytes of a frame are kept at most; 0: all.
 
         Returns:
             Its number, for `packet`.

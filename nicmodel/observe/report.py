@@ -84,7 +84,7 @@ def ledger_table(
         ledger: what is booked.
         title: put above.
         queues: those that have rows of their own; None: all.
-        moved: what of it has been moved in the last so many `seconds`, for rates; 0: without.
+        moved: what of it was moved in the last `seconds`, for rates; 0: no rates.
         seconds: see there.
     """
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)

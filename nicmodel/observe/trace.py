@@ -92,7 +92,7 @@ _TX_LAYOUTS = {
 
 @dataclass(frozen=True, eq=False)
 class Subscription:
-    """Who gets which events.
+    """Which observers get which events.
 
     Attributes:
         listener: called with each event.

@@ -50,7 +50,7 @@ def ones_sum(data: npt.NDArray[np.uint8], offset: int, count: int, initial: int)
         count: number of bytes.
         initial: a sum to continue, below 2**62.
     """
-    # The sum is the same in either byte order but for the order of its own bytes (RFC 1071, section 2 (B)), so the
+    # The sum is the same in either byte order, except for the order of its own bytes (RFC 1071, section 2 (B)), so the
     # loop adds 32-bit words as they lie in memory.
     words = count >> 2
     little = 0

@@ -69,7 +69,7 @@ SLOT = np.dtype([("group", "<i4"), ("location", "<i4"), ("key", "<u8", (5,))])
 
 
 def slots_for(rules: int) -> int:
-    """Entries of the hash table for so many rules: a power of two, at most a quarter in use."""
+    """Entries of the hash table for a number of rules: a power of two, at most a quarter in use."""
     return 1 << (4 * max(rules, 1) - 1).bit_length()
 
 
@@ -117,7 +117,7 @@ def _slot(group: int, a: int, b: int, c: int, d: int, e: int, slots: int) -> int
 
 @inlined
 def _numbers(ports: int, spi: int, tos: int, source_port: int, destination_port: int) -> int:
-    """The first word of a key or mask, but for `_KNOWN`: `spi` or the ports, by whether `ports` are meant."""
+    """The first word of a key or mask, without `_KNOWN`: `spi` or the ports, by whether `ports` are meant."""
     word = u64(tos) << _TOS_SHIFT
     if ports:
         return u64(word | u64(source_port) << _PORT_SHIFT | u64(destination_port))

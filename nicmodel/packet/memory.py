@@ -86,7 +86,7 @@ if JIT_DISABLED:
         store_u64(address, value)
 
     def publish_u32(address: int, value: int) -> None:
-        """As `publish_u64`, for a 32-bit counter."""
+        """The same as `publish_u64`, for a 32-bit counter."""
         store_u32(address, value)
 
 else:
@@ -113,7 +113,7 @@ else:
 
     @intrinsic
     def publish_u32(typingctx: Any, address: Any, value: Any) -> Any:
-        """As `publish_u64`, for a 32-bit counter."""
+        """The same as `publish_u64`, for a 32-bit counter."""
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             builder.store_atomic(builder.trunc(args[1], ir.IntType(32)), _pointer(builder, args[0], 32), "release", 4)

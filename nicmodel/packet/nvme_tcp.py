@@ -287,7 +287,7 @@ def _is_data_length(word: int, length: int, data_length: int, data_digest: int) 
 
 @compiled
 def find(tracker: Record, address: int, count: int) -> int:
-    """Where in `count` bytes a header may be, of data, a response or an R2T, and whole with its digest; -1: nowhere."""
+    """Where in `count` bytes a whole header of data, a response or an R2T, with its digest, may be; -1: nowhere."""
     size = HEADER_SIZE + DIGEST_SIZE * i64(tracker.header_digest)
     header_digest = i64(tracker.header_digest)
     data_digest = i64(tracker.data_digest)

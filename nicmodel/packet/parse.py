@@ -214,7 +214,7 @@ def _parse_ipv6(data: npt.NDArray[np.uint8], offset: int, at: int, h: np.void) -
 
 @inlined
 def _note_routing(data: npt.NDArray[np.uint8], offset: int, at: int, size: int, h: np.void) -> None:
-    """Where the packet is bound for while segments are left: the address in the pseudo-header (RFC 8200, 8.1)."""
+    """The final destination of a packet with segments left: the address in the pseudo-header (RFC 8200, 8.1)."""
     kind = load_byte(data, offset + at + 2)
     if load_byte(data, offset + at + 3) == 0 or size < 24:
         return

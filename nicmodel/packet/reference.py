@@ -56,7 +56,7 @@ class Arrays:
 
     @classmethod
     def names(cls) -> list[str]:
-        """Of the arrays."""
+        """The names of the arrays."""
         return [name for name in cls.__annotations__ if name != "address"]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -74,7 +74,7 @@ class Arrays:
         super().__setattr__(name, value)
 
     def with_arrays(self, **arrays: npt.NDArray[Any]) -> Self:
-        """The same arrays but for these; the others are shared."""
+        """The same arrays with these replaced; the others are shared."""
         other = copy.copy(self)
         table = self._table.copy()
         other._table, other.address = table, table.ctypes.data

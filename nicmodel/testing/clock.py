@@ -42,7 +42,7 @@ class VirtualClock:
 
     @property
     def next_due(self) -> int | None:
-        """When something happens by itself next; None: never."""
+        """The time of the next timer, ns; None: there is none."""
         return min((due for poller in self._pollers if (due := poller.next_due) is not None), default=None)
 
     def turn(self) -> None:

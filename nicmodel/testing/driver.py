@@ -651,7 +651,7 @@ class Driver:
             self.ram.free(place)
 
     def _spread_rss(self, queues: int) -> None:
-        """The table that Linux starts with and keeps until a user sets one: so many queues in turn."""
+        """The table that Linux starts with and keeps until a user sets one: the queues in turn."""
         self.set_rss(DEFAULT_KEY, [entry % queues for entry in range(RSS_LUT_SIZE)])
         self._spread = queues
 

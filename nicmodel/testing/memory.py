@@ -83,7 +83,7 @@ class GuestMemory:
         raise MemoryError(f"memory {self.name!r} has no {size} bytes in one piece")
 
     def allocate_zeroed(self, size: int) -> int:
-        """As `allocate`, zeroed: what a driver takes for a ring (Linux: dma_alloc_coherent)."""
+        """Allocate zeroed memory, as a driver does for a ring (Linux: dma_alloc_coherent); otherwise as `allocate`."""
         address = self.allocate(size)
         self.view(address, _pages(size))[:] = 0
         return address

@@ -312,7 +312,7 @@ _breaches |= {
 
 
 def _create_rx(nic: Loopback, number: int = 2, config: RxConfig = _CONFIG, **fields: int) -> RxQueue:
-    """Create a receive queue in order but for some fields."""
+    """Create a receive queue that is correct except for some fields."""
     queue = nic.driver.make_rx(number, config)
     command = decode_command(queue.create_command())
     nic.driver.admin(Opcode.CREATE_RX_QUEUE, **command | fields)
@@ -484,7 +484,7 @@ def _place(nic: Loopback, frame: bytes = _FRAME) -> int:
 
 
 def _piece(nic: Loopback, **fields: int) -> bytes:
-    """A data descriptor of a whole packet but for some fields."""
+    """A data descriptor of a whole packet, correct except for some fields."""
     whole = {"dtype": TxType.PACKET, "end_of_packet": 1, "completion_tag": _TAG, "buffer_size": len(_FRAME)}
     if "buffer_address" not in fields:
         fields["buffer_address"] = _place(nic)
@@ -583,7 +583,7 @@ def _dqo_qpl(nic: Loopback) -> None:
 
 
 def _gqi_packet(**fields: int) -> np.ndarray:
-    """The descriptor of a packet in one piece but for some fields."""
+    """The descriptor of a packet in one piece, correct except for some fields."""
     descriptor = np.zeros((), GQI_TX_PACKET)
     whole = {"descriptors": 1, "length": len(_FRAME), "segment_length": len(_FRAME), "segment_address": 0}
     for name, value in (whole | fields).items():

@@ -55,15 +55,15 @@ class TestNic:
     Args:
         profile: what the NIC offers.
         wire: its wire; a plain `TestWire` if None. With another wire there is nothing in `sent`.
-        clock: virtual time: nobody has to wait, the NIC runs whenever the driver waits for an answer and in every call
-            here. None: real time, and a thread of the NIC's own, which is what a guest needs.
+        clock: virtual time: nobody has to wait, the NIC runs whenever the driver waits for an answer, and in every call
+            of this object. None: real time, and a thread of the NIC's own, which is what a guest needs.
         folder: where the socket is; a temporary folder if None.
         check: watch the driver keep the contract (`nicmodel.observe.contract`); what it has broken is in `findings`.
 
     Attributes:
         device: the NIC.
         faults: its faults on demand; on real time they are given by `call`.
-        checker: who watches the driver; None if nobody does.
+        checker: the contract checker; None without `check`.
         server: what clients connect to.
         wire: the NIC's wire.
         clock: virtual time; None: real time.
@@ -106,7 +106,7 @@ class TestNic:
         """The rules that the driver has broken so far; none without `check`.
 
         Raises:
-            RuntimeError: the checker has failed, so that nobody knows.
+            RuntimeError: the checker itself has failed; the log says where.
         """
         if self.checker is None:
             return []
@@ -129,24 +129,24 @@ class TestNic:
     # Receive: what the wire brings.
 
     def build(self, source: Source, **fields: Any) -> Frames:
-        """Make frames to be injected later, or often; see `nicmodel.testing.frames.build`."""
+        """Build frames that are injected later or several times; see `nicmodel.testing.frames.build`."""
         return build(source, self.mac, **fields)
 
     def inject(self, source: Source, *, consumer: Driver | None = None, **fields: Any) -> Any:
-        """Have the NIC receive frames, after it has seen all that the driver did before.
+        """Let the NIC receive frames, after it has handled everything that the driver did before.
 
         Args:
             source: one frame, as bytes or a scapy packet; or any number: `Frames`, an iterable of bytes, packets and
                 more, or the path of a capture. Ethernet addresses that scapy packets leave out are filled in.
-            consumer: a driver that takes and forgets what comes and posts the buffers again before they run short, as
-                a kernel does meanwhile. Without one everything is one batch; what finds no buffers is held or dropped.
+            consumer: a driver that takes and forgets what comes, and posts the buffers again before they run short, as
+                a kernel does. Without one everything is one batch; what finds no buffers is held or dropped.
             fields: those of `Batch.append`, for every frame: what a wire knows of checksums and segments.
 
         Returns:
             For one frame its `Delivery`, for any number `Deliveries`.
 
         Raises:
-            ValueError: a frame is empty, or longer than can be.
+            ValueError: a frame is empty, or too long.
         """
         if isinstance(source, Frames):
             return self._inject(source, consumer)
@@ -161,7 +161,7 @@ class TestNic:
 
     @property
     def sent(self) -> list[SentFrame]:
-        """What the NIC has sent and nobody has taken, oldest first.
+        """The frames that the NIC has sent and that were not taken yet, oldest first.
 
         Raises:
             TypeError: its wire is not a `TestWire`.
@@ -192,7 +192,7 @@ class TestNic:
         return self.expect_all([match], timeout=timeout)[0]
 
     def expect_all(self, matches: list[Match], *, timeout: float = 1.0) -> list[SentFrame]:
-        """As `expect`, for a frame for each of `matches`, in this order; others may come between."""
+        """Wait as `expect` does, for one frame for each of `matches`, in this order; others may come between."""
         found: list[SentFrame] = []
 
         def look() -> bool:
@@ -220,7 +220,7 @@ class TestNic:
         self.call(lambda: self.device.set_cable(up))
 
     def run(self) -> None:
-        """Have the NIC handle all that the driver did before, and the timers that are due."""
+        """Let the NIC handle everything that the driver did before, and the timers that are due."""
         self.call(lambda: None)
 
     def wait(self, condition: Callable[[], bool], timeout: float = 1.0) -> bool:

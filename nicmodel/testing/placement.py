@@ -76,7 +76,7 @@ class PlacementRing(Queue):
             ring: False leaves the doorbell to a later request.
 
         Raises:
-            BufferError: the ring has no room for so many pieces.
+            BufferError: the ring has no room for all the pieces.
         """
         self._post([{"handle": handle, "address": address, "length": length} for address, length in pieces], ring)
 

@@ -32,7 +32,7 @@ class SentFrame:
 
     @cached_property
     def packet(self) -> Any:
-        """As a scapy packet."""
+        """The frame as a scapy packet."""
         from scapy.layers.l2 import Ether
 
         return Ether(self.data)
@@ -49,7 +49,7 @@ class SentFrame:
 
     @property
     def segment(self) -> int:
-        """Its number among the segments, from 0 on."""
+        """The frame's number among the segments of its packet, from 0 on."""
         return int(self.record["part"])
 
     @property

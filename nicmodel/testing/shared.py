@@ -13,7 +13,8 @@ from nicmodel.testing.rx import RxConfig, RxPacket, RxQueue
 
 
 class SharedRxQueue(RxQueue):
-    """As `RxQueue`, but buffer `id` is owner ``id % owners``'s, and buffers come back when their packet is done with.
+    """A receive queue like `RxQueue` whose buffer `id` belongs to owner ``id % owners``. Buffers come back when their
+    packet is done with.
 
     Args:
         number: the queue's id.
@@ -25,7 +26,7 @@ class SharedRxQueue(RxQueue):
         ring_doorbell: writes one doorbell.
 
     Attributes:
-        tagged: whether the device knows whose the buffers are, and so may use them in any order.
+        tagged: whether the device knows the owner of each buffer, and so may use them in any order.
     """
 
     _reclaims = False
@@ -52,13 +53,13 @@ class SharedRxQueue(RxQueue):
         self.descriptors[:, RX_BUFFER.buffer_address.word] = bases + ids * np.uint64(config.buffer_size)
 
     def tag(self) -> None:
-        """Say in each descriptor whose the buffer is; none has been posted."""
+        """Write the owner into each buffer's descriptor; none has been posted."""
         self.tagged = True
         owners = np.arange(self.config.entries, dtype=np.uint64) % np.uint64(len(self.memories))
         self.descriptors[:, RX_BUFFER_OWNER.owner.word] |= owners << np.uint64(RX_BUFFER_OWNER.owner.shift)
 
     def owner(self, identity: int) -> int:
-        """Whose a buffer is."""
+        """The owner of a buffer."""
         return identity % len(self.memories)
 
     def give_back(self, packet: RxPacket) -> None:

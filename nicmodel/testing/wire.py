@@ -81,7 +81,7 @@ class TestWire:
         return [frame.data for frame in sent]
 
     def unblock(self, room: int | None = None) -> None:
-        """Take so many frames more, or everything from now on, and tell the NIC so."""
+        """Take `room` frames more, or with None everything from now on, and tell the NIC."""
         self.room = room
         self._writable()
 

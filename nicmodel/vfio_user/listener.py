@@ -89,7 +89,7 @@ class Listener:
         return listener
 
     def fileno(self) -> int:
-        """Its descriptor, readable while a connection waits; -1 once it is closed."""
+        """The socket's descriptor, readable while a connection waits; -1 once it is closed."""
         return self._socket.fileno()
 
     def accept(self) -> socket.socket | None:

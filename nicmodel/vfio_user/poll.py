@@ -18,7 +18,7 @@ Callback = Callable[[], None]
 BUSY_TURNS = 4
 """Turns of the loop, with something to do in each, that what ``when_idle`` was told waits at most."""
 
-_FEW_TIMERS = 64  # so many cancelled ones may lie in the heap, however few others there are
+_FEW_TIMERS = 64  # cancelled ones that may lie in the heap, however few others there are
 _LONGEST_WAIT = 1 << 60  # ns; more would not fit the kernel's time
 
 # epoll_wait counts in milliseconds, too coarse for interrupt moderation; a timerfd counts in nanoseconds.
@@ -82,7 +82,7 @@ class Poller:
             microseconds to wake; one that looks takes a processor from others.
 
     Attributes:
-        turn: Number of the current turn of the loop, for whoever does only so much work in one (``Budget``).
+        turn: Number of the current turn of the loop, for callers that limit their work in one turn (``Budget``).
     """
 
     def __init__(self, *, clock: Callable[[], int] = time.monotonic_ns, busy_poll: int = 0) -> None:
@@ -193,7 +193,7 @@ class Poller:
         return self._handle(self._epoll.poll(timeout))
 
     def _look(self, ns: int) -> list[tuple[int, int]]:
-        """What is ready, as soon as there is something; nothing after so many nanoseconds."""
+        """What is ready, as soon as there is something; nothing when the given nanoseconds are over."""
         end = time.monotonic_ns() + ns
         due = self.next_due
         while not (ready := self._epoll.poll(0)):

@@ -168,7 +168,7 @@ class Channel:
 
         Args:
             command: A line for the guest's shell (bash), or a program and its arguments.
-            terminal: Run it on a terminal of so many rows and columns; else on pipes.
+            terminal: Run it on a terminal with these rows and columns; None: on pipes.
             sink: Gets the output, which is not kept then.
         """
         argv = ["/bin/bash", "-c", command] if isinstance(command, str) else list(command)

@@ -70,11 +70,11 @@ def mismatch(data: bytes | memoryview, offset: int, seed: int = 1) -> int | None
 
 
 def send_pattern(address: str, port: int, nbytes: int, seed: int = 1, timeout: float = 60) -> float:
-    """Connect, send so many bytes of the pattern, and wait until the other end has closed.
+    """Connect, send `nbytes` bytes of the pattern, and wait until the other end has closed.
 
     Args:
-        address: Of the receiver.
-        port: Of the receiver.
+        address: The receiver's.
+        port: The receiver's.
         nbytes: How many bytes.
         seed: The pattern's seed.
         timeout: Seconds without progress that are too many.

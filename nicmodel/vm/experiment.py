@@ -32,7 +32,7 @@ from nicmodel.vm.tools import build_guest_tools, check_host, install_guest_modul
 MEMORY = "hbm"
 """Name of the accelerator's memory."""
 SWITCH, NODE = ACCELERATORS = ("switch", "node")
-"""Where it may be."""
+"""The places where it may be."""
 
 _PORT = 5201
 #: The last one, of those that the driver starts with.
@@ -53,7 +53,7 @@ class Bench:
         memory: the accelerator's.
         dmabuf_size: bytes that a receiver takes of it.
         place: what it is, as the NIC reaches it.
-        send: sends so many bytes of the pattern of a seed to the guest's port.
+        send: sends the given number of bytes of the pattern of a seed to the guest's port.
         about: see `Experiment`.
     """
 

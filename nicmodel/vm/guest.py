@@ -209,7 +209,7 @@ class Guest:
 
         Args:
             command: A line for the guest's shell (bash), or a program and its arguments.
-            terminal: Run it on a terminal of so many rows and columns.
+            terminal: Run it on a terminal with these rows and columns.
             sink: Gets the output as it comes; otherwise it is kept.
         """
         return self._channel.start(command, terminal, sink)
@@ -495,7 +495,7 @@ def pci_addresses(buses: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def qemu_arguments(config: GuestConfig, image: Image, accel: str, files: Mapping[str, str]) -> list[str]:
-    """QEMU's arguments for a guest, but for its console, the agent's port and NUMA nodes of devices' memory.
+    """QEMU's arguments for a guest, except for its console, the agent's port and NUMA nodes of devices' memory.
 
     Args:
         config: The guest.

@@ -29,7 +29,7 @@ from nicmodel.vm.packages import Packages, Tree, locked, obtain
 from nicmodel.vm.progress import step
 
 UNUSED_SECONDS = 24 * 3600
-"""Images that nobody has asked for so long are deleted: each change to the recipe makes a new one of 200 MB."""
+"""Images that nobody has used for this long are deleted: each change to the recipe makes a new one of 200 MB."""
 
 GUEST_FILES = data_folder("guest")
 

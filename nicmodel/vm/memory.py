@@ -56,7 +56,7 @@ class DeviceMemory:
 
     @property
     def path(self) -> str:
-        """Where another process finds it, as long as this object is open."""
+        """The path by which another process finds the memory, as long as this object is open."""
         return f"/proc/{os.getpid()}/fd/{self.fd}"
 
     @property

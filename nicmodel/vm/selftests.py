@@ -85,9 +85,9 @@ class Program:
         cases: How many cases it has.
         quick: Cases of a quick run, as patterns; none: all of them.
         slow: A quick run leaves the program out.
-        arguments: Of the program.
+        arguments: The program's arguments.
         timeout: Seconds, generous.
-        expected: Of the cases that do not pass.
+        expected: The outcomes of the cases that do not pass.
     """
 
     name: str
@@ -258,7 +258,7 @@ _ENVIRONMENT = {
     "REMOTE_TYPE": "netns",
     "REMOTE_ARGS": "peer",
 }
-"""Of the tests: drivers/net/README.rst."""
+"""The environment variables of the tests: drivers/net/README.rst."""
 
 
 class Bench:

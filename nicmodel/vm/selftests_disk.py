@@ -34,7 +34,7 @@ SELFTEST_MODULES = (
 """Modules that the tests load, besides those of every guest (drivers/net/config, drivers/net/hw/config)."""
 
 RUNTIME = re.compile(r"usr/s?bin/(bpf|ethtool)|usr/lib/x86_64-linux-gnu/lib(?!clang-cpp)[^/]+\.so")
-"""Of the packages: what is there to run bpftool, bpftrace and ethtool. clang has done its work."""
+"""What the packages have for running bpftool, bpftrace and ethtool. clang has done its work already."""
 
 
 def build_disk(kernel: Kernel) -> Path:

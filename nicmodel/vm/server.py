@@ -29,7 +29,7 @@ class NicServer:
     """Context manager: a running ``nicmodel serve``.
 
     Args:
-        arguments: for ``nicmodel serve``, but for ``--socket``, ``--control`` and ``--report``.
+        arguments: for ``nicmodel serve``, except ``--socket``, ``--control`` and ``--report``.
         sockets: how many NICs.
         prefix: put before the command, such as ``("ip", "netns", "exec", "name")``.
         folder: where sockets and report lie; a temporary folder if None.
@@ -138,7 +138,7 @@ class NicServer:
             raise VmError(f"the NIC server gave no report: {error}\n{self.log()}") from None
 
     def findings(self, *, without: Collection[str] = ()) -> str:
-        """How drivers have broken the contract so far, but for some rules, as text.
+        """How drivers have broken the contract so far, except for some rules, as text.
 
         Raises:
             VmError: the server does not check it (``--check``, ``--strict``), or does not answer.

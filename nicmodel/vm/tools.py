@@ -82,7 +82,7 @@ def build_guest_module(kernel: Kernel = DEFAULT_KERNEL) -> Path:
         "ln -s mawk /usr/bin/awk\n"
         # objtool insists on knowing where its stack ends, and there is no /proc here.
         "mkdir -p /proc/self; echo '7ffffffde000-7ffffffff000 [stack]' >/proc/self/maps\n"
-        # Not the kernel, but its types: without pahole nobody can make the module's from them.
+        # The kernel's type information is left out: without pahole the module's cannot be made from it.
         f"rm -f /usr/src/linux-headers-{version}/vmlinux\n"
         f"make -s -C /usr/src/linux-headers-{version} M=/build CC=gcc modules\n"
         f"mkdir /out/module && mv {MODULE}.ko /out/module\n"

@@ -21,7 +21,7 @@ from nicmodel.wire.wire import SPEED, Poller, WireError, new_counters
 
 log = logging.getLogger(__name__)
 
-#: When frames are replayed: as they were captured, as fast as the NIC takes them, or so many a second.
+#: When frames are replayed: as they were captured, as fast as the NIC takes them, or at a number of frames a second.
 Pace = Literal["original", "max"] | int
 
 _SNAPLEN = 262144  # tcpdump's, and larger than any frame
@@ -36,7 +36,7 @@ class PcapWire:
         write: the file to write what the NIC sends to; replaced if it exists.
         pace: when frames are replayed. "original" keeps the time between them.
         loop: how many times to replay; 0: for ever. One round follows the other at once.
-        after: begin when the NIC has sent so many frames. A guest's first ones tell that its interface is up, and
+        after: begin when the NIC has sent this many frames. A guest's first ones tell that its interface is up, and
             before that the NIC drops all it gets.
 
     Losses counted: ``truncated``, captured in part only, or longer than `MAX_FRAME`; ``not_ethernet``, captured on some

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = (README, *sorted(DOCS.glob("*.md")))
-#: What an example prints, but for lines that are left out (…) and for addresses.
+#: What an example prints, except for lines that are left out (…) and for addresses.
 FINDING = re.findall(r"^    RX-BUF-003 error:.*?(?=\n\n)", (DOCS / "contract.md").read_text(), re.MULTILINE | re.DOTALL)
 ADDRESS = re.compile("0x[0-9a-f]{8}")
 EXAMPLES = [

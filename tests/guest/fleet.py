@@ -165,7 +165,7 @@ class Fleet:
             yield cls(stack)
 
     def _set_up(self, station: Station) -> None:
-        """Address a NIC and bring it up, but for `REPLAY`, whose first frame starts the replay."""
+        """Address a NIC and bring it up, except for `REPLAY`, whose first frame starts the replay."""
         guest, interface = self.guests[station.guest], station.interface
         # Only what a test sends is on the wires: nothing of IPv6's own.
         guest.run(f"sysctl -q net.ipv6.conf.all.disable_ipv6=1; test -e /sys/class/net/{interface}")

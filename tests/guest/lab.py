@@ -162,7 +162,7 @@ class Lab:
 
     @contextmanager
     def contract_kept(self) -> Iterator[None]:
-        """The drivers must break no rule meanwhile (`nicmodel rules`), but for the faults that they are known for."""
+        """The drivers must break no rule meanwhile (`nicmodel rules`), except for their known faults."""
         before = self.server.findings(without=KNOWN_FAULTS)
         yield
         after = self.server.findings(without=KNOWN_FAULTS)

@@ -205,12 +205,12 @@ class Pushing(threading.Thread):
 
 
 def lost(report: dict[str, Any]) -> dict[str, int]:
-    """Drops by name, but for want of buffers: if the sender is quicker than the guest, TCP sends such frames again."""
+    """Drops by name, without those for want of buffers: a sender that is quicker than the guest repeats such frames."""
     return {reason: count for reason, count in frames_dropped(report).items() if reason != "no_buffers"}
 
 
 def stream_in(memory: DeviceMemory, pieces: str) -> bytes:
-    """The stream that lies in an accelerator's memory in so many pieces, offset and size."""
+    """The stream that lies in an accelerator's memory in pieces, each an offset and a size."""
     places = [tuple(map(int, line.split())) for line in pieces.splitlines()]
     return b"".join(memory.array[offset : offset + size].tobytes() for offset, size in places)
 

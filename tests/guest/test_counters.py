@@ -41,7 +41,7 @@ class Counts(NamedTuple):
 
 
 def tcpdump(capture: Path) -> Counts:
-    """Of a capture at the far end."""
+    """The frames of a capture at the far end."""
     counts = [0, 0, 0, 0]
     with RawPcapReader(str(capture)) as reader:
         for frame, about in reader:

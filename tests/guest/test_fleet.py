@@ -48,7 +48,7 @@ def counts(report: dict[str, Any], way: str, counter: str) -> list[int]:
 
 
 def exchange(fleet: Fleet, asker: Station, answerer: Station, queues: int) -> None:
-    """Set so many queues at both ends, and have datagrams asked and answered over all of them."""
+    """Set a number of queues at both ends, and have datagrams asked and answered over all of them."""
     flows = FLOWS * queues
     for station in (asker, answerer):
         fleet.run(station, f"ethtool -L {station.interface} rx {queues} tx {queues}")

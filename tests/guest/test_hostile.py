@@ -1,4 +1,4 @@
-"""A real server against clients that mean harm: it answers, drops or counts, and serves the next guest as ever.
+"""A real server against clients that mean harm: it answers, drops or counts, and serves the next guest as before.
 
 The in-process rings go into breadth (tests/protocol/test_malformed.py, tests/device/test_garbage.py); here is what
 only a process of its own shows, that it is still there.

@@ -127,7 +127,7 @@ class Admin:
         self._memory_of("the answer's memory", int(p[field]), count, WRITABLE)
 
     def _sized(self, p: np.void, field: str, count: int) -> None:
-        """A command whose answer of `count` bytes goes to `address`, where so many are as `field` says."""
+        """A command whose answer of `count` bytes goes to `address`, where `field` says how many there is room for."""
         length = int(p[field])
         if length < count:
             self._find("ADM-CMD-006", f"{length} bytes for an answer of {count}")

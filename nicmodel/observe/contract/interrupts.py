@@ -8,7 +8,7 @@ from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE, GqiIrqDoorbe
 from nicmodel.gvnic.device import Nic
 from nicmodel.observe.contract.findings import Journal
 
-#: A vector counts as forgotten when it waits masked through so many seconds in which the driver was seen to live.
+#: Seconds that a vector waits masked, while the driver is seen to live, until it counts as forgotten.
 _FORGOTTEN_SECONDS = 30
 _SECOND_NS = 1_000_000_000
 

@@ -79,7 +79,7 @@ class Memory:
         return True
 
     def all_mapped(self, addresses: Addresses, count: int, right: int) -> npt.NDArray[np.bool_]:
-        """As `mapped`, for many pieces of the same length at once."""
+        """Do what `mapped` does, for many pieces of the same length at once."""
         whole = np.zeros(len(addresses), np.bool_)
         _in_one_region(*self._map, np.ascontiguousarray(addresses, np.uint64), count, right, whole)
         for place in np.flatnonzero(~whole):

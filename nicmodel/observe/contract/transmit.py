@@ -420,7 +420,7 @@ class Transmit:
 
 
 def _pieces_of_a_segment(sizes: list[int], header: int, mss: int) -> int:
-    """From how many descriptors the segment with the most of them takes its data, the header counted as one."""
+    """The largest number of descriptors that one segment takes its data from, with the header counted as one."""
     if len(sizes) < _MAX_DATA_DESCRIPTORS:
         return len(sizes)
     pieces: dict[int, int] = {}
