@@ -27,7 +27,7 @@ class Rule:
     Attributes:
         name: its identifier, such as ``RX-BUF-003``; the first part is the area.
         says: what a driver has to do.
-        why: what comes of it otherwise.
+        why: what happens otherwise.
         source: where it is written down.
         severity: what a violation does.
     """
@@ -413,7 +413,7 @@ _ADMIN = (
     ),
     Rule(
         "ADM-RSS-005",
-        "Hash types are of those that are defined.",
+        "Only hash types that are defined are set.",
         "The others are reserved.",
         "gve_adminq.h: enum gve_rss_hash_type",
     ),
@@ -720,7 +720,7 @@ _TRANSMIT = (
     ),
     Rule(
         "TX-GQI-005",
-        "In the GQI formats the segments of a packet to be segmented say the payload of each.",
+        "In the GQI formats a packet to be segmented says how much payload each segment has.",
         "There is no length to cut at.",
         "gve_tx.c: gve_tx_fill_seg_desc (mss)",
     ),
@@ -729,7 +729,7 @@ _TRANSMIT = (
 _INTERRUPTS = (
     Rule(
         "INT-001",
-        "Interrupt doorbells are written of configured notification blocks only.",
+        "Only interrupt doorbells of configured notification blocks are written.",
         "The block has no vector.",
         "gve.h: gve_irq_doorbell; gve_adminq.c: gve_adminq_configure_device_resources (num_irq_dbs)",
     ),
@@ -749,7 +749,7 @@ _INTERRUPTS = (
     ),
     Rule(
         "INT-004",
-        "Interrupts are enabled of blocks that serve a queue.",
+        "Interrupts are enabled only for blocks that serve a queue.",
         "The driver takes the block for another.",
         "gve_main.c: gve_turnup",
         _WARNING,
