@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -87,8 +88,15 @@ class TableDirective(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(_TABLES[self.name](argument)))
 
 
+def keep_sentence(_app: Sphinx, what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """Give a property's description an empty type: napoleon would take what is before its first colon for one."""
+    if what == "property" and lines:
+        lines[0] = f": {lines[0]}"
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     for name in _TABLES:
         app.add_directive(name, TableDirective)
+    app.connect("autodoc-process-docstring", keep_sentence, priority=400)  # before napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -225,8 +225,8 @@ class Injection:
     Args:
         number: its number among those of the NIC.
         fault: what it is.
-        nic: whom it strikes.
-        seed: of its dice; the same seed and the same occasions give the same strikes.
+        nic: the NIC that it is for.
+        seed: of its random numbers; the same seed and the same occasions give the same strikes.
         on_exhausted: called with it when it has struck as often as it may, unless what it struck lasts.
 
     Attributes:

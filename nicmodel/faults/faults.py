@@ -72,7 +72,7 @@ class Faults:
 
         Args:
             fault: one of `nicmodel.faults.kinds`, or its name.
-            seed: of its dice, if not that of this object and the number of the fault.
+            seed: of its random numbers; None: made of the seed of this object and the number of the fault.
             **parameters: with a name, those of the fault; text that reads as a number will do.
 
         Raises:

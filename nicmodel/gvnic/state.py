@@ -29,6 +29,7 @@ MAX_PACKET = 262143 + 255
 class Drop(IntEnum):
     """Why a frame or packet ended here; 0 and `HELD` mean that it did not."""
 
+    #: It was delivered, or sent.
     NONE = 0
     #: Waits in the backlog for buffers.
     HELD = 1

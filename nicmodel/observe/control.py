@@ -155,7 +155,7 @@ class Control:
             with its ``index``; ``coalesced`` if it shares them with the frame before it.
 
         Raises:
-            ControlError: there is no such NIC, or a frame is longer than can be.
+            ControlError: there is no such NIC, or a frame is too long.
         """
         return [
             one for part in _portions(frames) for one in self.request("inject", nic=nic, frames=part)
@@ -168,7 +168,7 @@ class Control:
             How many the wire has taken: one that is busy takes no more, and through a pulled cable none go.
 
         Raises:
-            ControlError: there is no such NIC, or a frame is longer than can be.
+            ControlError: there is no such NIC, or a frame is too long.
         """
         return sum(self.request("send", nic=nic, frames=part)["sent"] for part in _portions(frames))
 
@@ -194,8 +194,8 @@ class Control:
 
         Args:
             fault: its name, one of `nicmodel.faults.KINDS`.
-            nic: whom it strikes.
-            seed: of its dice.
+            nic: the NIC that it is for.
+            seed: of its random numbers.
             **parameters: its own.
 
         Returns:
@@ -218,7 +218,7 @@ class Control:
         """Give the NICs the faults of a scenario (`nicmodel.faults.scenario`), whose times count from now.
 
         Raises:
-            ControlError: it is none; the text says where.
+            ControlError: the text is no scenario; the message says where.
         """
         self.request("scenario", text=text)
 

@@ -210,7 +210,7 @@ class Driver:
         self.client.dma_unmap(memory.base, memory.size)
 
     def disconnect(self) -> None:
-        """Let go of the device without a word, as a guest that is killed."""
+        """Disconnect without telling the device, as happens when a guest is killed."""
         self.client.close()
         for eventfd in self.eventfds:
             os.close(eventfd)
@@ -492,8 +492,8 @@ class Driver:
 
         Args:
             number: the queue.
-            memories: of the owners 0, 1, and so on; which of them a flow's payload goes to, its rule says.
-            tagged: tell the device of it; without, it takes the buffers as they come.
+            memories: those of the owners 0, 1 and so on; a flow's rule says whose memory its payload goes to.
+            tagged: tell the device the owner of each buffer; otherwise it takes the buffers in their order.
 
         Raises:
             AdminError: the device refused.
@@ -682,7 +682,7 @@ class Driver:
         Args:
             spec: what to match.
             queue: the receive queue.
-            owner: whose buffers there, if they have several owners (`share_rx`).
+            owner: the owner whose buffers it goes to, if the queue's buffers have several (`share_rx`).
             location: place among the rules, the lowest is looked at first; None: the highest that is free.
 
         Returns:

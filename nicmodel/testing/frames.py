@@ -26,7 +26,7 @@ class Frames(Sequence[bytes]):
         """`fields` are those of `Batch.append` and hold for every frame.
 
         Raises:
-            ValueError: a frame is empty, or longer than can be.
+            ValueError: a frame is empty, or too long.
         """
         frames = list(frames)
         for number, frame in enumerate(frames):
@@ -65,7 +65,7 @@ def build(source: Source, mac: str, **fields: Any) -> Frames:
         fields: those of `Batch.append`, for every frame.
 
     Raises:
-        ValueError: a frame is empty, or longer than can be.
+        ValueError: a frame is empty, or too long.
         TypeError: there is something else among them.
     """
     return Frames(_encode(source, mac), **fields)

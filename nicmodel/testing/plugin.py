@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def clock() -> VirtualClock:
-    """The time of `nic` and `link`, which only ``clock.advance(ns)`` moves, and an `expect` that has to wait."""
+    """The time of `nic` and `link`. Only ``clock.advance(ns)`` moves it, or an `expect` that has to wait."""
     from nicmodel.testing.clock import VirtualClock
 
     return VirtualClock()
@@ -67,7 +67,7 @@ def nic(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[TestNic
 
 @pytest.fixture
 def driver(nic: TestNic) -> Iterator[Driver]:
-    """A gVNIC driver in Python on `nic`, after `Driver.probe`; `Driver.open` is the test's."""
+    """A gVNIC driver in Python on `nic`, after `Driver.probe`; the test calls `Driver.open`."""
     with nic.connect() as made:
         made.probe()
         yield made
@@ -95,7 +95,7 @@ def link(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[tuple[
 
 @pytest.fixture(scope="session")
 def guest_config() -> GuestConfig:
-    """What `guest` is made of: kernel, CPUs, memory; override it. Its NICs are `guest_nic` and those it names."""
+    """What `guest` is made of: kernel, CPUs, memory. Override it to change that, or to add NICs to `guest_nic`."""
     from nicmodel.vm.guest import GuestConfig
 
     return GuestConfig()
