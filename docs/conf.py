@@ -40,6 +40,7 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 90
 napoleon_use_ivar = True  # or the attributes of a dataclass would be described twice
 napoleon_use_rtype = False
+napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = f"nicmodel {version}"
