@@ -38,6 +38,7 @@ SPHINX := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --doctree-d
 docs: $(READY)
 	$(SPHINX) --builder html docs docs/_build/html
 	$(SPHINX) --builder man docs docs/_build/man
+	@echo "The documentation is docs/_build/html/index.html; man pages are in docs/_build/man"
 
 # For "man nicmodel-serve"; PREFIX=/usr/local for all users.
 PREFIX ?= $(HOME)/.local
