@@ -120,7 +120,8 @@ class Agent:
 
 
 def settle(time: float, entropy: str) -> None:
-    """Make this guest one of its own: its snapshot's clock stood still, and its random numbers are other guests' too.
+    """Make this guest one of its own: its snapshot's clock stood still, its random numbers are those of other guests,
+    and it had no NICs.
 
     See random(4): the generator is seeded with what was added at once.
     """
@@ -129,6 +130,40 @@ def settle(time: float, entropy: str) -> None:
     with open("/dev/urandom", "wb", buffering=0) as pool:
         fcntl.ioctl(pool, RNDADDENTROPY, struct.pack("ii", 8 * len(data), len(data)) + data)
         fcntl.ioctl(pool, RNDRESEEDCRNG)
+    coldplug()
+
+
+def coldplug(bus: str = "/sys/bus/pci") -> None:
+    """What a boot does with PCI devices: the kernel finds them, /init loads their drivers, which bind in their order.
+
+    The scan returns when all have been added, some perhaps by the kernel's hot-plug driver, whose order is another. A
+    probe returns when the driver has taken the device or refused it.
+    """
+    write(f"{bus}/drivers_autoprobe", "0")
+    write(f"{bus}/rescan", "1")
+    devices = [name for name in sorted(os.listdir(f"{bus}/devices")) if not driven(bus, name)]
+    aliases = {read(f"{bus}/devices/{name}/modalias").strip() for name in devices}
+    subprocess.run(["modprobe", "-qab", *sorted(aliases)])
+    for name in devices:
+        write(f"{bus}/drivers_probe", name)
+    write(f"{bus}/drivers_autoprobe", "1")
+
+
+def driven(bus: str, name: str) -> bool:
+    """Whether a device has a driver."""
+    return os.path.exists(f"{bus}/devices/{name}/driver")
+
+
+def read(path: str) -> str:
+    """The text of a file of the kernel's."""
+    with open(path) as file:
+        return file.read()
+
+
+def write(path: str, text: str) -> None:
+    """Write to a file of the kernel's."""
+    with open(path, "w") as file:
+        file.write(text)
 
 
 class Process:

@@ -37,19 +37,6 @@ _SNAPSHOT_TIMEOUT = 240
 """Seconds for the boot that makes a snapshot, which other guests may wait for too."""
 _PREPARE_TIMEOUT = 600
 _CHANNELS = ("agent", "console", "qmp")
-_COLDPLUG = """
-cd /sys/bus/pci
-echo 1 >rescan
-echo 0 >drivers_autoprobe
-cat devices/*/modalias | sort -u | xargs modprobe -qab
-for device in devices/*; do echo ${device##*/} >drivers_probe; done
-echo 1 >drivers_autoprobe
-"""
-"""What a boot does with NICs: the kernel finds them, /init loads their driver, which binds in the order of the ports.
-
-The scan returns when all have been added, some perhaps by the hot-plug driver, which has an order of its own. A probe
-returns when the driver has taken the device or refused it.
-"""
 
 
 @dataclass(frozen=True)
@@ -336,8 +323,6 @@ class Guest:
             self._await_boot(1)
         except VmError as error:
             raise snapshot.RestoreError(str(error)) from error
-        if nics:
-            self.run(_COLDPLUG, timeout=self._boot_timeout)
 
     @property
     def _memories(self) -> dict[str, int]:

@@ -268,3 +268,24 @@ def test_frames_may_arrive_byte_by_byte() -> None:
         length, number, kind = agent.HEADER.unpack(header)
         assert (number, kind) == (1, agent.START)
         assert json.loads(theirs.recv(length)) == {"argv": ["x"], "terminal": None}
+
+
+def test_the_agent_binds_drivers_in_the_order_of_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that looks like the kernel's, and what is written there."""
+    aliases = {"0000:02:00.0": "pci:b", "0000:01:00.0": "pci:a", "0000:00:1f.0": "pci:c"}
+    for name, alias in aliases.items():
+        (tmp_path / "devices" / name).mkdir(parents=True)
+        (tmp_path / "devices" / name / "modalias").write_text(alias + "\n")
+    (tmp_path / "devices/0000:00:1f.0/driver").mkdir()
+    done: list[tuple[str, ...]] = []
+    monkeypatch.setattr(agent, "write", lambda path, text: done.append((Path(path).name, text)))
+    monkeypatch.setattr(subprocess, "run", lambda command: done.append(tuple(command)))
+    agent.coldplug(str(tmp_path))
+    assert done == [
+        ("drivers_autoprobe", "0"),
+        ("rescan", "1"),
+        ("modprobe", "-qab", "pci:a", "pci:b"),
+        ("drivers_probe", "0000:01:00.0"),
+        ("drivers_probe", "0000:02:00.0"),
+        ("drivers_autoprobe", "1"),
+    ]
