@@ -19,6 +19,7 @@ from nicmodel.observe.contract.findings import as_text
 from nicmodel.observe.control import Control, ControlError
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.progress import step, still
+from nicmodel.vm.qemu import spawn
 
 #: Seconds without a word from a server that is not ready. While it compiles the packet path, it says how far it is.
 _START_TIMEOUT = 180.0
@@ -90,7 +91,7 @@ class NicServer:
         for socket in self.sockets:
             command += ["--socket", str(socket)]
         self._ready.clear()
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self._process = spawn(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
         deadline = time.monotonic() + _START_TIMEOUT
         said = 0
