@@ -123,7 +123,7 @@ class Lab:
     def set_up(self) -> None:
         """Drivers and addresses in the guest, as after each boot or module reload."""
         self.run("modprobe gve; ip link set lo up; ip netns add peer 2>/dev/null; ip -n peer link set lo up")
-        self.run("for i in 0 1 2 3; do until [ -e /sys/class/net/eth$i ]; do sleep 0.1; done; done", timeout=20)
+        self.run("for i in 0 1 2 3; do until [ -e /sys/class/net/eth$i ]; do sleep 0.1; done; done", timeout=120)
         self.run("ip link set eth1 netns peer")
         for port in (LINK0, LINK1, TAP, USER):
             peer = "-n peer" if port is LINK1 else ""
@@ -138,7 +138,9 @@ class Lab:
         for port in ports or (LINK0, LINK1, TAP, USER):
             inside = "ip netns exec peer " if port is LINK1 else ""
             carrier = f"/sys/class/net/{port.interface}/carrier"
-            self.run(f"{inside}sh -c 'until [ \"$(cat {carrier} 2>/dev/null)\" = 1 ]; do sleep 0.05; done'", timeout=20)
+            self.run(
+                f"{inside}sh -c 'until [ \"$(cat {carrier} 2>/dev/null)\" = 1 ]; do sleep 0.05; done'", timeout=120
+            )
 
     def in_peer(self, command: str, **options: Any) -> str:
         """Run a shell command in the guest's namespace "peer"; what it prints."""
@@ -180,7 +182,7 @@ class Lab:
     def tcp_listen(self, port: int, command: str = "cat >/dev/null", where: str = "") -> Any:
         """Start a TCP server in the guest that pipes each connection into a command; returns when it listens."""
         process = self.guest.start(f"{where} socat -u TCP-LISTEN:{port},reuseaddr,fork SYSTEM:'{command}'")
-        self.run(f"{where} sh -c 'until ss -ltn | grep -q :{port}; do sleep 0.05; done'", timeout=20)
+        self.run(f"{where} sh -c 'until ss -ltn | grep -q :{port}; do sleep 0.05; done'", timeout=120)
         return process
 
 
@@ -229,7 +231,7 @@ def ping(guest: Guest, address: str, *, count: int, size: int, interval: float =
         names, values = guest.run("grep ^Icmp: /proc/net/snmp").stdout.splitlines()
         return int(dict(zip(names.split(), values.split(), strict=True))["InEchoReps"])
 
-    guest.run(f"until ping -q -c 1 -W 1 {address} >/dev/null; do :; done", timeout=60)
+    guest.run(f"until ping -q -c 1 -W 1 {address} >/dev/null; do :; done", timeout=120)
     before = replies()
     said = guest.run(f"ping -q -c {count} -i {interval} -s {size} {options} {address}", timeout=120, check=False).stdout
     wait_until(lambda: replies() - before >= count, what=lambda: f"{replies() - before} of {count} replies:\n{said}")
@@ -284,7 +286,7 @@ def frames_dropped(report: Mapping[str, Any]) -> dict[str, int]:
     return {name: count for name, count in report["drops"].items() if name != "not_ours"}
 
 
-def wait_until(condition: Any, timeout: float = 20, pause: float = 0.1, what: Callable[[], str] = str) -> None:
+def wait_until(condition: Any, timeout: float = 120, pause: float = 0.1, what: Callable[[], str] = str) -> None:
     """Poll until `condition()` is true; `what()` is said of it when it does not come true."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -41,8 +41,8 @@ def send_over_cable(lab: Lab, v: int) -> None:
     )
     lab.in_peer("until ss -ltn | grep -q :5500; do sleep 0.05; done")
     address = LINK0.peer if v == 4 else f"[{LINK0.peer6}]"
-    lab.run(f"head -c {FILE_SIZE} /dev/urandom > /tmp/file; socat -u FILE:/tmp/file TCP:{address}:5500", timeout=60)
-    here = lab.run("sha256sum < /tmp/file; rm /tmp/file", timeout=60).stdout
+    lab.run(f"head -c {FILE_SIZE} /dev/urandom > /tmp/file; socat -u FILE:/tmp/file TCP:{address}:5500", timeout=120)
+    here = lab.run("sha256sum < /tmp/file; rm /tmp/file", timeout=120).stdout
     assert receiver.wait(60).stdout == here
 
 

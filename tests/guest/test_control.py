@@ -289,7 +289,7 @@ def rule_hits(lab: Lab) -> dict[int, int]:
 
 def await_hits(lab: Lab, expected: dict[int, int]) -> None:
     """Wait until the rules have just these hits: what was sent may still be on its way."""
-    wait_until(lambda: rule_hits(lab) == expected, timeout=60, what=lambda: f"{rule_hits(lab)}, not {expected}")
+    wait_until(lambda: rule_hits(lab) == expected, timeout=120, what=lambda: f"{rule_hits(lab)}, not {expected}")
 
 
 def test_flow_rules_of_every_type(traffic: Traffic) -> None:
@@ -466,7 +466,7 @@ def test_driver_reloads(lab: Lab) -> None:
     returned = "DECONFIGURE_DEVICE_RESOURCES PASSED"
     before = lab.report(LINK0)["admin"].get(returned, 0)
     for _ in range(rounds):
-        lab.run(round_trip, timeout=60)
+        lab.run(round_trip, timeout=120)
     lab.run("rmmod gve")
     for port in (LINK0, LINK1):
         assert active(lab, port, "rx") == active(lab, port, "tx") == []

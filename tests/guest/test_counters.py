@@ -187,7 +187,7 @@ def test_all_counters_agree(lab: Lab, split: bool, offloads: bool, tmp_path: Pat
             )
             return len(sent) == len(frames) == len(packets) == 1
 
-        wait_until(agreed, timeout=60, what=lambda: f"{moved()}\ndrops: {lab.report(TAP)['drops']}")
+        wait_until(agreed, timeout=120, what=lambda: f"{moved()}\ndrops: {lab.report(TAP)['drops']}")
         counts, last, last_bytes = moved()["tcpdump"], lab.report(TAP), bytes_of_queues(lab)
     assert min(counts.rx_bytes, counts.tx_bytes) > 2 * FILE_SIZE
     assert last["delivered"] - first["delivered"] == counts.rx_frames

@@ -70,7 +70,7 @@ def receiver(lab: Lab, *options: str, queues: str = str(QUEUE), seed: int = 1, s
         f"devmem_receiver --interface {INTERFACE} --port {DEVMEM_PORT} --queues {queues} --size {size}"
         f" --node {lab.guest.device_memory['hbm'].node} --seed {seed} {' '.join(options)}"
     )
-    process.expect("ready", timeout=30)
+    process.expect("ready", timeout=120)
     return process
 
 
@@ -79,7 +79,7 @@ def ncdevmem(lab: Lab, first: int, queues: int) -> Process:
     process = lab.guest.start(
         f"ncdevmem -s {USER.address} -f {INTERFACE} -l -L -p {DEVMEM_PORT} -v 7 -t {first} -q {queues}"
     )
-    lab.run(f"until ss -ltn | grep -q :{DEVMEM_PORT}; do sleep 0.1; done", timeout=30)
+    lab.run(f"until ss -ltn | grep -q :{DEVMEM_PORT}; do sleep 0.1; done", timeout=120)
     return process
 
 
@@ -169,7 +169,7 @@ def test_after_the_receiver_the_queue_is_an_ordinary_one(devmem: Lab) -> None:
         devmem.run(f"until ss -ltn | grep -q :{PLAIN_PORT}; do sleep 0.05; done")
         with socket.create_connection(("127.0.0.1", PLAIN_PORT), timeout=30) as connection:
             connection.sendall(bytes(8 * MIB))
-        assert digest.wait(30).stdout.strip() == str(8 * MIB)
+        assert digest.wait(120).stdout.strip() == str(8 * MIB)
         after = devmem.report(USER)
     assert payload(after, QUEUE)["ram"] - payload(before, QUEUE).get("ram", 0) >= 8 * MIB
     assert payload(after, QUEUE).get("hbm", 0) == payload(before, QUEUE).get("hbm", 0)
@@ -205,17 +205,17 @@ def test_killed_under_traffic_ten_times(devmem: Lab) -> None:
             before = payload(devmem.report(USER), QUEUE).get("hbm", 0)
             sender = threading.Thread(target=push)
             sender.start()
-            wait_until(lambda at=before: payload(devmem.report(USER), QUEUE).get("hbm", 0) > at + MIB, timeout=60)
+            wait_until(lambda at=before: payload(devmem.report(USER), QUEUE).get("hbm", 0) > at + MIB, timeout=120)
             process.kill(9)
-            process.wait(20)
-            sender.join(30)
+            process.wait(120)
+            sender.join(120)
             assert not sender.is_alive()
         # Bound once more, and everything arrives.
         process = receiver(devmem, seed=99)
         send_pattern("127.0.0.1", DEVMEM_PORT, 8 * MIB, 99)
         assert verdict(process)["bytes"] == 8 * MIB
         rounds = others.rounds
-        wait_until(lambda: others.rounds > rounds + 10, timeout=60)
+        wait_until(lambda: others.rounds > rounds + 10, timeout=120)
     assert others.rounds > 100
 
 
@@ -298,7 +298,7 @@ def kill_and_watch(lab: Lab) -> tuple[float, float, float]:
         control = stack.enter_context(Control(lab.server.control))
         sender = threading.Thread(target=push)
         sender.start()
-        wait_until(lambda: len(watch.events) > 50, timeout=30, what=lambda: f"for packets: {watch.events[-3:]}")
+        wait_until(lambda: len(watch.events) > 50, timeout=120, what=lambda: f"for packets: {watch.events[-3:]}")
         killed = time.monotonic_ns()
         process.kill(9)
         ends = None
@@ -306,9 +306,9 @@ def kill_and_watch(lab: Lab) -> tuple[float, float, float]:
             control.inject([frame], nic=nic)
             if ends is None and watch.command("CREATE_RX_QUEUE"):
                 ends = time.monotonic() + 0.5
-            assert time.monotonic_ns() < killed + 20_000_000_000
-        process.wait(20)
-        sender.join(30)
+            assert time.monotonic_ns() < killed + 120_000_000_000
+        process.wait(120)
+        sender.join(120)
         assert not sender.is_alive()
         destroyed, created = watch.command("DESTROY_RX_QUEUE"), watch.command("CREATE_RX_QUEUE")
         assert destroyed and created and destroyed["status"] == created["status"] == "PASSED"
@@ -360,14 +360,14 @@ def test_ncdevmem_killed_under_traffic_ten_times(devmem: Lab) -> None:
             before = frames()
             sender = threading.Thread(target=push)
             sender.start()
-            wait_until(lambda at=before: frames() > at + 100, timeout=60)
+            wait_until(lambda at=before: frames() > at + 100, timeout=120)
             process.kill(9)
-            process.wait(20)
-            sender.join(30)
+            process.wait(120)
+            sender.join(120)
             assert not sender.is_alive()
             devmem.run(f"ethtool -K {INTERFACE} ntuple off; ethtool -K {INTERFACE} ntuple on")
         rounds = others.rounds
-        wait_until(lambda: others.rounds > rounds + 10, timeout=60)
+        wait_until(lambda: others.rounds > rounds + 10, timeout=120)
     # Ordinary traffic to the queue, and a new bind by another program.
     devmem.split(USER, True)
     devmem.run(f"ethtool -X {INTERFACE} equal {QUEUE}")
@@ -388,7 +388,7 @@ def test_memory_that_was_given_back_is_not_written(devmem: Lab) -> None:
         devmem.run(f"until ss -ltn | grep -q :{DEVMEM_PORT}; do sleep 0.05; done")
         with socket.create_connection(("127.0.0.1", DEVMEM_PORT), timeout=30) as connection:
             connection.sendall(b"\xa5" * (8 * MIB))
-        assert sink.wait(30).stdout.strip() == str(8 * MIB)
+        assert sink.wait(120).stdout.strip() == str(8 * MIB)
         after = devmem.report(USER)
     assert {purpose: kinds.get("hbm", 0) for purpose, kinds in after["dma"].items()} == {
         purpose: kinds.get("hbm", 0) for purpose, kinds in before["dma"].items()
@@ -401,7 +401,7 @@ def test_a_receiver_that_knows_nothing_of_dma_bufs_gets_efault(devmem: Lab) -> N
         process = receiver(devmem, "--plain")
         with suppress(OSError):
             send_pattern("127.0.0.1", DEVMEM_PORT, MIB, timeout=10)
-        result = process.wait(30)
+        result = process.wait(120)
     assert "EFAULT" in result.stdout + result.stderr or "Bad address" in result.stdout + result.stderr
 
 
@@ -422,11 +422,11 @@ def test_tokens_never_returned_exhaust_the_dma_buf(devmem: Lab) -> None:
             now = devmem.report(USER)["rx_queues"][QUEUE]["drops"].get("no_buffers", 0)
             return int(now - before["rx_queues"][QUEUE]["drops"].get("no_buffers", 0))
 
-        wait_until(lambda: drops() > 0, timeout=40)
+        wait_until(lambda: drops() > 0, timeout=120)
         with OtherTraffic(devmem) as others:
-            wait_until(lambda: others.rounds > 100, timeout=60)
+            wait_until(lambda: others.rounds > 100, timeout=120)
         process.kill(10)  # SIGUSR1: return tokens from now on
-        sender.join(90)
+        sender.join(120)
         assert not sender.is_alive()
         assert verdict(process, 90)["bytes"] == total
 
@@ -454,7 +454,7 @@ def test_payload_moves_to_its_own_queue_only(devmem: Lab) -> None:
         devmem.run(f"until ss -ltn | grep -q :{PLAIN_PORT}; do sleep 0.05; done")
         with socket.create_connection(("127.0.0.1", PLAIN_PORT), timeout=30) as connection:
             connection.sendall(bytes(4 * MIB))
-        assert sink.wait(30).stdout.strip() == str(4 * MIB)
+        assert sink.wait(120).stdout.strip() == str(4 * MIB)
         after = devmem.report(USER)
         send_pattern("127.0.0.1", DEVMEM_PORT, MIB)
         verdict(process)

@@ -84,7 +84,7 @@ def test_sent_from_device_memory_to_a_neighbour(ends: Lab) -> None:
     ends.run("rm -f /tmp/sum")
     before = ends.report(LINK0)
     said = sender(ends, LINK0, PORT, nbytes, seed=5)
-    ends.run("until [ -e /tmp/sum ]; do sleep 0.05; done", timeout=60)
+    ends.run("until [ -e /tmp/sum ]; do sleep 0.05; done", timeout=120)
     sink.kill()
     sink.wait()
     assert ends.run("cat /tmp/sum").stdout.split()[0] == pattern_digest(nbytes, 5)
@@ -194,7 +194,7 @@ def test_ncdevmem_sends_lines(ends: Lab, chunk: int, sizes: tuple[int, ...]) -> 
 def listen(lab: Lab, options: str, address: str = LINK0.address) -> Any:
     """The kernel's receiver on link0, listening."""
     process = lab.guest.start(f"ncdevmem -l -f {LINK0.interface} -s {address} -p {PORT} {options}")
-    lab.run(f"until ss -ltn | grep -q :{PORT}; do sleep 0.05; done", timeout=60)
+    lab.run(f"until ss -ltn | grep -q :{PORT}; do sleep 0.05; done", timeout=120)
     return process
 
 

@@ -169,7 +169,7 @@ def test_a_flapping_cable(bench: Bench) -> None:
     before = int(bench.run(changes))
     with fault(bench, "wire-flap", down=0.5, period=2, count=2):
         assert bench.stream()["same"]
-        wait_until(lambda: int(bench.run(changes)) >= before + 4, timeout=60)
+        wait_until(lambda: int(bench.run(changes)) >= before + 4, timeout=120)
 
 
 # Receive.
@@ -243,7 +243,7 @@ def test_spurious_interrupts_do_no_harm(bench: Bench) -> None:
     count = "awk '/gve/ {for (i = 2; i <= NF; i++) if ($i ~ /^[0-9]+$/) sum += $i} END {print sum}' /proc/interrupts"
     with fault(bench, "irq-spurious", interval=0.01):
         before = int(bench.run(count))
-        wait_until(lambda: int(bench.run(count)) > before + 100, timeout=60)
+        wait_until(lambda: int(bench.run(count)) > before + 100, timeout=120)
         assert bench.stream()["same"]
 
 
@@ -267,7 +267,7 @@ def test_a_slow_admin_queue(bench: Bench) -> None:
 def test_an_admin_queue_without_answer(bench: Bench) -> None:
     with fault(bench, "admin-silent", opcode="REPORT_LINK_SPEED"):
         bench.run("ethtool eth0 || true")
-        wait_until(lambda: "AQ commands timed out, need to reset AQ" in bench.log(), timeout=60)
+        wait_until(lambda: "AQ commands timed out, need to reset AQ" in bench.log(), timeout=120)
     assert "Speed" in bench.run("ethtool eth0")
 
 
@@ -294,7 +294,7 @@ def test_rings_that_cannot_be_reached(bench: Bench) -> None:
 def test_a_reset_on_request(bench: Bench) -> None:
     before = bench.log().count("Device requested reset")
     with fault(bench, "device-reset", count=1):
-        wait_until(lambda: bench.log().count("Device requested reset") > before, timeout=60)
+        wait_until(lambda: bench.log().count("Device requested reset") > before, timeout=120)
     assert bench.stream()["same"]
 
 
@@ -335,7 +335,7 @@ def test_devmem(bench: Bench, tools: None, name: str) -> None:
     receiver = bench.guest.start(
         f"devmem_receiver --interface eth2 --port {bench.port} --queues 3 --size {32 * MIB} --node {node} --seed 1"
     )
-    receiver.expect("ready", timeout=60)
+    receiver.expect("ready", timeout=120)
 
     def out_of_order() -> int:
         """Segments that came after one that was lost. (The driver's own count of the queue goes with the queue.)"""

@@ -61,11 +61,11 @@ def exchange(fleet: Fleet, asker: Station, answerer: Station, queues: int) -> No
     )
     process = fleet.guests[answerer.guest].start(answering)
     try:
-        process.expect("ready", timeout=60)
+        process.expect("ready", timeout=120)
         fleet.guests[asker.guest].run(asking, timeout=180)
     finally:
         process.kill()
-        process.wait(20)
+        process.wait(120)
     for station, old in before.items():
         new = fleet.report(station)
         for way, counter in (("rx", "frames"), ("tx", "packets")):
@@ -155,7 +155,7 @@ def send_raw(fleet: Fleet, station: Station, frame: bytes) -> None:
     )
     sent = fleet.report(station)["wire"]["tx_frames"]
     fleet.run(station, f'python3 -c "{program}"', timeout=120)
-    wait_until(lambda: fleet.report(station)["wire"]["tx_frames"] >= sent + MANY, timeout=60)
+    wait_until(lambda: fleet.report(station)["wire"]["tx_frames"] >= sent + MANY, timeout=120)
 
 
 def test_a_switch_floods_learns_and_keeps_apart(fleet: Fleet) -> None:
@@ -234,13 +234,13 @@ def test_a_capture_replayed_to_a_guest_and_one_of_what_it_sends(fleet: Fleet) ->
             "UdpInCsumErrors": REPLAYED.damaged,
             "IpReasmOKs": REPLAYED.fragmented,
         }
-        wait_until(lambda: counted() == expected, timeout=60, what=lambda: f"{counted()} of {expected}")
+        wait_until(lambda: counted() == expected, timeout=120, what=lambda: f"{counted()} of {expected}")
         size = 24 + sum(16 + len(frame) for frame in ours)  # pcap-savefile(5)
-        wait_until(lambda: int(guest.run("stat -c %s /tmp/seen.pcap").stdout) >= size, timeout=60, what=dump.output)
+        wait_until(lambda: int(guest.run("stat -c %s /tmp/seen.pcap").stdout) >= size, timeout=120, what=dump.output)
     finally:
         for process in (dump, sink):
             process.kill(15)
-            process.wait(20)
+            process.wait(120)
     report = fleet.report(REPLAY)
     assert report["wire"]["rx_frames"] == len(frames)
     assert (report["delivered"], report["drops"]) == (len(ours), {"not_ours": REPLAYED.strays})

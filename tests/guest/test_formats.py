@@ -80,7 +80,7 @@ def test_tcp_and_udp_with_several_streams(linked: tuple[Case, Guest, NicServer])
     before = server.report()
     guest.run("ip netns exec peer iperf3 -s -D")
     for options in ("-P 4", "-P 4 -R", "-u -b 5M -l 1400"):
-        said = guest.run(f"iperf3 -J -c 10.1.0.2 -t 1 {options}", timeout=40).stdout
+        said = guest.run(f"iperf3 -J -c 10.1.0.2 -t 1 {options}", timeout=120).stdout
         end = json.loads(said)["end"]
         assert (end["sum"] if "-u" in options else end["sum_received"])["bytes"] > 1 << 18
     guest.run("pkill iperf3")
@@ -94,7 +94,7 @@ def test_a_file_arrives_as_it_was(linked: tuple[Case, Guest, NicServer]) -> None
     _, guest, _ = linked
     receiver = guest.start("ip netns exec peer sh -c 'socat -u TCP-LISTEN:5400,reuseaddr - | sha256sum'")
     guest.run("ip netns exec peer sh -c 'until ss -ltn | grep -q :5400; do sleep 0.05; done'")
-    guest.run(f"head -c {FILE_SIZE} /dev/urandom > /tmp/file; socat -u FILE:/tmp/file TCP:10.1.0.2:5400", timeout=60)
+    guest.run(f"head -c {FILE_SIZE} /dev/urandom > /tmp/file; socat -u FILE:/tmp/file TCP:10.1.0.2:5400", timeout=120)
     assert receiver.wait(60).stdout == guest.run("sha256sum < /tmp/file").stdout
 
 
@@ -102,11 +102,11 @@ def test_reconfiguration_and_reload(linked: tuple[Case, Guest, NicServer]) -> No
     """Queues are destroyed and made anew, page lists with them; the driver goes and comes back."""
     _, guest, _ = linked
     guest.run("ethtool -L eth0 rx 2 tx 2; ip link set eth0 down; ip link set eth0 up")
-    guest.run("until ping -q -c 1 -W 1 10.1.0.2 >/dev/null; do sleep 0.1; done", timeout=20)
-    guest.run("ip -n peer link set eth1 netns 1; rmmod gve && modprobe gve", timeout=30)
+    guest.run("until ping -q -c 1 -W 1 10.1.0.2 >/dev/null; do sleep 0.1; done", timeout=120)
+    guest.run("ip -n peer link set eth1 netns 1; rmmod gve && modprobe gve", timeout=120)
     guest.run(
         "until [ -e /sys/class/net/eth1 ]; do sleep 0.1; done; ip link set eth1 netns peer;"
         "ip addr add 10.1.0.1/24 dev eth0; ip -n peer addr add 10.1.0.2/24 dev eth1;"
         "ip link set eth0 up; ip -n peer link set eth1 up; until ping -q -c 1 -W 1 10.1.0.2 >/dev/null; do :; done",
-        timeout=30,
+        timeout=120,
     )

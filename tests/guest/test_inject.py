@@ -42,13 +42,13 @@ def datagram(payload: bytes, port: int = 7) -> Packet:
 def test_a_ping_is_answered(nic: TestNic) -> None:
     d = nic.inject(Ether() / IP(src=PEER, dst=GUEST) / ICMP(id=7, seq=1) / b"hello")
     assert d.delivered and d.payload == d.frame and d.payload_buffers[0].memory == "ram"
-    reply = nic.expect(IP(src=GUEST, dst=PEER) / ICMP(type="echo-reply", id=7, seq=1), timeout=60)
+    reply = nic.expect(IP(src=GUEST, dst=PEER) / ICMP(type="echo-reply", id=7, seq=1), timeout=120)
     assert bytes(reply.packet[ICMP].payload) == b"hello" and reply.packet.src == nic.mac
 
 
 def test_arp(nic: TestNic) -> None:
     nic.inject(Ether(dst="ff:ff:ff:ff:ff:ff") / ARP(hwsrc=PEER_MAC, psrc=PEER, pdst=GUEST))
-    assert nic.expect(ARP(op=2, psrc=GUEST), timeout=60).packet[ARP].hwsrc == nic.mac
+    assert nic.expect(ARP(op=2, psrc=GUEST), timeout=120).packet[ARP].hwsrc == nic.mac
 
 
 def test_the_guest_hears_what_was_injected(guest: Guest, nic: TestNic) -> None:
@@ -62,7 +62,7 @@ def test_the_guest_hears_what_was_injected(guest: Guest, nic: TestNic) -> None:
 def test_what_the_driver_has_segmented_and_checksummed(guest: Guest, nic: TestNic) -> None:
     """The stack hands UDP over with a partial checksum (CHECKSUM_PARTIAL), for the NIC to complete."""
     guest.run(f"echo -n query | socat -u - UDP:{PEER}:53,sourceport=4053")
-    sent = nic.expect(IP(dst=PEER) / UDP(sport=4053), timeout=60)
+    sent = nic.expect(IP(dst=PEER) / UDP(sport=4053), timeout=120)
     assert sent.checksum_filled and sent.mss is None
     again = sent.packet.copy()
     del again[UDP].chksum

@@ -62,10 +62,10 @@ def from_peer_to_peer(guest: Guest, server: NicServer) -> None:
         "set -e; ethtool -G eth0 tcp-data-split on; ethtool -K eth0 ntuple on; ethtool -X eth0 equal 3;"
         "ethtool -N eth0 flow-type tcp4 dst-port 5201 action 3; ethtool -n eth0;"
         f"until ping -q -c 1 -W 1 {LINK0.peer}; do :; done",
-        timeout=60,
+        timeout=120,
     )
     receiver = guest.start(f"devmem_receiver --interface eth0 --port 5201 --queues 3 --size {size} {hbm.options}")
-    receiver.expect("ready", timeout=30)
+    receiver.expect("ready", timeout=120)
     guest.run(
         f"ip netns exec peer devmem_sender --interface eth1 --connect {LINK0.address} --port 5201 --bytes {size}"
         f" --size {size} --offset {size} {hbm.options}",
@@ -147,4 +147,4 @@ def test_the_30_line_device_in_a_guest(tmp_path: Path) -> None:
             assert said.split() == ["0x12345678", "0x0", "0x9abcdef0"]
     finally:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(120) == 0

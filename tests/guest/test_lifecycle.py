@@ -120,7 +120,7 @@ def test_each_side_survives_the_others_death() -> None:
             server.kill()
             second.qmp.execute("cont")
             second.start(FLOOD)
-            second.run("rmmod gve", timeout=60)
+            second.run("rmmod gve", timeout=120)
             assert "eth0" not in second.run("ls /sys/class/net").stdout
             assert not second.run(f"ping -q -c 1 -W 1 {PEER}", check=False).stdout.count("1 received")
 

@@ -86,11 +86,11 @@ def record(digests: int, flow_control: bool) -> Recording:
 @pytest.fixture(scope="module")
 def recordings(bench: Lab) -> Iterator[dict[str, Recording]]:
     """With both digests and responses; with none, and data that says that it is the last."""
-    bench.run(TARGET, timeout=60)
+    bench.run(TARGET, timeout=120)
     try:
         yield {"digests": record(3, flow_control=True), "plain": record(0, flow_control=False)}
     finally:
-        bench.run(NO_TARGET, timeout=60)
+        bench.run(NO_TARGET, timeout=120)
 
 
 @dataclass

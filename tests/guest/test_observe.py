@@ -24,7 +24,7 @@ BRING_UP = (
 
 
 def ping(lab: Lab) -> None:
-    lab.run(f"ping -q -c 3 -i 0.01 -w 20 {LINK0.peer}", timeout=40)
+    lab.run(f"ping -q -c 3 -i 0.01 -w 20 {LINK0.peer}", timeout=120)
 
 
 def trace(lab: Lab, *arguments: str) -> subprocess.Popen[str]:
@@ -66,7 +66,7 @@ def test_a_reset_that_the_device_asks_for(lab: Lab, tmp_path: Path) -> None:
             after = control.show(NIC)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(120)
     events = [json.loads(line) for line in file.read_text().splitlines()]
     [asked] = [event for event in events if event["kind"] == "reset"]
     assert asked["what"] == "requested of the driver"
@@ -88,7 +88,7 @@ def test_a_probe_traced(lab: Lab, tmp_path: Path) -> None:
         ping(lab)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(120)
     said = file.read_text()
     places = [said.index(f" {NIC} admin     {name} PASSED") for name in BRING_UP]
     assert places == sorted(places)

@@ -43,7 +43,7 @@ def test_both_directions() -> None:
             with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
                 connection.sendall(b"ping")
                 assert connection.recv(4) == b"ping"
-            assert echo.wait(10).status == 0
+            assert echo.wait(120).status == 0
 
 
 def test_it_does_not_outlive_the_process_that_started_it() -> None:

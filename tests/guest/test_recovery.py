@@ -41,7 +41,7 @@ def test_the_device_asks_for_a_reset_under_traffic(traffic: Traffic, asked: list
         with Control(lab.server.control) as control:
             for port in asked:
                 control.request_reset(f"nic{port.number}")
-        wait_until(lambda: resets() == expected, timeout=60)
+        wait_until(lambda: resets() == expected, timeout=120)
         lab.await_carrier(*asked)
         traffic.goes_on()
         assert resets() == expected
@@ -65,9 +65,9 @@ def test_the_link_flaps_under_traffic(traffic: Traffic) -> None:
         for _ in range(3):
             changes = int(lab.run("cat /sys/class/net/eth0/carrier_changes").stdout)
             assert control.set_link(False, name) is False
-            wait_until(lambda: not detected(), timeout=60)
+            wait_until(lambda: not detected(), timeout=120)
             assert control.set_link(True, name) is True
-            wait_until(detected, timeout=60)
+            wait_until(detected, timeout=120)
             assert int(lab.run("cat /sys/class/net/eth0/carrier_changes").stdout) == changes + 2
             traffic.goes_on()
 

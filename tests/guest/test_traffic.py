@@ -67,7 +67,7 @@ def test_tcp_both_ways_with_several_streams(lab: Lab, split: bool) -> None:
     lab.in_peer("iperf3 -s -D -p 5300")
     try:
         for reverse in ("", "-R"):
-            result = json.loads(lab.run(f"iperf3 -J -c {LINK0.peer} -p 5300 -t 3 -P 4 {reverse}", timeout=40).stdout)
+            result = json.loads(lab.run(f"iperf3 -J -c {LINK0.peer} -p 5300 -t 3 -P 4 {reverse}", timeout=120).stdout)
             assert result["end"]["sum_received"]["bytes"] > 10 << 20
             assert len(result["end"]["streams"]) == 4
     finally:
@@ -84,7 +84,7 @@ def test_tcp_through_the_tap_both_ways(lab: Lab, split: bool) -> None:
                 said = lab.run(
                     "for i in 1 2 3 4 5 6; do "
                     f"iperf3 -J -c {TAP.peer} -p 5301 -t 3 -P 2 {reverse} && exit; sleep 1; done",
-                    timeout=60,
+                    timeout=120,
                 ).stdout  # fmt: skip
                 result = json.loads(said[said.rindex('{\n\t"start"') :])
                 assert result["end"]["sum_received"]["bytes"] > 10 << 20
@@ -99,18 +99,26 @@ def test_tcp_through_user_mode_networking(lab: Lab, split: bool) -> None:
         iperf3("-J", "-c", "127.0.0.1", "-p", str(IPERF_PORT), "-t", "3", "-P", "2"), check=True, capture_output=True
     ).stdout
     assert json.loads(said)["end"]["sum_received"]["bytes"] > 5 << 20
-    assert server.wait(20).status == 0
+    assert server.wait(120).status == 0
 
 
 def test_udp(lab: Lab, split: bool) -> None:
+    """Of each size most arrive, and what does not has a counter: the socket's buffer was full, or the NIC had none."""
+
+    def dropped() -> int:
+        names, values = lab.in_peer("grep ^Udp: /proc/net/snmp").splitlines()
+        kernel = dict(zip(names.split(), values.split(), strict=True))
+        return int(kernel["InErrors"]) + sum(frames_dropped(lab.report(LINK1)).values())
+
     lab.in_peer("iperf3 -s -D -p 5302")
     try:
-        # At rates that an emulated CPU keeps up with: the socket's buffer would drop the rest.
+        # At rates that an emulated CPU keeps up with if it has a core.
         for size, rate in ((64, "1M"), (1400, "10M"), (8800, "20M")):
+            before = dropped()
             command = f"iperf3 -J -c {LINK0.peer} -p 5302 -u -b {rate} -l {size} -t 1"
-            total = json.loads(lab.run(command, timeout=30).stdout)["end"]["sum"]
-            assert total["packets"] > 0
-            assert total["lost_packets"] < total["packets"] * 0.05, f"{total} with datagrams of {size}"
+            total = json.loads(lab.run(command, timeout=120).stdout)["end"]["sum"]
+            assert total["packets"] > total["lost_packets"], f"{total} with datagrams of {size}"
+            assert total["lost_packets"] <= dropped() - before, f"{total} with datagrams of {size}"
     finally:
         lab.in_peer("pkill -f '[i]perf3 -s -D -p 5302'")
 
@@ -123,8 +131,8 @@ def test_a_file_arrives_as_it_was_over_the_cable(lab: Lab, split: bool) -> None:
             ["ip", "netns", "exec", "peer", "sh", "-c", f"socat -u TCP{family}-LISTEN:5400,reuseaddr - | sha256sum"]
         )
         lab.in_peer("until ss -ltn | grep -q :5400; do sleep 0.05; done")
-        lab.run(f"socat -u FILE:/tmp/file TCP:{address}:5400", timeout=60)
-        here = lab.run("sha256sum < /tmp/file", timeout=60).stdout
+        lab.run(f"socat -u FILE:/tmp/file TCP:{address}:5400", timeout=120)
+        here = lab.run("sha256sum < /tmp/file", timeout=120).stdout
         assert receiver.wait(60).stdout == here
     lab.run("rm /tmp/file")
 

@@ -6,9 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import CommandError, Guest, GuestConfig
 from nicmodel.vm.image import KERNELS
 from nicmodel.vm.layout import Nic
+from nicmodel.vm.server import NicServer
 from nicmodel.vm.tools import build_ncdevmem, install_guest_tools
 
 pytestmark = pytest.mark.guest
@@ -68,7 +67,7 @@ def test_a_command_that_takes_too_long_is_killed(vm_guest: Guest) -> None:
 
 
 def test_a_child_left_behind_does_not_hold_the_command_up(vm_guest: Guest) -> None:
-    assert vm_guest.run("sleep 30 & echo done", timeout=10).stdout == "done\n"
+    assert vm_guest.run("sleep 1000 & echo done", timeout=120).stdout == "done\n"
 
 
 def test_put_and_get(vm_guest: Guest) -> None:
@@ -95,7 +94,7 @@ def test_a_background_process(vm_guest: Guest) -> None:
     process.expect("got something")
     assert process.running
     process.kill(10)
-    assert process.wait(10).status == 7
+    assert process.wait(120).status == 7
     assert process.output() == "ready\ngot something\nbye\n"
 
 
@@ -105,7 +104,7 @@ def test_a_terminal(vm_guest: Guest) -> None:
     process.expect("33 111")
     process.expect("/dev/pts/")
     process.write(b"exit 5\n")
-    assert process.wait(10).status == 5
+    assert process.wait(120).status == 5
 
 
 def test_device_memory_is_a_node_without_cpus() -> None:
@@ -149,15 +148,14 @@ def test_kill_ends_what_waits() -> None:
 
 
 def test_a_panic_is_reported_at_once_with_the_console() -> None:
-    with Guest() as guest:
-        started = time.monotonic()
-        with pytest.raises(VmError, match=r"(?s)crashed: Kernel panic.*Call Trace:.*---\[ end Kernel panic"):
-            guest.run("echo c > /proc/sysrq-trigger", timeout=60)
-        assert time.monotonic() - started < 30
+    panic = r"(?s)crashed: Kernel panic.*Call Trace:.*---\[ end Kernel panic"  # not "did not end within"
+    with Guest() as guest, pytest.raises(VmError, match=panic):
+        guest.run("echo c > /proc/sysrq-trigger", timeout=600)
 
 
 def test_a_guest_that_does_not_boot_is_reported_with_the_console() -> None:
-    with pytest.raises(VmError, match=r"(?s)has not booted within .*console ended with"), Guest(boot_timeout=1.5):
+    expected = pytest.raises(VmError, match=r"(?s)has not booted within .*console ended with")
+    with expected, Guest(boot_timeout=0.1, snapshot=False):
         pass
 
 
@@ -207,26 +205,13 @@ def test_qmp(vm_guest: Guest) -> None:
         vm_guest.qmp.execute("device_del", {"id": "nic9"})
 
 
-@contextmanager
-def served(folder: Path, count: int) -> Iterator[list[Nic]]:
-    """So many NICs that a `nicmodel serve` of their own serves, without a network."""
-    nics = [Nic(folder / f"nic{n}.sock") for n in range(count)]
-    options = [word for nic in nics for word in ("--socket", str(nic.socket), "--wire", "none")]
-    command = [sys.executable, "-m", "nicmodel.cli", "serve", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout
-            assert any(line == "ready\n" for line in server.stdout), "the server did not start"
-            yield nics
-        finally:
-            server.terminate()
-
-
-def test_a_driver_can_be_left_to_be_loaded_by_hand(tmp_path: Path) -> None:
-    with served(tmp_path, 1) as nics, Guest(GuestConfig(nics=nics, cmdline="modprobe.blacklist=gve")) as guest:
-        assert guest.run("ls /sys/class/net").stdout.split() == ["lo"]
-        guest.run("modprobe gve")
-        assert guest.run("ls /sys/class/net").stdout.split() == ["eth0", "lo"]
+def test_a_driver_can_be_left_to_be_loaded_by_hand() -> None:
+    with NicServer() as server:
+        config = GuestConfig(nics=[Nic(server.sockets[0])], cmdline="modprobe.blacklist=gve")
+        with Guest(config) as guest:
+            assert guest.run("ls /sys/class/net").stdout.split() == ["lo"]
+            guest.run("modprobe gve")
+            assert guest.run("ls /sys/class/net").stdout.split() == ["eth0", "lo"]
 
 
 def test_extra_arguments_reach_qemu() -> None:

@@ -61,7 +61,7 @@ def test_a_shell_on_the_terminal() -> None:
 def test_the_printed_command_line_boots() -> None:
     """*Steps*: have the kernel start a program that ends at once. *Verify*: it did; the console is on the terminal."""
     command = nicmodel("--print", "--cmdline", "panic=-1 rdinit=/usr/bin/true", "--", "-no-reboot").stdout
-    run = subprocess.run(["sh", "-c", f"exec {command}"], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(["sh", "-c", f"exec {command}"], capture_output=True, text=True, timeout=120)
     assert "Attempted to kill init! exitcode=0x00000000" in run.stdout
 
 

@@ -86,7 +86,7 @@ class Bench:
         """Run one of our programs on the NIC inside the block; its process, which must end well."""
         process = self.guest.start(command.format(self.pair.interface))
         try:
-            process.expect("ready", timeout=60)
+            process.expect("ready", timeout=120)
             yield process
         finally:
             process.close_input()
@@ -203,7 +203,7 @@ def test_dropped(bench: Bench) -> None:
         )
         before = bench.counters("rx_xdp_drop")
         bench.guest.run(["ip", "netns", "exec", "peer", "python3", "-c", program, bench.pair.peer_interface])
-        wait_until(lambda: bench.counters("rx_xdp_drop") - before >= FRAMES, timeout=60, pause=0.5)
+        wait_until(lambda: bench.counters("rx_xdp_drop") - before >= FRAMES, timeout=120, pause=0.5)
         assert bench.counters("rx_xdp_pass") == 0
 
 

@@ -68,7 +68,7 @@ def receive(lab: Lab, server: str, client: str) -> tuple[bool, str]:
         timeout=120,
     )
     # The kernel gives the queue back, by a second restart, some time after the program's end (io_ring_exit_work).
-    wait_until(lambda: queues_created() - before == 2, timeout=60, what=lambda: result.stdout)
+    wait_until(lambda: queues_created() - before == 2, timeout=120, what=lambda: result.stdout)
     return result.status == 0, result.stdout
 
 
