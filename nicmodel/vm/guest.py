@@ -33,8 +33,6 @@ from nicmodel.vm.qmp import Qmp
 
 GIB = 1 << 30
 
-_SNAPSHOT_TIMEOUT = 240
-"""Seconds for the boot that makes a snapshot, which other guests may wait for too."""
 _PREPARE_TIMEOUT = 600
 _CHANNELS = ("agent", "console", "qmp")
 
@@ -132,7 +130,7 @@ class Guest:
         config: GuestConfig | None = None,
         *,
         console: Path | None = None,
-        boot_timeout: float = 120,
+        boot_timeout: float = 300,
         snapshot: bool = True,
     ):
         self.config = config or GuestConfig()
@@ -259,22 +257,35 @@ class Guest:
         self.why_booted = "" if self._snapshot_wanted else "as asked"
         self.why_booted = self.why_booted or self._why_no_snapshot()
         self._running = self._cleanup.enter_context(contextlib.ExitStack())
-        if not self.why_booted:
-            kept = snapshot.obtain(self._snapshot_name(), self._save_snapshot)
-            try:
-                self._restore(kept)
-                return
-            except snapshot.RestoreError as error:
-                kept.drop()
-                self.why_booted = f"its snapshot is of no use, and deleted: {error}"
-                print(f"nicmodel: the guest boots: {self.why_booted}", file=sys.stderr)
-                self._running.close()
-            finally:
-                os.close(kept.state)
+        if not self.why_booted and self._start_from_snapshot():
+            return
         self._launch()
         self._await_boot(1)
         if self.config.prepare:
             self.run(self.config.prepare, timeout=_PREPARE_TIMEOUT)
+
+    def _start_from_snapshot(self) -> bool:
+        """Whether it was possible; `why_booted` says why not.
+
+        Raises:
+            VmError: Such a guest does not even boot, or a NIC cannot be plugged in.
+        """
+        try:
+            kept = snapshot.obtain(self._snapshot_name(), self._save_snapshot)
+        except (snapshot.SaveError, OSError) as error:
+            self.why_booted = f"no snapshot of it can be made: {error}"
+        else:
+            try:
+                self._restore(kept)
+                return True
+            except snapshot.RestoreError as error:
+                kept.drop()
+                self.why_booted = f"its snapshot is of no use, and deleted: {error}"
+                self._running.close()
+            finally:
+                os.close(kept.state)
+        print(f"nicmodel: the guest boots: {self.why_booted}", file=sys.stderr)
+        return False
 
     def _why_no_snapshot(self) -> str:
         """Why the guest cannot start from a snapshot; empty if it can."""
@@ -296,8 +307,7 @@ class Guest:
 
     def _save_snapshot(self, folder: Path) -> None:
         """Boot such a guest without NICs, and save it."""
-        timeout = max(self._boot_timeout, _SNAPSHOT_TIMEOUT)
-        maker = Guest(self.config, console=folder / "console", boot_timeout=timeout, snapshot=False)
+        maker = Guest(self.config, console=folder / "console", snapshot=False)
         maker._with_nics = False
         with step("booting the guest once, for a snapshot; the next ones start from it"), maker:
             try:

@@ -11,6 +11,9 @@ from qemu.qmp import EventListener, QMPClient, QMPError
 
 from nicmodel.vm.errors import VmError
 
+_TIMEOUT = 120
+"""Seconds for an answer; a device that is plugged in answers when its server has."""
+
 
 class Qmp:
     """A connection to one QEMU. Methods may be called from any thread.
@@ -46,7 +49,7 @@ class Qmp:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _call(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_TIMEOUT)
 
     async def _connect(self, connection: socket.socket) -> None:
         await self._client.connect(connection)

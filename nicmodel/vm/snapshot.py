@@ -23,12 +23,16 @@ from nicmodel.vm.errors import VmError
 from nicmodel.vm.packages import building, locked
 from nicmodel.vm.qmp import Qmp
 
-KEPT = 16
+KEPT = 20
 KEPT_BYTES = 6 << 30
 """How many snapshots are kept, and how much of the disk they may take; those that were not used for longest go."""
 
 _TIMEOUT = 120
 """Seconds for a guest's state to be written or read: a few hundred megabytes."""
+
+
+class SaveError(VmError):
+    """A snapshot could not be made."""
 
 
 class RestoreError(VmError):
@@ -87,6 +91,7 @@ def obtain(name: str, build: Callable[[Path], None]) -> Snapshot:
 
     Raises:
         VmError: It could not be made.
+        OSError: Likewise: no room in the cache, for one.
     """
     folder = cache_dir() / "snapshots" / name
     with contextlib.suppress(FileNotFoundError):
@@ -130,12 +135,15 @@ def save(qmp: Qmp, path: Path) -> None:
     """Stop a guest, and write its state to a file.
 
     Raises:
-        VmError: It cannot be written: no room, or a device that cannot be saved.
+        SaveError: It cannot be written: no room, or a device that cannot be saved.
     """
-    qmp.execute("stop")
-    _set_up(qmp)
-    qmp.execute("migrate", {"channels": _channels(str(path))})
-    _wait(qmp)
+    try:
+        qmp.execute("stop")
+        _set_up(qmp)
+        qmp.execute("migrate", {"channels": _channels(str(path))})
+        _wait(qmp)
+    except (VmError, TimeoutError, OSError, EOFError) as error:
+        raise SaveError(f"it cannot be written: {error}") from error
 
 
 def restore(qmp: Qmp, path: str) -> None:

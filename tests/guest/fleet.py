@@ -152,7 +152,7 @@ class Fleet:
         self.guests: dict[str, Guest] = {}
         for name, vcpus in CPUS.items():
             nics = [Nic(self.server.sockets[station.number]) for station in STATIONS if station.guest == name]
-            self.guests[name] = stack.enter_context(Guest(GuestConfig(nics=nics, vcpus=vcpus), boot_timeout=240))
+            self.guests[name] = stack.enter_context(Guest(GuestConfig(nics=nics, vcpus=vcpus)))
         for station in STATIONS:
             self._set_up(station)
         stack.callback(self._execute, "cont")  # a guest that stands still does not power off

@@ -105,7 +105,7 @@ class Lab:
             nics=[Nic(path) for path in self.server.sockets],
             device_memory={"hbm": HBM},
         )
-        self.guest = stack.enter_context(Guest(config, boot_timeout=180))
+        self.guest = stack.enter_context(Guest(config))
         self.run = self.guest.run
         if self.has_tap:
             self.on_host(["ip", "addr", "add", f"{TAP.peer}/24", "dev", "tap0"])

@@ -64,7 +64,7 @@ class Bench:
             device_memory={"coherent": 128 * MIB},
             arguments=(*FAR, *PRIVATE),
         )
-        self.guest = stack.enter_context(Guest(config, boot_timeout=180))
+        self.guest = stack.enter_context(Guest(config))
         self.run = self.guest.run
         self.memory = self.guest.device_memory
         install_guest_tools(self.guest)

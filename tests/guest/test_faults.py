@@ -57,7 +57,7 @@ class Bench:
         self.server = stack.enter_context(NicServer(wires, sockets=3))
         self.control = stack.enter_context(Control(self.server.control))
         config = GuestConfig(nics=[Nic(path) for path in self.server.sockets], device_memory={"hbm": HBM})
-        self.guest = stack.enter_context(Guest(config, boot_timeout=180))
+        self.guest = stack.enter_context(Guest(config))
         self.guest.put(STREAM.encode(), "/usr/local/bin/stream")
         connect_pair(self.guest)
         self.run("ip addr add 10.0.2.15/24 dev eth2; ip link set eth2 up")

@@ -173,6 +173,6 @@ def test_memory_that_goes_away(driver: Driver) -> None:
 
 def test_then_a_guest_boots_and_pings(server: NicServer) -> None:
     nics = [Nic(path) for path in server.sockets]
-    with Guest(GuestConfig(nics=nics), boot_timeout=180) as guest:
+    with Guest(GuestConfig(nics=nics)) as guest:
         connect_pair(guest)
         ping(guest, LINK0.peer, count=50, size=4000)

@@ -48,7 +48,7 @@ def server() -> Iterator[NicServer]:
 
 @pytest.fixture(scope="module")
 def guest(server: NicServer) -> Iterator[Guest]:
-    with Guest(config(server), boot_timeout=180) as running:
+    with Guest(config(server)) as running:
         connect_pair(running)
         yield running
 
@@ -103,7 +103,7 @@ def test_each_side_survives_the_others_death() -> None:
     when it reads ECONNRESET, which is what a UNIX socket says whose other end was closed with messages unread.
     """
     with NicServer(PAIR, sockets=2) as server:
-        with Guest(config(server), boot_timeout=180) as first:
+        with Guest(config(server)) as first:
             connect_pair(first)
             assert footprint(server.pid).guest_memory
             flood(first, server)
@@ -111,7 +111,7 @@ def test_each_side_survives_the_others_death() -> None:
             wait_until(lambda: [report["client"] for report in server.report()] == [None, None])
             assert not any(queue["active"] for report in server.report() for queue in report["rx_queues"])
             assert not footprint(server.pid).guest_memory
-        with Guest(config(server), boot_timeout=180) as second:
+        with Guest(config(server)) as second:
             connect_pair(second)
             ping(second, PEER, count=50, size=4000)
             second.qmp.execute("stop")

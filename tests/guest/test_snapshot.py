@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -58,7 +59,7 @@ def test_two_guests_have_nothing_random_in_common() -> None:
         ip link add name x type dummy && cat /sys/class/net/x/address
         python3 -c 'import os, uuid; print(os.getrandom(16)); print(uuid.uuid4())'
         ip addr add 10.9.0.1/24 dev x && ip link set x up
-        tcpdump -i lo -c 1 -nS 'tcp[tcpflags] = tcp-syn' 2>/dev/null >/run/syn & sleep 0.5
+        tcpdump -Z root -i lo -c 1 -nS 'tcp[tcpflags] = tcp-syn' 2>/dev/null >/run/syn & sleep 0.5
         until grep -q Flags /run/syn; do socat -u OPEN:/dev/null TCP:127.0.0.1:9; sleep 0.1; done 2>/dev/null
         sed -E 's/.* 127.0.0.1.([0-9]+) > .* seq ([0-9]+),.*/port \\1\\nsequence \\2/' /run/syn
     """
@@ -112,6 +113,20 @@ def test_a_snapshot_that_is_of_no_use_is_deleted_and_the_guest_boots(
         in capsys.readouterr().err
     )
     assert not mine.exists()
+
+
+def test_a_snapshot_that_cannot_be_made_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full: /dev/full says so."""
+    save = snapshot.save
+    monkeypatch.setattr(snapshot, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(snapshot, "save", lambda qmp, path: save(qmp, Path("/dev/full")))
+    with Guest(GuestConfig(memory="512M")) as guest:
+        assert guest.run("hostname").stdout == "guest\n"
+    said = capsys.readouterr().err
+    assert re.search("the guest boots: no snapshot of it can be made: .*No space left on device", said), said
+    assert not [path for path in (tmp_path / "snapshots").iterdir() if path.is_dir()]
 
 
 def test_a_nic_that_nobody_serves_is_no_reason_to_boot(tmp_path: Path) -> None:

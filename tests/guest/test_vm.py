@@ -222,6 +222,6 @@ def test_extra_arguments_reach_qemu() -> None:
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "trixie-backports"])
 def test_older_kernels_boot(kernel: str) -> None:
-    with Guest(GuestConfig(kernel=KERNELS[kernel])) as guest:
+    with Guest(GuestConfig(kernel=KERNELS[kernel], memory="1536M")) as guest:  # as in test_formats.py: one snapshot
         assert guest.run("uname -r").stdout.strip() == guest.kernel_version
         guest.run("modprobe gve")

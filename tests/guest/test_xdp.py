@@ -19,7 +19,7 @@ from typing import Any
 
 import frame_echo
 import pytest
-from lab import quiet_log, wait_until, with_memory_of
+from lab import HBM, quiet_log, wait_until, with_memory_of
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -36,7 +36,7 @@ FRAMES = 400
 QUEUES = 4
 MIB = 1 << 20
 PORT = 5201
-MEMORY = "umem"
+MEMORY = "hbm"
 EACH_ONCE: dict[str, list[str]] = {"missing": [], "twice": []}
 
 
@@ -135,7 +135,7 @@ def benches() -> Iterator[dict[Pair, Bench]]:
             for pair in (DQO, GQI)
         ]
         nics = [Nic(path) for server in servers for path in server.sockets]
-        guest = stack.enter_context(Guest(GuestConfig(nics=nics, device_memory={MEMORY: 64 * MIB})))
+        guest = stack.enter_context(Guest(GuestConfig(nics=nics, device_memory={MEMORY: HBM})))
         install_guest_tools(guest)
         guest.put(Path(frame_echo.__file__), "/tmp/frame_echo.py")
         guest.run("ip netns add peer; for i in 0 1 2 3; do until [ -e /sys/class/net/eth$i ]; do sleep 0.1; done; done")
