@@ -140,7 +140,7 @@ class Batch:
             return False
         copies = self.frames[self.count : self.count + len(frames)]
         copies[:] = frames
-        copies["offset"] += self.used - start
+        copies["offset"] = frames["offset"].astype(np.int64) + (self.used - start)
         self.data[self.used : self.used + end - start] = other.data[start:end]
         self.used += end - start
         self.count += len(frames)

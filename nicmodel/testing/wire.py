@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from nicmodel.packet.frames import Batch, Offload
+import numpy as np
+
+from nicmodel.packet.frames import Batch, FrameFlag, Offload
 from nicmodel.testing.sent import SentFrame
 from nicmodel.wire.wire import Poller
+
+#: Room of a batch, as a tap has it, and bytes before each frame: the tap's header.
+_BYTES, _FRAMES, _GAP = 1 << 20, 512, 12
 
 
 class TestWire:
     """A medium without time or loss, unless the test wants some.
+
+    It hands frames over as real wires do: in a batch that is used again and again, has room for more frames than are in
+    it, whose spare records say something of earlier frames, and whose frames do not lie back to back.
 
     Args:
         offloads: what the NIC may leave undone in what it sends.
@@ -21,6 +29,7 @@ class TestWire:
     Attributes:
         sent: what the NIC has sent, oldest first.
         room: how many more frames it takes before it makes the NIC wait; None: no limit.
+        gap: bytes before each frame that the NIC receives; a wire of datagrams has whole slots, in part unused.
     """
 
     __test__ = False  # the name is no invitation to pytest
@@ -35,6 +44,8 @@ class TestWire:
         self.counters: dict[str, int] = {"rx_frames": 0, "tx_frames": 0}
         self.sent: list[SentFrame] = []
         self.room: int | None = None
+        self.gap = _GAP
+        self._incoming = Batch(0, 0)
         self._receive: Callable[[Batch], None] = lambda batch: None
         self._writable: Callable[[], None] = lambda: None
         self._link_changed: Callable[[], None] = lambda: None
@@ -68,7 +79,16 @@ class TestWire:
 
     def inject(self, *frames: bytes, **fields: Any) -> None:
         """Have the NIC receive frames, as one batch; `fields` are those of `Batch.append`, for every frame."""
-        self.inject_batch(make_batch(frames, **fields))
+        octets = sum(self.gap + len(frame) for frame in frames)
+        if octets > len(self._incoming.data) or len(frames) > len(self._incoming.frames):
+            self._incoming = Batch(max(octets, _BYTES), max(len(frames), _FRAMES))
+            self._incoming.frames["length"] = 60
+            self._incoming.frames["flags"] = FrameFlag.CSUM_VALID
+            self._incoming.data[:] = np.arange(len(self._incoming.data)).astype(np.uint8)
+        self._incoming.clear()
+        for frame in frames:
+            self._incoming.append(frame, headroom=self.gap, **fields)
+        self.inject_batch(self._incoming)
 
     def inject_batch(self, batch: Batch) -> None:
         """Have the NIC receive a batch."""

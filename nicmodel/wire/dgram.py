@@ -65,6 +65,7 @@ def _receive_frames(
         frame["offset"] = slot * MAX_FRAME
         frame["length"] = length
         frame["time"] = 0
+        frame["flags"] = 0  # whoever had the record before may have verified another frame
         octets += length
         count += 1
     return count, octets, got - count, 0

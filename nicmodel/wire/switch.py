@@ -212,8 +212,9 @@ class Switch:
             if not self.uplink.send(self._backlog[0]):
                 return
             self._backlog.popleft()
-        waiting, self._waiting = self._waiting, {}
-        for port in waiting:
+        while self._waiting and not self._backlog:  # who has to wait again is the last in line
+            port = next(iter(self._waiting))
+            del self._waiting[port]
             port._writable()
 
 
@@ -223,7 +224,8 @@ def _part(batch: Batch, egress: npt.NDArray[np.int64], port: int) -> Batch | Non
     count = int(np.count_nonzero(chosen))
     if count == 0:
         return None
-    return Batch.over(batch.data, batch.frames[: batch.count] if count == batch.count else batch.frames[chosen])
+    frames = batch.frames[: batch.count]  # a wire's batch has room for more
+    return Batch.over(batch.data, frames if count == batch.count else frames[chosen])
 
 
 class SwitchPort:

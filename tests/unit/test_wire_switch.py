@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from click import UsageError
 from scapy.layers.inet import IP, TCP
@@ -293,3 +295,43 @@ def test_specs(specs: list[str], names: list[str]) -> None:
 def test_bad_specs(specs: list[str], error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         _open_wires(tuple(specs), 2)
+
+
+def test_batch_is_not_full() -> None:
+    """*Steps*: batches of every size up to what they hold, one after the other in the same memory, as from any wire.
+    *Verify*: each frame arrives where it goes, once; what the spare records say of earlier frames means nothing.
+    """
+    uplink = TestWire()
+    lab = Lab(3, uplink)
+    for number, nic in enumerate(lab.nics):
+        nic.send(frame(number, BROADCAST))
+    lab.taken()
+    for size in [*range(1, 20), 511, 512, 513, 7]:
+        frames = [frame(9, (number * 7) % 3, number.to_bytes(2, "big")) for number in range(size)]
+        uplink.inject(*frames)
+        wanted = [[one for one in frames if one[:6] == bytes.fromhex(mac(k).replace(":", ""))] for k in range(3)]
+        assert lab.taken() == wanted
+
+
+def test_ports_stand_in_line() -> None:
+    """*Steps*: three NICs that always have more, an uplink that takes one at a time. *Verify*: each has its turn."""
+    uplink = TestWire()
+    lab = Lab(3, uplink)
+    turns: list[int] = []
+
+    def resume(number: int) -> None:
+        """Send until it has to be waited."""
+        for _ in range(100):
+            batch = Batch.of([frame(number, 9)])
+            if not lab.nics[number].wire.send(batch):
+                return
+            turns.append(number)
+
+    for number, nic in enumerate(lab.nics):
+        nic.wire.start(lab.poller, lambda batch: None, partial(resume, number), lambda: None)
+    uplink.room = 0
+    for number in range(3):
+        resume(number)
+    for _ in range(12):
+        uplink.unblock(1)
+    assert [turns.count(number) for number in range(3)] == [5, 4, 4]
