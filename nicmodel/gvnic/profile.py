@@ -12,9 +12,10 @@ import numpy as np
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import Feature, OptionId, QueueFormat
 from nicmodel.gvnic.state import MAX_DDP_BUFFERS, MAX_DDP_PIECES, MAX_NIC_PAGES, MAX_OWNERS, NIC_PAGE
+from nicmodel.packet.parse import ETHERNET_SIZE, MAX_VLANS, VLAN_SIZE
 
-#: Ethernet header and one VLAN tag: what a frame is longer than its MTU.
-FRAME_OVERHEAD = 14 + 4
+#: Ethernet header and two VLAN tags (802.1ad): what a frame may be longer than its MTU.
+FRAME_OVERHEAD = ETHERNET_SIZE + MAX_VLANS * VLAN_SIZE
 
 MAX_QUEUES = 63
 MIN_MTU, MAX_MTU = 68, 9216

@@ -44,7 +44,7 @@ from nicmodel.packet.frames import FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.match import match
 from nicmodel.packet.memory import copy, load_u16, load_u64, publish_u64, store_u64
-from nicmodel.packet.parse import parse
+from nicmodel.packet.parse import VLAN_SIZE, parse
 from nicmodel.packet.rss import flow_hash
 from nicmodel.packet.segment import segment_header
 from nicmodel.packet.split import split_point
@@ -110,6 +110,9 @@ _PLACEMENTS = RX_DDP.placements.shift
 _ANY_PLACEMENTS = RX_DDP.placements.mask
 #: Which bits of word 1 say that the checksums were verified, and are right.
 _CHECKED = 1 << _PROCESSED | 1 << _IP_ERROR | 1 << _L4_ERROR
+
+#: Ethernet pads frames to this length, FCS not counted (IEEE 802.3, 3.2.8); a VLAN tag put in later adds to it.
+_SHORTEST = 60
 
 #: Linux copies packets up to this length into one buffer and then forgets how many segments they had: such a packet is
 #: not worth aggregating (gve's rx_copybreak).
@@ -427,6 +430,22 @@ def _split_of(state: State, rx: Record) -> int:
 
 
 @inlined
+def _trailer(state: State, rx: Record, frame: Record) -> int:
+    """Bytes behind the frame's IP packet that go to the queue with it, such as the trailer of PRP (IEC 62439-3).
+
+    They do not where Ethernet's padding is what follows the packet, nor where the header is split, or data placed
+    directly: there the rest of the frame has to be payload.
+    """
+    h = state.headers[0]
+    behind = i64(frame.length) - i64(h.length)
+    if behind == 0 or rx.header_size > 0 or state.device[0].ddp_flows != 0:
+        return i64(0)
+    if i64(frame.length) <= _SHORTEST + VLAN_SIZE * i64(h.vlans):
+        return i64(0)
+    return behind
+
+
+@inlined
 def _room(rx: Record, needed: int) -> int:
     """Whether a frame that needs `needed` buffers goes to the queue now."""
     entries = i64(rx.buffer_entries)
@@ -489,11 +508,14 @@ def _deliver_whole(state: State, batch: _Batch, number: int, word0: int, payload
     data = batch.data
     contiguous = i64(h.length)
     segment = contiguous - i64(h.payload)
+    trailer = i64(0)
     if payload > 0:
         h.length = h.payload + payload
+    elif frame.gso == _GSO_NONE:
+        trailer = i64(_trailer(state, rx, frame))
     split = _split_of(state, rx)
     outcome.header = split
-    room = _room(rx, _buffers_needed(rx, max(split, 0), i64(h.length)))
+    room = _room(rx, _buffers_needed(rx, max(split, 0), i64(h.length) + trailer))
     if room != _NONE:
         return room
     word1 = _DONE | i64(state.device[0].timestamps) << _TS_VALID
@@ -524,6 +546,8 @@ def _deliver_whole(state: State, batch: _Batch, number: int, word0: int, payload
             word1 |= 1 << _L4_ERROR
         if errors:
             rx.bad_checksum += 1
+    h.length += trailer
+    contiguous += trailer
     hash_value = i64(outcome.hash)
     return i64(_place(state, queue, batch, number, segment, data, offset, contiguous, split, word0, word1, hash_value))
 
@@ -578,7 +602,7 @@ def _admit(state: State, batch: _Batch, number: int, oldest: int) -> int:
     parse(data, offset, length, state.headers)
     h = state.headers[0]
     if frame.gso == _GSO_NONE:
-        if h.length > device.max_frame:
+        if length > device.max_frame:
             return _OVER_MRU
     else:
         if frame.segment == 0 or (h.l4 != _TCP and h.l4 != _UDP) or h.length <= h.payload:
@@ -730,7 +754,9 @@ def _coalesce(state: State, batch: _Batch, number: int, more_come: bool) -> tupl
             break
     if found < 0 and not more_come:
         return False, 0
-    candidate = frame.gso == _GSO_NONE and mergeable(data, offset, state.headers)
+    candidate = (
+        frame.gso == _GSO_NONE and mergeable(data, offset, state.headers) and _trailer(state, rx, frame) == 0
+    )  # fmt: skip
     if candidate and frame.flags & _VOUCHED == 0:
         candidate = verify(data, offset, state.headers) == 0
         if candidate:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, PadN
-from scapy.layers.l2 import Dot1Q, Ether
-from scapy.packet import Raw
+from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
+from scapy.packet import Packet, Raw
 
 from nicmodel.gvnic.commands import Opcode
 from nicmodel.gvnic.descriptors import RX_BUFFER
@@ -167,6 +167,49 @@ def test_ethernet_padding(lab: Loopback, frame: bytes, header_split: bool) -> No
         assert packet.frame.startswith(frame)
     else:
         assert packet.frame == frame
+
+
+#: A redundancy control trailer of PRP: sequence number, LAN and size, suffix.
+TRAILER = bytes.fromhex("00010a0688fb")
+
+
+@pytest.mark.parametrize("frame", [tcp(100), tcp(100, v=6), udp(1000), udp(9, v=6), icmp(100)], ids=len)
+def test_trailer(lab: Loopback, frame: bytes) -> None:
+    """What follows the IP packet of a frame that needs no padding arrives with it, and checksums do not cover it."""
+    opened(lab)
+    (packet,) = receive(lab, frame + TRAILER)
+    assert packet.frame == frame + TRAILER
+    assert packet.checksum_unnecessary
+
+
+def test_trailer_behind_padding(lab: Loopback) -> None:
+    """A short frame is padded before the trailer is put behind it: both stay, for the host finds its end there."""
+    opened(lab)
+    (packet,) = receive(lab, tcp(1).ljust(60, b"\0") + TRAILER)
+    assert packet.frame == tcp(1).ljust(60, b"\0") + TRAILER
+
+
+def test_trailer_and_header_split(lab: Loopback) -> None:
+    """Where the header is split the rest of the frame has to be payload: the trailer does not arrive."""
+    opened(lab, header_split=True)
+    (packet,) = receive(lab, tcp(100) + TRAILER)
+    assert packet.frame == tcp(100)
+
+
+def test_trailer_fills_a_buffer_more(lab: Loopback) -> None:
+    """The buffers that a frame needs are counted with its trailer."""
+    opened(lab, buffer_size=2048)
+    (packet,) = receive(lab, tcp(2048 - 54) + TRAILER)
+    assert packet.frame == tcp(2048 - 54) + TRAILER
+    assert [completion["packet_length"] for completion in packet.completions] == [2048, len(TRAILER)]
+
+
+def test_frame_is_as_long_as_its_trailer(make_lab: Callable[..., Loopback]) -> None:
+    """The largest frame is one with everything in it: a short packet with much behind it may be too long."""
+    lab = make_lab(max_mtu=1500)
+    opened(lab)
+    assert receive(lab, tcp(10) + bytes(2000)) == []
+    assert drops(lab, Drop.OVER_MRU) == 1
 
 
 def test_payload_bypasses_ordinary_memory(lab: Loopback, hbm: GuestMemory) -> None:
@@ -472,14 +515,15 @@ def test_runt(lab: Loopback, length: int) -> None:
 
 
 def test_largest_frame(make_lab: Callable[..., Loopback]) -> None:
-    """A frame of the maximum MTU passes, with a VLAN tag too; longer ones are counted."""
+    """A frame of the maximum MTU passes, with two VLAN tags too; longer ones are counted."""
     lab = make_lab(max_mtu=1500)
     opened(lab)
+    ethernet, packet = Ether(src=PEER_MAC, dst=NIC_MAC), Ether(tcp(1460)).payload
+    for tags in (Dot1Q(vlan=7), Dot1AD(vlan=8) / Dot1Q(vlan=7), Dot1Q(vlan=8) / Dot1Q(vlan=7)):
+        assert [one.frame for one in receive(lab, bytes(ethernet / tags / packet))] == [bytes(ethernet / tags / packet)]
     assert len(receive(lab, tcp(1460))) == 1
-    tagged = bytes(Ether(src=PEER_MAC, dst=NIC_MAC) / Dot1Q(vlan=7) / Ether(tcp(1460)).payload)
-    assert len(receive(lab, tagged)) == 1
-    assert receive(lab, tcp(1465)) == []
-    assert drops(lab, Drop.OVER_MRU) == 1
+    assert receive(lab, tcp(1469), bytes(ethernet / Dot1AD() / Dot1Q() / Dot1Q() / packet)) == []
+    assert drops(lab, Drop.OVER_MRU) == 2
 
 
 def test_before_open(driver: Driver, lab: Loopback) -> None:
@@ -519,10 +563,14 @@ def test_ip_checksum(lab: Loopback) -> None:
     assert not packet.checksum_unnecessary
 
 
-def test_udp_without_checksum(lab: Loopback) -> None:
+@pytest.mark.parametrize("ip", [IP(src="192.0.2.2", dst="192.0.2.1"), IPv6(src="fd00::2", dst="fd00::1")], ids=str)
+def test_udp_without_checksum(lab: Loopback, ip: Packet) -> None:
+    """It is no error, over IPv6 either: tunnels do without (RFC 6935)."""
     opened(lab)
-    (packet,) = receive(lab, bytes(ETHERNET / IP(src="192.0.2.2", dst="192.0.2.1") / UDP(chksum=0) / Raw(b"x" * 30)))
+    (packet,) = receive(lab, bytes(ETHERNET / ip / UDP(chksum=0) / Raw(b"x" * 30)))
     assert packet.checksum_unnecessary
+    assert not packet.completions[-1]["l4_checksum_error"]
+    assert lab.nic.state.rx["bad_checksum"].sum() == 0
 
 
 def test_partial_checksum(lab: Loopback) -> None:
