@@ -40,7 +40,7 @@ class AdminFaults:
     def _ask(self, number: int) -> int | None:
         queue = self._nic.admin
         # Commands are counted anew after each reset.
-        command = self._nic.lives["rx0"], queue.counter
+        command = self._nic.lives["device"], queue.counter
         name = Opcode(number).name if number in Opcode.__members__.values() else f"{number:#x}"
         has_waited = False
         if self._held == command:

@@ -47,7 +47,7 @@ class DeviceFaults:
         if self._gone and not was_gone:
             nic.reset()
         if self._hung and not was_hung:
-            self._life = nic.lives["rx0"]
+            self._life = nic.lives["device"]
         if was_hung and not self._hung:
             self._catch_up()
         if nic.halted != (self._hung or self._gone):
@@ -77,11 +77,11 @@ class DeviceFaults:
         """Do what the device was told while it hung, unless it was reset over it."""
         writes, self._writes = self._writes, []
         doorbells, self._doorbells = self._doorbells, {}
-        if self._gone or self._nic.lives["rx0"] != self._life:
+        if self._gone or self._nic.lives["device"] != self._life:
             return
         for write in writes:
             self._nic.region_write(*write)
-        if self._nic.lives["rx0"] == self._life:
+        if self._nic.lives["device"] == self._life:
             for offset, data in doorbells.items():
                 self._nic.region_write(Bar.DOORBELLS, offset, data)
 

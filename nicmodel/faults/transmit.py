@@ -16,6 +16,7 @@ from nicmodel.faults.kinds import DmaSlow, TxFault, TxLate, TxNever
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TxCompletionType
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.state import State
+from nicmodel.gvnic.transmit import Taken
 
 _GENERATION = np.uint64(1 << TX_COMPLETION.generation.shift)
 
@@ -42,11 +43,11 @@ class TransmitFaults:
         self._nic.transmit = partial(self._transmit, transmit) if active else transmit
         self._nic.transmit_gqi = partial(self._transmit, transmit_gqi) if active else transmit_gqi
 
-    def _transmit(self, transmit: Callable[..., bool], state: State, queue: int, *batch: Any) -> bool:
+    def _transmit(self, transmit: Callable[..., int], state: State, queue: int, *batch: Any) -> int:
         """Do what `nicmodel.gvnic.transmit.transmit` does, with the faults."""
         for injection in self._active:
             if isinstance(injection.fault, DmaSlow) and self._wait_for_memory(injection, injection.fault, queue):
-                return False
+                return Taken.ALL
         faults = [
             one
             for one in self._active
@@ -66,7 +67,7 @@ class TransmitFaults:
         words = shadow.view(np.uint64)
         tx["completion_ring"], tx["completion_entries"], tx["completion_index"] = address, entries, 0
         try:
-            full = transmit(shadowed, queue, *batch)
+            taken = transmit(shadowed, queue, *batch)
             written = int(tx["completion_index"])
         finally:
             head = int(tx["head"])
@@ -83,7 +84,7 @@ class TransmitFaults:
                     self._decide(faults, queue, np.array([word], np.uint64))
                 else:
                     self._complete(queue, np.array([word], np.uint64))
-        return full
+        return taken
 
     def _wait_for_memory(self, injection: Injection, fault: DmaSlow, queue: int) -> bool:
         """Whether the queue's descriptors are still on their way."""
@@ -98,9 +99,9 @@ class TransmitFaults:
 
     def _fetch(self, queue: int) -> None:
         self._fetching.discard(queue)
-        self._fetched.add(queue)
-        self._nic.go_on(queue)
-        self._fetched.discard(queue)
+        if self._nic.state.tx[queue]["active"]:
+            self._fetched.add(queue)  # until its turn comes
+            self._nic.go_on(queue)
 
     def _decide(self, faults: Sequence[Injection], queue: int, completion: npt.NDArray[Any]) -> None:
         """One packet is sent: is its completion written now, later or never?"""

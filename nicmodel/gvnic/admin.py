@@ -1,4 +1,7 @@
-"""The admin queue: commands are fetched, executed in order and answered, all within the doorbell's write.
+"""The admin queue: commands are fetched, executed in order and answered within the doorbell's write.
+
+What a driver asks for at once is bounded: by the work that one command may be, and by the number of commands in one
+turn of the event loop; those that are left are executed in the next turns.
 
 Source: Linux drivers/net/ethernet/google/gve/gve_adminq.c. A status is written before the event counter moves.
 """
@@ -28,6 +31,7 @@ from nicmodel.gvnic.state import MAX_DDP_PIECES
 from nicmodel.gvnic.steering import SteeringError
 from nicmodel.packet.headers import L3, L4
 from nicmodel.vfio_user.dma import DmaFault
+from nicmodel.vfio_user.poll import Budget
 
 if TYPE_CHECKING:
     from nicmodel.gvnic.device import Nic
@@ -39,6 +43,10 @@ MIN_BUFFER, MAX_BUFFER = 256, 16256
 MAX_RING = 1 << 15
 #: Receive buffers of the GQI formats, and the size of a registered page, where an old driver does not say them.
 GQI_BUFFER, PAGE_SIZE = 2048, 4096
+#: Largest page of a page list: 1 GiB, the largest page that a processor has.
+MAX_PAGE_SIZE = 1 << 30
+#: Most commands that are executed in one turn of the event loop: all that fit the ring that drivers give.
+_COMMANDS_PER_TURN = 64
 #: A gate's answer: the command is not executed yet. No status is 0.
 WAIT = 0
 #: Numbers that are no command's and are counted by themselves; all others together, as "other".
@@ -89,6 +97,7 @@ class AdminQueue:
         self.counter = 0
         self.gate: Callable[[int], int | None] | None = None
         self._producer = 0
+        self._commands = Budget(nic.poller, _COMMANDS_PER_TURN)
         self.executed: Counter[str] = Counter()
         self._unknown = 0  # numbers in it that are no command's
         self.driver_info: np.void | None = None
@@ -153,15 +162,14 @@ class AdminQueue:
         self.resume()
 
     def resume(self) -> None:
-        """Execute the commands that wait."""
-        while self.base and self.counter != self._producer:
+        """Execute the commands that wait; those that are too many for this turn of the event loop in the next."""
+        while self.base and self.counter != self._producer and self._commands.spend(self.resume):
             address = self.base + self.counter % self.slots * c.SLOT_SIZE
             try:
                 slot = self._nic.dma_read(address, c.SLOT_SIZE)
-                answer = self.gate(int.from_bytes(slot[:4], "big")) if self.gate is not None else None
-                if answer == WAIT:
+                status = self._answer_to(slot)
+                if status == WAIT:
                     return
-                status = self._execute(slot) if answer is None else answer
                 self._nic.dma_write(address + 4, status.to_bytes(4, "big"))
             except DmaFault as fault:
                 # Nowhere to put a status: the driver sees the count move and its own 0 in the status word.
@@ -180,6 +188,15 @@ class AdminQueue:
             else:
                 self._unknown += 1
         self.executed[f"{name} {status}"] += 1
+
+    def _answer_to(self, slot: bytes) -> int:
+        """A command's status, or `WAIT`."""
+        try:
+            answer = self.gate(int.from_bytes(slot[:4], "big")) if self.gate is not None else None
+            return self._execute(slot) if answer is None else answer
+        except Exception as error:  # whatever it is: the queue must go on
+            self._nic.fail("admin queue", error)
+            return Status.INTERNAL_ERROR
 
     def _execute(self, slot: bytes) -> Status:
         number = int.from_bytes(slot[:4], "big")
@@ -204,6 +221,9 @@ class AdminQueue:
             status, reason = error.status, str(error)
         except DmaFault as fault:
             status, reason = Status.INVALID_ARGUMENT, str(fault)
+        except Exception as error:
+            status, reason = Status.INTERNAL_ERROR, repr(error)
+            self._nic.fail(opcode.name, error)
         self.count(number, status.name)
         if reason:
             log.warning("admin %s %s: %s: %s", opcode.name, explain(payload), status.name, reason)
@@ -401,7 +421,6 @@ class AdminQueue:
         if address == 0 or length == 0:
             self._nic.statistics.detach()
         else:
-            self._nic.dma_read(address, length)  # a fault now is better than one each interval
             self._nic.statistics.attach(address, length, int(p["interval_ms"]))
 
     def _report_link_speed(self, p: np.void) -> None:

@@ -21,6 +21,7 @@ from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
 from nicmodel.gvnic.state import MAX_SEGMENTS, NIC_PAGE, SETTINGS, Purpose, Records, State
 from nicmodel.packet.compiled import compiled, i64, inlined, u64
 from nicmodel.packet.memory import copy, load_u64, publish_u64
+from nicmodel.vfio_user.poll import Budget
 
 if TYPE_CHECKING:
     from nicmodel.gvnic.device import Nic
@@ -32,6 +33,9 @@ ELSE_AT_ONCE, ELSE_DROP = 1, 2
 
 #: The most entries of a placement ring.
 MAX_PLACEMENT_RING = 4096
+
+#: Bytes that are placed in one turn of the event loop, those of the requests included.
+_BYTES_PER_TURN = 1 << 22
 
 #: `expire` found nothing that is kept.
 _NEVER = np.iinfo(np.int64).max
@@ -274,11 +278,18 @@ def _reply(state: State, queue: int, handle: int, status: int) -> None:
 
 
 @compiled
-def place(state: State, queue: int) -> None:
-    """Execute the placement requests of a receive queue up to its doorbell. One that does not end there waits."""
+def place(state: State, queue: int, limit: int) -> bool:
+    """Execute the placement requests of a receive queue up to its doorbell. One that does not end there waits.
+
+    Returns:
+        Whether `limit` bytes, of payload and of requests, were reached before.
+    """
+    done = 0
     placement = state.placement_rings[queue]
     mask = i64(placement.entries) - 1
     while placement.head != placement.tail:
+        if done >= limit:
+            return True
         head = i64(placement.head)
         waiting = (i64(placement.tail) - head) & mask
         handle = -1
@@ -293,7 +304,7 @@ def place(state: State, queue: int) -> None:
                 fault(state, address)
                 placement.faults += 1
                 placement.head = placement.tail
-                return
+                return False
             second = load_u64(host + _SECOND)
             named = i64(second >> u64(_HANDLE_SHIFT) & u64(_HANDLE_MASK))
             if count == 0:
@@ -308,12 +319,14 @@ def place(state: State, queue: int) -> None:
             ended = second >> u64(_END_SHIFT) & u64(1) != u64(0)
             count += 1
         if not ended:
-            return
+            return False
+        done += count * _REQUEST_SIZE + max(total, 0)
         state.ledger[queue, _DESCRIPTOR, state.regions[state.device[0].region].kind] += count * _REQUEST_SIZE
         status = _execute(state, queue, handle, count, total, drop)
         placement.head = (head + count) & mask
         _reply(state, queue, handle, status)
         state.vectors[state.rx[queue].vector].pending = 1
+    return False
 
 
 class DeferredPlacement:
@@ -328,11 +341,12 @@ class DeferredPlacement:
         self._timeout = nic.profile.deferred_usecs * 1000
         self._timer: Timer | None = None
         self._rung: dict[int, None] = {}
+        self._flushes = Budget(nic.poller, 1)
         self._form()
 
     def load(self) -> None:
         """Run the compiled functions once on nothing (`Nic`)."""
-        place(self._nic.state, 0)
+        place(self._nic.state, 0, 0)
         discard(self._nic.state, 0)
         expire(self._nic.state, 0)
 
@@ -376,10 +390,15 @@ class DeferredPlacement:
         return True
 
     def flush(self) -> None:
-        """Execute the requests that have been posted."""
-        while self._rung:
-            queue, _ = self._rung.popitem()
-            place(self._nic.state, queue)
+        """Execute the requests that have been posted; what is too much for this turn of the loop waits for the next."""
+        if not self._rung or not self._flushes.spend(self._nic.flush):
+            return
+        rung, self._rung = self._rung, {}
+        for queue in rung:
+            if place(self._nic.state, queue, _BYTES_PER_TURN // len(rung)):
+                self._rung[queue] = None
+        if self._rung:
+            self._nic.poller.next_turn(self._nic.flush)
 
     def watch(self) -> None:
         """See that the oldest payload is dropped when its time is over."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.admin import AdminQueue
@@ -28,10 +30,10 @@ from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.receive import hand_back, receive
 from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
-from nicmodel.gvnic.state import NIC_PAGE, OUTCOME, SETTINGS, Drop, Purpose, Records, make_state
+from nicmodel.gvnic.state import NIC_PAGE, OUTCOME, RX_QUEUE, SETTINGS, Drop, Purpose, Records, make_state
 from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
-from nicmodel.gvnic.transmit import transmit
+from nicmodel.gvnic.transmit import Taken, transmit
 from nicmodel.gvnic.transmit_gqi import transmit_gqi
 from nicmodel.packet.compiled import u64
 from nicmodel.packet.frames import NO_QUEUE, Batch
@@ -39,7 +41,7 @@ from nicmodel.packet.lost import survive_lost_memory
 from nicmodel.pci.config import Command, ConfigSpace, MsixTable
 from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
 from nicmodel.vfio_user.dma import DmaFault, without
-from nicmodel.vfio_user.poll import Poller, Timer
+from nicmodel.vfio_user.poll import Budget, Poller, Timer
 from nicmodel.vfio_user.protocol import PciIrq, PciRegion
 from nicmodel.vfio_user.regions import RegionMap
 from nicmodel.vfio_user.windows import WINDOWS
@@ -58,9 +60,15 @@ _HELD_NS = 200_000_000
 #: Bytes from the wire that the driver is told of at once, whatever else waits: it has buffers to post for more.
 _LITTLE = 16 << 10
 
-#: A batch on its way out holds the largest TSO packet cut into the smallest segments that Linux asks for (88 bytes).
+#: A batch on its way out holds the largest TSO packet cut into the smallest segments that Linux asks for (88 bytes). Of
+#: what makes no frames there is a limit too: descriptors read, and segments that the wire is to make.
 _OUT_BYTES = 1 << 21
 _OUT_FRAMES = 4096
+_OUT_WORK = 1 << 15
+_OUT_LIMITS = np.array([_OUT_FRAMES, _OUT_BYTES, _OUT_WORK])
+#: Batches that leave in one turn of the event loop. The rest waits for the next, so that others have their turn, and
+#: this NIC's driver is heard.
+_BATCHES_PER_TURN = 1
 
 
 class Bus(Protocol):
@@ -91,10 +99,14 @@ class Nic(Device):
         observers: called as ``observer(event, **fields)``; none is the default. Events are ``write`` (region, offset,
             data) before what the driver writes takes effect; ``command`` (slot) before an admin command is executed,
             ``admin`` (opcode, payload, status, reason) before its status is written; ``interrupt`` (vector), ``link``
-            (up), ``reset`` and ``reset_request``; around each batch ``receive`` (batch) and then ``received`` (batch,
+            (up), ``reset`` and ``reset_request``; ``error`` (reason, and perhaps queue) when something was refused or
+            has failed; around each batch ``receive`` (batch) and then ``received`` (batch,
             outcomes), ``transmit`` (queue) and then ``transmitted`` (queue); before a batch goes to the wire ``send``
             (batch); ``injected`` (fault, …) each time that a fault of `nicmodel.faults` strikes.
-        lives: by name, such as ``rx3``, how many lives of a queue have ended: what was kept for one is void then.
+        lives: by name, such as ``rx3``, how many lives of a queue have ended, or of the ``device``, which ends with its
+            resources: what was kept for one is void then.
+        counters: events of the control path; ``internal_error`` and, by what has failed, ``failed_…`` are exceptions
+            that the device has survived.
     """
 
     def __init__(self, profile: Profile, wire: Wire, poller: Poller, *, name: str = "nic") -> None:
@@ -111,8 +123,8 @@ class Nic(Device):
         self.lives: Counter[str] = Counter()
         # What a fault may stand in front of while it lasts (`nicmodel.faults`): the packet path, interrupts, the bus.
         self.receive: Callable[..., int] = receive
-        self.transmit: Callable[..., bool] = transmit
-        self.transmit_gqi: Callable[..., bool] = transmit_gqi
+        self.transmit: Callable[..., int] = transmit
+        self.transmit_gqi: Callable[..., int] = transmit_gqi
         self.signal: Callable[[int], None] = self.signal_vector
         self.bus: Bus | None = None
         #: Guest memory that the device cannot reach although it is mapped: addresses, first and one past the last.
@@ -187,7 +199,9 @@ class Nic(Device):
         self._spare = Batch(_HELD_BYTES, _HELD_FRAMES)
         self._held = np.zeros(2, np.int64)
         self._out = Batch(_OUT_BYTES, _OUT_FRAMES)
-        self._out_used = np.zeros(2, np.int64)
+        self._out_used = np.zeros(3, np.int64)
+        self._batches = Budget(poller, _BATCHES_PER_TURN)
+        #: Transmit queues that have work, the one whose turn it is first.
         self._tx_dirty: dict[int, None] = {}
         self._rx_dirty = False
         self._fired = np.zeros(max(profile.vectors, 1), np.int32)
@@ -208,7 +222,7 @@ class Nic(Device):
         find(*self.state.memory_map, u64(0))
         self._receive(self._spare)
         for send in (transmit, transmit_gqi):
-            send(self.state, 0, self._out.data, self._out.frames, self._out_used, self.wire.headroom, self._offloads)
+            send(self.state, 0, *self._transmit_into(_OUT_LIMITS))
         moderate(self.state.vectors, 0, self._fired)
         if self.profile.queue_flush:
             hand_back(self.state, 0, NOTHING)
@@ -219,6 +233,26 @@ class Nic(Device):
         """Let the observers know of an event."""
         for observer in self.observers:
             observer(event, **fields)
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Note an exception that the device survives, whoever is to blame. The log tells of the first of each kind."""
+        self.counters["internal_error"] += 1
+        name = f"failed_{what.lower().replace(' ', '_')}"
+        self.counters[name] += 1
+        if self.counters[name] == 1:
+            log.error("%s: %s failed, which is counted from now on", self.name, what, exc_info=error)
+        try:
+            self.tell("error", reason=f"{what} failed: {error!r}")
+        except Exception:  # an observer is what fails
+            self.counters["failed_observer"] += 1
+
+    @contextmanager
+    def surviving(self, what: str) -> Iterator[None]:
+        """Have an exception inside noted, and go on behind it."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(what, error)
 
     def start(self) -> None:
         """Begin to take frames from the wire."""
@@ -346,6 +380,13 @@ class Nic(Device):
 
     def region_read(self, region: int, offset: int, count: int) -> bytes:
         """Read a BAR or the configuration space."""
+        try:
+            return self._read(region, offset, count)
+        except Exception as error:
+            self.fail("register read", error)
+            return b"\xff" * count  # as when nobody answers on a bus
+
+    def _read(self, region: int, offset: int, count: int) -> bytes:
         if self.bus is not None and (answer := self.bus.read(region, offset, count)) is not None:
             return answer
         if region == PciRegion.CONFIG:
@@ -377,20 +418,23 @@ class Nic(Device):
 
     def region_write(self, region: int, offset: int, data: bytes | memoryview) -> None:
         """Write a BAR or the configuration space."""
-        if self.observers:
-            self.tell("write", region=region, offset=offset, data=data)
-        if self.bus is not None and not self.bus.write(region, offset, bytes(data)):
-            return
-        if region == Bar.DOORBELLS:
-            self._doorbell(offset, data)
-        elif region == PciRegion.CONFIG:
-            self.config.write(offset, data)
-            self._update_running()
-        elif region == Bar.REGISTERS:
-            for register in r.REGISTERS.values():
-                at = register.offset - offset
-                if register.writable and at >= 0 and at + register.size <= len(data):
-                    self._write_register(register, int.from_bytes(data[at : at + register.size], "big"))
+        try:
+            if self.observers:
+                self.tell("write", region=region, offset=offset, data=data)
+            if self.bus is not None and not self.bus.write(region, offset, bytes(data)):
+                return
+            if region == Bar.DOORBELLS:
+                self._doorbell(offset, data)
+            elif region == PciRegion.CONFIG:
+                self.config.write(offset, data)
+                self._update_running()
+            elif region == Bar.REGISTERS:
+                for register in r.REGISTERS.values():
+                    at = register.offset - offset
+                    if register.writable and at >= 0 and at + register.size <= len(data):
+                        self._write_register(register, int.from_bytes(data[at : at + register.size], "big"))
+        except Exception as error:
+            self.fail("register write", error)
 
     def _write_register(self, register: r.Register, value: int) -> None:
         self._registers[register.offset] = value
@@ -445,18 +489,30 @@ class Nic(Device):
             self._ring_irq(index, value)
         elif index < 3 * queues:
             queue = index - 2 * queues
-            if value < self._tx_entries[queue] or self.gqi:
+            if self._counts_on(self.state.tx[queue], value) if self.gqi else value < self._tx_entries[queue]:
                 self._tx_tail[queue] = value
                 self._tx_dirty[queue] = None
             else:
-                self.counters["doorbell_beyond_ring"] += 1
+                self._refuse_doorbell(f"tx{queue}", value, int(self._tx_entries[queue]))
         else:
             queue = index - 3 * queues
-            if value < self._rx_entries[queue] or self.gqi:
+            if self._counts_on(self.state.rx[queue], value) if self.gqi else value < self._rx_entries[queue]:
                 self._rx_tail[queue] = value
                 self._rx_dirty = True
             else:
-                self.counters["doorbell_beyond_ring"] += 1
+                self._refuse_doorbell(f"rx{queue}", value, int(self._rx_entries[queue]))
+
+    @staticmethod
+    def _counts_on(queue: np.void, value: int) -> bool:
+        """Whether a GQI doorbell, a free-running count, is at most a ring ahead of what the device has taken."""
+        head, entries = ("buffer_head", "buffer_entries") if queue.dtype == RX_QUEUE else ("head", "entries")
+        return bool(queue["active"]) and value - int(queue[head]) & 0xFFFFFFFF <= int(queue[entries])
+
+    def _refuse_doorbell(self, queue: str, value: int, entries: int) -> None:
+        """A doorbell that cannot be meant has no effect."""
+        self.counters["doorbell_beyond_ring"] += 1
+        if self.observers:
+            self.tell("error", queue=queue, reason=f"doorbell {value} is beyond the ring of {entries} entries")
 
     def _ring_irq(self, block: int, value: int) -> None:
         if self.gqi:
@@ -488,8 +544,9 @@ class Nic(Device):
 
     def reset(self) -> None:
         """Function level reset, DEVICE_RESET, or the client's end: back to power-on state."""
-        if self.observers:
-            self.tell("reset")
+        with self.surviving("reset"):
+            if self.observers:
+                self.tell("reset")
         self._release()
         self.config.reset()
         self._registers.clear()
@@ -525,17 +582,22 @@ class Nic(Device):
 
     def deconfigure(self) -> None:
         """Take back all that `configure` and the commands after it have set up."""
-        for queue in range(self.profile.queues):
-            self._drop_tx(queue)
-            self._drop_rx(queue)
-        self._retry_held()
-        self.statistics.detach()
-        self.pages.clear()
-        self.rules.reset()
-        self.ddp.reset()
-        self.rss.reset()
+        self.lives["device"] += 1
+        steps: tuple[Callable[[], None], ...] = (
+            *(partial(self._drop_tx, queue) for queue in np.flatnonzero(self.state.tx["active"]).tolist()),
+            *(partial(self._drop_rx, queue) for queue in np.flatnonzero(self.state.rx["active"]).tolist()),
+            self._retry_held,
+            self.statistics.detach,
+            self.pages.clear,
+            self.rules.reset,
+            self.ddp.reset,
+            self.rss.reset,
+            self._cancel_timer,
+        )
+        for step in steps:
+            with self.surviving("reset"):  # the rest has to be done: the memory is the driver's again
+                step()
         self.state.vectors[:] = 0
-        self._cancel_timer()
         self.blocks = 0
         self._update_running()
 
@@ -607,9 +669,9 @@ class Nic(Device):
 
     def _drop_rx(self, queue: int) -> None:
         self.lives[f"rx{queue}"] += 1
+        _clear(self.state.rx[queue : queue + 1])
         if self.deferred is not None:
             self.deferred.end(queue)
-        _clear(self.state.rx[queue : queue + 1])
 
     def _drop_tx(self, queue: int) -> None:
         self.lives[f"tx{queue}"] += 1
@@ -665,9 +727,12 @@ class Nic(Device):
         if not self.cable:
             self.state.drops[-1, Drop.DEVICE_DOWN] += batch.count
             return
-        self._receive(batch)
-        if self.profile.owners and self._held[0]:
-            self._retry_blocked()
+        try:
+            self._receive(batch)
+            if self.profile.owners and self._held[0]:
+                self._retry_blocked()
+        except Exception as error:  # the wire, or who sent this at its other end, has nothing to do with it
+            self.fail("receive", error)
         if batch.used > _LITTLE:
             self._moderate()
         else:
@@ -754,38 +819,63 @@ class Nic(Device):
 
     def _wire_writable(self) -> None:
         """The wire takes frames again."""
-        self._transmit()
+        with self.surviving("transmit"):
+            self._transmit()
         self._moderate_soon()
 
     def _transmit(self) -> None:
-        """Take packets from the queues that have work, until none is left or the wire has to be waited for."""
+        """Send batches until no queue has work, the wire has to be waited for, or this turn's share is used up."""
         out = self._out
         while True:
             if out.sent < out.count and not self._send(out):
                 return
             out.clear()
             self._out_used[:] = 0
-            if not self._tx_dirty:
+            if not self._tx_dirty or not self.state.device["running"][0]:
                 return
-            while self._tx_dirty:
-                queue = next(iter(self._tx_dirty))
-                if self.observers:
-                    self.tell("transmit", queue=queue)
-                send = self.transmit_gqi if self.gqi else self.transmit
-                full = send(self.state, queue, out.data, out.frames, self._out_used, self.wire.headroom, self._offloads)
-                if self.observers:
-                    self.tell("transmitted", queue=queue)
-                if full:
-                    if self.state.device["asked"][0]:
-                        self.messages.fetch()
-                    break
-                del self._tx_dirty[queue]
+            if not self._batches.spend(self._wire_writable):
+                return
+            self._take_turns()
             if self._lost_memory():  # nobody knows which of these bytes the driver has sent
                 self.state.drops[-1, Drop.DMA_FAULT] += self._out_used[0]
                 self._out_used[:] = 0
             out.count, out.used = int(self._out_used[0]), int(self._out_used[1])
             if self.observers:
                 self.tell("send", batch=out)
+
+    def _take_turns(self) -> None:
+        """Fill a batch with packets of the queues that have work, in turns: what is left of it is shared evenly."""
+        dirty, used = self._tx_dirty, self._out_used
+        full = False
+        while dirty and not full:
+            queue = next(iter(dirty))
+            limits = _OUT_LIMITS
+            if len(dirty) > 1:
+                limits = np.minimum(used + _OUT_LIMITS // len(dirty), _OUT_LIMITS)
+            if self.observers:
+                self.tell("transmit", queue=queue)
+            send = self.transmit_gqi if self.gqi else self.transmit
+            try:
+                taken = send(self.state, queue, *self._transmit_into(limits))
+            except Exception as error:
+                self.fail("transmit", error)
+                taken = Taken.ALL
+            if self.observers:
+                self.tell("transmitted", queue=queue)
+            if taken == Taken.FULL:  # it stays the first: in an empty batch there will be room
+                full = True
+                if self.state.device["asked"][0]:
+                    self.messages.fetch()
+                continue
+            del dirty[queue]
+            if taken == Taken.SHARE:
+                dirty[queue] = None
+                full = bool((used >= _OUT_LIMITS).any())
+
+    def _transmit_into(self, limits: npt.NDArray[np.int64]) -> tuple[Any, ...]:
+        """The arguments of `transmit` that say where to."""
+        out = self._out
+        return out.data, out.frames, self._out_used, limits, self.wire.headroom, self._offloads
 
     def send(self, frames: Iterable[bytes]) -> int:
         """Put frames out on the wire, as if the driver had sent them; no queue counts them.
@@ -805,7 +895,10 @@ class Nic(Device):
 
     def _send(self, out: Batch) -> bool:
         if self.cable:
-            return self.wire.send(out)
+            try:
+                return self.wire.send(out)
+            except Exception as error:  # a batch that the wire cannot take would stay for ever
+                self.fail("wire", error)
         self.state.drops[-1, Drop.DEVICE_DOWN] += out.count - out.sent
         return True
 
@@ -813,13 +906,20 @@ class Nic(Device):
         """All messages that had arrived together are read: do what they asked for."""
         if not self.state.device["running"][0]:
             return
-        if self._rx_dirty:
-            self._retry_held()
-        if self._tx_dirty:
-            self._transmit()
+        try:
+            if self._rx_dirty:
+                self._retry_held()
+        except Exception as error:
+            self.fail("receive", error)
+        try:
+            if self._tx_dirty:
+                self._transmit()
+        except Exception as error:
+            self.fail("transmit", error)
         if self.deferred is not None:
-            self.deferred.flush()
-            self._lost_memory()
+            with self.surviving("placement"):
+                self.deferred.flush()
+                self._lost_memory()
         self._moderate_soon()
 
     def go_on(self, queue: int | None = None) -> None:
@@ -840,7 +940,10 @@ class Nic(Device):
         now = self.clock()
         count, again = moderate(self.state.vectors, now, self._fired)
         for vector in self._fired[:count].tolist():
-            self.signal(self.vector_base + vector)
+            try:
+                self.signal(self.vector_base + vector)
+            except Exception as error:
+                self.fail("interrupt", error)
         self._cancel_timer()
         if again != NEVER:
             self._timer = self.poller.call_at(again, self._moderate)

@@ -47,6 +47,8 @@ class PageLists:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._lists: dict[int, tuple[npt.NDArray[np.uint64], int]] = {}
+        #: Pages registered.
+        self.pages = 0
 
     def __len__(self) -> int:
         return len(self._lists)
@@ -54,14 +56,10 @@ class PageLists:
     def __contains__(self, number: int) -> bool:
         return number in self._lists
 
-    @property
-    def pages(self) -> int:
-        """Pages registered."""
-        return sum(len(pages) for pages, _ in self._lists.values())
-
     def register(self, number: int, pages: npt.NDArray[np.uint64], page_size: int) -> None:
         """Add list `number`; `pages` are the addresses of its pages, `page_size` bytes each."""
         self._lists[number] = (np.ascontiguousarray(pages, np.uint64), page_size)
+        self.pages += len(pages)
 
     def unregister(self, number: int) -> None:
         """Forget list `number`.
@@ -69,11 +67,12 @@ class PageLists:
         Raises:
             KeyError: it is not registered.
         """
-        del self._lists[number]
+        self.pages -= len(self._lists.pop(number)[0])
 
     def clear(self) -> None:
         """Forget all lists."""
         self._lists.clear()
+        self.pages = 0
 
     def addresses(self, number: int) -> tuple[npt.NDArray[np.uint64], int]:
         """The DMA addresses of a list's pages in order, and the bytes of each page.

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Shortest interval that is honoured, whatever the driver asks for.
-MIN_INTERVAL_MS = 10
+#: Shortest and longest interval that is honoured, whatever the driver asks for.
+MIN_INTERVAL_MS, MAX_INTERVAL_MS = 10, 24 * 3600 * 1000
 
 
 class Statistics:
@@ -36,10 +36,16 @@ class Statistics:
         self._timer: Timer | None = None
 
     def attach(self, address: int, length: int, interval_ms: int) -> None:
-        """Begin to write to `length` bytes at guest address `address`."""
+        """Begin to write to `length` bytes at guest address `address`.
+
+        Raises:
+            DmaFault: what the device may write there is not all mapped; better said now than at each interval.
+        """
+        most = min(length, c.STATS_ENTRY.itemsize * c.STATS_DEVICE_RX * len(self._nic.state.rx))
+        self._nic.dma_read(address + length - most, most)
         self.detach()
         self._address, self._length = address, length
-        self._interval_ns = max(interval_ms, MIN_INTERVAL_MS) * 1_000_000
+        self._interval_ns = min(max(interval_ms, MIN_INTERVAL_MS), MAX_INTERVAL_MS) * 1_000_000
         self._tick()
 
     def detach(self) -> None:
@@ -51,7 +57,8 @@ class Statistics:
 
     def _tick(self) -> None:
         self._timer = self._nic.poller.call_at(self._nic.clock() + self._interval_ns, self._tick)
-        self.write()
+        with self._nic.surviving("statistics"):
+            self.write()
 
     def write(self) -> None:
         """Write the device's part now: four entries for each receive queue that exists, at the region's end."""

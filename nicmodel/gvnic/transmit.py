@@ -8,6 +8,8 @@ Source of the grammar and the limits: Linux drivers/net/ethernet/google/gve/gve_
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +24,20 @@ from nicmodel.packet.memory import copy, load_u64, publish_u64
 from nicmodel.packet.parse import parse
 from nicmodel.packet.segment import segment_header
 
+
+class Taken(IntEnum):
+    """Why `transmit` takes no more packets from a queue."""
+
+    #: There are none, or the last is not complete.
+    ALL = 0
+    #: The next one does not fit the batch, or waits for bytes that were asked for: call again with an empty batch, and
+    #: with the bytes.
+    FULL = 1
+    #: The queue has had its share; there may be more.
+    SHARE = 2
+
+
+_ALL, _FULL, _SHARE = (int(reason) for reason in Taken)
 _NONE = int(Drop.NONE)
 _DMA_FAULT = int(Drop.DMA_FAULT)
 _BAD_DESCRIPTOR = int(Drop.BAD_DESCRIPTOR)
@@ -274,22 +290,23 @@ def plan_segments(
 @compiled
 def transmit(
     state: State, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records, out: npt.NDArray[np.int64],
-    headroom: int, offloads: int,
-) -> bool:  # fmt: skip
-    """Take packets from a transmit queue until its tail or until the batch is full.
+    limits: npt.NDArray[np.int64], headroom: int, offloads: int,
+) -> int:  # fmt: skip
+    """Take packets from a transmit queue until its tail, its share or the end of the batch is reached.
 
     Args:
         state: the device.
         queue: number of an active queue.
         out_data: bytes of the batch that frames are added to.
         out_frames: its records (`FRAME`).
-        out: its number of frames and of bytes, shape (2,).
+        out: its number of frames and of bytes, and the work that it took: descriptors that were read and segments that
+            were made or are left to the wire, shape (3,).
+        limits: no packet is begun when one of these has been reached, shape (3,).
         headroom: bytes to leave free before each frame.
         offloads: what the wire takes undone (`Offload`).
 
     Returns:
-        True when the next packet did not fit the batch, or waits for bytes that were asked for: call again with an
-        empty batch, and with the bytes.
+        Why it ended (`Taken`).
     """
     tx = state.tx[queue]
     row = len(state.rx) + queue
@@ -297,6 +314,8 @@ def transmit(
     head = i64(tx.head)
     tail = i64(tx.tail)
     while head != tail:
+        if out[0] >= limits[0] or out[1] >= limits[1] or out[2] >= limits[2]:
+            return _SHARE
         # Scan one packet, without taking it yet.
         position = head
         verdict = _NONE
@@ -316,7 +335,7 @@ def transmit(
                 fault(state, address)
                 state.drops[row, _DMA_FAULT] += 1
                 tx.head = tail
-                return False
+                return _ALL
             low = load_u64(host)
             high = load_u64(host + _U8)
             dtype = i64(high >> _DTYPE & _DTYPE_MASK)
@@ -340,13 +359,14 @@ def transmit(
             elif dtype != _TYPE_GENERAL:
                 verdict = _BAD_DESCRIPTOR
             position = (position + 1) & mask
+        descriptors = (position - head) & mask
+        out[2] += descriptors
         if not ended:
             break
         if verdict == _NONE and total <= MAX_PACKET and state.device[0].remote != 0 and ask_for_pieces(state, count):
             tx.head = head
-            return True
+            return _FULL
 
-        descriptors = (position - head) & mask
         state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += descriptors * _SIZE
         header = 0
         payload = total
@@ -373,9 +393,10 @@ def transmit(
             if out[1] + needed > len(out_data) or out[0] + frames > len(out_frames):
                 if out[0] > 0:
                     tx.head = head
-                    return True
+                    return _FULL
                 verdict = _BAD_DESCRIPTOR
             elif has_tso:
+                out[2] += frames
                 verdict = send_segments(
                     state, queue, header, payload, mss, whole, out_data, out_frames, out, headroom, offloads
                 )
@@ -404,4 +425,4 @@ def transmit(
         state.vectors[tx.vector].pending = 1
         head = position
         tx.head = head
-    return False
+    return _ALL

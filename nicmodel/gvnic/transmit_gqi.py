@@ -13,10 +13,11 @@ from nicmodel.gvnic.dma import READ, WRITE, fault, locate
 from nicmodel.gvnic.pages import resolve
 from nicmodel.gvnic.receive_gqi import big_endian
 from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
-from nicmodel.gvnic.transmit import plan_segments, send_plain, send_segments
+from nicmodel.gvnic.transmit import Taken, plan_segments, send_plain, send_segments
 from nicmodel.packet.compiled import compiled, i64, u64
 from nicmodel.packet.memory import load_u64, publish_u32
 
+_ALL, _FULL, _SHARE = (int(reason) for reason in Taken)
 _NONE = int(Drop.NONE)
 _DMA_FAULT = int(Drop.DMA_FAULT)
 _BAD_DESCRIPTOR = int(Drop.BAD_DESCRIPTOR)
@@ -68,31 +69,21 @@ def _add_pieces(state: State, queue: int, count: int, address: int, length: int)
 @compiled
 def transmit_gqi(
     state: State, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records, out: npt.NDArray[np.int64],
-    headroom: int, offloads: int,
-) -> bool:  # fmt: skip
-    """Take packets from a transmit queue until its tail or until the batch is full.
-
-    Args:
-        state: the device.
-        queue: number of an active queue.
-        out_data: bytes of the batch that frames are added to.
-        out_frames: its records (`FRAME`).
-        out: its number of frames and of bytes, shape (2,).
-        headroom: bytes to leave free before each frame.
-        offloads: what the wire takes undone (`Offload`).
-
-    Returns:
-        True when the next packet did not fit the batch: call again with an empty one.
-    """
+    limits: npt.NDArray[np.int64], headroom: int, offloads: int,
+) -> int:  # fmt: skip
+    """As `nicmodel.gvnic.transmit.transmit`, for a queue of a GQI format."""
     tx = state.tx[queue]
     row = len(state.rx) + queue
     mask = i64(tx.entries - 1)
     head = i64(tx.head)
     before = head
-    full = False
+    ended = _ALL
     while True:
         waiting = (i64(tx.tail) - head) & _COUNT_MASK
         if waiting == 0:
+            break
+        if out[0] >= limits[0] or out[1] >= limits[1] or out[2] >= limits[2]:
+            ended = _SHARE
             break
         verdict = _NONE
         pieces = 0
@@ -110,7 +101,7 @@ def transmit_gqi(
                 fault(state, address)
                 state.drops[row, _DMA_FAULT] += 1
                 tx.head = tx.tail
-                return False
+                return _ALL
             state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _SIZE
             low = big_endian(load_u64(host))
             high = big_endian(load_u64(host + _U8))
@@ -135,6 +126,7 @@ def transmit_gqi(
                     verdict = _BAD_DESCRIPTOR
                     pieces = 0
             position += 1
+        out[2] += position
         if descriptors > waiting:
             break
 
@@ -155,10 +147,11 @@ def transmit_gqi(
         if verdict == _NONE:
             if out[1] + needed > len(out_data) or out[0] + frames > len(out_frames):
                 if out[0] > 0:
-                    full = True
+                    ended = _FULL
                     break
                 verdict = _BAD_DESCRIPTOR
             elif kind == _TSO:
+                out[2] += frames
                 verdict = send_segments(
                     state, queue, header, total - header, mss, whole, out_data, out_frames, out, headroom, offloads
                 )
@@ -172,7 +165,7 @@ def transmit_gqi(
         state.vectors[tx.vector].pending = 1
 
     if head == before:
-        return full
+        return ended
     # The count of descriptors done is all that the driver learns.
     host = locate(state, tx.completion_ring, 4, WRITE)
     if host == 0:
@@ -180,4 +173,4 @@ def transmit_gqi(
     else:
         publish_u32(host, big_endian(u64(head)) >> u64(32))
         state.ledger[row, _COMPLETION, state.regions[state.device[0].region].kind] += 4
-    return full
+    return ended

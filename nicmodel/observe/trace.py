@@ -140,6 +140,7 @@ class Tracer:
             "transmit": self._transmit,
             "transmitted": self._transmitted,
             "injected": partial(self._emit, "injected"),
+            "error": partial(self._emit, "error"),
             "command": lambda **_: None,  # told when it is done, with its status
             "write": lambda **_: None,  # told by the server, together with what is read
             "send": lambda **_: None,  # its frames are for captures

@@ -13,11 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nicmodel.gvnic import registers as r
-from nicmodel.gvnic.commands import PAYLOADS, SLOT_SIZE, Opcode, Status
-from nicmodel.gvnic.descriptors import RX_BUFFER, TX_PACKET, TX_TSO_CONTEXT, TxType
+from nicmodel.gvnic.commands import PAYLOADS, SLOT_SIZE, Inner, Opcode, QueueFormat, Status
+from nicmodel.gvnic.descriptors import (
+    GQI_TX_PACKET,
+    GQI_TX_SEGMENT,
+    RX_BUFFER,
+    TX_PACKET,
+    TX_TSO_CONTEXT,
+    GqiTxType,
+    TxType,
+)
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.testing.adminq import AdminError
+from nicmodel.testing.gqi import GqiQueues
 from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.memory import GuestMemory
 
@@ -49,16 +58,19 @@ class Failures(logging.Handler):
 
 
 @contextmanager
-def running() -> Iterator[Loopback]:
-    """A lab with all queues open, at the end of which nothing has failed and a new driver can work."""
+def running(queue_format: QueueFormat = QueueFormat.DQO_RDA, **options: Any) -> Iterator[Loopback]:
+    """A lab, in format DQO-RDA with all queues open; in the end nothing has failed and a new driver can work."""
     failures = Failures()
     logging.getLogger("nicmodel").addHandler(failures)
     try:
-        profile = Profile(mac=parse_mac(NIC_MAC), queues=2, default_queues=2)
+        formats = tuple({QueueFormat.DQO_RDA, queue_format})
+        profile = Profile(mac=parse_mac(NIC_MAC), queues=2, default_queues=2, formats=formats, **options)
         with Loopback(profile, ram=GuestMemory("ram", base=BASE, size=RAM_SIZE)) as lab:
             lab.driver.probe()
-            lab.driver.open(ring_entries=ENTRIES, header_split=True, buffer_size=2048)
+            if queue_format == QueueFormat.DQO_RDA:
+                lab.driver.open(ring_entries=ENTRIES, header_split=True, buffer_size=2048)
             yield lab
+            assert lab.nic.counters["internal_error"] == 0
             lab.driver.disconnect()
             lab.driver = lab.connect()
             lab.driver.probe()
@@ -225,3 +237,155 @@ def test_configuration_space(value: bytes) -> None:
             lab.driver.client.region_write(7, offset, value, posted=True)
         lab.run()
         assert lab.driver.client.region_read(7, 0, 4) == bytes.fromhex("e01a4200")
+
+
+VALUES = st.one_of(
+    st.integers(0, 2 * ENTRIES),
+    st.integers(0, (1 << 32) - 1),
+    st.integers(0, 31).map(lambda bit: 1 << bit),
+    st.integers(0, ENTRIES).map(lambda back: (1 << 32) - 1 - back),
+)
+
+
+@EXAMPLES
+@given(
+    queue_format=st.sampled_from([QueueFormat.DQO_RDA, QueueFormat.GQI_RDA, QueueFormat.GQI_QPL]),
+    writes=st.lists(st.tuples(st.integers(0, 20), VALUES, st.sampled_from([0, 0, 0, 1, 2])), max_size=60),
+)
+def test_doorbells(queue_format: QueueFormat, writes: list[tuple[int, int, int]]) -> None:
+    """Any value in every doorbell there is and in some that are none, in every format."""
+    with running(queue_format) as lab:
+        if queue_format != QueueFormat.DQO_RDA:
+            GqiQueues(lab.driver, queue_format == QueueFormat.GQI_QPL, 256)
+        for index, value, shift in writes:
+            data = value.to_bytes(4, "big" if lab.nic.gqi else "little")
+            lab.driver.client.region_write(r.Bar.DOORBELLS, 4 * index + shift, data, posted=True)
+            lab.wire.inject(tcp(100), udp(100))
+        lab.run()
+        for queues, head, tail, entries in (
+            (lab.nic.state.tx, "head", "tail", "entries"),
+            (lab.nic.state.rx, "buffer_head", "buffer_tail", "buffer_entries"),
+        ):
+            ahead = (queues[tail] - queues[head]) & queues["position_mask"]
+            assert (ahead <= queues[entries]).all()
+
+
+@st.composite
+def gqi_descriptors(draw: st.DrawFn) -> bytes:
+    if draw(st.booleans()):
+        return draw(st.binary(min_size=16, max_size=16))
+    lengths = st.one_of(st.sampled_from([0, 14, 54, 60, 182, 4096]), st.integers(0, 0xFFFF))
+    address = draw(st.one_of(st.integers(0, 4 * 4096), ADDRESSES))
+    if draw(st.booleans()):
+        kind = draw(st.sampled_from([GqiTxType.STANDARD, GqiTxType.TSO]))
+        length = draw(lengths)
+        segment = draw(st.one_of(st.just(length), lengths))
+        flags = kind << 4 | draw(st.integers(0, 1))
+        count = draw(st.one_of(st.integers(0, 4), st.integers(0, 255)))
+        offsets = draw(st.integers(0, 255)), draw(st.integers(0, 255))
+        return np.array((flags, *offsets, count, length, segment, address), GQI_TX_PACKET).tobytes()
+    kind = draw(st.sampled_from([GqiTxType.SEGMENT, GqiTxType.METADATA]))
+    values = (kind << 4, draw(st.integers(0, 255)), 0, draw(lengths), draw(lengths), address)
+    return np.array(values, GQI_TX_SEGMENT).tobytes()
+
+
+@EXAMPLES
+@given(
+    qpl=st.booleans(),
+    descriptors=st.lists(gqi_descriptors(), max_size=200),
+    slots=st.lists(st.one_of(st.integers(0, 1 << 20), ADDRESSES), min_size=1, max_size=8),
+    content=st.sampled_from([tcp(2000), tcp(100, v=6), udp(40), b"\xff" * 100, b"\x00" * 100]),
+)
+def test_gqi_descriptors(qpl: bool, descriptors: list[bytes], slots: list[int], content: bytes) -> None:
+    """Any bytes in the rings of the GQI formats."""
+    with running(QueueFormat.GQI_QPL if qpl else QueueFormat.GQI_RDA) as lab:
+        queues = GqiQueues(lab.driver, qpl, 256)
+        for page in queues.tx_pages:
+            lab.ram.write(page, np.resize(np.frombuffer(content, np.uint8), 4096).tobytes())
+        lab.ram.write(queues.data_ring, np.resize(np.array(slots, np.uint64), 256).astype(">u8").tobytes())
+        queues.post(*(np.frombuffer(descriptor, np.uint8) for descriptor in descriptors))
+        lab.receive(tcp(9), tcp(5000), udp(3000, v=6), b"\xff" * 60)
+        tx = lab.nic.state.tx[0]
+        assert (int(tx["tail"]) - int(tx["head"])) & 0xFFFFFFFF < 256
+        assert queues.done == int(tx["head"])
+
+
+@EXAMPLES
+@given(
+    base=ADDRESSES,
+    length=st.integers(0, 0xFFFF),
+    contents=st.lists(st.binary(min_size=SLOT_SIZE, max_size=SLOT_SIZE), max_size=8),
+    rings=st.lists(VALUES, max_size=10),
+    page=st.one_of(st.none(), st.integers(0, (1 << 32) - 1)),
+)
+def test_admin_queue_anywhere(
+    base: int, length: int, contents: list[bytes], rings: list[int], page: int | None
+) -> None:  # fmt: skip
+    """An admin queue of any length at any address, with any bytes in it, rung in any way."""
+    with running() as lab:
+        for number, content in enumerate(contents):
+            address = base + SLOT_SIZE * number
+            if BASE <= address <= BASE + RAM_SIZE - SLOT_SIZE:
+                opcode = content[0] % 20  # else hardly any is known
+                lab.ram.write(address, opcode.to_bytes(4, "big") + content[4:])
+
+        def write(register: r.Register, value: int) -> None:
+            data = value.to_bytes(register.size, "big")
+            lab.driver.client.region_write(r.Bar.REGISTERS, register.offset, data, posted=True)
+
+        write(r.ADMINQ_BASE_HI, base >> 32)
+        write(r.ADMINQ_BASE_LO, base & 0xFFFFFFFF)
+        write(r.ADMINQ_LENGTH, length)
+        write(r.DRIVER_STATUS, int(r.DriverStatus.RUN))
+        if page is not None:
+            write(r.ADMINQ_PFN, page)
+        for value in rings:
+            write(r.ADMINQ_DOORBELL, value)
+        lab.run()
+        assert lab.nic.admin.counter == lab.nic.admin._producer
+
+
+#: All of the model's own options.
+OPTIONS: dict[str, Any] = {"deferred_bytes": 1 << 16, "queue_flush": True, "owners": 2, "ddp_flows": 2}
+
+
+@EXAMPLES
+@given(
+    commands=st.lists(
+        st.tuples(
+            st.sampled_from(list(Inner)),
+            st.one_of(
+                st.binary(min_size=128, max_size=128),
+                st.lists(st.sampled_from([0, 0, 0, 1, 2, 3, 64, 255]), min_size=128, max_size=128).map(bytes),
+            ),
+            st.one_of(st.sampled_from([0, 92, 128]), st.integers(0, (1 << 32) - 1)),
+        ),
+        max_size=20,
+    )
+)
+def test_inner_commands(commands: list[tuple[Inner, bytes, int]]) -> None:
+    """Any bytes in what extended commands point at, those of the model's own options too; frames in between."""
+    with running(**OPTIONS) as lab:
+        place = lab.ram.allocate(4096)
+        for inner, content, length in commands:
+            lab.ram.write(place, content)
+            try:
+                lab.driver.admin(
+                    Opcode.EXTENDED_COMMAND, inner_opcode=inner, inner_length=length, inner_address=place
+                )  # fmt: skip
+            except AdminError as error:
+                assert isinstance(error.status, Status) and error.status != Status.INTERNAL_ERROR
+            lab.wire.inject(tcp(100), udp(100))
+        lab.run()
+
+
+@EXAMPLES
+@given(reads=st.lists(st.tuples(st.sampled_from([0, 1, 2, 7]), st.integers(0, 4095), st.integers(1, 64)), max_size=40))
+def test_register_reads(reads: list[tuple[int, int, int]]) -> None:
+    """Reads of any size and alignment; they change nothing."""
+    with running() as lab:
+        before = lab.nic.state.rx.tobytes() + lab.nic.state.tx.tobytes()
+        for region, offset, count in reads:
+            offset = min(offset, (255 if region == 7 else 4095) - count)
+            assert len(lab.driver.client.region_read(region, max(offset, 0), count)) == count
+        assert lab.nic.state.rx.tobytes() + lab.nic.state.tx.tobytes() == before
