@@ -237,8 +237,9 @@ class AdminQueue:
 
     def _describe_device(self, p: np.void) -> None:
         _require(p["version"] == c.DESCRIPTOR_VERSION, Status.INVALID_ARGUMENT, f"descriptor version {p['version']}")
-        answer = self._nic.profile.describe()
-        self._answer(int(p["descriptor_address"]), int(p["available_length"]), answer)
+        # iPXE gives room for the descriptor and some options, and real devices write what fits.
+        answer = self._nic.profile.describe()[: int(p["available_length"])]
+        self._nic.dma_write(int(p["descriptor_address"]), answer)
 
     def _configure_device_resources(self, p: np.void) -> None:
         queue_format = self._queue_format(int(p["queue_format"]))
@@ -271,7 +272,8 @@ class AdminQueue:
         left = pages.capacity - pages.pages
         _require(count > 0, Status.INVALID_ARGUMENT, "a page list without pages")
         _require(count <= left, Status.RESOURCE_EXHAUSTED, f"{count} pages, {left} are left")
-        _require(size >= PAGE_SIZE and size & (size - 1) == 0, Status.INVALID_ARGUMENT, f"pages of {size} bytes")
+        fits = PAGE_SIZE <= size <= MAX_PAGE_SIZE and size & (size - 1) == 0
+        _require(fits, Status.INVALID_ARGUMENT, f"pages of {size} bytes")
         addresses = np.frombuffer(self._nic.dma_read(int(p["list_address"]), 8 * count), ">u8")
         pages.register(number, addresses.astype(np.uint64), size)
 
@@ -292,7 +294,7 @@ class AdminQueue:
         return self._nic.pages.fields(number)
 
     def _create_tx_queue(self, p: np.void) -> None:
-        queue = self._new_queue(p, self._nic.state.tx)
+        queue = self._new_queue(p, self._nic.state.tx, 0)
         entries, completions = int(p["ring_entries"]), int(p["completion_ring_entries"])
         if self._nic.gqi:
             entries = entries or self._nic.profile.ring_entries
@@ -324,7 +326,7 @@ class AdminQueue:
         )
 
     def _create_rx_queue(self, p: np.void) -> None:
-        queue = self._new_queue(p, self._nic.state.rx)
+        queue = self._new_queue(p, self._nic.state.rx, self._nic.profile.queues)
         completions, buffers = int(p["completion_ring_entries"]), int(p["buffer_ring_entries"])
         size, header = int(p["packet_buffer_size"]), int(p["header_buffer_size"])
         if self._nic.gqi:
@@ -363,13 +365,16 @@ class AdminQueue:
             rsc=int(p["enable_rsc"] != 0),
         )
 
-    def _new_queue(self, p: np.void, queues: np.ndarray) -> int:
+    def _new_queue(self, p: np.void, queues: np.ndarray, first_counter: int) -> int:
         queue, block = int(p["queue_id"]), int(p["notification_block"])
         _require(self._nic.configured, Status.FAILED_PRECONDITION, "no device resources configured")
         _require(queue < len(queues), Status.INVALID_ARGUMENT, f"queue {queue} of {len(queues)}")
         _require(not queues[queue]["active"], Status.ALREADY_EXISTS, f"queue {queue} exists")
         blocks = self._nic.blocks
         _require(block < blocks, Status.INVALID_ARGUMENT, f"notification block {block} of {blocks}")
+        # As real devices do, to the surprise of iPXE, which had given an array of its own length.
+        counter, counters = first_counter + queue, self._nic.counters_given
+        _require(counter < counters, Status.FAILED_PRECONDITION, f"event counter {counter} of {counters}")
         return queue
 
     def _check_ring(self, name: str, address: int, entries: int, size: int) -> None:
@@ -399,9 +404,12 @@ class AdminQueue:
         _require(algorithm in (0, c.RSS_HASH_TOEPLITZ), Status.INVALID_ARGUMENT, f"hash algorithm {algorithm}")
         rss = self._nic.rss
         key_size, table_size = int(p["key_size"]), int(p["lut_size"])
+        if not (algorithm or types or p["key_address"] or p["lut_address"]) and (key_size or table_size):
+            rss.switch_off()  # so Google's Windows driver; there is nothing to read
+            return
         # Everything is fetched and checked before anything changes.
         _require(key_size in (0, c.RSS_KEY_SIZE), Status.INVALID_ARGUMENT, f"RSS key of {key_size} bytes")
-        _require(table_size in (0, c.RSS_LUT_SIZE), Status.INVALID_ARGUMENT, f"RSS table of {table_size} entries")
+        _require(table_size <= c.RSS_LUT_SIZE, Status.INVALID_ARGUMENT, f"RSS table of {table_size} entries")
         key = self._nic.dma_read(int(p["key_address"]), key_size) if key_size else b""
         table = self._nic.dma_read(int(p["lut_address"]), 4 * table_size) if table_size else b""
         if table:
@@ -410,6 +418,8 @@ class AdminQueue:
             rss.set_key(key)
         if types:
             rss.set_hash_types(types)
+        if algorithm:
+            rss.algorithm = algorithm
 
     def _set_driver_parameter(self, p: np.void) -> None:
         kind, value = int(p["type"]), int(p["value"])

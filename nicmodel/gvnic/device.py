@@ -209,7 +209,8 @@ class Nic(Device):
         self._gathered = Batch(_OUT_BYTES, _OUT_FRAMES) if profile.coalesce_usecs else Batch(0, 0)
         self._gathering: Timer | None = None
         self.gqi = False
-        self.counter_array = 0
+        #: The event counters' guest address, and how many the driver has given.
+        self.counter_array = self.counters_given = 0
         self._offloads = int(wire.offloads)
         self._load_packet_path()
 
@@ -443,8 +444,7 @@ class Nic(Device):
             self.admin.ring(value)
         elif register is r.ADMINQ_PFN:
             if value:
-                self._run(value * r.ADMINQ_PAGE, r.ADMINQ_PAGE)
-                self._registers[register.offset] = value
+                self._run(value * r.ADMINQ_PAGE, r.ADMINQ_PAGE, value)
             else:
                 self._release()
         elif register is r.DRIVER_STATUS:
@@ -455,7 +455,8 @@ class Nic(Device):
                     self._registers.get(part.offset, 0)
                     for part in (r.ADMINQ_BASE_HI, r.ADMINQ_BASE_LO, r.ADMINQ_LENGTH)
                 )
-                self._run(high << 32 | low, length)
+                # iPXE writes the page number besides, and takes it for a reset when it reads 0 later.
+                self._run(high << 32 | low, length, self._registers.get(r.ADMINQ_PFN.offset, 0))
         elif register is r.DRIVER_VERSION:
             self.driver_version = (self.driver_version + chr(value))[-128:]
             if value == ord("\n"):
@@ -527,9 +528,10 @@ class Nic(Device):
 
     # Life of the device: reset, running, configured.
 
-    def _run(self, base: int, length: int) -> None:
-        """The driver has given an admin queue."""
+    def _run(self, base: int, length: int, page: int) -> None:
+        """The driver has given an admin queue; `page` is what its page number register reads while it runs."""
         self._release()
+        self._registers[r.ADMINQ_PFN.offset] = page
         self.admin.start(base, length)
         self.status &= ~DeviceStatus.DEVICE_IS_RESET
         log.info("%s: admin queue of %d bytes at %#x", self.name, length, base)
@@ -576,7 +578,7 @@ class Nic(Device):
         self.queue_format = queue_format
         self.gqi = queue_format in (QueueFormat.GQI_RDA, QueueFormat.GQI_QPL)
         self.state.device["gqi"] = self.gqi
-        self.counter_array = address
+        self.counter_array, self.counters_given = address, count
         self.vector_base = base
         self._update_running()
 

@@ -37,10 +37,12 @@ class Rss:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self.key = b""
         self.reset()
 
     def reset(self) -> None:
         """The device's own default."""
+        self.algorithm = c.RSS_HASH_TOEPLITZ
         self.set_key(DEFAULT_KEY)
         self.set_hash_types(DEFAULT_HASH_TYPES)
         self.configured = False
@@ -50,6 +52,8 @@ class Rss:
         """Take a new hash key."""
         if len(key) != c.RSS_KEY_SIZE:
             raise SteeringError(Status.INVALID_ARGUMENT, f"RSS key of {len(key)} bytes, not {c.RSS_KEY_SIZE}")
+        if key == self.key:
+            return
         self.key = key
         self._state.hash_table[:] = toeplitz_table(np.frombuffer(key, np.uint8))
 
@@ -62,14 +66,28 @@ class Rss:
         """What is hashed."""
         return HashType(int(self._state.device["hash_types"][0]))
 
+    def switch_off(self) -> None:
+        """Nothing is hashed, and all that no rule steers goes to the first queue."""
+        self.algorithm = 0
+        self.set_hash_types(0)
+        self.set_table(np.zeros(1, np.int64))
+
     def set_table(self, table: NDArray[Any]) -> None:
-        """Take a new indirection table of `RSS_LUT_SIZE` queue numbers; they may name queues that do not exist yet."""
-        if len(table) != c.RSS_LUT_SIZE:
-            raise SteeringError(Status.INVALID_ARGUMENT, f"RSS table of {len(table)} entries, not {c.RSS_LUT_SIZE}")
+        """Take a new indirection table of queue numbers; they may name queues that do not exist yet.
+
+        Args:
+            table: of any power of two up to `RSS_LUT_SIZE`. One that is shorter is kept repeated, which selects the
+                same queues.
+        """
+        size = len(table)
+        if not 0 < size <= c.RSS_LUT_SIZE or size & size - 1:
+            raise SteeringError(
+                Status.INVALID_ARGUMENT, f"RSS table of {size} entries, not a power of two up to {c.RSS_LUT_SIZE}"
+            )
         if (table >= len(self._state.rx)).any():
             raise SteeringError(Status.INVALID_ARGUMENT, f"RSS table names queue {table.max()}")
         self.configured = True
-        self._set(table)
+        self._set(np.tile(table, c.RSS_LUT_SIZE // size))
 
     def spread(self, queues: int) -> None:
         """Without a table from the driver: entry i is queue i mod `queues`."""
@@ -84,7 +102,7 @@ class Rss:
         """What QUERY_RSS answers."""
         table = self._state.lut.astype(">u4").tobytes()
         total = c.QUERY_RSS_HEADER.itemsize + len(self.key) + len(table)
-        header = np.array((total, self.hash_types, c.RSS_HASH_TOEPLITZ, 0), c.QUERY_RSS_HEADER)
+        header = np.array((total, self.hash_types, self.algorithm, 0), c.QUERY_RSS_HEADER)
         return header.tobytes() + self.key + table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ from nicmodel.testing.memory import PAGE
 from nicmodel.testing.rx import RxConfig
 
 from .conftest import ENTRIES
+from .frames import tcp
 
 #: Guest addresses where nothing is mapped.
 NOWHERE = 0xDEAD_0000
@@ -219,6 +221,94 @@ def test_mtu(driver: Driver) -> None:
     driver.admin(Opcode.SET_DRIVER_PARAMETER, type=1, value=1500)
 
 
+@pytest.mark.parametrize("raised", [OverflowError("too large"), KeyError(3), AssertionError(), MemoryError()])
+def test_exception_in_a_command(driver: Driver, lab: Loopback, raised: Exception) -> None:
+    """*Steps*: the model itself fails in a command. *Verify*: INTERNAL_ERROR, counted and told; the queue goes on."""
+    events: list[tuple[str, dict[str, Any]]] = []
+    lab.nic.observers = (lambda event, **fields: events.append((event, fields)),)
+
+    def fail(_: Any) -> None:
+        raise raised
+
+    handlers = lab.nic.admin._handlers
+    kept, handlers[Opcode.GET_PTYPE_MAP] = handlers[Opcode.GET_PTYPE_MAP], fail
+    logging.disable(logging.ERROR)
+    try:
+        for _ in range(3):
+            assert refused(driver, Opcode.GET_PTYPE_MAP) == Status.INTERNAL_ERROR
+    finally:
+        logging.disable(logging.NOTSET)
+    handlers[Opcode.GET_PTYPE_MAP] = kept
+    assert lab.nic.counters["internal_error"] == lab.nic.counters["failed_get_ptype_map"] == 3
+    told = [fields for event, fields in events if event == "admin" and fields["status"] == Status.INTERNAL_ERROR]
+    assert len(told) == 3
+    driver.open(ring_entries=ENTRIES)
+    lab.receive(tcp(3))
+    assert [packet.frame for packet in driver.poll_all()] == [tcp(3)]
+
+
+def test_observer_that_fails(driver: Driver, lab: Loopback) -> None:
+    """Who looks on must not stop the admin queue either."""
+
+    def observer(event: str, **fields: Any) -> None:
+        if event == "command":
+            raise RuntimeError(event)
+
+    lab.nic.observers = (observer,)
+    logging.disable(logging.ERROR)
+    try:
+        with pytest.raises(AdminError) as error:
+            driver.report_link_speed()
+    finally:
+        logging.disable(logging.NOTSET)
+    assert error.value.status == Status.INTERNAL_ERROR
+    lab.nic.observers = ()
+    assert driver.report_link_speed() == 100_000
+
+
+@pytest.mark.parametrize("length", [1, 8, 16, 63, 64, PAGE, 1 << 20, 1 << 40, (1 << 64) - 1])
+def test_statistics_region_of_any_length(driver: Driver, lab: Loopback, length: int) -> None:
+    """The device looks at what it will write, at the region's end, and at nothing else, however long the region."""
+    read: list[int] = []
+    dma_read = lab.nic.dma_read
+
+    def observed(address: int, count: int) -> bytes:
+        read.append(count)
+        return dma_read(address, count)
+
+    lab.nic.dma_read = observed  # type: ignore[method-assign]
+    end = driver.ram.base + driver.ram.size
+    try:
+        driver.admin(Opcode.REPORT_STATS, address=(end - length) % (1 << 64), length=length, interval_ms=(1 << 64) - 1)
+    except AdminError as error:
+        assert error.status == Status.INVALID_ARGUMENT
+        assert length > end
+    assert max(read) <= max(SLOT_SIZE, 64 * lab.nic.profile.queues)
+    driver.admin(Opcode.REPORT_STATS)
+    driver.report_link_speed()
+
+
+@pytest.mark.parametrize("page_size", [1, 2048, 4097, 6144, 1 << 31, 1 << 32, 1 << 63, (1 << 64) - 1])
+def test_bad_page_size(driver: Driver, page_size: int) -> None:
+    place = driver.ram.allocate_zeroed(PAGE)
+    fields = {"page_list_id": 1, "num_pages": 1, "list_address": place, "page_size": page_size}
+    assert refused(driver, Opcode.REGISTER_PAGE_LIST, **fields) == Status.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("queue_format", [QueueFormat.GQI_QPL, QueueFormat.DQO_RDA])
+def test_large_pages(driver: Driver, lab: Loopback, queue_format: QueueFormat) -> None:
+    """A page may be as large as any processor's: a queue with such a list can be created."""
+    driver.admin(Opcode.DECONFIGURE_DEVICE_RESOURCES)
+    driver.configure_resources(queue_format)
+    place = driver.ram.allocate_zeroed(PAGE)
+    driver.admin(Opcode.REGISTER_PAGE_LIST, page_list_id=1, num_pages=1, list_address=place, page_size=1 << 30)
+    driver.admin(Opcode.CREATE_TX_QUEUE, **tx_fields(driver, page_list_id=1))
+    assert lab.nic.pages.pages == 1
+    driver.admin(Opcode.DESTROY_TX_QUEUE)
+    driver.admin(Opcode.UNREGISTER_PAGE_LIST, page_list_id=1)
+    assert lab.nic.pages.pages == 0
+
+
 def test_larger_length_is_fine(driver: Driver) -> None:
     """A newer driver may leave more room than the device's answer takes."""
     place = driver.ram.allocate_zeroed(2 * PAGE)
@@ -295,6 +385,21 @@ def test_counters_are_zeroed(driver: Driver) -> None:
     driver.ram.view(fields["counter_array"], 68)[:] = 0xA5
     driver.admin(Opcode.CONFIGURE_DEVICE_RESOURCES, **fields)
     assert driver.ram.read(fields["counter_array"], 68) == bytes(64) + b"\xa5" * 4
+
+
+@pytest.mark.parametrize("counters", [0, 1, 7, 8, 9, 15, 16])
+def test_counter_outside_of_the_array(driver: Driver, counters: int) -> None:
+    """A queue whose event counter is beyond the array that the driver gave is refused, as by real devices."""
+    driver.admin(Opcode.DECONFIGURE_DEVICE_RESOURCES)
+    driver.admin(Opcode.CONFIGURE_DEVICE_RESOURCES, **resources(driver, num_counters=counters))
+    for opcode, fields, first in (
+        (Opcode.CREATE_TX_QUEUE, tx_fields, 0), (Opcode.CREATE_RX_QUEUE, rx_fields, 8),
+    ):  # fmt: skip
+        for queue in (0, 7):
+            if first + queue < counters:
+                driver.admin(opcode, **fields(driver, queue))
+            else:
+                assert refused(driver, opcode, **fields(driver, queue)) == Status.FAILED_PRECONDITION
 
 
 @pytest.mark.parametrize("opcode", [Opcode.CREATE_TX_QUEUE, Opcode.CREATE_RX_QUEUE])
@@ -418,6 +523,50 @@ def test_rss_parts_are_independent(make_lab: Callable[..., Loopback]) -> None:
     driver.set_rss(bytes(40), None, hash_types=HashType(0))
     assert driver.query_rss().table == (1,) * 128
     assert driver.query_rss().key == bytes(40)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 32, 64, 128])
+def test_rss_table_of_any_power_of_two(make_lab: Callable[..., Loopback], size: int) -> None:
+    """Google's Windows driver sends short tables: the hash's lower bits select."""
+    lab = make_lab(rss_option=True)
+    lab.driver.probe()
+    lab.driver.open(rx_queues=8, ring_entries=ENTRIES)
+    table = [(5 * entry + 3) % 8 for entry in range(size)]
+    lab.driver.set_rss(None, table)
+    frames = [tcp(10, sport=port) for port in range(1, 30)]
+    lab.receive(*frames)
+    packets = {packet.frame: packet for packet in lab.driver.poll_all()}
+    assert len(packets) == len(frames)
+    for packet in packets.values():
+        assert packet.queue == table[packet.completions[-1]["hash"] % size]
+    assert lab.driver.query_rss().table == tuple(table * (128 // size))
+
+
+@pytest.mark.parametrize("size", [3, 5, 12, 100, 127, 129, 256, 0xFFFF])
+def test_rss_table_of_another_size(driver: Driver, size: int) -> None:
+    place = driver.ram.allocate_zeroed(4 * 0x10000)
+    fields = {"hash_algorithm": 1, "hash_types": 0xD2, "lut_address": place, "lut_size": size}
+    assert refused(driver, Opcode.CONFIGURE_RSS, **fields) == Status.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("size", [0, 128])
+def test_rss_off(make_lab: Callable[..., Loopback], size: int) -> None:
+    """*Steps*: RSS off as Windows does it, and on again. *Verify*: the first queue gets all; address 0 is not read."""
+    lab = make_lab(rss_option=True)
+    driver = lab.driver
+    driver.probe()
+    driver.open(rx_queues=4, ring_entries=ENTRIES)
+    frames = [tcp(10, sport=port) for port in range(1, 30)]
+    driver.admin(Opcode.CONFIGURE_RSS, key_size=40, lut_size=size)
+    lab.receive(*frames)
+    packets = driver.poll_all()
+    assert {packet.queue for packet in packets} == {0} and {packet.completions[-1]["hash"] for packet in packets} == {0}
+    assert driver.query_rss().hash_types == HashType(0)
+    driver.admin(Opcode.CONFIGURE_RSS)  # nothing of it: nothing changes
+    assert driver.query_rss().hash_types == HashType(0)
+    driver.set_rss(bytes(range(40)), [entry % 4 for entry in range(16)])
+    lab.receive(*frames)
+    assert len({packet.queue for packet in driver.poll_all()}) == 4
 
 
 def test_failed_rss_changes_nothing(make_lab: Callable[..., Loopback]) -> None:

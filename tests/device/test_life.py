@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from nicmodel.gvnic import registers as r
-from nicmodel.gvnic.commands import DEVICE_DESCRIPTOR, Feature, Opcode, OptionId
+from nicmodel.gvnic.commands import DEVICE_DESCRIPTOR, Feature, Opcode, OptionId, QueueFormat
 from nicmodel.gvnic.registers import Bar, DeviceStatus
 from nicmodel.packet.headers import L3, L4
-from nicmodel.testing.adminq import AdminTimeout
+from nicmodel.testing.adminq import AdminTimeout, encode_command
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.memory import PAGE
@@ -167,20 +168,73 @@ def test_no_header_split(make_lab: Callable[..., Loopback]) -> None:
         lab.driver.open(header_split=True)
 
 
-@pytest.mark.parametrize("length", [40, 60, 139, 140])
-def test_describe_into_little_room(driver: Driver, length: int) -> None:
-    """The device never writes more than the driver has room for; Linux always offers a page."""
+@pytest.mark.parametrize("length", [0, 1, 40, 60, 139, 140, 200, 256, PAGE, 0xFFFF_FFFF])
+def test_describe_into_little_room(driver: Driver, lab: Loopback, length: int) -> None:
+    """The device writes what there is room for: iPXE gives 40 or 256 bytes, Windows 200, Linux a page."""
     assert driver.description is not None
     total = int(driver.description.descriptor["total_length"])
     place = driver.ram.allocate_zeroed(PAGE)
     driver.ram.view(place, PAGE)[:] = 0xA5
-    try:
-        driver.admin(Opcode.DESCRIBE_DEVICE, descriptor_address=place, version=1, available_length=length)
-    except Exception as error:  # what is refused must be refused whole
-        assert length < total, error
-        assert (driver.ram.view(place, PAGE) == 0xA5).all()
-    assert (driver.ram.view(place + length, PAGE - length) == 0xA5).all()
+    driver.admin(Opcode.DESCRIBE_DEVICE, descriptor_address=place, version=1, available_length=length)
+    written = min(length, total)
+    assert driver.ram.read(place, written) == lab.nic.profile.describe()[:written]
+    assert (driver.ram.view(place + written, PAGE - written) == 0xA5).all()
     assert DEVICE_DESCRIPTOR.itemsize == 40
+
+
+def test_options_of_the_model_come_last(make_lab: Callable[..., Loopback]) -> None:
+    """A driver that reads 200 bytes of the description finds all options of the real device in them."""
+    everything: dict[str, Any] = {
+        "rss_option": True,
+        "deferred_bytes": 1 << 20,
+        "queue_flush": True,
+        "owners": 2,
+        "ddp_flows": 2,
+    }
+    formats = (QueueFormat.DQO_RDA, QueueFormat.GQI_RDA, QueueFormat.GQI_QPL)
+    raw = make_lab(formats=formats, **everything).nic.profile.describe()
+    numbers, at = [], DEVICE_DESCRIPTOR.itemsize
+    real = at
+    while at < len(raw):
+        numbers.append(int.from_bytes(raw[at : at + 2], "big"))
+        at += 8 + int.from_bytes(raw[at + 2 : at + 4], "big")
+        if numbers[-1] < 0x8000:
+            real = at
+    assert numbers == sorted(numbers, key=lambda number: number >= 0x8000)
+    assert len(numbers) == 13
+    assert real <= 200
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_page_number_reads_back(driver: Driver, lab: Loopback, width: int) -> None:
+    """A driver (iPXE) writes page number, base, length and RUN in one go, and takes a page number of 0 for a reset."""
+    driver.release()
+    page = driver.ram.allocate_zeroed(PAGE)
+    number = (page // PAGE).to_bytes(4, "big")
+    for register, data in (
+        (r.ADMINQ_PFN, number),
+        (r.ADMINQ_BASE_LO, (page & 0xFFFF_FFFF).to_bytes(4, "big")),
+        (r.ADMINQ_BASE_HI, (page >> 32).to_bytes(4, "big")),
+        (r.ADMINQ_LENGTH, PAGE.to_bytes(2, "big").ljust(width, b"\0")),
+        (r.DRIVER_STATUS, int(r.DriverStatus.RUN).to_bytes(4, "big")),
+    ):
+        driver.client.region_write(r.Bar.REGISTERS, register.offset, data)
+    read = partial(driver.client.region_read, r.Bar.REGISTERS)
+    assert read(r.ADMINQ_PFN.offset, 4) == number
+    assert (lab.nic.admin.base, lab.nic.admin.slots) == (page, 64)
+    address = driver.ram.allocate_zeroed(8)
+    driver.ram.write(page, encode_command(Opcode.REPORT_LINK_SPEED, address=address))
+    driver.client.region_write(r.Bar.REGISTERS, r.ADMINQ_DOORBELL.offset, (1).to_bytes(4, "big"))
+    assert driver.ram.read(address, 8) == (100_000).to_bytes(8, "big")
+    assert read(r.ADMINQ_PFN.offset, 4) == number
+    # It starts anew every second that it is idle, without a release.
+    driver.client.region_write(r.Bar.REGISTERS, r.DRIVER_STATUS.offset, int(r.DriverStatus.RUN).to_bytes(4, "big"))
+    assert read(r.ADMINQ_PFN.offset, 4) == number
+    assert read(r.ADMINQ_EVENT_COUNTER.offset, 4) == bytes(4)
+    driver.client.region_write(r.Bar.REGISTERS, r.DRIVER_STATUS.offset, int(r.DriverStatus.RESET).to_bytes(4, "big"))
+    assert read(r.ADMINQ_PFN.offset, 4) == bytes(4)
+    driver.client.region_write(r.Bar.REGISTERS, r.DRIVER_STATUS.offset, int(r.DriverStatus.RUN).to_bytes(4, "big"))
+    assert read(r.ADMINQ_PFN.offset, 4) == bytes(4)
 
 
 def test_packet_types(driver: Driver) -> None:
