@@ -30,7 +30,7 @@ from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.receive import hand_back, receive
 from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
-from nicmodel.gvnic.state import NIC_PAGE, OUTCOME, RX_QUEUE, SETTINGS, Drop, Purpose, Records, make_state
+from nicmodel.gvnic.state import NIC_PAGE, OUTCOME, SETTINGS, Drop, Purpose, Records, make_state
 from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit import Taken, transmit
@@ -81,6 +81,11 @@ class Bus(Protocol):
         """Whether the write goes through."""
 
 
+def _counts_on(head: int, entries: int, value: int) -> bool:
+    """Whether a GQI doorbell, a free-running count, is at most a ring ahead of what the device has taken."""
+    return value - int(head) & 0xFFFFFFFF <= entries
+
+
 def _clear(queue: np.ndarray) -> None:
     """Reset a queue's record, except for its counters."""
     queue[SETTINGS[queue.dtype]] = 0
@@ -100,9 +105,9 @@ class Nic(Device):
             data) before what the driver writes takes effect; ``command`` (slot) before an admin command is executed,
             ``admin`` (opcode, payload, status, reason) before its status is written; ``interrupt`` (vector), ``link``
             (up), ``reset`` and ``reset_request``; ``error`` (reason, and perhaps queue) when something was refused or
-            has failed; around each batch ``receive`` (batch) and then ``received`` (batch,
-            outcomes), ``transmit`` (queue) and then ``transmitted`` (queue); before a batch goes to the wire ``send``
-            (batch); ``injected`` (fault, …) each time that a fault of `nicmodel.faults` strikes.
+            has failed; around each batch ``receive`` (batch) and then ``received`` (batch, outcomes), ``transmit``
+            (queue) and then ``transmitted`` (queue); before a batch goes to the wire ``send`` (batch); ``injected``
+            (fault, …) each time that a fault of `nicmodel.faults` strikes.
         lives: by name, such as ``rx3``, how many lives of a queue have ended, or of the ``device``, which ends with its
             resources: what was kept for one is void then.
         counters: events of the control path; ``internal_error`` and, by what has failed, ``failed_…`` are exceptions
@@ -156,8 +161,10 @@ class Nic(Device):
         device["timestamps"] = profile.timestamps
         device["coalesce"] = profile.coalesce
         # Columns of the state that doorbells write, as views of their own: the hot path of the interpreter.
+        self._rx_head = self.state.rx["buffer_head"]
         self._rx_tail = self.state.rx["buffer_tail"]
         self._rx_entries = self.state.rx["buffer_entries"]
+        self._tx_head = self.state.tx["head"]
         self._tx_tail = self.state.tx["tail"]
         self._tx_entries = self.state.tx["entries"]
         self._enabled = self.state.vectors["enabled"]
@@ -490,24 +497,20 @@ class Nic(Device):
             self._ring_irq(index, value)
         elif index < 3 * queues:
             queue = index - 2 * queues
-            if self._counts_on(self.state.tx[queue], value) if self.gqi else value < self._tx_entries[queue]:
+            entries = self._tx_entries[queue]
+            if _counts_on(self._tx_head[queue], entries, value) if self.gqi else value < entries:
                 self._tx_tail[queue] = value
                 self._tx_dirty[queue] = None
             else:
-                self._refuse_doorbell(f"tx{queue}", value, int(self._tx_entries[queue]))
+                self._refuse_doorbell(f"tx{queue}", value, entries)
         else:
             queue = index - 3 * queues
-            if self._counts_on(self.state.rx[queue], value) if self.gqi else value < self._rx_entries[queue]:
+            entries = self._rx_entries[queue]
+            if _counts_on(self._rx_head[queue], entries, value) if self.gqi else value < entries:
                 self._rx_tail[queue] = value
                 self._rx_dirty = True
             else:
-                self._refuse_doorbell(f"rx{queue}", value, int(self._rx_entries[queue]))
-
-    @staticmethod
-    def _counts_on(queue: np.void, value: int) -> bool:
-        """Whether a GQI doorbell, a free-running count, is at most a ring ahead of what the device has taken."""
-        head, entries = ("buffer_head", "buffer_entries") if queue.dtype == RX_QUEUE else ("head", "entries")
-        return bool(queue["active"]) and value - int(queue[head]) & 0xFFFFFFFF <= int(queue[entries])
+                self._refuse_doorbell(f"rx{queue}", value, entries)
 
     def _refuse_doorbell(self, queue: str, value: int, entries: int) -> None:
         """A doorbell that cannot be meant has no effect."""

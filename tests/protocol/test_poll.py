@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from nicmodel.vfio_user import Poller
-from nicmodel.vfio_user.poll import BUSY_TURNS
+from nicmodel.vfio_user.poll import BUSY_TURNS, Budget
 
 
 @pytest.fixture
@@ -306,3 +306,37 @@ def test_every_descriptor_gets_its_turn(poller: Poller) -> None:
     for fd in fds:
         poller.remove(fd)
         os.close(fd)
+
+
+def test_next_turn_comes_once_in_the_next(poller: Poller) -> None:
+    """What is said during a turn is called in the next, however often it was said, and the loop does not sleep."""
+    called: list[int] = []
+
+    def again() -> None:
+        called.append(poller.turn)
+        if len(called) < 3:
+            poller.next_turn(again)
+            poller.next_turn(again)
+
+    poller.next_turn(again)
+    first = poller.turn
+    while poller.run_once(30 if len(called) < 3 else 0):
+        pass
+    assert called == [first + 1, first + 2, first + 3]
+
+
+def test_budget_is_that_of_a_turn(poller: Poller) -> None:
+    """*Steps*: more work than a turn may do. *Verify*: each turn does so much, and what is left comes by itself."""
+    budget = Budget(poller, 3)
+    done: list[int] = []
+
+    def work() -> None:
+        while len(done) < 10 and budget.spend(work):
+            done.append(poller.turn)
+
+    work()
+    work()
+    assert len(done) == 3
+    while poller.run_once(0):
+        pass
+    assert [done.count(turn) for turn in sorted(set(done))] == [3, 3, 3, 1]
