@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.admin import AdminQueue
@@ -27,7 +26,7 @@ from nicmodel.gvnic.messages import Messages
 from nicmodel.gvnic.moderation import NEVER, moderate
 from nicmodel.gvnic.owners import NOTHING
 from nicmodel.gvnic.pages import PageLists
-from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.profile import MAX_QUEUES, Profile
 from nicmodel.gvnic.receive import hand_back, receive
 from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
 from nicmodel.gvnic.state import NIC_PAGE, OUTCOME, SETTINGS, Drop, Purpose, Records, make_state
@@ -41,7 +40,7 @@ from nicmodel.packet.lost import survive_lost_memory
 from nicmodel.pci.config import Command, ConfigSpace, MsixTable
 from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
 from nicmodel.vfio_user.dma import DmaFault, without
-from nicmodel.vfio_user.poll import Budget, Poller, Timer
+from nicmodel.vfio_user.poll import Poller, Timer
 from nicmodel.vfio_user.protocol import PciIrq, PciRegion
 from nicmodel.vfio_user.regions import RegionMap
 from nicmodel.vfio_user.windows import WINDOWS
@@ -65,10 +64,9 @@ _LITTLE = 16 << 10
 _OUT_BYTES = 1 << 21
 _OUT_FRAMES = 4096
 _OUT_WORK = 1 << 15
-_OUT_LIMITS = np.array([_OUT_FRAMES, _OUT_BYTES, _OUT_WORK])
-#: Batches that leave in one turn of the event loop. The rest waits for the next, so that others have their turn, and
-#: this NIC's driver is heard.
-_BATCHES_PER_TURN = 1
+#: What each of so many transmit queues gets of a batch.
+_SHARES = [np.array([_OUT_FRAMES, _OUT_BYTES, _OUT_WORK]) // max(queues, 1) for queues in range(MAX_QUEUES + 1)]
+_FULL, _SHARE = int(Taken.FULL), int(Taken.SHARE)
 
 
 class Bus(Protocol):
@@ -207,7 +205,8 @@ class Nic(Device):
         self._held = np.zeros(2, np.int64)
         self._out = Batch(_OUT_BYTES, _OUT_FRAMES)
         self._out_used = np.zeros(3, np.int64)
-        self._batches = Budget(poller, _BATCHES_PER_TURN)
+        #: The turn of the event loop in which the last batch was made.
+        self._out_turn = -1
         #: Transmit queues that have work, the one whose turn it is first.
         self._tx_dirty: dict[int, None] = {}
         self._rx_dirty = False
@@ -230,7 +229,10 @@ class Nic(Device):
         find(*self.state.memory_map, u64(0))
         self._receive(self._spare)
         for send in (transmit, transmit_gqi):
-            send(self.state, 0, *self._transmit_into(_OUT_LIMITS))
+            send(
+                self.state, 0, self._out.data, self._out.frames, self._out_used, _SHARES[1], self.wire.headroom,
+                self._offloads,
+            )  # fmt: skip
         moderate(self.state.vectors, 0, self._fired)
         if self.profile.queue_flush:
             hand_back(self.state, 0, NOTHING)
@@ -825,21 +827,29 @@ class Nic(Device):
     def _wire_writable(self) -> None:
         """The wire takes frames again."""
         with self.surviving("transmit"):
-            self._transmit()
+            if self.state.device["running"][0]:
+                self._transmit()
+            elif self._out.sent < self._out.count:
+                self._send(self._out)
         self._moderate_soon()
 
     def _transmit(self) -> None:
-        """Send batches until no queue has work, the wire has to be waited for, or this turn's share is used up."""
+        """Send a batch in each turn of the event loop, until no queue has work or the wire has to be waited for.
+
+        The others have their turn in between, and this NIC's driver is heard.
+        """
         out = self._out
         while True:
             if out.sent < out.count and not self._send(out):
                 return
             out.clear()
             self._out_used[:] = 0
-            if not self._tx_dirty or not self.state.device["running"][0]:
+            if not self._tx_dirty:
                 return
-            if not self._batches.spend(self._wire_writable):
+            if self._out_turn == self.poller.turn:
+                self.poller.next_turn(self._wire_writable)
                 return
+            self._out_turn = self.poller.turn
             self._take_turns()
             if self._lost_memory():  # nobody knows which of these bytes the driver has sent
                 self.state.drops[-1, Drop.DMA_FAULT] += self._out_used[0]
@@ -850,37 +860,32 @@ class Nic(Device):
 
     def _take_turns(self) -> None:
         """Fill a batch with packets of the queues that have work, in turns: what is left of it is shared evenly."""
-        dirty, used = self._tx_dirty, self._out_used
+        dirty, out, used = self._tx_dirty, self._out, self._out_used
         full = False
         while dirty and not full:
             queue = next(iter(dirty))
-            limits = _OUT_LIMITS
-            if len(dirty) > 1:
-                limits = np.minimum(used + _OUT_LIMITS // len(dirty), _OUT_LIMITS)
             if self.observers:
                 self.tell("transmit", queue=queue)
             send = self.transmit_gqi if self.gqi else self.transmit
             try:
-                taken = send(self.state, queue, *self._transmit_into(limits))
+                taken = send(
+                    self.state, queue, out.data, out.frames, used, _SHARES[len(dirty)], self.wire.headroom,
+                    self._offloads,
+                )  # fmt: skip
             except Exception as error:
                 self.fail("transmit", error)
-                taken = Taken.ALL
+                taken = 0
             if self.observers:
                 self.tell("transmitted", queue=queue)
-            if taken == Taken.FULL:  # it stays the first: in an empty batch there will be room
+            if taken == _FULL:  # it stays the first: in an empty batch there will be room
                 full = True
                 if self.state.device["asked"][0]:
                     self.messages.fetch()
                 continue
             del dirty[queue]
-            if taken == Taken.SHARE:
+            if taken == _SHARE:
                 dirty[queue] = None
-                full = bool((used >= _OUT_LIMITS).any())
-
-    def _transmit_into(self, limits: npt.NDArray[np.int64]) -> tuple[Any, ...]:
-        """The arguments of `transmit` that say where to."""
-        out = self._out
-        return out.data, out.frames, self._out_used, limits, self.wire.headroom, self._offloads
+                full = bool(used[2] >= _OUT_WORK)
 
     def send(self, frames: Iterable[bytes]) -> int:
         """Put frames out on the wire, as if the driver had sent them; no queue counts them.

@@ -290,7 +290,7 @@ def plan_segments(
 @compiled
 def transmit(
     state: State, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records, out: npt.NDArray[np.int64],
-    limits: npt.NDArray[np.int64], headroom: int, offloads: int,
+    share: npt.NDArray[np.int64], headroom: int, offloads: int,
 ) -> int:  # fmt: skip
     """Take packets from a transmit queue until its tail, its share or the end of the batch is reached.
 
@@ -301,7 +301,7 @@ def transmit(
         out_frames: its records (`FRAME`).
         out: its number of frames and of bytes, and the work that it took: descriptors that were read and segments that
             were made or are left to the wire, shape (3,).
-        limits: no packet is begun when one of these has been reached, shape (3,).
+        share: what this call may add to each of them, shape (3,); one packet is taken even if it is more.
         headroom: bytes to leave free before each frame.
         offloads: what the wire takes undone (`Offload`).
 
@@ -313,8 +313,14 @@ def transmit(
     mask = i64(tx.entries - 1)
     head = i64(tx.head)
     tail = i64(tx.tail)
+    before = head
+    most_frames = min(out[0] + share[0], len(out_frames))
+    most_bytes = min(out[1] + share[1], len(out_data))
+    most_work = out[2] + share[2]
+    work = out[2]
     while head != tail:
-        if out[0] >= limits[0] or out[1] >= limits[1] or out[2] >= limits[2]:
+        if work >= most_work:
+            out[2] = work
             return _SHARE
         # Scan one packet, without taking it yet.
         position = head
@@ -335,6 +341,7 @@ def transmit(
                 fault(state, address)
                 state.drops[row, _DMA_FAULT] += 1
                 tx.head = tail
+                out[2] = work
                 return _ALL
             low = load_u64(host)
             high = load_u64(host + _U8)
@@ -360,11 +367,12 @@ def transmit(
                 verdict = _BAD_DESCRIPTOR
             position = (position + 1) & mask
         descriptors = (position - head) & mask
-        out[2] += descriptors
+        work += descriptors
         if not ended:
             break
         if verdict == _NONE and total <= MAX_PACKET and state.device[0].remote != 0 and ask_for_pieces(state, count):
             tx.head = head
+            out[2] = work
             return _FULL
 
         state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += descriptors * _SIZE
@@ -389,14 +397,17 @@ def transmit(
                 needed = frames * (headroom + header) + payload
                 if payload <= 0:
                     verdict = _BAD_DESCRIPTOR
-        if verdict == _NONE:
-            if out[1] + needed > len(out_data) or out[0] + frames > len(out_frames):
-                if out[0] > 0:
-                    tx.head = head
-                    return _FULL
+        if verdict == _NONE and (out[1] + needed > most_bytes or out[0] + frames > most_frames):
+            fits = out[1] + needed <= len(out_data) and out[0] + frames <= len(out_frames)
+            if out[0] > 0 and (not fits or head != before):
+                tx.head = head
+                out[2] = work
+                return _SHARE if fits else _FULL
+            if not fits:
                 verdict = _BAD_DESCRIPTOR
-            elif has_tso:
-                out[2] += frames
+        if verdict == _NONE:
+            if has_tso:
+                work += frames
                 verdict = send_segments(
                     state, queue, header, payload, mss, whole, out_data, out_frames, out, headroom, offloads
                 )
@@ -425,4 +436,5 @@ def transmit(
         state.vectors[tx.vector].pending = 1
         head = position
         tx.head = head
+    out[2] = work
     return _ALL

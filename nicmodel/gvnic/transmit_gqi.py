@@ -69,7 +69,7 @@ def _add_pieces(state: State, queue: int, count: int, address: int, length: int)
 @compiled
 def transmit_gqi(
     state: State, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records, out: npt.NDArray[np.int64],
-    limits: npt.NDArray[np.int64], headroom: int, offloads: int,
+    share: npt.NDArray[np.int64], headroom: int, offloads: int,
 ) -> int:  # fmt: skip
     """As `nicmodel.gvnic.transmit.transmit`, for a queue of a GQI format."""
     tx = state.tx[queue]
@@ -78,11 +78,14 @@ def transmit_gqi(
     head = i64(tx.head)
     before = head
     ended = _ALL
+    most_frames = min(out[0] + share[0], len(out_frames))
+    most_bytes = min(out[1] + share[1], len(out_data))
+    most_work = out[2] + share[2]
     while True:
         waiting = (i64(tx.tail) - head) & _COUNT_MASK
         if waiting == 0:
             break
-        if out[0] >= limits[0] or out[1] >= limits[1] or out[2] >= limits[2]:
+        if out[2] >= most_work:
             ended = _SHARE
             break
         verdict = _NONE
@@ -144,13 +147,15 @@ def transmit_gqi(
             if verdict == _NONE:
                 frames = (total - header + mss - 1) // mss
                 needed = frames * (headroom + header) + total - header
-        if verdict == _NONE:
-            if out[1] + needed > len(out_data) or out[0] + frames > len(out_frames):
-                if out[0] > 0:
-                    ended = _FULL
-                    break
+        if verdict == _NONE and (out[1] + needed > most_bytes or out[0] + frames > most_frames):
+            fits = out[1] + needed <= len(out_data) and out[0] + frames <= len(out_frames)
+            if out[0] > 0 and (not fits or head != before):
+                ended = _SHARE if fits else _FULL
+                break
+            if not fits:
                 verdict = _BAD_DESCRIPTOR
-            elif kind == _TSO:
+        if verdict == _NONE:
+            if kind == _TSO:
                 out[2] += frames
                 verdict = send_segments(
                     state, queue, header, total - header, mss, whole, out_data, out_frames, out, headroom, offloads
