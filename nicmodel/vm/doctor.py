@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -76,8 +77,11 @@ def kvm() -> Check:
                      "On a computer of your own: switch on virtualisation in its firmware. On a virtual machine: "
                      "ask for nested virtualisation")  # fmt: skip
     if not os.access(device, os.R_OK | os.W_OK):
-        return Check("KVM", State.LIMITED, f"{device} is not yours to open: {slow}",
-                     f"sudo usermod -aG {device.group()} $USER, then log in again")  # fmt: skip
+        by_group = device.stat().st_mode & stat.S_IWGRP and device.stat().st_gid
+        advice = (
+            f"sudo usermod -aG {device.group()} $USER, then log in again" if by_group else "sudo chmod o+rw /dev/kvm"
+        )
+        return Check("KVM", State.LIMITED, f"{device} is not yours to open: {slow}", advice)
     known = known_acceleration()
     if known == "tcg":
         return Check("KVM", State.LIMITED, f"{device} is there, but it does not run the guest's kernel: {slow}")
