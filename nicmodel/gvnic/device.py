@@ -234,6 +234,7 @@ class Nic(Device):
                 self._offloads,
             )  # fmt: skip
         moderate(self.state.vectors, 0, self._fired)
+        self.rules.reset()
         if self.profile.queue_flush:
             hand_back(self.state, 0, NOTHING)
         if self.deferred is not None:

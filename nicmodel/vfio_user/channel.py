@@ -63,12 +63,16 @@ class Channel:
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody took."""
-        for fds in self._fds.values():
-            close_all(fds)
-        self._fds.clear()
+        self.close_waiting()
         self._outgoing.clear()
         self._discard_input()
         self.socket.close()
+
+    def close_waiting(self) -> None:
+        """Close the descriptors that came with messages that nobody has taken yet."""
+        for fds in self._fds.values():
+            close_all(fds)
+        self._fds.clear()
 
     def _discard_input(self) -> None:
         """Let the peer see the connection's end, not its failure.

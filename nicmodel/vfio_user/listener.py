@@ -24,6 +24,7 @@ _NASCENT = "~#%+,=@^!$&;"
 """What is put behind the path to have a name for the socket while it is set up; the first that is free. Names that end
 like this are hardly ever meant to stay."""
 
+_BACKLOG = 128  # clients that wait to be accepted; a further one waits in connect(2)
 _LOCK_SECONDS = 2.0
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems that have none
 
@@ -216,7 +217,7 @@ def _listen(path: str, mode: int | None, group: int | None) -> socket.socket:
             os.fchmod(listener.fileno(), 0o600)  # bind creates the file with these permissions, less the umask
         with _bound(listener, path) as nascent:
             _open_to(nascent, mode, group)
-            listener.listen(8)
+            listener.listen(_BACKLOG)
             _link(nascent, path)
     except AddressError:
         listener.close()

@@ -218,6 +218,7 @@ class Session:
 
     def close(self) -> None:
         """Detach the device, release all the client gave and close the connection."""
+        self._channel.close_waiting()  # first: the device may need some, and these may be why there are none
         if self.link is not None:
             self._guard(self._device.detach)
             self.link.dma.unmap_all()
