@@ -189,7 +189,7 @@ class Session:
         if self._owes_since is not None:
             return self._owes_since + int(ANSWER_LIMIT * 1e9), "it does not answer a DMA message"
         if self._partial is not None:
-            return self._partial[1] + int(MESSAGE_LIMIT * 1e9), "a message of its does not end"
+            return self._partial[1] + int(MESSAGE_LIMIT * 1e9), "a message that it has begun does not end"
         return None
 
     def receive(self) -> bool:
