@@ -25,8 +25,8 @@ import numpy.typing as npt
 WINDOW_SIZE = 64 << 30
 """A window begins and ends at a multiple of it, or where the file ends: most files have a single one, and those of
 terabytes are not mapped where nobody needs them."""
-MAX_WINDOWS = 4096
-"""Of one client: a process has 65,530 mappings for all."""
+MAX_WINDOWS = 8192
+"""Of one client: a process has 65,530 mappings for all. Of what is no regular file each region has one."""
 MAX_ADDRESS_SPACE = 16 << 40
 """Bytes of all windows of one client: a process has 128 TiB for all (x86-64, four levels of page tables)."""
 
@@ -206,8 +206,8 @@ class Windows:
             del self._shared[window.key]
         self._all.remove(window)
         self._bytes -= window.size
+        WINDOWS.remove(window.row)  # first: whoever gets the addresses next is not ours to look after
         _unmap(window.address, window.size)
-        WINDOWS.remove(window.row)
 
     def failed(self) -> list[tuple[Window, int]]:
         """The windows whose memory has been taken away since the last call, each with the signal that told."""
