@@ -285,9 +285,9 @@ def ones_sum(data: bytes) -> int:
 
 
 def l4_sum_holds(ip: Packet, protocol: int, l4: L4, segment: bytes) -> bool:
-    """Whether the checksum of a whole segment is right, by scapy; UDP may have none over IPv4."""
+    """Whether the checksum of a whole segment is right, by scapy; UDP may have none."""
     if l4 == L4.UDP and segment[6:8] == b"\0\0":
-        return bool(ip.version == 4)
+        return True
     if l4 == L4.ICMP and ip.version == 4:
         return ones_sum(segment) == 0xFFFF
     field = {L4.TCP: 16, L4.UDP: 6, L4.ICMP: 2}[l4]
