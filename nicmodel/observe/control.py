@@ -27,7 +27,9 @@ capture    queues, limit (bytes of a frame), nic (all   {"epoch": …, "wires": 
 ========== ============================================ =========================================================
 
 A client that reads its events too slowly loses some: ``{"lost": N}`` says how many, and where. One that does not read
-its answers is dropped.
+its answers is dropped. At most 32 clients are connected at a time; a request has at most 1024 frames, an ``id`` 256
+bytes, a scenario 64 KiB, and a connection follows one trace and one capture. Requests that come together are answered
+one at a time, with the NICs' own work between them.
 """
 
 from __future__ import annotations
