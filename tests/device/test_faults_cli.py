@@ -90,7 +90,7 @@ def test_the_list() -> None:
     assert "RESOURCE_EXHAUSTED" in said and "EXTENDED_COMMAND" in said and "of each occasion (0 to 1)" in said
 
 
-def test_the_readme_scenario_plays(control: str, tmp_path: Path) -> None:
+def test_the_scenario_of_the_page_plays(control: str, tmp_path: Path) -> None:
     file = tmp_path / "scenario.toml"
     file.write_text(SCENARIO)
     run("fault", "play", str(file), "--control", control)
@@ -98,8 +98,8 @@ def test_the_readme_scenario_plays(control: str, tmp_path: Path) -> None:
     assert [name for name in (fault.name for _, fault in Scenario.parse(SCENARIO).faults) if name not in listed] == []
 
 
-def test_the_readme_commands_work(control: str) -> None:
-    assert len(COMMANDS) == 6
+def test_the_commands_of_the_page_work(control: str) -> None:
+    assert len(COMMANDS) == 4
     for command in COMMANDS:
         run(*shlex.split(command.replace("/tmp/nic.ctl", control)))
     assert run("fault", "list", "--control", control) == ""
