@@ -22,7 +22,7 @@ from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.image import DEFAULT_KERNEL, Kernel
 from nicmodel.vm.layout import Nic
-from nicmodel.vm.selftests_disk import FOLDER, build_disk, disk_arguments, install_selftests
+from nicmodel.vm.selftests_disk import FOLDER, UNPACK, build_disk
 from nicmodel.vm.server import NicServer
 
 RECIPE = Path(__file__).with_suffix(".toml")
@@ -262,9 +262,10 @@ _ENVIRONMENT = {
 
 
 class Bench:
-    """A guest with its pairs of NICs in which the programs run; it starts with the first, and again after a crash.
+    """A guest with a pair of NICs in which the programs run.
 
-    Use it as a context manager.
+    It starts with the first program, and anew after a crash and for a program that wants other NICs. Use it as a
+    context manager.
 
     Attributes:
         kernel_version: As `uname -r` prints it, once a guest has been started.
@@ -272,19 +273,17 @@ class Bench:
 
     def __init__(self, kernel: Kernel = DEFAULT_KERNEL) -> None:
         self.kernel = kernel
-        self._stack = ExitStack()
-        self._servers: dict[str, NicServer] = {}
-        self._guest: Guest | None = None
         self.kernel_version = ""
+        self._running = ExitStack()
+        self._guest: Guest | None = None
+        self._nics = ""
         self._addresses: list[str] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._guest:
-            self._guest.stop()
-        self._stack.close()
+        self._running.close()
 
     def run(self, program: Program, *, quick: bool = False) -> Outcome:
         """Run one program on NICs whose driver has just been bound.
@@ -296,9 +295,8 @@ class Bench:
         Raises:
             VmError: The NICs could not be set up, or the guest died.
         """
-        guest = self._guest or self._boot()
-        first = 2 * list(NICS).index(program.nics)
-        guest.run(["bash", "-c", _BIND, "bind", *self._addresses[first : first + 2]], timeout=120)
+        guest = self._guest if self._guest and self._nics == program.nics else self._start(program.nics)
+        guest.run(["bash", "-c", _BIND, "bind", *self._addresses], timeout=120)
         environment = dict(_ENVIRONMENT)
         if guest.accel == "tcg":
             environment["KSFT_MACHINE_SLOW"] = "yes"  # some tests are then lenient about time
@@ -328,21 +326,20 @@ class Bench:
         log = f"{output}\n\nThe kernel's log meanwhile:\n{kernel_log}"
         return Outcome(program, tuple(results), tuple(surprises), seconds, log)
 
-    def _boot(self) -> Guest:
-        """Start servers and guest, with the selftests in it."""
-        for name, arguments in NICS.items():
-            if name not in self._servers:
-                server = NicServer([*arguments, "--wire", "link", "--wire", "link"], sockets=2)
-                self._servers[name] = self._stack.enter_context(server)
+    def _start(self, nics: str) -> Guest:
+        """Start the server of a pair of NICs and a guest with the selftests in it, instead of those that run."""
+        self._running.close()
+        words = [*NICS[nics], "--wire", "link", "--wire", "link"]
+        server = self._running.enter_context(NicServer(words, sockets=2))
         config = GuestConfig(
-            nics=[Nic(socket) for server in self._servers.values() for socket in server.sockets],
+            nics=[Nic(socket) for socket in server.sockets],
             memory="2G",
             kernel=self.kernel,
-            arguments=disk_arguments(build_disk(self.kernel)),
+            disks=[build_disk(self.kernel)],
+            prepare=UNPACK,
         )
-        self._guest = guest = self._stack.enter_context(Guest(config, boot_timeout=180))
-        install_selftests(guest)
+        guest = self._running.enter_context(Guest(config))
+        self._guest, self._nics, self.kernel_version = guest, nics, guest.kernel_version
         # PCI addresses are in the order of the NICs.
-        self.kernel_version = guest.kernel_version
         self._addresses = guest.run("modprobe gve; ls /sys/bus/pci/drivers/gve | grep ^0000:").stdout.split()
         return guest

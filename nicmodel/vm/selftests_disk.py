@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 
 from nicmodel.cache import cache_dir
-from nicmodel.vm.guest import Guest
 from nicmodel.vm.image import (
     MODULES,
     USERLAND,
@@ -25,6 +24,9 @@ from nicmodel.vm.tools import BPF_TOOLS, NEWER_TOOLS, build_selftests, link_tree
 
 FOLDER = "/usr/lib/kselftest"
 """Where the selftests are in the guest."""
+
+UNPACK = "cd / && cpio -idu --quiet < /dev/vda"
+"""Commands of a guest whose first disk is the archive: unpack it over its root."""
 
 SELFTEST_MODULES = (
     *("netconsole", "configfs", "macsec", "sch_etf", "sch_multiq", "act_tunnel_key", "cls_fw"),
@@ -68,13 +70,3 @@ def build_disk(kernel: Kernel) -> Path:
                 unfinished.rename(disk)
         mark_used(disk)
     return disk
-
-
-def disk_arguments(disk: Path) -> list[str]:
-    """QEMU's arguments for a guest that gets the disk."""
-    return ["-drive", f"file={disk},format=raw,if=virtio,readonly=on"]
-
-
-def install_selftests(guest: Guest) -> None:
-    """Unpack the disk, the guest's first, over its root."""
-    guest.run("cd / && cpio -idu --quiet < /dev/vda", timeout=300)
