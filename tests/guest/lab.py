@@ -25,6 +25,7 @@ from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.packages import Packages, obtain
 from nicmodel.vm.passt import Passt
+from nicmodel.vm.qemu import spawn
 from nicmodel.vm.server import NicServer
 
 IPERF = Packages("iperf3", ("iperf3",), suite="trixie")
@@ -246,7 +247,7 @@ def echo_server(namespace: str, port: int, size: int) -> Iterator[Iterator[tuple
     """
     program = str(Path(__file__).with_name("echo.py"))
     command = ["ip", "netns", "exec", namespace, sys.executable, program, str(port), str(size)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with spawn(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
             assert server.stdout.readline() == "ready\n"

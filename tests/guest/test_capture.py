@@ -13,6 +13,7 @@ from lab import LINK0, LINK1, Lab, wait_until
 
 from nicmodel.observe.control import Control
 from nicmodel.vm.packages import Packages, obtain
+from nicmodel.vm.qemu import spawn
 
 pytestmark = pytest.mark.guest
 
@@ -41,7 +42,7 @@ def test_tshark_reads_what_became_of_each_frame(lab: Lab, tmp_path: Path) -> Non
     command = [sys.executable, "-m", "nicmodel.cli", "capture", "--control", str(lab.server.control), "-w", str(file)]
     lab.split(LINK1, True)
     lab.in_peer(f"ethtool -K eth1 ntuple on; ethtool -N eth1 flow-type udp4 dst-port {PORT} action 3 loc 7")
-    capture = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    capture = spawn(command, stderr=subprocess.PIPE, text=True)
     try:
         assert capture.stderr is not None and capture.stderr.readline() == "capturing\n"
         lab.run(f"for i in $(seq 20); do echo -n hello | socat -u - UDP:{LINK0.peer}:{PORT}; done", timeout=120)

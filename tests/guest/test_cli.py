@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from nicmodel.vm.qemu import spawn
+
 pytestmark = pytest.mark.guest
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -60,7 +62,7 @@ def test_serve_and_vm(tmp_path: Path) -> None:
 
     with (
         network_namespace() as prefix,
-        subprocess.Popen([*prefix, *here(serve)], stdout=subprocess.PIPE, text=True) as server,
+        spawn([*prefix, *here(serve)], stdout=subprocess.PIPE, text=True) as server,
     ):
         try:
             assert server.stdout is not None
@@ -108,7 +110,7 @@ def test_wrong_words_get_one_sentence(arguments: list[str], sentence: str, tmp_p
 
 def test_a_socket_in_use(tmp_path: Path) -> None:
     socket = str(tmp_path / "nic.sock")
-    with subprocess.Popen([NICMODEL, "serve", "--socket", socket], stdout=subprocess.PIPE, text=True) as first:
+    with spawn([str(NICMODEL), "serve", "--socket", socket], stdout=subprocess.PIPE, text=True) as first:
         try:
             assert first.stdout is not None
             for line in first.stdout:

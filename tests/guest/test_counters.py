@@ -18,6 +18,7 @@ from scapy.utils import RawPcapReader
 from nicmodel.gvnic.profile import parse_mac
 from nicmodel.vm.image import USERLAND
 from nicmodel.vm.packages import obtain
+from nicmodel.vm.qemu import spawn
 
 pytestmark = pytest.mark.guest
 
@@ -96,7 +97,7 @@ def capture(lab: Lab, path: Path) -> Iterator[None]:
     program = obtain(USERLAND).command("usr/bin/tcpdump")
     arguments = ["-i", "tap0", "-s", "64", "-B", "65536", "-U", "-Z", "root", "-w", str(path)]
     command = ["ip", "netns", "exec", lab.namespace, *program, *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with spawn(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             assert any("listening on" in line for line in process.stderr), "tcpdump did not start"
@@ -119,7 +120,7 @@ def exchange(lab: Lab) -> None:
     lab.guest.put(program, "/tmp/datagrams.py")
     for own, peer in ((TAP.address, TAP.peer), (TAP.address6, TAP.peer6)):
         answer = ["ip", "netns", "exec", lab.namespace, sys.executable, str(program), "answer", peer, own, str(FLOWS)]
-        with subprocess.Popen(answer, stdout=subprocess.PIPE, text=True) as answerer:
+        with spawn(answer, stdout=subprocess.PIPE, text=True) as answerer:
             try:
                 assert answerer.stdout is not None and answerer.stdout.readline() == "ready\n"
                 lab.run(f"python3 /tmp/datagrams.py ask {own} {peer} {FLOWS}", timeout=120)

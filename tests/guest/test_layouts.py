@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from lab import LINK0, TROUBLE, connect_pair, ping
 
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import ACCELERATORS, FOLDER, LAYOUTS, Nic
+from nicmodel.vm.qemu import spawn
 from nicmodel.vm.server import NicServer
 from nicmodel.vm.tools import install_guest_module, install_guest_tools
 
@@ -126,7 +126,7 @@ def test_traffic_through_an_iommu() -> None:
 def test_the_30_line_device_in_a_guest(tmp_path: Path) -> None:
     """The guest finds it, and its BAR keeps what the guest writes."""
     path = tmp_path / "scratch.sock"
-    process = subprocess.Popen([sys.executable, "-m", "nicmodel.vfio_user.example", str(path)])
+    process = spawn([sys.executable, "-m", "nicmodel.vfio_user.example", str(path)])
     try:
         deadline = time.monotonic() + 30
         while not path.exists():

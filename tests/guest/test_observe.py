@@ -12,6 +12,7 @@ import pytest
 from lab import LINK0, LINK1, Lab, wait_until
 
 from nicmodel.observe.control import Control
+from nicmodel.vm.qemu import spawn
 
 pytestmark = pytest.mark.guest
 
@@ -30,7 +31,7 @@ def ping(lab: Lab) -> None:
 def trace(lab: Lab, *arguments: str) -> subprocess.Popen[str]:
     """`nicmodel trace` of the first NIC; it is tracing when this returns."""
     command = [sys.executable, "-m", "nicmodel.cli", "trace", "--control", str(lab.server.control), "--nic", NIC]
-    process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+    process = spawn([*command, *arguments], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert process.stderr.readline() == "tracing\n"
     return process

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from nicmodel.packet.frames import MAX_FRAME, Batch
 from nicmodel.vfio_user.poll import Poller
-from nicmodel.vm.qemu import find_qemu
+from nicmodel.vm.qemu import find_qemu, spawn
 from nicmodel.vm.qmp import Qmp
 from nicmodel.wire.spec import open_wire
 from nicmodel.wire.wire import Wire
@@ -54,9 +52,7 @@ def test_dgram_and_stream(tmp_path: Path) -> None:
     frames = [bytes([length % 251]) * length for length in (60, 61, 1514, 9014, MAX_FRAME - 8)] * 3
     with (
         control,
-        subprocess.Popen(
-            [*qemu.command, *arguments], env=os.environ | qemu.environment, pass_fds=[control.fileno()]
-        ) as process,
+        spawn([*qemu.command, *arguments], qemu.environment, pass_fds=[control.fileno()]) as process,
     ):
         try:
             while not b.wire.up:

@@ -11,6 +11,8 @@ import subprocess
 import pytest
 from lab import IPERF_PORT, LINK0, LINK1, PLAIN_PORT, TAP, USER, Lab, Port, frames_dropped, iperf3, ping
 
+from nicmodel.vm.qemu import spawn
+
 pytestmark = pytest.mark.guest
 
 FILE_SIZE = 64 << 20
@@ -79,7 +81,7 @@ def test_tcp_through_the_tap_both_ways(lab: Lab, split: bool) -> None:
         pytest.skip("a tap needs root")
     command = ["ip", "netns", "exec", lab.namespace, *iperf3("-s", "-1", "-p", "5301")]
     for reverse in ("", "-R"):
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        with spawn(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
             try:
                 said = lab.run(
                     "for i in 1 2 3 4 5 6; do "
@@ -161,7 +163,7 @@ def test_a_file_arrives_as_it_was_through_the_tap(lab: Lab, split: bool) -> None
         "print(hashlib.sha256(data).hexdigest(), back.hexdigest())\n"
     )
     command = ["ip", "netns", "exec", lab.namespace, "python3", "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as peer:
+    with spawn(command, stdout=subprocess.PIPE, text=True) as peer:
         try:
             # The guest sends back what it has received.
             lab.guest.put(b"#!/bin/sh\ncat > /tmp/f\ncat /tmp/f\n", "/tmp/echo")
