@@ -7,6 +7,7 @@ It serves only guests that are the same in everything that it depends on, which 
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -117,7 +118,11 @@ def _open(folder: Path) -> Snapshot:
 
 
 def _prune(folder: Path) -> None:
-    """Delete what is more than is kept. Whoever restores one meanwhile has it open."""
+    """Delete what is more than is kept, and what was never finished. Whoever restores one meanwhile has it open."""
+    for path in folder.glob("*.unfinished"):
+        with (folder / f"{path.name[0]}.lock").open("w") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody makes it
+            shutil.rmtree(path, ignore_errors=True)
     found = []
     for path in folder.iterdir():
         with contextlib.suppress(OSError):  # another process deletes, too
