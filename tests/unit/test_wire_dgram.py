@@ -196,7 +196,7 @@ def test_path_is_taken_over_and_left_clean(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["dgram", "dgram:/a", "dgram:local=/a", "dgram:local=,remote=/b", "dgram:remote=/a"])
 def test_half_an_address(spec: str) -> None:
-    with pytest.raises(WireError, match="the forms are"):
+    with pytest.raises(WireError, match="The forms are"):
         open_wire(spec)
 
 
