@@ -1,0 +1,84 @@
+"""Compiling is told when it happens, and only then."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numba
+import pytest
+
+from nicmodel.observe import compiling
+from nicmodel.packet.compiled import JIT_DISABLED, Compilation, watch
+
+needs_compiler = pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
+
+
+@needs_compiler
+def test_numba_tells_of_each_function_that_it_compiles() -> None:
+    noticed: list[tuple[int, bool]] = []
+    watched = Compilation(lambda compilation: noticed.append((compilation.functions, compilation.running)))
+    watch(watched)
+
+    @numba.njit
+    def inner(x: int) -> int:
+        return x + 1
+
+    @numba.njit
+    def outer(x: int) -> int:
+        return int(inner(x)) * 2
+
+    assert outer(1) == 4
+    # Begun before anything is done; all that is begun is done; and nothing while it only runs.
+    assert noticed[0] == (0, True)
+    assert noticed[-1][0] >= 2 and not noticed[-1][1]
+    assert watched.seconds > 0
+    count = len(noticed)
+    assert outer(2) == 6
+    assert len(noticed) == count
+
+
+def state(functions: int, seconds: float, running: bool) -> Any:
+    return SimpleNamespace(functions=functions, seconds=seconds, running=running)
+
+
+def test_lines_come_now_and_then_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = compiling._Progress(said.append, terminal=False)
+    for second in range(25):
+        now[0] = 100.0 + second
+        progress(state(second, second, True))
+    assert said[0].startswith(compiling.BEGINS) and said[0].endswith("\n")
+    assert said[1:] == ["  10 functions compiled, 10 s\n", "  20 functions compiled, 20 s\n"]
+    assert all(compiling.PROGRESS in line for line in said[1:])
+
+
+def test_a_terminal_has_one_line_that_changes_and_goes() -> None:
+    said: list[str] = []
+    progress = compiling._Progress(said.append, terminal=True)
+    progress(state(0, 0, True))
+    progress(state(1, 2, True))
+    progress(state(2, 3, False))
+    assert said[1:] == ["\r  0 functions compiled, 0 s", "\r  1 functions compiled, 2 s", "\r\x1b[K"]
+
+
+@needs_compiler
+def test_code_that_cannot_be_kept_is_compiled_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code = (
+        "from nicmodel.packet import compiled\n"
+        "assert compiled.CACHE is None and compiled.functions_cached() == 0\n"
+        "double = compiled.compiled(lambda x: 2 * x)\n"
+        "print(double(21))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "file")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.stdout == "42\n", done.stderr
