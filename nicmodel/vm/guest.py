@@ -223,6 +223,16 @@ class Guest:
         self.start("reboot -f")
         self._await_boot(greetings + 1)
 
+    def reset(self) -> None:
+        """Press the reset button: no driver learns of it. Returns when the guest takes commands again."""
+        greetings = self._channel.greetings
+        self.qmp.execute("system_reset")
+        self._await_boot(greetings + 1)
+
+    def qemu_log(self) -> str:
+        """What QEMU has printed so far."""
+        return self._qemu_log.read_text(errors="replace")
+
     def stop(self, timeout: float = 15) -> None:
         """Power off, in order; after `timeout` seconds, or if the guest hangs, end QEMU. Does nothing if it is gone."""
         if self._process.poll() is None and not self._channel.failure:
@@ -445,7 +455,7 @@ class Guest:
                         if panic := re.search(rb"---\[ end (Kernel panic[^\r\n]*) \]---", recent):
                             self._channel.fail(f"the guest crashed: {panic[1].decode(errors='replace')}")
         status = self._process.wait()
-        said = self._qemu_log.read_text(errors="replace").strip()
+        said = self.qemu_log().strip()
         self._channel.fail(f"QEMU has ended (status {status})" + (f": {said}" if said else ""))
 
 
