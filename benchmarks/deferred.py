@@ -99,6 +99,7 @@ class Bench:
             self.ring.post()
         begin = time.perf_counter()
         self.tell()
+        self.lab.run()  # a turn of the event loop executes some of the requests
         taken += time.perf_counter() - begin
         self.finish(len(packets))
         return taken / len(packets)
@@ -112,6 +113,7 @@ class Bench:
             self.request(packet)
             self.ring.post()
             self.tell()
+            self.lab.run()
             self.finish(1)
         taken = time.perf_counter() - begin
         self.tell()

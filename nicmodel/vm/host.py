@@ -44,6 +44,9 @@ ROOM = 2 << 30
 #: With less than this left, a failure of apt, dpkg, tar or a compiler is one of space.
 _FULL = 4 << 20
 
+#: What strerror(3) says of ENOSPC.
+STORED_NO_MORE = "No space left on device"
+
 #: Errors that are the host's state and not this program's fault.
 STATE_OF_HOST = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 
@@ -162,7 +165,7 @@ def is_full(said: str, folder: Path) -> Check | None:
         said: what it printed. Programs of a chain (dpkg, tar, xz) report each other's ends rather than the cause.
         folder: where it wrote.
     """
-    words = ("No space left on device", "Disk quota exceeded", "enough free space")
+    words = (STORED_NO_MORE, "Disk quota exceeded", "enough free space")
     if any(word in said for word in words) or free(folder) < _FULL:
         found = f"the disk is full, {free(folder) / 1e6:.0f} MB free for {folder}"
         return Check("disk space", State.BAD, found, f"Make room there, or {_ELSEWHERE}")
@@ -175,9 +178,10 @@ def explain(error: OSError) -> str | None:
         return None
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        folder = existing(Path(os.fsdecode(error.filename)).parent) if isinstance(error.filename, str | bytes) else None
-        check = is_full("No space left on device", folder or cache_dir())
-        return f"{where}{check}"
+        if isinstance(error.filename, str | bytes):
+            return f"{where}{is_full(STORED_NO_MORE, existing(Path(os.fsdecode(error.filename)).parent))}"
+        if check := is_full("", cache_dir()):  # else it is another file that is full, such as what is printed to
+            return str(check)
     return f"{where}{error.strerror}"
 
 

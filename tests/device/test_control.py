@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4, UDPv6
 from nicmodel.testing.loopback import Loopback
 from nicmodel.vfio_user.listener import AddressInUse
-from nicmodel.vfio_user.regions import REGION
+from nicmodel.vfio_user.regions import REGION, RegionMap
 
 from .conftest import ENTRIES
 from .frames import NIC_MAC, pattern, tcp, toeplitz, udp
@@ -416,7 +415,7 @@ def test_what_is_no_control_socket(tmp_path: Path) -> None:
 def test_of_many_regions_some_of_each_kind_are_shown(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     many = np.zeros(3000, REGION)
     many["start"], many["size"], many["kind"] = np.arange(3000) * 4096, 4096, np.arange(3000) // 2000
-    monkeypatch.setattr(desk.lab.nic.state, "memory_map", SimpleNamespace(flat=lambda: many))
+    monkeypatch.setattr(RegionMap, "flat", lambda self: many)
     found = desk.wait(desk.control.show)
     assert found["memory_regions"] == 3000 and len(found["memory"]) == 2 * 512
     assert {found["memory"][0]["address"], found["memory"][512]["address"]} == {0, 2000 * 4096}

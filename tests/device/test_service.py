@@ -115,7 +115,7 @@ def test_what_systemd_may_have_wrong(tmp_path: Path) -> None:
     assert "where is QEMU to connect?" in refused(handed_over([made], names="control"))
     for count in ("x", "-1", "99999999999999999999"):
         assert "LISTEN_FDS is" in refused(handed_over([made], LISTEN_FDS=count))
-    assert "is no socket" in refused(handed_over([made], LISTEN_FDS="9"))
+    assert "Descriptor 4 is no" in refused(handed_over([made], LISTEN_FDS="9"))
     # Another process's sockets, in an environment that was inherited.
     assert "where is QEMU to connect?" in refused(handed_over([made], LISTEN_PID="1"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:

@@ -209,7 +209,10 @@ def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_last_report_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
-    with serving(tmp_path, "--report", str(tmp_path / "nowhere" / "report")) as process:
+    folder = tmp_path / "soon gone"
+    folder.mkdir()
+    with serving(tmp_path, "--report", str(folder / "report")) as process:
+        folder.rmdir()
         process.send_signal(signal.SIGTERM)
         assert process.wait(LIMIT) == 1
         assert os.listdir(tmp_path) == []

@@ -37,8 +37,9 @@ class Installed:
         self.bin = environment / "bin"
         variables = {"base": str(environment), "platbase": str(environment)}
         site = Path(sysconfig.get_path("purelib", "venv", variables))
-        for one in _needed(["pytest", "numpy", "numba", "scapy", "click", "rich", "qemu.qmp"]):
-            _link(one, site)
+        for one in _needed(["pytest", "nicmodel"]):
+            if one.name != "nicmodel":
+                _link(one, site)
         install = [
             sys.executable,
             "-m",

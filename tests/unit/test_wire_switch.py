@@ -288,8 +288,8 @@ def test_specs(specs: list[str], names: list[str]) -> None:
     ("specs", "error", "sentence"),
     [
         (["switch:uplink=none", "switch:uplink=stream:/x"], UsageError, "has one uplink"),
-        (["switch:uplink=switch", "switch"], WireError, "it joins NICs"),
-        (["switch:", "switch"], WireError, "it joins NICs"),
+        (["switch:uplink=switch", "switch"], WireError, "a switch joins NICs"),
+        (["switch:", "switch"], WireError, "a switch joins NICs"),
     ],
 )
 def test_bad_specs(specs: list[str], error: type[Exception], sentence: str) -> None:
