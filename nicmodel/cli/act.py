@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from nicmodel.cli.options import control_option, nic_option
+from nicmodel.cli.tables import wrapped
 from nicmodel.nearest import Choice
 from nicmodel.observe.control import Control
 from nicmodel.observe.text import escaped
@@ -26,7 +27,7 @@ _BROADCAST = "ff:ff:ff:ff:ff:ff"
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the completions.")
 @_FRAMES
 def inject(path: str, nic: str | None, as_json: bool, frames: tuple[str, ...]) -> None:
-    """Have a NIC receive frames, and tell where each went and why.
+    """Have a NIC receive frames; see where each went and why.
 
     A FRAME is hexadecimal digits, the name of a capture file, or a scapy expression. In an expression, addresses that
     the Ethernet layer leaves out are the NIC's and a made-up peer's.
@@ -43,7 +44,7 @@ def inject(path: str, nic: str | None, as_json: bool, frames: tuple[str, ...]) -
         data = [frame for text in frames for frame in parse_frames(text, mac)]
         results = control.inject(data, nic)
     for frame, result in zip(data, results, strict=True):
-        click.echo(json.dumps(result) if as_json else f"{len(frame)} bytes: {describe(result)}")
+        click.echo(json.dumps(result) if as_json else wrapped(f"{len(frame)} bytes: {describe(result)}"))
     if any(result["verdict"] not in ("delivered", "held") for result in results):
         sys.exit(1)
 
@@ -53,7 +54,7 @@ def inject(path: str, nic: str | None, as_json: bool, frames: tuple[str, ...]) -
 @nic_option
 @_FRAMES
 def send(path: str, nic: str | None, frames: tuple[str, ...]) -> None:
-    """Have a NIC put frames out on its wire, as if its driver had sent them.
+    """Put frames on a NIC's wire, as if its driver had sent them.
 
     A FRAME is what it is for `nicmodel inject`; addresses that an Ethernet layer leaves out are the NIC's as the source
     and broadcast as the destination.
@@ -121,7 +122,10 @@ def describe(result: dict[str, Any]) -> str:
 @nic_option
 @click.argument("state", type=Choice(["up", "down"]))
 def link(path: str, nic: str | None, state: str) -> None:
-    """Plug a NIC's cable in or pull it; the driver is told by the management interrupt."""
+    """Plug a NIC's cable in, or pull it out.
+
+    The driver learns of it by the management interrupt.
+    """
     with Control(path) as control:
         up = control.set_link(state == "up", nic)
     click.echo(f"link is {'up' if up else 'down'}")
@@ -131,6 +135,9 @@ def link(path: str, nic: str | None, state: str) -> None:
 @control_option
 @nic_option
 def reset(path: str, nic: str | None) -> None:
-    """Have a NIC ask its driver for a reset, as a device in trouble does."""
+    """Have a NIC ask its driver for a reset.
+
+    A real device does so when it is in trouble.
+    """
     with Control(path) as control:
         control.request_reset(nic)

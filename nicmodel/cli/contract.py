@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import click
-from rich.table import Table
 
 from nicmodel.cli.options import BROKEN, control_option
+from nicmodel.cli.tables import plain_table, wrapped
 from nicmodel.nearest import did_you_mean
 from nicmodel.observe.contract.findings import as_text
 from nicmodel.observe.contract.rules import AREAS, RULES, Rule
@@ -19,9 +19,10 @@ from nicmodel.observe.report import plain_console
 @click.argument("names", nargs=-1, metavar="[RULE]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the rules in full, as JSON.")
 def rules(names: tuple[str, ...], as_json: bool) -> None:
-    """What a driver of a gVNIC has to do: all rules in short, or the named ones in full.
+    """List the rules that a driver of a gVNIC has to keep.
 
-    A name such as RX-BUF-003 is one rule, the beginning of names such as RX or ADM-QUE is all of those.
+    With a RULE: that rule in full, with why and where it is written down. RX-BUF-003 names one rule; RX or ADM-QUE,
+    the beginning of names, stands for all that begin so.
     """
     chosen = [rule for rule in RULES.values() if not names or rule.name.startswith(tuple(map(str.upper, names)))]
     unknown = [name for name in names if not any(rule.startswith(name.upper()) for rule in RULES)]
@@ -33,15 +34,14 @@ def rules(names: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_as_dict(rule) for rule in chosen], indent=1))
     elif names:
-        click.echo("\n\n".join(map(_in_full, chosen)))
+        click.echo(wrapped("\n\n".join(map(_in_full, chosen))))
     else:
-        table = Table()
-        for heading in ("rule", "severity", "says"):
-            table.add_column(heading, no_wrap=heading != "says")
+        table = plain_table("rule", "severity", "says")
         for rule in chosen:
             table.add_row(rule.name, rule.severity.value, rule.says)
-        plain_console().print(table)
-        click.echo(f"{len(chosen)} rules; nicmodel rules NAME tells why, and where it is written down")
+        console = plain_console()
+        console.print(table)
+        console.print(f"{len(chosen)} rules; nicmodel rules NAME tells why, and where it is written down")
 
 
 def _as_dict(rule: Rule) -> dict[str, str]:
@@ -66,7 +66,9 @@ def _in_full(rule: Rule) -> str:
 @click.option("--nic", metavar="NAME", help="Only findings of this NIC of the server: nic0, nic1, …")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def findings(path: str, nic: str | None, as_json: bool) -> None:
-    """How drivers have broken the contract, on a server that was started with --check or --strict.
+    """List the rules that drivers have broken on a running server.
+
+    The server has to be started with --check or --strict.
 
     The exit status is 3 if there is any finding.
     """
@@ -75,6 +77,6 @@ def findings(path: str, nic: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:
-        click.echo("\n".join(map(as_text, found)) or "no findings")
+        click.echo(wrapped("\n".join(map(as_text, found))) or "no findings")
     if found:
         raise click.exceptions.Exit(BROKEN)

@@ -36,12 +36,14 @@ _Ledgers = dict[str, list[Entry]]
 @click.option("--once", is_flag=True, help="Print the ledger once, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ledger once, as JSON.")
 def ledger(path: str, peers: tuple[str, ...], qmp: str | None, interval: float, once: bool, as_json: bool) -> None:
-    """Every byte of DMA, live: by queue, direction, purpose and kind of memory, and whether it passed the root complex.
+    """Show every byte of DMA, live: what, where and by which way.
 
-    Kinds of memory go by the names of their files at the host; "ram" is the guest's own. DMA into a BAR below the same
-    switch as the NIC turns round at that switch, all other passes the root complex. What lies where, --qmp finds out;
-    it takes it that no port redirects peer-to-peer requests (ACS). Without it --below-switch says so, here or at
-    `nicmodel serve`; the way to other devices' memory is unknown then.
+    Bytes are shown by queue, direction, purpose and kind of memory, and by whether they passed the root complex.
+
+    Each kind of memory is named after its file on the host; "ram" is the guest's own. DMA into a BAR below the same
+    PCIe switch as the NIC is routed by that switch; all other DMA passes the root complex. --qmp asks QEMU where each
+    memory is, and assumes that no port redirects peer-to-peer requests (ACS). Without --qmp, name memory below the
+    switch with --below-switch, here or at `nicmodel serve`; the path to other devices' memory is then unknown.
     """
     console = plain_console()
     with Control(path) as control:
@@ -54,7 +56,8 @@ def ledger(path: str, peers: tuple[str, ...], qmp: str | None, interval: float, 
         if as_json:
             click.echo(json.dumps({nic: [dataclasses.asdict(one) for one in book] for nic, book in look().items()}))
         elif once:
-            console.print(*(ledger_table(book, title=f"DMA of {nic}") for nic, book in look().items()))
+            for nic, book in look().items():
+                console.print(ledger_table(book, title=f"DMA of {nic}", width=console.width))
         else:
             _watch(console, look, interval)
 
@@ -68,14 +71,16 @@ def _watch(console: Console, look: Callable[[], _Ledgers], interval: float) -> N
         while True:
             time.sleep(interval)
             after, now = look(), time.monotonic()
-            live.update(_view(before, after, now - then), refresh=True)
+            live.update(_view(before, after, now - then, console.width), refresh=True)
             before, then = after, now
 
 
-def _view(before: Mapping[str, Sequence[Entry]], after: Mapping[str, Sequence[Entry]], seconds: float) -> Group:
+def _view(
+    before: Mapping[str, Sequence[Entry]], after: Mapping[str, Sequence[Entry]], seconds: float, width: int
+) -> Group:
     return Group(
         *(
-            ledger_table(book, title=f"DMA of {nic}", moved=since(before[nic], book), seconds=seconds)
+            ledger_table(book, title=f"DMA of {nic}", moved=since(before[nic], book), seconds=seconds, width=width)
             for nic, book in after.items()
         )
     )

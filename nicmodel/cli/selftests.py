@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nicmodel.cli.tables import plain_table
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.image import DEFAULT_KERNEL, kernel_named
 from nicmodel.vm.selftests import Bench, Outcome, Recipe
@@ -37,11 +38,12 @@ console = Console(highlight=False)
 def selftests(
     names: tuple[str, ...], only_list: bool, quick: bool, kernel: str, logs: Path | None, report: Path | None
 ) -> None:
-    """Run the kernel's own network driver selftests against the NIC, unmodified, in a guest.
+    """Run the kernel's own network driver selftests on the NIC.
 
-    They are tools/testing/selftests/drivers/net of Debian's linux-source package, built by Debian's compilers; all is
-    downloaded and built once (70 MB besides what `nicmodel vm` needs). One guest with a stock kernel has two linked
-    NICs, the second in a network namespace as the remote end; each test finds NICs that the driver has just bound.
+    They are tools/testing/selftests/drivers/net of Debian's linux-source package, unmodified, built by Debian's
+    compilers; all is downloaded and built once (70 MB besides what `nicmodel vm` needs). One guest with a stock kernel
+    has two linked NICs, the second in a network namespace as the remote end; before each test the driver binds to both
+    anew.
 
     What is expected is a file, nicmodel/vm/selftests.toml: how many cases a test has, and for each that does not
     pass, its outcome and the reason with its place in the driver's or the test's source. The exit status is 0 only if
@@ -83,13 +85,13 @@ def selftests(
 
 def _list(recipe: Recipe) -> None:
     """What is there, and what is not."""
-    table = Table("test", "cases", "quick run", "file")
+    table = plain_table("test", "cases", "quick run", "file")
     for name, program in recipe.programs.items():
         table.add_row(
             name, str(program.cases), "none" if program.slow else "\n".join(program.quick) or "all", program.path
         )
     console.print(table)
-    table = Table("not run", "why")
+    table = plain_table("not run", "why")
     for name, reason in recipe.inapplicable.items():
         table.add_row(name, reason)
     console.print(table)
@@ -104,7 +106,8 @@ def _line(outcome: Outcome) -> str:
 
 def _table(outcomes: Sequence[Outcome], version: str) -> Table:
     """Cases that pass in one row per test, the others by their reason."""
-    table = Table("test", "case", "outcome", "reason", title=f"Network driver selftests, Linux {version}")
+    table = plain_table("test", "case", "outcome", "reason")
+    table.title = f"Network driver selftests, Linux {version}"
     for outcome in outcomes:
         passed = outcome.counts["pass"]
         if passed:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import click
-from rich.table import Table
+from rich.console import Console
+from rich.text import Text
 
 from nicmodel.cli.options import control_option, nic_option
+from nicmodel.cli.tables import heading, pairs, rows
 from nicmodel.observe.control import Control
 from nicmodel.observe.report import plain_console, size
-from nicmodel.observe.text import escaped, fields, is_hex
+from nicmodel.observe.text import escaped, fields
 
 #: Memory regions that are listed; behind an IOMMU every page is one.
 _MAX_REGIONS = 32
-#: Entries of the RSS table in one line.
-_TABLE_ROW = 32
+#: What a line of the RSS table begins with: the number of its first entry.
+_RSS_MARGIN = 7
 
 
 @click.command()
@@ -25,55 +28,85 @@ _TABLE_ROW = 32
 @nic_option
 @click.option("--json", "as_json", is_flag=True, help="Print the whole state as JSON.")
 def show(path: str, nic: str | None, as_json: bool) -> None:
-    """Registers, options offered, queues with their rings, RSS, flow rules and memory of a NIC."""
+    """Show all that a NIC holds: registers, queues, rules, memory.
+
+    Also the admin queue, what the driver says of itself, the device descriptor and the options offered, RSS, and
+    interrupts. What is the same for all queues is told once, below their table. Addresses are guest addresses.
+    """
     with Control(path) as control:
         found = control.show(nic)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    found = escaped(found)
-    click.echo(f"registers  {fields(found['registers'])} pci_command={','.join(found['pci_command']) or '-'}")
-    click.echo(f"admin      {fields(found['admin_queue'])}")
-    click.echo(f"driver     {fields(found['driver']) if found['driver'] else 'none'}")
-    click.echo(f"descriptor {fields(found['descriptor'])}")
-    for name, option in found["options"].items():
-        click.echo(f"option     {name} {fields(option)}")
-    click.echo(f"format     {found['queue_format']}")
-    for name, queue in found["queues"].items():
-        click.echo(f"queue      {name} {fields(queue)}")
-    _rss(found["rss"])
-    _table("interrupts", found["blocks"])
+    print_state(plain_console(), escaped(found))
+
+
+def print_state(console: Console, found: Mapping[str, Any]) -> None:
+    """Print what `nicmodel.observe.detail` has found, as tables no wider than the console."""
+    console.print(Text(f"{found['name']}, queue format {found['queue_format']}", style="bold"))
+    heading(console, "registers")
+    bars = {f"bar_{number}_address": address for number, address in zip((0, 1, 2), found["bars"], strict=True)}
+    pairs(console, {**found["registers"], "pci_command": found["pci_command"], **bars})
+    heading(console, "admin queue")
+    pairs(console, found["admin_queue"])
+    _section(console, "driver", found["driver"])
+    heading(console, "device descriptor")
+    pairs(console, found["descriptor"])
+    heading(console, "options offered")
+    rows(console, [{"option": name, "fields": fields(option)} for name, option in found["options"].items()])
+    for way, title in (("rx", "receive queues"), ("tx", "transmit queues")):
+        queues = [{"queue": name, **queue} for name, queue in found["queues"].items() if name.startswith(way)]
+        _table(console, title, queues, once=True)
+    _rss(console, found["rss"])
+    _table(console, "interrupts", _runs(found["blocks"]), once=True)
     _table(
-        "flow rules, the first that matches wins", [{**rule, "match": fields(rule["match"])} for rule in found["rules"]]
-    )
+        console, "flow rules, the first that matches wins",
+        [{**rule, "match": fields(rule["match"])} for rule in found["rules"]],
+    )  # fmt: skip
     memory = [{**region, "size": size(region["size"])} for region in found["memory"]]
-    _table("memory", memory[:_MAX_REGIONS])
+    _table(console, "memory", memory[:_MAX_REGIONS])
     if (more := found["memory_regions"] - _MAX_REGIONS) > 0:
-        click.echo(f"and {more:,} regions more")
+        console.print(f"and {more:,} regions more")
 
 
-def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows that all have the same keys, which become the headings."""
-    if not rows:
-        click.echo(f"{title}: none")
-        return
-    table = Table(title=title, title_justify="left")
-    for name, value in rows[0].items():
-        table.add_column(name.replace("_", " "), justify="right" if isinstance(value, int) else "left")
-    for row in rows:
-        table.add_row(*(_cell(name, value) for name, value in row.items()))
-    plain_console().print(table)
+def _runs(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Notification blocks, those in a row that differ by their vector only in one record: ``0-23``."""
+    runs = [[*run] for _, run in groupby(enumerate(blocks), lambda one: {**one[1], "vector": None})]
+    return [
+        {
+            "block": _span(run[0][0], run[-1][0]),
+            **run[0][1],
+            "vector": _span(run[0][1]["vector"], run[-1][1]["vector"]),
+        }
+        for run in runs
+    ]
 
 
-def _cell(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:#x}" if isinstance(value, int) and is_hex(name) else str(value)
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
 
 
-def _rss(rss: Mapping[str, Any]) -> None:
-    click.echo(f"RSS        table by the {rss['set_by']}, hashes {','.join(rss['hash_types']) or 'nothing'}")
-    click.echo(f"RSS key    {rss['key']}")
-    for first in range(0, len(rss["table"]), _TABLE_ROW):
-        row = rss["table"][first : first + _TABLE_ROW]
-        click.echo(f"RSS table  {first:3}: {' '.join(map(str, row))}")
+def _section(console: Console, title: str, values: Mapping[str, Any] | None) -> None:
+    heading(console, title if values else f"{title}: none")
+    if values:
+        pairs(console, values)
+
+
+def _table(console: Console, title: str, found: Sequence[Mapping[str, Any]], *, once: bool = False) -> None:
+    heading(console, title if found else f"{title}: none")
+    if found:
+        rows(console, found, once=once)
+
+
+def _rss(console: Console, rss: Mapping[str, Any]) -> None:
+    heading(console, "RSS")
+    pairs(console, {name: rss[name] for name in ("set_by", "hash_types", "key")})
+    table = [str(queue) for queue in rss["table"]]
+    width = max(map(len, table), default=1) + 1
+    in_row = 1
+    while _RSS_MARGIN + width * in_row * 2 <= console.width and in_row < len(table):
+        in_row *= 2
+    console.print("  table: entry, and the queues of it and those that follow")
+    for first in range(0, len(table), in_row):
+        line = "".join(f"{queue:>{width}}" for queue in table[first : first + in_row])
+        console.print(f"{first:{_RSS_MARGIN - 1}}:{line}")

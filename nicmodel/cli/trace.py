@@ -11,6 +11,7 @@ from typing import TextIO
 import click
 
 from nicmodel.cli.options import control_option
+from nicmodel.cli.tables import wrapped
 from nicmodel.observe.control import Control
 from nicmodel.observe.text import lines
 
@@ -31,7 +32,9 @@ def trace(
     path: str, nic: str | None, kinds: tuple[str, ...], queues: tuple[str, ...], as_json: bool, count: int | None,
     output: Path | None,
 ) -> None:  # fmt: skip
-    """Show every register access, doorbell, admin command, interrupt and packet with its descriptors, until Ctrl-C.
+    """Show what driver and device do, decoded, until Ctrl-C.
+
+    That is every register access, doorbell, admin command, interrupt, and packet with its descriptors.
 
     Times are in seconds from the first event on. While nobody traces, the NIC does not spend any time on it; while
     somebody does, packets are several times slower, except for kinds and queues that are left out.
@@ -55,7 +58,8 @@ def _follow(
             file.write(json.dumps(event) + "\n")
         else:
             start = event.get("time") if start is None else start
-            file.writelines(line + "\n" for line in lines(event, start or 0))
+            told = lines(event, start or 0)
+            file.writelines((wrapped(line) if file is sys.stdout else line) + "\n" for line in told)
         file.flush()
         if number == count:
             return

@@ -13,6 +13,8 @@ from rich.table import Table
 from nicmodel.observe.ledger import GROUPS, Entry, Place, entries, total
 from nicmodel.observe.text import escaped, printable
 
+#: Below these widths the ledger is abbreviated.
+_NARROW, _NARROW_WITH_RATES = 80, 90
 #: The queue that the sums are shown for.
 _ALL = "all"
 
@@ -50,7 +52,8 @@ def show(snapshots: Sequence[Mapping[str, Any]]) -> None:
     """Print what `nicmodel.observe.snapshot.snapshot` has collected."""
     console = plain_console()
     for nic in escaped(snapshots):
-        table = Table(title=f"{nic['name']} {nic['mac']}, wire {nic['wire']['name']}", title_justify="left")
+        console.print(f"{nic['name']} {nic['mac']}, wire {nic['wire']['name']}")
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         table.add_column("queue")
         for heading in ("frames", "bytes", "drops"):
             table.add_column(heading, justify="left" if heading == "drops" else "right")
@@ -63,7 +66,7 @@ def show(snapshots: Sequence[Mapping[str, Any]]) -> None:
         table.add_row("device", "", "", named(nic["device_drops"]))
         console.print(table)
         if ledger := entries(nic):
-            console.print(ledger_table(ledger, title=f"DMA of {nic['name']}"))
+            console.print(ledger_table(ledger, title=f"DMA of {nic['name']}", width=console.width))
         if nic["dma_faults"]:
             console.print(f"DMA faults: {nic['dma_faults']}")
         if placed := {name: count for name, count in nic["ddp"].items() if count}:
@@ -76,7 +79,7 @@ def show(snapshots: Sequence[Mapping[str, Any]]) -> None:
 
 def ledger_table(
     ledger: Sequence[Entry], *, title: str | None = None, queues: Collection[str] | None = None,
-    moved: Sequence[Entry] = (), seconds: float = 0,
+    moved: Sequence[Entry] = (), seconds: float = 0, width: int = 100,
 ) -> Table:  # fmt: skip
     """The ledger of a NIC: a row for each queue, direction and memory, and below them the sums over all queues.
 
@@ -86,12 +89,17 @@ def ledger_table(
         queues: those that have rows of their own; None: all.
         moved: what of it was moved in the last `seconds`, for rates; 0: no rates.
         seconds: see there.
+        width: characters that there are: in a narrow terminal sums have no unit but its first letter, and no total.
     """
+    narrow = width < (_NARROW_WITH_RATES if seconds else _NARROW)
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
     for heading in ("queue", "device", "memory", "through"):
-        table.add_column(heading, no_wrap=True)
-    for heading in (*GROUPS, "total", *(["B/s"] if seconds else [])):
+        table.add_column(heading, no_wrap=heading != "memory", overflow="fold")
+    for heading in (*GROUPS, *([] if narrow else ["total"]), *(["B/s"] if seconds else [])):
         table.add_column(heading, justify="right", no_wrap=True)
+
+    def amount(count: int) -> str:
+        return size(count).removesuffix("iB").replace(" ", "") if narrow else size(count)
 
     def add(queue: str, chosen: Sequence[Entry]) -> None:
         for way, booked in groupby(sorted(chosen, key=_way), _way):
@@ -99,8 +107,9 @@ def ledger_table(
             sums = [total(row, group=group) for group in GROUPS]
             now = [one for one in moved if _way(one) == way and queue in (one.queue, _ALL)]
             table.add_row(
-                queue, f"{row[0].direction}s", printable(row[0].memory), row[0].path,
-                *(size(count) if count else "" for count in sums), size(sum(sums)),
+                queue, f"{row[0].direction}s", printable(row[0].memory),
+                row[0].path.removesuffix(" complex") if narrow else row[0].path,
+                *(amount(count) if count else "" for count in sums), *([] if narrow else [amount(sum(sums))]),
                 *([rate(total(now), seconds) if now else ""] if seconds else []),
             )  # fmt: skip
 

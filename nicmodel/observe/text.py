@@ -79,14 +79,11 @@ def lines(event: Mapping[str, Any], start: int) -> Iterator[str]:
 
 def fields(values: Mapping[str, Any]) -> str:
     """``name=value …``, printable, addresses in hexadecimal, records in braces, nothing of what is reserved."""
-    return " ".join(
-        f"{name}={_value(name, value)}"
-        for name, value in values.items()
-        if not name.startswith(("reserved", "padding"))
-    )
+    return " ".join(f"{name}={value_text(name, value)}" for name, value in values.items() if not is_reserved(name))
 
 
-def _value(name: str, value: Any) -> str:
+def value_text(name: str, value: Any) -> str:
+    """A value as it is printed behind its name: printable, addresses in hexadecimal, ``-`` for what is empty."""
     if isinstance(value, Mapping):
         return "{" + fields(value) + "}"
     if isinstance(value, list):
@@ -94,6 +91,11 @@ def _value(name: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and is_hex(name):
         return f"{value:#x}"
     return printable(str(value)) if value != "" else "-"
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a field of this name means nothing."""
+    return name.startswith(("reserved", "padding"))
 
 
 def is_hex(name: str) -> bool:
