@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
-from rich.console import Group, RenderableType
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -18,19 +20,29 @@ from nicmodel.observe.control import Control
 from nicmodel.observe.report import named, plain_console, rate, size
 from nicmodel.observe.text import escaped
 
+#: From this width on there is room for whole headings, and for the drops of each queue by name.
+_WIDE = 100
+#: Reasons of drops, or purposes of DMA, in one line at most; a guest may have many kinds of memory.
+_MAX_WORDS = 24
+
 
 @click.command()
 @control_option
 @interval_option
 @click.option("--once", is_flag=True, help="Print one table and end.")
 def top(path: str, interval: float, once: bool) -> None:
-    """Rates of every queue, live: frames, bits, interrupts, ring fill, drops by name; DMA by kind of memory."""
+    """Show the rates of every queue, live.
+
+    Frames, bits and interrupts a second, how many buffers or descriptors of the ring are posted, frames that wait for
+    buffers, and drops by name; DMA by purpose and kind of memory. If there are more queues than lines, the busiest are
+    shown.
+    """
     console = plain_console()
     with Control(path) as control:
         before, then = control.stat(), time.monotonic()
         if once:
             time.sleep(interval)
-            console.print(view(before, control.stat(), time.monotonic() - then))
+            console.print(view(console, before, control.stat(), time.monotonic() - then))
             return
         with (
             contextlib.suppress(KeyboardInterrupt),
@@ -39,60 +51,156 @@ def top(path: str, interval: float, once: bool) -> None:
             while True:
                 time.sleep(interval)
                 after, now = control.stat(), time.monotonic()
-                live.update(view(before, after, now - then), refresh=True)
+                live.update(view(console, before, after, now - then, height=console.height), refresh=True)
                 before, then = after, now
 
 
-def view(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], seconds: float) -> RenderableType:
-    """The screen, made of two answers of `Control.stat` that are `seconds` apart."""
-    parts: list[RenderableType] = []
-    for old, new in zip(escaped(before), escaped(after), strict=True):
-        parts += [_heading(new), _queues(old, new, seconds), _memory(old, new, seconds)]
-    return Group(*parts)
+def view(
+    console: Console, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], seconds: float, *,
+    height: int | None = None,
+) -> RenderableType:  # fmt: skip
+    """The screen, made of two answers of `Control.stat` that are `seconds` apart.
+
+    Args:
+        console: where it is shown; its width decides which columns there are.
+        before: the first answer.
+        after: the second one.
+        seconds: see there.
+        height: lines that there are; None: as many as it takes. With fewer than the NICs need, some of their queues
+            are left out, then whole NICs, and it is said how many.
+    """
+    nics = [_Nic(old, new, seconds, console.width) for old, new in zip(escaped(before), escaped(after), strict=True)]
+    if height is None:
+        return Group(*(nic.view() for nic in nics))
+
+    def lines(what: RenderableType) -> int:
+        return len(console.render_lines(what))
+
+    least = [lines(nic.view(1)) for nic in nics]
+    count = len(nics)
+    while count > 1 and sum(least[:count]) + (count < len(nics)) > height:
+        count -= 1
+    room = height - (count < len(nics))
+    views: list[RenderableType] = []
+    for number, nic in enumerate(nics[:count]):
+        share = (room - sum(least[number:count])) // (count - number) + least[number]
+        views.append(_largest(nic, share, lines))
+        room -= lines(views[-1])
+    if count < len(nics):
+        views.append(Text(f"and {len(nics) - count} more NICs", style="bold"))
+    return Group(*views)
 
 
-def _heading(nic: Mapping[str, Any]) -> Text:
-    link = ("link up", "green") if nic["link_up"] else ("link down", "red")
-    return Text.assemble(
-        (f"{nic['name']} ", "bold"), f"{nic['mac']}, wire {nic['wire']['name']}, ", link,
-        f", {nic['client'] or 'no guest'}",
-    )  # fmt: skip
+def _largest(nic: _Nic, share: int, lines: Callable[[RenderableType], int]) -> RenderableType:
+    """The view of a NIC with as many queues as `share` lines have room for, and one at least; found by halving."""
+    if lines(nic.view()) <= share:
+        return nic.view()
+    low, high = 1, len(nic.queues)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if lines(nic.view(middle)) <= share else (low, middle)
+    return nic.view(low)
 
 
-def _queues(old: Mapping[str, Any], new: Mapping[str, Any], seconds: float) -> Table:
-    table = Table()
-    table.add_column("queue")
-    for heading in ("frames/s", "bit/s", "interrupts/s", "ring", "waiting"):
-        table.add_column(heading, justify="right")
-    table.add_column("drops")
+@dataclass(frozen=True)
+class _Queue:
+    """What a queue has done between two answers."""
+
+    name: str
+    frames: int
+    dropped: int
+    bits: int
+    interrupts: int
+    posted: int
+    entries: int
+    waiting: int | None
+    drops: Mapping[str, int]
+
+
+class _Nic:
+    """A NIC's part of the screen."""
+
+    def __init__(self, old: Mapping[str, Any], new: Mapping[str, Any], seconds: float, width: int) -> None:
+        self._old, self._new, self._seconds, self._wide = old, new, seconds, width >= _WIDE
+        self.queues = list(_queues(old, new))
+
+    def view(self, most: int | None = None) -> RenderableType:
+        """All of it, or with no more than `most` queues."""
+        busiest = sorted(self.queues, key=lambda queue: queue.frames + queue.dropped, reverse=True)
+        hidden = [] if most is None else busiest[most:]
+        left_out = {queue.name for queue in hidden}
+        shown = [queue for queue in self.queues if queue.name not in left_out]
+        parts: list[RenderableType] = [self._heading(), self._table(shown)]
+        if hidden:
+            frames = rate(sum(queue.frames for queue in hidden), self._seconds)
+            parts.append(f"and {len(hidden)} more queues, {frames} frames/s")
+        if not self._wide:
+            parts.append(f"drops: {_few(self._new['drops'])}")
+        parts.append(self._memory())
+        return Group(*parts)
+
+    def _heading(self) -> Text:
+        nic = self._new
+        link = ("link up", "green") if nic["link_up"] else ("link down", "red")
+        return Text.assemble(
+            (f"{nic['name']} ", "bold"), f"{nic['mac']}, wire {nic['wire']['name']}, ", link,
+            f", {nic['client'] or 'no guest'}",
+        )  # fmt: skip
+
+    def _table(self, queues: Sequence[_Queue]) -> Table:
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1) if self._wide else 0)
+        table.add_column("queue", no_wrap=True)
+        for name in ("frames/s", "bit/s", "interrupts/s" if self._wide else "irq/s", "ring", "waiting"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("drops", justify="left" if self._wide else "right")
+        for queue in queues:
+            table.add_row(
+                queue.name,
+                *(rate(count, self._seconds) for count in (queue.frames, queue.bits, queue.interrupts)),
+                f"{queue.posted}/{queue.entries}",
+                "" if queue.waiting is None else str(queue.waiting),
+                self._drops(queue.drops),
+            )
+        table.add_row("device", *[""] * 5, self._drops(self._new["device_drops"]))
+        return table
+
+    def _drops(self, drops: Mapping[str, int]) -> str:
+        return _few(drops) if self._wide else f"{sum(drops.values()):,}"
+
+    def _memory(self) -> Text:
+        """Bytes of DMA by purpose and kind of memory."""
+        words = []
+        for purpose, kinds in self._new["dma"].items():
+            for kind, count in kinds.items():
+                moved = count - self._old["dma"].get(purpose, {}).get(kind, 0)
+                now = f" ({rate(moved, self._seconds)}B/s)" if moved > 0 else ""
+                words.append(f"{purpose} {kind} {size(count)}{now}")
+        more = [f"{len(words) - _MAX_WORDS} more"] if len(words) > _MAX_WORDS else []
+        return Text(f"DMA: {', '.join(words[:_MAX_WORDS] + more) or 'none'}; faults: {self._new['dma_faults']}")
+
+
+def _queues(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[_Queue]:
     for way, counter in (("rx", "frames"), ("tx", "packets")):
         for was, queue in zip(old[f"{way}_queues"], new[f"{way}_queues"], strict=True):
             if not queue["active"]:
                 continue
-            fires = new["interrupts"][queue["vector"]] - old["interrupts"][queue["vector"]]
             head, tail, entries = (
                 (queue["buffer_head"], queue["buffer_tail"], queue["buffer_entries"])
                 if way == "rx"
                 else (queue["head"], queue["tail"], queue["entries"])
             )
-            table.add_row(
-                f"{way}{queue['queue']}",
-                rate(queue[counter] - was[counter], seconds),
-                rate(8 * (queue["bytes"] - was["bytes"]), seconds),
-                rate(fires, seconds),
-                f"{(tail - head) & queue['position_mask']}/{entries}",
-                str(queue["held"]) if way == "rx" else "",
-                named(queue["drops"]),
+            yield _Queue(
+                name=f"{way}{queue['queue']}",
+                frames=queue[counter] - was[counter],
+                dropped=sum(queue["drops"].values()) - sum(was["drops"].values()),
+                bits=8 * (queue["bytes"] - was["bytes"]),
+                interrupts=new["interrupts"][queue["vector"]] - old["interrupts"][queue["vector"]],
+                posted=(tail - head) & queue["position_mask"],
+                entries=entries,
+                waiting=queue["held"] if way == "rx" else None,
+                drops=queue["drops"],
             )
-    table.add_row("device", *[""] * 5, named(new["device_drops"]))
-    return table
 
 
-def _memory(old: Mapping[str, Any], new: Mapping[str, Any], seconds: float) -> Text:
-    """Bytes of DMA by purpose and kind of memory, those that move first."""
-    words = []
-    for purpose, kinds in new["dma"].items():
-        for kind, count in kinds.items():
-            moved = count - old["dma"].get(purpose, {}).get(kind, 0)
-            words.append(f"{purpose} {kind} {size(count)}" + (f" ({rate(moved, seconds)}B/s)" if moved > 0 else ""))
-    return Text(f"DMA: {', '.join(words) or 'none'}; faults: {new['dma_faults']}")
+def _few(drops: Mapping[str, int]) -> str:
+    return named(dict(list(drops.items())[:_MAX_WORDS]))

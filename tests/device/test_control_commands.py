@@ -70,26 +70,25 @@ def driver(server: NicServer) -> Iterator[Driver]:
 
 def test_stat(driver: Driver, control: str) -> None:
     run("inject", "--control", control, TO_PORT)
-    assert re.search(r"rx3 +│ +1 │", run("stat", "--control", control))
+    assert re.search(r"^rx3 +1 +", run("stat", "--control", control), re.MULTILINE)
     [nic] = json.loads(run("stat", "--json", "--control", control))
     assert nic["rx_queues"][3]["frames"] == nic["rules"][0]["hits"] == 1
 
 
 def test_show(driver: Driver, control: str) -> None:
     text = run("show", "--control", control)
-    assert "device_status_flags=link_up" in text
-    assert (
-        f"queue      rx3 vector={driver.rx_block(3)} completion_ring={driver.rx[3].completion_ring_address:#x}" in text
-    )
-    assert "RSS table    0: 0 1 2 3 0" in text
-    assert re.search(r"1023 │ TCPV4 +│ destination_port=5201 │ +3 │ +0", text)
+    assert "device status flags  link_up" in text
+    rx3 = rf"^rx3 +{driver.rx_block(3)} +{driver.rx[3].completion_ring_address:#x} "
+    assert re.search(rx3, text, re.MULTILINE)
+    assert "\n     0: 0 1 2 3 0" in text
+    assert re.search(r"1023 +TCPV4 +destination_port=5201 +3 +0", text)
     assert json.loads(run("show", "--json", "--control", control))["queues"]["rx3"]["buffer_entries"] == 256
 
 
 def test_top_once(driver: Driver, control: str) -> None:
     text = run("top", "--once", "--interval", "0.1", "--control", control)
     assert NIC_MAC in text and "link up" in text
-    assert re.search(r"rx3 +│ +0 │ +0 │ +0 │ 2\d\d/256 │ +0 │ none", text)
+    assert re.search(r"^rx3 +0 +0 +0 +2\d\d/256 +0 +0", text, re.MULTILINE)
 
 
 def test_inject(driver: Driver, control: str, tmp_path: Path) -> None:
