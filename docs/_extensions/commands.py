@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
+from nicmodel.cli.help import HelpCommand
 from nicmodel.cli.main import cli
 
 _PAGE = """\
@@ -83,17 +85,30 @@ def _synopsis(command: click.Command, program: str) -> nodes.literal_block:
 def _description(command: click.Command) -> list[nodes.Node]:
     """The help text; what click is told not to wrap stays as it is."""
     parts = inspect.cleandoc(command.help or "").split("\n\n")
-    return [_verbatim(part[1:].strip("\n")) if part.startswith("\b") else _words(part) for part in parts]
+    described: list[nodes.Node] = [
+        _verbatim(part[1:].strip("\n")) if part.startswith("\b") else _words(part) for part in parts
+    ]
+    if isinstance(command, HelpCommand):
+        for title, rows in command.lists.items():
+            described += [nodes.paragraph(text=f"{title}:"), _definitions(rows.items())]
+    return described
+
+
+def _definitions(records: Iterable[tuple[str, str]]) -> nodes.definition_list:
+    listed = nodes.definition_list()
+    for words, meaning in records:
+        term = nodes.term("", "", nodes.literal(text=words))
+        listed += nodes.definition_list_item("", term, nodes.definition("", _words(meaning)))
+    return listed
 
 
 def _options(command: click.Command, program: str) -> list[nodes.Node]:
     context = click.Context(command, info_name=program)
+    if isinstance(command, HelpCommand):
+        groups = command.grouped_options(context).items()
+        return [node for title, rows in groups for node in (nodes.paragraph(text=f"{title}:"), _definitions(rows))]
     options = [parameter for parameter in command.get_params(context) if isinstance(parameter, click.Option)]
-    records = [option.get_help_record(context) for option in options]
-    listed = nodes.definition_list()
-    for words, meaning in filter(None, records):
-        term = nodes.term("", "", nodes.literal(text=words))
-        listed += nodes.definition_list_item("", term, nodes.definition("", _words(meaning)))
+    listed = _definitions(filter(None, (option.get_help_record(context) for option in options)))
     return [listed] if listed.children else []
 
 

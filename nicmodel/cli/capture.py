@@ -30,7 +30,7 @@ from nicmodel.packet.frames import MAX_FRAME
 def capture(
     path: str, output: BinaryIO, nic: str | None, queues: tuple[str, ...], limit: int | None, count: int | None
 ) -> None:
-    """Write the frames that a NIC receives and sends to a pcapng file, until Ctrl-C.
+    """Write the frames of a NIC to a pcapng file, until Ctrl-C.
 
     Each queue is an interface, named such as nic0:rx3; what comes to no queue is on the NIC's wire, nic0:wire. Every
     frame is there once, with direction, queue and RSS hash, and a comment: the flow rule or table entry that chose the

@@ -48,15 +48,19 @@ def config(
     raw: bool,
     qemu_arguments: tuple[str, ...],
 ) -> None:
-    """Ready configurations with the NIC: without a NAME which there are, with one that one, filled in.
+    """Print a configuration with the NIC for QEMU, libvirt or systemd.
+
+    With a NAME: that configuration, filled in. Without: a list of them.
 
     A machine is a command line for your own QEMU (10.1 or later). Without --set KERNEL=FILE it boots from a disk, which
-    you add behind two dashes; the variables that the file knows are named in its comment. The variable QEMU of the
-    environment says what to call (`nicmodel vm --prepare`).
+    you add after two dashes. The comment at the top of the file (--file) names its variables. The environment variable
+    QEMU names the QEMU to call; `nicmodel vm --prepare` prints one.
 
     \b
-      nicmodel config q35 --nic /tmp/nic.sock --memory 4G -- -drive file=disk.qcow2,if=virtio -serial stdio
-      nicmodel config libvirt --nic /run/nicmodel/tap0.sock --set DISK=/srv/guest.qcow2 > guest.xml
+      nicmodel config q35 --nic /tmp/nic.sock --memory 4G -- \\
+        -drive file=disk.qcow2,if=virtio -serial stdio
+      nicmodel config libvirt --nic /run/nicmodel/tap0.sock \\
+        --set DISK=/srv/guest.qcow2 > guest.xml
       nicmodel config nicmodel@.socket > /etc/systemd/system/nicmodel@.socket
     """
     if name is None:

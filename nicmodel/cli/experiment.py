@@ -13,6 +13,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from nicmodel.cli.help import HelpGroup
 from nicmodel.cli.progress import console, step
 from nicmodel.installation import pip_install
 from nicmodel.nearest import Choice
@@ -25,9 +26,9 @@ from nicmodel.vm.guest import parse_size
 _FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 
 
-@click.group()
+@click.group(cls=HelpGroup)
 def experiment() -> None:
-    """Experiments that compare, and judge what they find."""
+    """Compare ways to receive by experiment, and judge the result."""
 
 
 @experiment.command()
@@ -45,7 +46,9 @@ def experiment() -> None:
 def devmem(
     amount: str, runs: int, accelerator: str, json_file: Path | None, markdown: Path | None, plot: Path | None
 ) -> None:
-    """TCP into an accelerator's memory, by a copy and by devmem TCP, side by side in one guest.
+    """Compare two ways of TCP into an accelerator's memory.
+
+    By a copy, and by devmem TCP, side by side in one guest.
 
     Compares bytes through host memory and through the root complex, copies by the guest's CPUs, their time, and
     throughput. Exit status 0 only if what the devmem TCP series claims holds: no payload in host memory, only headers

@@ -7,7 +7,9 @@ from typing import TextIO
 import click
 from rich.table import Table
 
+from nicmodel.cli.help import HelpGroup
 from nicmodel.cli.options import control_option, nic_option
+from nicmodel.cli.tables import wrapped
 from nicmodel.faults.kinds import KINDS
 from nicmodel.nearest import did_you_mean
 from nicmodel.observe.control import Control
@@ -18,7 +20,10 @@ from nicmodel.observe.text import escaped, fields
 @click.command()
 @click.argument("names", nargs=-1, metavar="[FAULT...]")
 def faults(names: tuple[str, ...]) -> None:
-    """The faults that a NIC can be given; with a FAULT's name its parameters, and what a stock driver makes of it."""
+    """List the faults that a NIC can be given.
+
+    With a FAULT's name: its parameters, and how the stock driver reacts to it.
+    """
     for name in names:
         if name not in KINDS:
             nearest = did_you_mean(name, KINDS)
@@ -45,24 +50,27 @@ def faults(names: tuple[str, ...]) -> None:
         console.print(table)
 
 
-@click.group()
+@click.group(cls=HelpGroup)
 def fault() -> None:
-    """Give a running NIC faults, see how they do, and end them."""
+    """Begin faults on a running NIC, list and end them."""
 
 
 @fault.command()
 @control_option
 @nic_option
 @click.option("--seed", type=int,
-              help="Seed of the fault's random numbers: the same seed and traffic give the same strikes.")  # fmt: skip
+              help="Seed of the fault's random numbers: the same seed and traffic give the same hits.")  # fmt: skip
 @click.argument("name", metavar="FAULT")
 @click.argument("parameters", nargs=-1, metavar="[PARAMETER=VALUE...]")
 def add(path: str, nic: str | None, seed: int | None, name: str, parameters: tuple[str, ...]) -> None:
-    """Begin a fault; its number is printed.
+    """Begin a fault and print its number.
+
+    `nicmodel faults` lists the faults and their parameters.
 
     \b
       nicmodel fault add wire-drop probability=0.01 duration=10
-      nicmodel fault add admin-status opcode=CREATE_RX_QUEUE status=RESOURCE_EXHAUSTED count=1
+      nicmodel fault add admin-status opcode=CREATE_RX_QUEUE \\
+        status=RESOURCE_EXHAUSTED count=1
     """
     values = {}
     for text in parameters:
@@ -78,17 +86,21 @@ def add(path: str, nic: str | None, seed: int | None, name: str, parameters: tup
 @control_option
 @nic_option
 def list_(path: str, nic: str | None) -> None:
-    """Faults at work or waiting for their time, with how often they have struck."""
+    """List faults that are active or scheduled, with their hits."""
     with Control(path) as control:
         for one in escaped(control.faults(nic)):
-            click.echo(f"{one['id']}: {one['fault']} {one['state']}, {one['hits']:,} hits; {fields(one['parameters'])}")
+            told = f"{one['id']}: {one['fault']} {one['state']}, {one['hits']:,} hits; {fields(one['parameters'])}"
+            click.echo(wrapped(told))
 
 
 @fault.command()
 @control_option
 @click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"))
 def play(path: str, file: TextIO) -> None:
-    """Begin the faults of a scenario, a TOML file; its times count from now."""
+    """Begin the faults of a scenario.
+
+    FILE is a scenario in TOML; its times count from now.
+    """
     with Control(path) as control:
         control.begin_scenario(file.read())
 
@@ -98,7 +110,10 @@ def play(path: str, file: TextIO) -> None:
 @nic_option
 @click.argument("numbers", nargs=-1, type=int, metavar="[NUMBER...]")
 def end(path: str, nic: str | None, numbers: tuple[int, ...]) -> None:
-    """End faults by their numbers, or all."""
+    """End faults.
+
+    Each NUMBER is what `nicmodel fault add` printed; without any, all faults end.
+    """
     with Control(path) as control:
         for number in numbers or (None,):
             control.end_fault(number, nic=nic)

@@ -12,6 +12,7 @@ import click
 
 from nicmodel import __version__
 from nicmodel.cli import stopping
+from nicmodel.cli.help import HelpGroup
 from nicmodel.cli.plain import plain_where_needed
 from nicmodel.cli.start import no_garbage
 from nicmodel.nearest import did_you_mean
@@ -47,7 +48,17 @@ _COMMANDS = {
 }
 
 
-class _Commands(click.Group):
+#: How ``nicmodel --help`` groups them.
+_SECTIONS = {
+    "To begin": ("demo", "doctor", "serve", "vm", "config"),
+    "To test and compare": ("selftests", "experiment"),
+    "To look into a running server": ("stat", "top", "ledger", "show", "trace", "capture", "findings"),
+    "To act on a running server": ("inject", "send", "link", "reset", "fault"),
+    "To look up": ("rules", "faults"),
+}
+
+
+class _Commands(HelpGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -74,11 +85,18 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
         context.exit()
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Commands,
+    sections=_SECTIONS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version,
               help="Show the version, and those of Python, numpy and Numba.")  # fmt: skip
 def cli() -> None:
-    """An emulated multi-queue NIC (Google's gVNIC) for QEMU guests, over vfio-user."""
+    """An emulated multi-queue NIC, Google's gVNIC, for QEMU guests.
+
+    `nicmodel COMMAND --help` tells more of each command.
+    """
 
 
 def main() -> None:

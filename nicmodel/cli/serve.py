@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nicmodel.cli import systemd
+from nicmodel.cli.help import HelpCommand
 from nicmodel.cli.log import log_to_stderr
 from nicmodel.cli.options import BROKEN
 from nicmodel.cli.sockets import Access, access_options
@@ -40,7 +41,7 @@ from nicmodel.vfio_user.poll import Poller
 from nicmodel.vfio_user.server import Server
 from nicmodel.vfio_user.signals import Signals
 from nicmodel.wire.link import link
-from nicmodel.wire.spec import FORMS, listing, open_wire
+from nicmodel.wire.spec import FORMS, open_wire
 from nicmodel.wire.switch import Switch
 from nicmodel.wire.wire import Wire
 
@@ -64,22 +65,40 @@ _JOINED = {
     "switch": "any number of NICs of this server; switch:NAME to have several",
     "switch:uplink=WIRE": "and one of the wires above to the outside; also switch:NAME,uplink=WIRE",
 }
-_WIRES = listing({**FORMS, **_JOINED})
-_HELP = """Serve a NIC at a UNIX socket until stopped (Ctrl-C).
+_HELP = """Serve NICs at UNIX sockets, until Ctrl-C.
 
-It outlives its guest: a reboot, QEMU's end and a new QEMU at the same socket are all served. Several NICs, each with a
-wire of its own: repeat --socket and --wire in the same order. Two of them back to back: --wire link for both.
-Any number at a switch: --wire switch for all. Where QEMU is another user's, as libvirt's is, let its group in:
---socket-group kvm. As a service of systemd's: nicmodel config nicmodel@.service.
+The server outlives its guests: it keeps serving when a guest reboots, and when QEMU ends and a new one connects.
 
-\b
-Wires:
+If QEMU runs as another user, as libvirt's does, let its group connect: --socket-group kvm. To run as a systemd service,
+see `nicmodel config nicmodel@.service`.
+
+SIGUSR1 prints the counters, or writes them to the --report file. With --control, the commands stat, show, top, ledger,
+trace and findings look into the server, and inject, send, link, reset and fault act on it.
 """
-_PROFILES = "\n\n\b\nProfiles:\n" + listing({name: meaning for name, (meaning, _) in PROFILES.items()})
-_HELP_END = (
-    "\n\nSIGUSR1 prints the counters, or writes them where --report says. With --control, look inside with the commands"
-    " stat, show, top, ledger, trace and findings, and act on it with inject, link and reset."
-)
+#: Lists in the help, by heading.
+_LISTS = {
+    "More than one NIC": {
+        "a wire for each": "repeat --socket and --wire, in the same order",
+        "two, back to back": "two --socket, and --wire link once",
+        "any number at a switch": "a --socket for each, and --wire switch once",
+    },
+    "Wires": {**FORMS, **_JOINED},
+    "Profiles": {name: meaning for name, (meaning, _) in PROFILES.items()},
+}
+#: How the help groups the options.
+_SECTIONS = {
+    "Sockets and wires": ("--socket", "--socket-mode", "--socket-group", "--wire"),
+    "The NIC": ("--profile", "--queues", "--default-queues", "--mac", "--mtu", "--revision", "--promiscuous"),
+    "Speed": ("--coalesce", "--coalesce-flows", "--coalesce-usecs", "--busy-poll"),
+    "Features that no stock driver uses": (
+        "--deferred-placement", "--deferred-queue", "--deferred-usecs", "--owners", "--owner-lookahead",
+        "--queue-flush", "--ddp-flows",
+    ),
+    "Looking inside and testing": (
+        "--control", "--control-mode", "--control-group", "--report", "--metrics", "--check", "--strict", "--faults",
+        "--below-switch", "--verbose",
+    ),
+}  # fmt: skip
 
 
 def _mac(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[bytes, ...]:
@@ -104,16 +123,16 @@ def _report_file(_context: click.Context, _parameter: click.Parameter, value: Pa
     return value
 
 
-@click.command(help=_HELP + _WIRES + _PROFILES + _HELP_END)
+@click.command(cls=HelpCommand, help=_HELP, lists=_LISTS, sections=_SECTIONS)
 @click.option("--socket", "sockets", multiple=True, metavar="PATH",
-              help="Where QEMU connects. Not given where systemd hands sockets over.")  # fmt: skip
-@access_options("socket", "what the umask leaves")
+              help="Where QEMU connects. Leave it out where systemd passes sockets.")  # fmt: skip
+@access_options("socket", "what the umask leaves", "that of QEMU if it runs as another user.")
 @click.option("--wire", "wires", multiple=True, default=("none",), show_default=True, metavar="WIRE",
               help="Where frames go; see above.")  # fmt: skip
 @click.option("--profile", "profile_name", type=Choice(list(PROFILES)), default="default", show_default=True,
-              help="What kind of gVNIC; see above. The options below change it.")  # fmt: skip
+              help="What kind of gVNIC; see above. The options below override parts of it.")  # fmt: skip
 @click.option("--queues", type=int, metavar="N",
-              help="The most receive queues, and the most transmit queues.  [default: 8]")  # fmt: skip
+              help="Maximum of receive queues, and of transmit queues.  [default: 8]")  # fmt: skip
 @click.option("--default-queues", type=int, metavar="N",
               help="How many of them the driver starts with.  [default: 4]")  # fmt: skip
 @click.option("--mac", "macs", multiple=True, callback=_mac, metavar="MAC",
@@ -127,40 +146,40 @@ def _report_file(_context: click.Context, _parameter: click.Parameter, value: Pa
               help="Merge TCP segments where the driver lets the NIC do so (ethtool: rx-gro-hw).")  # fmt: skip
 @click.option("--coalesce-flows", type=int, metavar="N", help="TCP flows merged at the same time.  [default: 16]")
 @click.option("--coalesce-usecs", type=int, metavar="USECS",
-              help="How long each frame from the wire waits for others to be merged with. 0: only segments that arrive "
-                   "together are merged, and none waits.  [default: 0]")  # fmt: skip
+              help="How long a frame from the wire waits for others to be merged with. 0: none waits, and only "
+                   "segments that arrive together are merged.  [default: 0]")  # fmt: skip
 @click.option("--busy-poll", type=click.IntRange(0, 1_000_000), default=0, show_default=True, metavar="USECS",
-              help="How long to poll for more work before going to sleep. Where a processor is to spare, 50 makes "
-                   "answers quicker.")  # fmt: skip
+              help="How long to poll for more work before going to sleep. With a spare CPU, 50 lowers "
+                   "latency.")  # fmt: skip
 @click.option("--deferred-placement", "deferred_bytes", type=int, metavar="BYTES",
-              help="Memory on the NIC in which payload waits until the driver names its place; no stock driver does."
+              help="Memory on the NIC in which payload waits until the driver says where it goes."
                    "  [default: 0, off]")  # fmt: skip
 @click.option("--deferred-queue", "deferred_queue_bytes", type=int, metavar="BYTES",
               help="How much of it one queue may use.  [default: all]")  # fmt: skip
 @click.option("--deferred-usecs", type=int, metavar="USECS",
               help="How long payload waits there before it is dropped.  [default: 100000]")  # fmt: skip
 @click.option("--owners", type=int, metavar="N",
-              help="How many owners the buffers of a receive queue may have; flow rules say which owner a flow has. No"
-                   " stock driver knows of it.  [default: 0, off]")  # fmt: skip
+              help="How many owners the buffers of a receive queue may have; flow rules say which owner a flow has."
+                   "  [default: 0, off]")  # fmt: skip
 @click.option("--owner-lookahead", type=int, metavar="N",
               help="How many buffers of such a queue the NIC sorts by owner before they are needed."
                    "  [default: 1024]")  # fmt: skip
 @click.option("--queue-flush", is_flag=True,
-              help="A receive queue hands its buffers back on command; no stock driver asks for it.")  # fmt: skip
+              help="A receive queue hands its buffers back on command.")  # fmt: skip
 @click.option("--ddp-flows", type=int, metavar="N",
-              help="NVMe/TCP flows whose data the NIC can place directly, if told so.  [default: 0]")  # fmt: skip
+              help="NVMe/TCP flows whose data the NIC can place directly.  [default: 0, off]")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), callback=_report_file, metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
 @click.option("--check", is_flag=True,
-              help="Watch the driver keep the contract (nicmodel rules), and print what it breaks.")  # fmt: skip
+              help="Check that the driver keeps the contract (`nicmodel rules`); print what it breaks.")  # fmt: skip
 @click.option("--strict", is_flag=True, help=f"As --check, and end with exit status {BROKEN} if it broke any.")
 @click.option("--control", metavar="PATH", help="Socket for looking inside, and for injecting frames.")
-@access_options("control", "600, only for you")
+@access_options("control", "600, only for you", "that of those who may look inside.")
 @click.option("--faults", "scenario", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
               help="Faults on demand: a scenario in TOML, which begins at once.")  # fmt: skip
 @click.option("--below-switch", "peers", multiple=True, metavar="NAME",
-              help="Memory of this name (of its file, at the host) is a BAR below the same PCIe switch as the NIC: the "
-                   "ledger then has DMA there bypass the root complex. Repeat for more.")  # fmt: skip
+              help="Memory of this name (that of its file on the host) is a BAR below the same PCIe switch as the NIC, "
+                   "so that the ledger books DMA there as not passing the root complex. Repeat for more.")  # fmt: skip
 @click.option("--metrics", callback=_host_and_port, metavar="HOST:PORT",
               help="Serve the counters to Prometheus there, such as at 127.0.0.1:9400.")  # fmt: skip
 @click.option("-v", "--verbose", count=True, help="Log what the guest does; given twice, also each admin command.")

@@ -65,18 +65,24 @@ class Access:
         return self.mode is not None or self.group is not None
 
 
-def access_options(socket: str, default: str) -> Callable[[F], F]:
-    """The options ``--SOCKET-mode`` and ``--SOCKET-group``, which end up in parameters of these names."""
+def access_options(socket: str, default: str, group_help: str) -> Callable[[F], F]:
+    """The options ``--SOCKET-mode`` and ``--SOCKET-group``, which end up in parameters of these names.
+
+    Args:
+        socket: the option that names the socket.
+        default: the mode if none is given, in words.
+        group_help: which group one gives, in words.
+    """
 
     def add(function: F) -> F:
         mode = click.option(
             f"--{socket}-mode", callback=_mode, metavar="MODE",
-            help=f"Permissions of --{socket}'s file, in octal. To connect takes the right to write."
+            help=f"Permissions of --{socket}'s file, in octal. Connecting takes write permission."
             f"  [default: {default}; with a group 660]",
         )  # fmt: skip
         group = click.option(
             f"--{socket}-group", callback=_group, metavar="GROUP",
-            help="Its group, by name or number: QEMU's, where QEMU is another user's.",
+            help=f"Group of --{socket}'s file, by name or number: {group_help}",
         )  # fmt: skip
         return mode(group(function))
 

@@ -15,7 +15,10 @@ from nicmodel.observe.report import show
 @control_option
 @click.option("--json", "as_json", is_flag=True, help="Print all counters as JSON.")
 def stat(path: str, as_json: bool) -> None:
-    """Counters of every NIC: frames, drops by name, DMA by kind of memory, rules with hits."""
+    """Show the counters of every NIC.
+
+    Frames, drops by name, DMA by kind of memory, and flow rules with their hits.
+    """
     with Control(path) as control:
         found = control.stat()
     if as_json:

@@ -35,8 +35,8 @@ _PREPARED = """
 @click.option("--vcpus", type=click.IntRange(1, 64), default=2, show_default=True, help="Virtual CPUs.")
 @click.option("--memory", default="1G", show_default=True, metavar="SIZE", help="Memory, such as 512M or 2G.")
 @click.option("--layout", type=Choice(list(LAYOUTS)), default="q35", show_default=True,
-              help="The machine: the NIC behind a root port (q35), two of them, behind a PCIe switch, behind an IOMMU. "
-                   "The files of qemu-configs/ say more.")  # fmt: skip
+              help="The machine: the NIC behind a root port (q35), two such NICs, NICs behind a PCIe switch, or behind "
+                   "an IOMMU. `nicmodel config` shows each.")  # fmt: skip
 @click.option("--kernel", default=DEFAULT_KERNEL.name, show_default=True, metavar="NAME",
               help=f"The newest cloud kernel of a Debian suite ({', '.join(KERNELS)}), or a package of backports: "
                    "linux-image-<version>.")  # fmt: skip
@@ -47,16 +47,15 @@ _PREPARED = """
               help="Memory of a device, as a NUMA node without CPUs (node 1, 2, …): bind memory there for "
                    "devmem.")  # fmt: skip
 @click.option("--accelerator", "accelerators", multiple=True, metavar="NAME=SIZE",
-              help="A PCI device with memory in a BAR, beside the NICs; a module of ours makes dma-bufs of it "
-                   "(/dev/bar_dmabuf/). With --layout switch they are under one switch.")  # fmt: skip
+              help="A PCI device with memory in a BAR; nicmodel's guest module makes dma-bufs of it "
+                   "(/dev/bar_dmabuf/). With --layout switch it is below the NIC's switch.")  # fmt: skip
 @click.option("--cpu", default="max", show_default=True, metavar="MODEL",
-              help="QEMU's CPU model. EPYC is one whose host bridge Linux lets peers talk through.")  # fmt: skip
+              help="QEMU's CPU model. With EPYC, Linux allows peer-to-peer DMA through the host bridge.")  # fmt: skip
 @click.option("--tools", is_flag=True,
               help="Install devmem_receiver, devmem_sender and the kernel's ncdevmem in the guest. They are "
                    "compiled once.")  # fmt: skip
 @click.option("--boot", is_flag=True,
-              help="Boot. Otherwise the guest starts from a snapshot of one that has booted, in a second or two; the "
-                   "first one of its kind makes it.")  # fmt: skip
+              help="Boot the guest, and do not start it from a snapshot of one that has booted.")  # fmt: skip
 @click.option("--console", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the serial console (the kernel's messages) there.")  # fmt: skip
 @click.option("--run", "command", metavar="COMMAND", help="Run this and exit with its status, instead of a shell.")
@@ -87,12 +86,15 @@ def vm(
     only_print: bool,
     qemu_arguments: tuple[str, ...],
 ) -> None:
-    """Start a guest and open a shell in it, as root. The guest is gone when the shell ends; Ctrl-] ends it too.
+    """Start a guest and open a root shell in it.
+
+    The guest is gone when the shell ends; Ctrl-] ends it too.
 
     Everything comes from Debian packages, downloaded once through this host's own apt into ~/.cache/nicmodel: an
     unmodified kernel (its driver gve binds to the NIC), the programs in the guest, and QEMU if the host's has no
     vfio-user-pci. Nothing is installed, and no rights are needed. The first guest of a kind boots, in about 10 seconds
-    without KVM, and is kept as a snapshot; the next ones start from that in a second or two (--boot: they do not).
+    without KVM, and is kept as a snapshot; the next ones start from the snapshot in a second or two, unless --boot is
+    given.
 
     \b
     A guest with a NIC, in two terminals:
