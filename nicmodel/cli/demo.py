@@ -61,11 +61,14 @@ class _Outcome:
               help="Receive queues; the last one takes the dma-buf.")  # fmt: skip
 @click.option("--keep", is_flag=True, help="Leave guest and server running afterwards, until Enter is pressed.")
 def demo(amount: str, queues: int, keep: bool) -> None:
-    """Run devmem TCP from end to end: a stock kernel receives payload in a dma-buf through the emulated NIC.
+    """Run devmem TCP from end to end, in a guest.
 
-    Downloads and builds what is needed (once), starts the NIC and a guest, steers one TCP flow to the last receive
-    queue, whose buffers are a dma-buf in device memory, sends it a seeded pattern from this host, and checks every
-    byte. Exit status 0 only if all of it held. No privileges needed: the wire is user-mode networking (passt).
+    A stock kernel receives payload in a dma-buf through the emulated NIC.
+
+    Downloads and builds what is needed (once), and starts the NIC and a guest. One TCP flow is steered to the last
+    receive queue, whose buffers are a dma-buf in device memory; this host sends a seeded pattern, and the guest checks
+    every byte. The exit status is 0 only if all checks held. No privileges are needed: the wire is user-mode
+    networking (passt).
     """
     nbytes = parse_size(amount)
     check_host()
@@ -128,12 +131,12 @@ def _transfer(guest: Guest, server: NicServer, port: int, nbytes: int, queue: in
         received = json.loads(result.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         raise VmError(f"the receiver failed: {result.stderr.strip() or result.stdout.strip()}") from None
-    _judge(guest, received, result.status, nbytes, seconds, before, after, queue, outcome)
+    _judge(guest, received, result.status, nbytes, seconds, before, after, queue, outcome, compiled=server.compiled)
 
 
 def _judge(
     guest: Guest, received: dict[str, Any], status: int, nbytes: int, seconds: float, before: dict[str, Any],
-    after: dict[str, Any], queue: int, outcome: _Outcome,
+    after: dict[str, Any], queue: int, outcome: _Outcome, *, compiled: bool,
 ) -> None:  # fmt: skip
     """Hold what the receiver says and what the NIC has booked against each other."""
     flow = [one for one in outcome.ledger if one.queue == f"rx{queue}"]
@@ -146,7 +149,7 @@ def _judge(
         for name in ("frames", "aggregated", "coalesced")
     )
     frames = packets - aggregated + coalesced  # no frame comes aggregated from this wire
-    lost = sum(after["rx_queues"][queue]["drops"].values()) - sum(before["rx_queues"][queue]["drops"].values())
+    lost = sum(_dropped(before["rx_queues"][queue], after["rx_queues"][queue]).values())
     hits = rule["hits"] - old_hits
 
     outcome.check(status == 0, f"the receiver ended with status {status}: {received['first_error']}")
@@ -168,9 +171,19 @@ def _judge(
     outcome.fact("payload into the dma-buf", f"{payload:,} bytes by DMA into “{_MEMORY_NAME}”")
     outcome.fact("payload into host memory", f"{astray:,} bytes of that flow")
     outcome.fact("frames", f"{frames:,}, handed over as {packets:,} packets")
-    outcome.fact("drops", named(after["drops"]))
+    outcome.fact("drops", named(_dropped(before, after)))
+    if before["drops"]:
+        before_it = f"{named(before['drops'])} (device_down: frames that came before the driver was up)"
+        outcome.fact("drops before it", before_it)
     outcome.fact("throughput", f"{nbytes * 8 / seconds / 1e9:.2f} Gbit/s over {seconds:.1f} s")
-    outcome.fact("server's peak memory", size(after["peak_memory"]))
+    memory = f"{size(after['own_memory'])}, without the guest's memory, which it maps"
+    outcome.fact("server's own memory", memory + ("; more than usual, as it had to compile" if compiled else ""))
+
+
+def _dropped(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
+    """Frames that a queue, or a NIC, has dropped between two reports, by reason."""
+    counts = {name: count - before["drops"].get(name, 0) for name, count in after["drops"].items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _print(outcome: _Outcome, queue: int) -> None:
@@ -184,14 +197,19 @@ def _print(outcome: _Outcome, queue: int) -> None:
     console.print()
     console.print(table)
     console.print()
-    console.print(ledger_table(outcome.ledger, title="DMA of the transfer: what went where", queues=[f"rx{queue}"]))
+    title = f"DMA of the transfer: what the NIC read and wrote, for queue rx{queue} and in all"
+    console.print(ledger_table(outcome.ledger, title=title, queues=[f"rx{queue}"], width=console.width))
     if not outcome.failures:
         command = "nicmodel" if shutil.which("nicmodel") else ".venv/bin/nicmodel"
-        console.print(
-            "\nNext:\n"
-            f"  {command} serve --socket /tmp/nic.sock    a NIC for your own QEMU\n"
-            f"  {command} vm --nic /tmp/nic.sock --tools  a stock guest on it\n"
-            f"  {command} demo --size 1G --queues 8       more of this\n"
-            f"  {command} --help                          everything else"
-            + ("" if in_wheel() else "\n  make test                                the whole test suite")
-        )
+        next_steps = {
+            f"{command} serve --socket /tmp/nic.sock": "a NIC for your own QEMU",
+            f"{command} vm --nic /tmp/nic.sock --tools": "a stock guest on it",
+            f"{command} demo --size 1G --queues 8": "more of this",
+            f"{command} --help": "everything else",
+            **({} if in_wheel() else {"make test": "the whole test suite"}),
+        }
+        column = max(map(len, next_steps)) + 4
+        console.print("\nNext:")
+        for words, meaning in next_steps.items():
+            told = f"  {words}"
+            console.print(f"{told:<{column}}{meaning}" if console.width >= 80 else f"{told}\n      {meaning}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import resource
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,8 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
         what of it belongs to no queue; flow rules with hits; admin commands by name and status; wire and server
         counters; ``delivered``, the frames from the wire that ended in a queue, alone or merged with others, while all
         others are among the ``drops`` or ``held`` for buffers; ``ddp``, what direct data placement counts;
-        ``peak_memory`` of this process in bytes. Counters run since the server's start, ``dma`` since the client
+        memory of this process in bytes: ``own_memory``, what it has for itself now, and ``peak_memory``, which includes
+        what it has touched of the guest's memory. Counters run since the server's start, ``dma`` since the client
         connected.
     """
     state, kinds = nic.state, nic.kinds
@@ -84,8 +87,15 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
         "admin": dict(nic.admin.executed),
         "wire": {"name": nic.wire.name, **nic.wire.counters},
         "vfio_user": dict(protocol or {}),
+        "own_memory": _own_memory(),
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def _own_memory() -> int:
+    """Bytes of this process's memory that it shares with nobody: neither files nor the guest's memory."""
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) << 10 if found else 0
 
 
 def _queue(record: np.void, number: int, drops: np.ndarray, ledger: np.ndarray, kinds: list[str]) -> dict[str, Any]:

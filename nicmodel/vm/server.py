@@ -126,6 +126,11 @@ class NicServer:
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def compiled(self) -> bool:
+        """Whether it had to compile the packet path before it was ready."""
+        return any(line.startswith(BEGINS) for line in self._lines)
+
     def log(self) -> str:
         """All that it has printed."""
         return "".join(self._lines)
