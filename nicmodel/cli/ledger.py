@@ -13,10 +13,11 @@ from typing import Any
 
 import click
 from qemu.qmp import QMPError
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from nicmodel.cli.options import control_option, interval_option
+from nicmodel.cli.tables import as_many_as_fit
 from nicmodel.observe.control import Control
 from nicmodel.observe.ledger import Entry, Place, entries, since
 from nicmodel.observe.report import ledger_table, plain_console
@@ -71,19 +72,33 @@ def _watch(console: Console, look: Callable[[], _Ledgers], interval: float) -> N
         while True:
             time.sleep(interval)
             after, now = look(), time.monotonic()
-            live.update(_view(before, after, now - then, console.width), refresh=True)
+            live.update(view(console, before, after, now - then), refresh=True)
             before, then = after, now
 
 
-def _view(
-    before: Mapping[str, Sequence[Entry]], after: Mapping[str, Sequence[Entry]], seconds: float, width: int
+def view(
+    console: Console, before: Mapping[str, Sequence[Entry]], after: Mapping[str, Sequence[Entry]], seconds: float
 ) -> Group:
-    return Group(
-        *(
-            ledger_table(book, title=f"DMA of {nic}", moved=since(before[nic], book), seconds=seconds, width=width)
-            for nic, book in after.items()
-        )
-    )
+    """The screen: each NIC has its share of the lines, in which the queues that move the most are shown."""
+    height = console.height // len(after)
+    return Group(*(_part(console, nic, book, since(before[nic], book), seconds, height) for nic, book in after.items()))
+
+
+def _part(
+    console: Console, nic: str, book: Sequence[Entry], moved: Sequence[Entry], seconds: float, height: int
+) -> RenderableType:
+    names = list(dict.fromkeys(entry.queue for entry in book))
+    rates = {name: sum(entry.bytes for entry in moved if entry.queue == name) for name in names}
+    busiest = sorted(names, key=rates.__getitem__, reverse=True)
+
+    def build(count: int) -> RenderableType:
+        left_out = f", {len(names) - count} of {len(names)} queues left out" if count < len(names) else ""
+        return ledger_table(
+            book, title=f"DMA of {nic}{left_out}", queues=busiest[:count], moved=moved, seconds=seconds,
+            width=console.width,
+        )  # fmt: skip
+
+    return as_many_as_fit(console, build, len(names), height)
 
 
 def _places(control: Control, nic: str, qmp: str | None) -> dict[str, Place]:

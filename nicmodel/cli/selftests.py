@@ -21,6 +21,9 @@ from nicmodel.vm.tools import check_host
 
 _COLOURS = {"pass": "green", "skip": "yellow", "xfail": "yellow", "fail": "red", "crash": "red", "none": "red"}
 
+#: Where the kernel has them, below tools/testing/selftests.
+_FOLDER = "drivers/net/"
+
 console = Console(highlight=False)
 
 
@@ -85,10 +88,13 @@ def selftests(
 
 def _list(recipe: Recipe) -> None:
     """What is there, and what is not."""
-    table = plain_table("test", "cases", "quick run", "file")
+    table = plain_table("test", "cases", "quick run", f"file in {_FOLDER}")
     for name, program in recipe.programs.items():
         table.add_row(
-            name, str(program.cases), "none" if program.slow else "\n".join(program.quick) or "all", program.path
+            name,
+            str(program.cases),
+            "none" if program.slow else "\n".join(program.quick) or "all",
+            program.path.removeprefix(_FOLDER),
         )
     console.print(table)
     table = plain_table("not run", "why")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -41,6 +41,22 @@ def wrapped(text: str) -> str:
 def _wrap(line: str, width: int) -> str:
     indent = " " * min(len(line) - len(line.lstrip()) + 4, width // 2)
     return "\n".join(textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False)) or line
+
+
+def as_many_as_fit(console: Console, build: Callable[[int], RenderableType], count: int, height: int) -> RenderableType:
+    """What `build` makes of as many of `count` things as `height` lines have room for, and of one at least."""
+    if lines_of(console, build(count)) <= height:
+        return build(count)
+    low, high = 1, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if lines_of(console, build(middle)) <= height else (low, middle)
+    return build(low)
+
+
+def lines_of(console: Console, what: RenderableType) -> int:
+    """How many lines it takes."""
+    return len(console.render_lines(what))
 
 
 def heading(console: Console, text: str) -> None:

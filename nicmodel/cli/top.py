@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nicmodel.cli.options import control_option, interval_option
+from nicmodel.cli.tables import as_many_as_fit, lines_of
 from nicmodel.observe.control import Control
 from nicmodel.observe.report import named, plain_console, rate, size
 from nicmodel.observe.text import escaped
@@ -73,10 +74,7 @@ def view(
     if height is None:
         return Group(*(nic.view() for nic in nics))
 
-    def lines(what: RenderableType) -> int:
-        return len(console.render_lines(what))
-
-    least = [lines(nic.view(1)) for nic in nics]
+    least = [lines_of(console, nic.view(1)) for nic in nics]
     count = len(nics)
     while count > 1 and sum(least[:count]) + (count < len(nics)) > height:
         count -= 1
@@ -84,22 +82,11 @@ def view(
     views: list[RenderableType] = []
     for number, nic in enumerate(nics[:count]):
         share = (room - sum(least[number:count])) // (count - number) + least[number]
-        views.append(_largest(nic, share, lines))
-        room -= lines(views[-1])
+        views.append(as_many_as_fit(console, nic.view, len(nic.queues), share))
+        room -= lines_of(console, views[-1])
     if count < len(nics):
         views.append(Text(f"and {len(nics) - count} more NICs", style="bold"))
     return Group(*views)
-
-
-def _largest(nic: _Nic, share: int, lines: Callable[[RenderableType], int]) -> RenderableType:
-    """The view of a NIC with as many queues as `share` lines have room for, and one at least; found by halving."""
-    if lines(nic.view()) <= share:
-        return nic.view()
-    low, high = 1, len(nic.queues)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if lines(nic.view(middle)) <= share else (low, middle)
-    return nic.view(low)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from nicmodel.observe.ledger import GROUPS, Entry, Place, entries, total
 from nicmodel.observe.text import escaped, printable
 
-#: Below these widths the ledger is abbreviated.
-_NARROW, _NARROW_WITH_RATES = 80, 90
 #: The queue that the sums are shown for.
 _ALL = "all"
 
@@ -89,9 +88,21 @@ def ledger_table(
         queues: those that have rows of their own; None: all.
         moved: what of it was moved in the last `seconds`, for rates; 0: no rates.
         seconds: see there.
-        width: characters that there are: in a narrow terminal sums have no unit but its first letter, and no total.
+        width: characters that there are. Where they are too few, amounts have only the first letter of their unit, and
+            there is no total.
     """
-    narrow = width < (_NARROW_WITH_RATES if seconds else _NARROW)
+    table = _ledger_table(ledger, title, queues, moved, seconds, narrow=False)
+    console = plain_console()
+    console.width = 1000
+    if Measurement.get(console, console.options, table).maximum > width:
+        table = _ledger_table(ledger, title, queues, moved, seconds, narrow=True)
+    return table
+
+
+def _ledger_table(
+    ledger: Sequence[Entry], title: str | None, queues: Collection[str] | None, moved: Sequence[Entry], seconds: float,
+    *, narrow: bool,
+) -> Table:  # fmt: skip
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
     for heading in ("queue", "device", "memory", "through"):
         table.add_column(heading, no_wrap=heading != "memory", overflow="fold")

@@ -73,6 +73,7 @@ def test_stat(driver: Driver, control: str) -> None:
     assert re.search(r"^rx3 +1 +", run("stat", "--control", control), re.MULTILINE)
     [nic] = json.loads(run("stat", "--json", "--control", control))
     assert nic["rx_queues"][3]["frames"] == nic["rules"][0]["hits"] == 1
+    assert 1 << 20 < nic["own_memory"] <= nic["peak_memory"]
 
 
 def test_show(driver: Driver, control: str) -> None:

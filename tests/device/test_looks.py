@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from nicmodel.cli.ledger import view as ledger_view
 from nicmodel.cli.show import print_state
-from nicmodel.cli.tables import pairs, rows
+from nicmodel.cli.tables import pairs, rows, wrapped
 from nicmodel.cli.top import view
 from nicmodel.gvnic.state import Drop
 from nicmodel.observe.detail import detail
@@ -159,6 +161,30 @@ def test_ledger(busy: Loopback, width: int, seconds: int) -> None:
     assert "rx39" in out.getvalue() and "1023.0" in out.getvalue() and "switch" in out.getvalue()
 
 
+@pytest.mark.parametrize("height", [12, 24, 50])
+@pytest.mark.parametrize("nics", [1, 2])
+def test_ledger_fits_the_screen(busy: Loopback, height: int, nics: int) -> None:
+    """Verify: it is no higher than the screen, tells what is left out, and keeps the sums and the busiest queue."""
+    before, after = stats(busy, nics)
+    for nic in after:
+        for queue in nic["rx_queues"]:
+            queue["dma"] = {"payload": {"ram": 1000 + queue["queue"]}, "completion": {"ram": 16}}
+    was, now = ({nic["name"]: entries(nic) for nic in answer} for answer in (before, after))
+    console, out = console_of(60)
+    console.height = height
+    console.print(ledger_view(console, was, now, 1.0))
+    text = out.getvalue()
+    assert fits(text, 60)
+    assert text.count("\n") <= height or (nics, height) == (2, 12)
+    assert len(re.findall(r"^rx39 ", text, re.MULTILINE)) == nics
+    assert text.count("\nall ") >= nics
+    left_out = re.findall(r"(\d+) of (\d+) queues left out", text)
+    shown = set(re.findall(r"^([rt]x\d+|device) ", text, re.MULTILINE))
+    for hidden, count in left_out:
+        assert int(count) == len({entry.queue for entry in now["nic0"]}) and len(shown) == int(count) - int(hidden)
+    assert len(left_out) == (0 if (nics, height) == (1, 50) else nics)
+
+
 @pytest.mark.parametrize("width", [20, 40, 60])
 def test_rows_and_pairs(width: int) -> None:
     """Verify: columns that do not fit come below, each with the first one; nothing of a long text is lost."""
@@ -181,3 +207,23 @@ def test_what_is_the_same_is_told_once() -> None:
     console, out = console_of(80)
     rows(console, [{"queue": f"rx{number}", "vector": number, "entries": 64} for number in range(2)], once=True)
     assert out.getvalue().count("64") == 1 and "the same for all: entries 64" in out.getvalue()
+
+
+@pytest.mark.parametrize("width", [30, 60])
+def test_lines_for_a_terminal_are_wrapped_at_words(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Verify: every word is whole, continued lines are indented, and for other programs a line stays a line."""
+    text = (
+        "RX-BUF-003 error: nic0 rx3: a buffer is posted twice\n  rule    A buffer is posted once.\n\n  x "
+        + "word " * 40
+    )
+    assert wrapped(text) == text
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", str(width))
+    told = wrapped(text)
+    assert fits(told, width) and told.split() == text.split() and "\n\n" in told
+    assert all(line.startswith("      ") for line in told.partition("  x ")[2].splitlines()[1:])
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
