@@ -93,9 +93,9 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version,
               help="Show the version, and those of Python, numpy and Numba.")  # fmt: skip
 def cli() -> None:
-    """An emulated multi-queue NIC, Google's gVNIC, for QEMU guests.
+    """An emulated multi-queue NIC, Google's gVNIC, for QEMU guests over vfio-user.
 
-    `nicmodel COMMAND --help` tells more of each command.
+    `nicmodel COMMAND --help` describes a command.
     """
 
 

@@ -161,6 +161,15 @@ def test_ledger(busy: Loopback, width: int, seconds: int) -> None:
     assert "rx39" in out.getvalue() and "1023.0" in out.getvalue() and "switch" in out.getvalue()
 
 
+@pytest.mark.parametrize("height", [None, 1, 24])
+def test_top_of_nics_without_a_driver(lab: Loopback, height: int | None) -> None:
+    console, out = console_of(60)
+    console.print(view(console, [snapshot(lab.nic)], [snapshot(lab.nic)], 1.0, height=height))
+    console.height = height or 24
+    console.print(ledger_view(console, {"nic0": []}, {"nic0": []}, 1.0))
+    assert fits(out.getvalue(), 60) and "\ndevice " in out.getvalue() and "DMA: none" in out.getvalue()
+
+
 @pytest.mark.parametrize("height", [12, 24, 50])
 @pytest.mark.parametrize("nics", [1, 2])
 def test_ledger_fits_the_screen(busy: Loopback, height: int, nics: int) -> None:
