@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # One process of tests for each processor; a guest of the tests takes 1 to 2 GiB, so no more than eight.
 PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadgroup
 
-.PHONY: demo test bench docs install-man lint unit protocol device guest clean help
+.PHONY: demo test bench docs install-man lint unit protocol device guest fuzz clean help
 
 help:
 	@echo "make demo      devmem TCP from end to end: a stock guest, the emulated NIC, a verified transfer"
@@ -16,6 +16,7 @@ help:
 	@echo "make docs      the documentation: docs/_build/html/index.html, and man pages in docs/_build/man"
 	@echo "make lint      ruff, mypy and import-linter only"
 	@echo "make unit      one ring of tests; also: protocol, device, guest"
+	@echo "make fuzz      wrong input of every sort, a minute each; longer: make fuzz FUZZ='rings --minutes 60'"
 	@echo "make clean     remove the Python environment (downloads stay in the user's cache folder)"
 
 demo: $(READY)
@@ -54,6 +55,11 @@ lint: $(READY)
 
 unit protocol device guest: $(READY)
 	$(PYTEST) tests/$@
+
+# What to fuzz, and how long: see python -m tests.device.fuzz --help.
+FUZZ ?= all
+fuzz: $(READY)
+	$(BIN)/python -m tests.device.fuzz $(FUZZ)
 
 # The stamp is written last: an environment without one is what an interrupted set-up left, and is made anew from
 # nothing, since neither venv nor pip mends a half-written package. The lock keeps a second make from writing into it.
