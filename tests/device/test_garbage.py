@@ -1,8 +1,11 @@
-"""Wrong input of every sort: the device answers, counts or ignores it, and works on."""
+"""Wrong input of every sort: the device answers, counts or ignores it, and works on.
+
+Here it may point anywhere, also at the rings themselves. `fuzz` goes through far more of it, and knows of every byte of
+memory whether the device may write it.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +35,8 @@ from nicmodel.testing.memory import GuestMemory
 
 from .conftest import ENTRIES, RAM_SIZE
 from .frames import NIC_MAC, PEER_MAC, tcp, udp
+from .fuzz.admin import OPTIONS
+from .fuzz.campaign import Failures
 
 BASE = 0x1000_0000
 EXAMPLES = settings(max_examples=25, deadline=None)
@@ -46,23 +51,10 @@ ADDRESSES = st.one_of(
 )
 
 
-class Failures(logging.Handler):
-    """Keeps what is logged as an error: an exception that a callback swallowed."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.records: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(self.format(record))
-
-
 @contextmanager
 def running(queue_format: QueueFormat = QueueFormat.DQO_RDA, **options: Any) -> Iterator[Loopback]:
     """A lab, in format DQO-RDA with all queues open; in the end nothing has failed and a new driver can work."""
-    failures = Failures()
-    logging.getLogger("nicmodel").addHandler(failures)
-    try:
+    with Failures() as failures:
         formats = tuple({QueueFormat.DQO_RDA, queue_format})
         profile = Profile(mac=parse_mac(NIC_MAC), queues=2, default_queues=2, formats=formats, **options)
         with Loopback(profile, ram=GuestMemory("ram", base=BASE, size=RAM_SIZE)) as lab:
@@ -77,8 +69,6 @@ def running(queue_format: QueueFormat = QueueFormat.DQO_RDA, **options: Any) -> 
             lab.driver.open(ring_entries=ENTRIES)
             lab.receive(tcp(100))
             assert [packet.frame for packet in lab.driver.poll_all()] == [tcp(100)]
-    finally:
-        logging.getLogger("nicmodel").removeHandler(failures)
     assert failures.records == []
 
 
@@ -343,10 +333,6 @@ def test_admin_queue_anywhere(
             write(r.ADMINQ_DOORBELL, value)
         lab.run()
         assert lab.nic.admin.counter == lab.nic.admin._producer
-
-
-#: All of the model's own options.
-OPTIONS: dict[str, Any] = {"deferred_bytes": 1 << 16, "queue_flush": True, "owners": 2, "ddp_flows": 2}
 
 
 @EXAMPLES

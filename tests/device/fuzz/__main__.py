@@ -12,7 +12,7 @@ import click
 
 #: Where the corpus is, unless told otherwise.
 _HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nicmodel" / "fuzz"
-_NAMES = ["messages", "admin", "rings"]
+_NAMES = ["messages", "admin", "rings", "wires", "control", "captures"]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -59,7 +59,8 @@ def main(
     from .campaign import Campaign, Example, execute, flat
     from .targets import TARGETS
 
-    logging.getLogger("nicmodel").propagate = False  # what it warns of, it has every reason to
+    for logger in ("nicmodel", "scapy"):
+        logging.getLogger(logger).propagate = False  # what they warn of, they have every reason to
     names = list(TARGETS) if target == "all" else [target]
     if replay is not None:
         text = Path(replay).read_text() if os.path.exists(replay) else replay

@@ -48,7 +48,7 @@ _LIKELY: dict[str, list[int]] = {
     "interval_ms": [0, 1, 20_000],
 }
 #: All of the model's own options.
-_OPTIONS: dict[str, Any] = {"deferred_bytes": 1 << 16, "queue_flush": True, "owners": 2, "ddp_flows": 2}
+OPTIONS: dict[str, Any] = {"deferred_bytes": 1 << 16, "queue_flush": True, "owners": 2, "ddp_flows": 2}
 _OPCODES = [int(opcode) for opcode in Opcode]
 _NAMES: dict[int, str] = {int(opcode): opcode.name.lower() for opcode in Opcode}
 _STATUSES: dict[int, str] = {int(status): status.name for status in Status}
@@ -85,7 +85,7 @@ class Commands:
 
     def __init__(self, setup: int, run: Run) -> None:
         self.run_ = run
-        options = _OPTIONS if setup & 4 else {}
+        options = OPTIONS if setup & 4 else {}
         profile = Profile(
             mac=parse_mac(NIC_MAC), queues=2, default_queues=2,
             formats=tuple({QueueFormat.DQO_RDA, FORMATS[setup % 4]}), **options,

@@ -385,15 +385,15 @@ class Rings:
         self.arena.close()
 
 
-def works(lab: Loopback) -> None:
-    """The device serves the next driver: a plain frame goes through in each direction."""
+def works(lab: Loopback, arrive: Callable[[bytes], None] | None = None) -> None:
+    """The device serves the next driver: a plain frame goes through in each direction; `arrive` has it come."""
     lab.driver.disconnect()
     lab.driver = lab.connect()
     lab.driver.probe()
     lab.driver.open(ring_entries=64, buffer_size=BUFFER)
     lab.nic.set_cable(True)
     lab.run()
-    lab.receive(tcp(100))
+    (arrive or lab.receive)(tcp(100))
     assert [packet.frame for packet in lab.driver.poll_all()] == [tcp(100)], "a plain frame is not received"
     before = lab.wire.counters["tx_frames"]
     lab.driver.send(0, tcp(100), report_event=True)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from .admin import AdminTarget
 from .campaign import Target
+from .captures import CapturesTarget
+from .control import ControlTarget
 from .messages import MessagesTarget
 from .rings import RingsTarget
+from .wires import WiresTarget
 
-TARGETS: dict[str, Target] = {target.name: target for target in (MessagesTarget(), AdminTarget(), RingsTarget())}
+_ALL: list[Target] = [
+    MessagesTarget(), AdminTarget(), RingsTarget(), WiresTarget(), ControlTarget(), CapturesTarget()
+]  # fmt: skip
+TARGETS = {target.name: target for target in _ALL}
