@@ -59,8 +59,9 @@ def main(
     from .campaign import Campaign, Example, execute, flat
     from .targets import TARGETS
 
-    for logger in ("nicmodel", "scapy"):
-        logging.getLogger(logger).propagate = False  # what they warn of, they have every reason to
+    # What they warn of, they have every reason to.
+    logging.getLogger("nicmodel").propagate = False
+    logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
     names = list(TARGETS) if target == "all" else [target]
     if replay is not None:
         text = Path(replay).read_text() if os.path.exists(replay) else replay
