@@ -43,7 +43,9 @@ def stop(*arguments: Any, **keywords: Any) -> NoReturn:
 
 
 @pytest.fixture(autouse=True)
-def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Some values are names of files that a command may write.
+    monkeypatch.chdir(tmp_path)
     look_up = socket.getaddrinfo
     # No name server is asked.
     monkeypatch.setattr(
@@ -98,9 +100,8 @@ def test_silly_values(names: list[str], option: str, besides: list[str]) -> None
 @pytest.mark.parametrize(
     "form", [":{}", ":fd={}", ":listen={}", ":local={},remote={}", ":/nonexistent,loop={}", ":/nonexistent,pace={}"]
 )
-def test_silly_wires(kind: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silly_wires(kind: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wire is opened or refused by a sentence. No interface is made, and none of this host's is listened to."""
-    monkeypatch.chdir(tmp_path)
 
     def refuse(*arguments: Any) -> NoReturn:
         raise PermissionError(errno.EPERM, "Operation not permitted")
