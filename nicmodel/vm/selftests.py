@@ -224,6 +224,13 @@ def judge(program: Program, results: Sequence[Result], *, quick: bool = False) -
         )
     elif not results:
         surprises.append(f"{program.name}: no case has run")
+    else:
+        # Cases are renamed from one kernel to the next: a pattern that fits none would leave them out silently.
+        surprises += (
+            f"{program.name}: no case {pattern}, which the quick run names"
+            for pattern in program.quick
+            if not any(fnmatch.fnmatchcase(result.case, pattern) for result in results)
+        )
     return surprises
 
 

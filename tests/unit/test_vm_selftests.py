@@ -1,5 +1,6 @@
 """The selftests' output and the file of what is expected of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,12 @@ def test_every_difference_is_a_surprise(expected: dict[str, str], cases: int, su
 def test_a_quick_run_may_leave_cases_out_but_not_all() -> None:
     assert judge(program(EXPECTED), RESULTS[:2], quick=True) == []
     assert judge(program(EXPECTED), [], quick=True) == ["hds: no case has run"]
+
+
+def test_a_quick_run_whose_pattern_fits_no_case_is_a_surprise() -> None:
+    named = replace(program(EXPECTED), quick=("get_*", "set_xdp", "set_ring"))
+    assert judge(named, RESULTS[:2], quick=True) == ["hds: no case set_ring, which the quick run names"]
+    assert judge(replace(named, cases=2), RESULTS[:2]) == [f"hds: no case {name}" for name in list(EXPECTED)[1:]]
 
 
 def test_an_expectation_needs_a_reason() -> None:
