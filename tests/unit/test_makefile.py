@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ esac
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
+def make(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Starts make in a folder with the project's Makefile and a Python that only pretends."""
     if not shutil.which("make"):
         pytest.skip("make is missing")
@@ -47,13 +48,26 @@ def make(tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
     python.chmod(0o755)
     os.utime(tmp_path / "pyproject.toml", (1, 1))
 
-    def start() -> subprocess.Popen[str]:
-        command = ["make", f"PYTHON={python}", ".venv/.ready"]
-        return subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
+    # These tests may run below a make, which would have it tell its folders, and in the background of a shell, where
+    # Ctrl-C is ignored.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    started: list[subprocess.Popen[str]] = []
 
-    return start
+    def start() -> subprocess.Popen[str]:
+        command = ["env", "--default-signal=INT", "make", f"PYTHON={python}", ".venv/.ready"]
+        started.append(
+            subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                start_new_session=True,
+            )
+        )  # fmt: skip
+        return started[-1]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def calls(folder: Path) -> list[str]:
