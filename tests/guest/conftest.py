@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 LIMIT = 900
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file share guests: in parallel runs they stay together. They get more time than others."""
     for item in items:
