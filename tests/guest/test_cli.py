@@ -90,14 +90,14 @@ def test_serve_and_vm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["serve"], "Missing option '--socket'"),
+        (["serve"], "where is QEMU to connect"),
         (["serve", "--socket", "x", "--wire", "carrier-pigeon"], "names no wire"),
         (["serve", "--socket", "x", "--mac", "01:00:00:00:00:01"], "multicast"),
         (["serve", "--socket", "x", "--queues", "1000"], "queues"),
         (["serve", "--socket", "x", "--wire", "link"], "a link joins two NICs"),
         (["serve", "--socket", "/nonexistent/folder/x"], "/nonexistent/folder"),
         (["vm", "--nic", "/nonexistent/nic.sock", "--run", "true"], "/nonexistent/nic.sock"),
-        (["no-such-command"], "No such command"),
+        (["no-such-command"], "there is no command"),
     ],
 )
 def test_wrong_words_get_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
