@@ -28,6 +28,7 @@ from nicmodel.vm.server import NicServer
 RECIPE = Path(__file__).with_suffix(".toml")
 
 _RESULT = re.compile(r"(?P<bad>not )?ok \d+ (?P<name>\S+)(?: # (?P<directive>\w+) ?(?P<said>.*))?")
+_EXPECTED = re.compile(r"(?P<outcomes>\w+(?: or \w+)*)(?: \((?P<said>[^)]+)\))?: (?P<reason>.+)")
 _TROUBLE = re.compile(
     r"BUG:|WARNING:|Oops|Invalid RX buffer_id|RX buffer_id is not|Invalid TX completion tag|No pending data completion"
     r"|Timeout on tx queue|Unrecoverable platform error"
@@ -58,19 +59,28 @@ class Expectation:
         pattern: Names of cases, as a shell's pattern.
         outcomes: Any of these; several where time decides.
         reason: Why, with its place in the driver's or the test's source.
+        said: What the test then says, or a part of it; "": anything.
     """
 
     pattern: str
     outcomes: tuple[str, ...]
     reason: str
+    said: str = ""
 
     @classmethod
     def parse(cls, pattern: str, text: str) -> Self:
-        """From the file's form, `outcome: reason` or `outcome or outcome: reason`."""
-        outcomes, colon, reason = text.partition(": ")
-        if not colon or not reason:
+        """From the file's form, `outcome: reason` or `outcome or outcome (what it says): reason`."""
+        found = _EXPECTED.fullmatch(text)
+        if not found:
             raise VmError(f"expectation of '{pattern}': write 'outcome: reason', not '{text}'")
-        return cls(pattern, tuple(outcomes.split(" or ")), reason)
+        return cls(pattern, tuple(found["outcomes"].split(" or ")), found["reason"], found["said"] or "")
+
+    def fits(self, result: Result) -> bool:
+        """Whether `result` is one that is expected."""
+        return result.outcome in self.outcomes and (result.outcome == "pass" or self.said in result.said)
+
+
+_PASS = Expectation("*", ("pass",), "")
 
 
 @dataclass(frozen=True)
@@ -209,11 +219,11 @@ def judge(program: Program, results: Sequence[Result], *, quick: bool = False) -
     """How `results` differ from what is expected, in sentences; none if they do not."""
     surprises = []
     for result in results:
-        expectation = program.expectation(result.case)
-        wanted = expectation.outcomes if expectation else ("pass",)
-        if result.outcome not in wanted:
+        expectation = program.expectation(result.case) or _PASS
+        if not expectation.fits(result):
             said = f" ({result.said})" if result.said else ""
-            surprises.append(f"{program.name}: {result.case}: {result.outcome}{said}, expected {' or '.join(wanted)}")
+            wanted = " or ".join(expectation.outcomes) + (f" ({expectation.said})" if expectation.said else "")
+            surprises.append(f"{program.name}: {result.case}: {result.outcome}{said}, expected {wanted}")
     if not quick:
         if len(results) != program.cases:
             surprises.append(f"{program.name}: {len(results)} cases, expected {program.cases}")

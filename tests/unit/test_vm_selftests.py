@@ -86,6 +86,16 @@ def test_a_quick_run_whose_pattern_fits_no_case_is_a_surprise() -> None:
     assert judge(replace(named, cases=2), RESULTS[:2]) == [f"hds: no case {name}" for name in list(EXPECTED)[1:]]
 
 
+def test_a_failure_for_another_reason_is_a_surprise() -> None:
+    timed = program({"*": "pass or fail (>= 0.15): a matter of time"}, cases=1)
+    assert judge(timed, [Result("key", "pass")]) == []
+    assert judge(timed, [Result("key", "fail", "failed 1.2 >= 0.15")]) == []
+    assert judge(timed, [Result("key", "fail", "failed 1 != 0")]) == [
+        "hds: key: fail (failed 1 != 0), expected pass or fail (>= 0.15)"
+    ]
+    assert judge(timed, [Result("key", "skip")]) == ["hds: key: skip, expected pass or fail (>= 0.15)"]
+
+
 def test_an_expectation_needs_a_reason() -> None:
     with pytest.raises(VmError, match="outcome: reason"):
         Expectation.parse("check_fec", "skip")
