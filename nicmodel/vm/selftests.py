@@ -59,7 +59,7 @@ class Expectation:
         pattern: Names of cases, as a shell's pattern.
         outcomes: Any of these; several where time decides.
         reason: Why, with its place in the driver's or the test's source.
-        said: What the test then says, or a part of it; "": anything.
+        said: What a failure says, or a part of it; "": anything.
     """
 
     pattern: str
@@ -69,7 +69,7 @@ class Expectation:
 
     @classmethod
     def parse(cls, pattern: str, text: str) -> Self:
-        """From the file's form, `outcome: reason` or `outcome or outcome (what it says): reason`."""
+        """From the file's form, `outcome: reason` or `pass or fail (what it says): reason`."""
         found = _EXPECTED.fullmatch(text)
         if not found:
             raise VmError(f"expectation of '{pattern}': write 'outcome: reason', not '{text}'")
@@ -77,7 +77,7 @@ class Expectation:
 
     def fits(self, result: Result) -> bool:
         """Whether `result` is one that is expected."""
-        return result.outcome in self.outcomes and (result.outcome == "pass" or self.said in result.said)
+        return result.outcome in self.outcomes and (result.outcome != "fail" or self.said in result.said)
 
 
 _PASS = Expectation("*", ("pass",), "")
