@@ -134,5 +134,5 @@ def _rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
             "case": result.case,
             "outcome": result.outcome,
             "said": result.said,
-            "reason": expectation.reason if expectation else "",
+            "reason": expectation.reason if expectation and expectation.fits(result) else "",
         }
