@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # One process of tests for each processor; a guest of the tests takes 1 to 2 GiB, so no more than eight.
-PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadgroup
+PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test bench docs install-man lint unit protocol device guest fuzz clean help
 

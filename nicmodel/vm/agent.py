@@ -38,6 +38,7 @@ STDOUT = 5  # bytes
 STDERR = 6  # bytes
 EXIT = 7  # JSON: exit status, or minus the signal's number
 FAILED = 8  # text: why the command could not be started
+NETWORK = "0x02"  # the class of a PCI device, as sysfs has it, begins so
 FROM_GUEST = (STDOUT, STDERR, EXIT, FAILED)
 
 # Linux, include/uapi/linux/random.h: _IOW('R', 3, int[2]) and _IO('R', 7).
@@ -140,6 +141,12 @@ def coldplug(bus: str = "/sys/bus/pci") -> None:
     probe returns when the driver has taken the device or refused it.
     """
     write(f"{bus}/drivers_autoprobe", "0")
+    write(f"{bus}/rescan", "1")
+    # A driver that is loaded again later binds devices in the order in which they were added, and the hot-plug driver
+    # has its own: what it has added is taken out, and found again by the scan, whose order is that of a boot.
+    for name in sorted(os.listdir(f"{bus}/devices")):
+        if read(f"{bus}/devices/{name}/class").startswith(NETWORK) and not driven(bus, name):
+            write(f"{bus}/devices/{name}/remove", "1")
     write(f"{bus}/rescan", "1")
     devices = [name for name in sorted(os.listdir(f"{bus}/devices")) if not driven(bus, name)]
     aliases = {read(f"{bus}/devices/{name}/modalias").strip() for name in devices}

@@ -276,6 +276,7 @@ def test_the_agent_binds_drivers_in_the_order_of_the_devices(tmp_path: Path, mon
     for name, alias in aliases.items():
         (tmp_path / "devices" / name).mkdir(parents=True)
         (tmp_path / "devices" / name / "modalias").write_text(alias + "\n")
+        (tmp_path / "devices" / name / "class").write_text("0x050000\n" if alias == "pci:a" else "0x020000\n")
     (tmp_path / "devices/0000:00:1f.0/driver").mkdir()
     done: list[tuple[str, ...]] = []
     monkeypatch.setattr(agent, "write", lambda path, text: done.append((Path(path).name, text)))
@@ -283,6 +284,8 @@ def test_the_agent_binds_drivers_in_the_order_of_the_devices(tmp_path: Path, mon
     agent.coldplug(str(tmp_path))
     assert done == [
         ("drivers_autoprobe", "0"),
+        ("rescan", "1"),
+        ("remove", "1"),
         ("rescan", "1"),
         ("modprobe", "-qab", "pci:a", "pci:b"),
         ("drivers_probe", "0000:01:00.0"),
