@@ -247,7 +247,8 @@ class Messages:
     def finish(self) -> None:
         """Nothing is left of all connections, and the next driver can work."""
         self.lab.run()
-        assert open_descriptors() == self.open, f"{open_descriptors()} descriptors, {self.open} before"
+        # Fewer: what tests before have left may be collected meanwhile.
+        assert open_descriptors() <= self.open, f"{open_descriptors()} descriptors, {self.open} before"
         assert mappings_of("victim") == self.maps
         assert self.lab.nic.counters["internal_error"] == 0
         works(self.lab)
