@@ -15,15 +15,11 @@ HERE = Path(__file__).parent
 LIMIT = 900
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file share guests: in parallel runs they stay together. They get more time than others."""
+    """Tests with guests get more time than others."""
     for item in items:
-        if HERE in item.path.parents:
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(LIMIT))
-            if item.get_closest_marker("xdist_group") is None:
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LIMIT))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,13 +14,11 @@ pytestmark = pytest.mark.guest
 NICMODEL = [sys.executable, "-m", "nicmodel.cli", "selftests"]
 
 
-#: They are run in so many parts, each with a guest of its own, which may run at the same time.
+#: Number of parts in which they are run, each with a guest and a time limit of its own.
 PARTS = 4
 
 
-@pytest.mark.parametrize(
-    "part", [pytest.param(n, marks=pytest.mark.xdist_group(f"test_selftests_{n}")) for n in range(PARTS)]
-)
+@pytest.mark.parametrize("part", range(PARTS))
 def test_every_program_ends_as_expected(part: int, tmp_path: Path) -> None:
     programs = [name for name, program in Recipe.read().programs.items() if not program.slow][part::PARTS]
     command = [*NICMODEL, *programs, "--quick"]
