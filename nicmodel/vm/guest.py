@@ -34,6 +34,9 @@ from nicmodel.vm.qmp import Qmp
 GIB = 1 << 30
 
 _PREPARE_TIMEOUT = 600
+#: What an emulated CPU is to lack. QEMU executes "rep movsb" and its like byte by byte. A kernel that finds these
+#: features copies and clears memory that way; one that does not, in words, which is twice as fast.
+_SLOW_IF_EMULATED = ",-erms,-fsrm,-fzrm,-fsrs,-fsrc"
 _CHANNELS = ("agent", "console", "qmp")
 
 
@@ -515,7 +518,7 @@ def qemu_arguments(config: GuestConfig, image: Image, accel: str, files: Mapping
         "ACCEL": "kvm,kernel-irqchip=split" if accel == "kvm" else accel,
         "VCPUS": str(config.vcpus),
         "MEMORY": f"{_memory(config)}B",
-        "CPU": config.cpu,
+        "CPU": config.cpu + (_SLOW_IF_EMULATED if accel == "tcg" else ""),
         "CMDLINE": config.cmdline,
     }
     accelerators = [Accelerator(name, size, files[name]) for name, size in config.accelerators.items()]
