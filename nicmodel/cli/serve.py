@@ -24,6 +24,7 @@ from nicmodel.cli import systemd
 from nicmodel.cli.help import HelpCommand
 from nicmodel.cli.log import log_to_stderr
 from nicmodel.cli.options import BROKEN
+from nicmodel.cli.privileges import User, user
 from nicmodel.cli.sockets import Access, access_options
 from nicmodel.cli.start import no_garbage
 from nicmodel.faults.fault import FaultError
@@ -87,7 +88,7 @@ _LISTS = {
 }
 #: How the help groups the options.
 _SECTIONS = {
-    "Sockets and wires": ("--socket", "--socket-mode", "--socket-group", "--wire"),
+    "Sockets and wires": ("--socket", "--socket-mode", "--socket-group", "--wire", "--run-as"),
     "The NIC": ("--profile", "--queues", "--default-queues", "--mac", "--mtu", "--revision", "--promiscuous"),
     "Speed": ("--coalesce", "--coalesce-flows", "--coalesce-usecs", "--busy-poll"),
     "Features that no stock driver uses": (
@@ -129,6 +130,9 @@ def _report_file(_context: click.Context, _parameter: click.Parameter, value: Pa
 @access_options("socket", "what the umask leaves", "that of QEMU if it runs as another user.")
 @click.option("--wire", "wires", multiple=True, default=("none",), show_default=True, metavar="WIRE",
               help="Where frames go; see above.")  # fmt: skip
+@click.option("--run-as", callback=user, metavar="USER",
+              help="Once all sockets and wires are open, go on as this user, without any privilege. The user must be "
+                   "able to read nicmodel, and to reach what a wire connects to again later.")  # fmt: skip
 @click.option("--profile", "profile_name", type=Choice(list(PROFILES)), default="default", show_default=True,
               help="What kind of gVNIC; see above. The options below override parts of it.")  # fmt: skip
 @click.option("--queues", type=int, metavar="N",
@@ -188,6 +192,7 @@ def serve(
     socket_mode: int | None,
     socket_group: int | None,
     wires: tuple[str, ...],
+    run_as: User | None,
     profile_name: str,
     macs: tuple[bytes, ...],
     busy_poll: int,
@@ -265,6 +270,11 @@ def serve(
                 nic.start()
             if scenario is not None:
                 Scenario.load(scenario).begin(faults)
+            if run_as is not None:
+                try:
+                    run_as.become()
+                except PermissionError as error:
+                    raise click.ClickException(f"--run-as {run_as.name or run_as.uid}: {error.strerror}") from None
             _announce(nics, [server.path for server in servers])
             systemd.notify("READY=1", f"STATUS={len(nics)} NICs")
             poller.serve_forever()
