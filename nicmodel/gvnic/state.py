@@ -358,7 +358,11 @@ class State(Arrays):
 
     @memory_map.setter
     def memory_map(self, regions: RegionMap) -> None:
-        self.region_leaves, self.regions = regions
+        # Most changes are made inside the arrays, and may come by the hundred thousand.
+        if regions.leaves is not self.region_leaves:
+            self.region_leaves = regions.leaves
+        if regions.records is not self.regions:
+            self.regions = regions.records
 
 
 def make_state(
