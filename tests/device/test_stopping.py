@@ -25,6 +25,14 @@ LIMIT = 60
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def hangup_is_not_ignored() -> Iterator[None]:
+    """By what is started here, even if the tests run under nohup(1)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[NicServer]:
     with NicServer() as server:
