@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # One process of tests for each processor; a guest of the tests takes 1 to 2 GiB, so no more than eight.
 PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test bench docs install-man lint unit protocol device guest fuzz clean help
+.PHONY: demo test bench docs install-man lint unit protocol device guest fuzz cycles soak clean help
 
 help:
 	@echo "make demo      devmem TCP from end to end: a stock guest, the emulated NIC, a verified transfer"
@@ -17,6 +17,8 @@ help:
 	@echo "make lint      ruff, mypy and import-linter only"
 	@echo "make unit      one ring of tests; also: protocol, device, guest"
 	@echo "make fuzz      wrong input of every sort, a minute each; longer: make fuzz FUZZ='rings --minutes 60'"
+	@echo "make cycles    reloads, restarts and kills, ten of each; more: make cycles CYCLES='reload --count 1000'"
+	@echo "make soak      everything at once for 30 minutes, memory and rates in soak.csv and soak.png; MINUTES=480"
 	@echo "make clean     remove the Python environment (downloads stay in the user's cache folder)"
 
 demo: $(READY)
@@ -60,6 +62,17 @@ unit protocol device guest: $(READY)
 FUZZ ?= all
 fuzz: $(READY)
 	$(BIN)/python -m tests.device.fuzz $(FUZZ)
+
+# Which, and how many: see python tests/guest/cycles.py --help.
+CYCLES ?= all
+cycles: $(READY)
+	$(BIN)/python tests/guest/cycles.py $(CYCLES)
+
+MINUTES ?= 30
+soak: $(VENV)/.bench
+	@echo "$(MINUTES) minutes; follow them by: tail -f soak.csv"
+	status=0; $(BIN)/pytest -q -s tests/guest/test_soak.py -o faulthandler_timeout=0 --soak $(MINUTES) --soak-log soak.csv || status=$$?; \
+		$(BIN)/python tests/guest/soak_plot.py soak.csv soak.png; exit $$status
 
 # The stamp is written last: an environment without one is what an interrupted set-up left, and is made anew from
 # nothing, since neither venv nor pip mends a half-written package. The lock keeps a second make from writing into it.

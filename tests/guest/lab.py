@@ -116,8 +116,9 @@ class Lab:
         self.set_up()
 
     @classmethod
+    @contextmanager
     def running(cls) -> Iterator[Self]:
-        """For a fixture: the bench, taken down afterwards."""
+        """The bench, taken down afterwards."""
         with ExitStack() as stack:
             yield cls(stack)
 
@@ -285,6 +286,34 @@ def connect_pair(guest: Guest) -> None:
 def frames_dropped(report: Mapping[str, Any]) -> dict[str, int]:
     """Drops by name of a NIC's report, without those that every network has: frames for other stations."""
     return {name: count for name, count in report["drops"].items() if name != "not_ours"}
+
+
+def frames_received(server: NicServer) -> int:
+    """By the driver of the first NIC."""
+    return sum(int(queue["frames"]) for queue in server.report()[0]["rx_queues"])
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a process holds: descriptors, mappings, memory of its own (bytes), and mappings of guests' memory."""
+
+    descriptors: int
+    mappings: int
+    anonymous: int
+    guest_memory: int
+
+
+def footprint(pid: int) -> Footprint:
+    """Of a process now."""
+    process = Path("/proc", str(pid))
+    maps = (process / "maps").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    return Footprint(
+        descriptors=len(list((process / "fd").iterdir())),
+        mappings=len(maps),
+        anonymous=int(status["RssAnon"].split()[0]) << 10,
+        guest_memory=sum("/memfd:" in line for line in maps),
+    )
 
 
 def wait_until(condition: Any, timeout: float = 120, pause: float = 0.1, what: Callable[[], str] = str) -> None:

@@ -1,23 +1,25 @@
 """A soak: two guests, all kinds of traffic at once, and everything that can be turned is turned meanwhile.
 
-Each setting is turned once by default; ``pytest tests/guest/test_soak.py --soak 30`` goes on for 30 minutes.
+Each setting is turned once by default; ``pytest tests/guest/test_soak.py --soak 30`` goes on for 30 minutes, and
+``--soak-log FILE`` writes there what memory and rates were (`soak_plot.py` draws it); ``make soak`` does all of it.
 """
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fleet import DOUBLE, QUAD, SWITCH_A, SWITCH_B, SWITCH_C, Fleet, Station
-from lab import wait_until
+from lab import frames_dropped, wait_until
 from streams import Streams, exchange
 
 from nicmodel.observe.control import Control
@@ -34,8 +36,8 @@ QUEUE = 3
 #: Why a frame may have been lost in all this; anything else is a fault. Buffers run short, cables are pulled, and
 #: queues are away while they are remade; a switch floods.
 EXPECTED_DROPS = {"no_buffers", "device_down", "no_queue", "not_ours"}
-#: Both NICs of the cable once through all of `changes`.
-ALL_CHANGES = 16
+#: One NIC of the cable once through all of `changes`.
+ALL_CHANGES = 8
 #: Memory that the server may take on in the second half, bytes.
 SLACK = 4 * MIB
 
@@ -105,7 +107,7 @@ def changes(fleet: Fleet, control: Control, chance: random.Random) -> Iterator[N
         fleet.run(station, f"ethtool {option} {station.interface} {rest}")
         fleet.await_carrier(station)
 
-    for station in itertools.cycle(CABLE):
+    for station in itertools.cycle(CABLE if chance.random() < 0.5 else CABLE[::-1]):
         rx, tx = chance.choice([256, 512, 1024, 4096]), chance.choice([256, 512, 1024, 4096])
         ethtool(station, f"-G rx {rx} tx {tx}")
         yield
@@ -156,12 +158,70 @@ def restore(fleet: Fleet) -> None:
         fleet.run(SWITCH_B, f"ethtool {words}", check=False)
 
 
+class Log:
+    """A line for each change that is made, in a file that a person may follow; ends when the soak does.
+
+    Args:
+        path: the file; None: no log.
+        fleet: whose.
+    """
+
+    COLUMNS = ("seconds", "change", "memory_mib", "frames_per_second", "mbit_per_second", "dropped")
+
+    def __init__(self, path: Path | None, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._file = path.open("w", newline="") if path else None
+        self._begun = self._last = time.monotonic()
+        self._before = self._counts()
+        self._number = 0
+        self._write(self.COLUMNS)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
+
+    def line(self) -> None:
+        """What has happened since the last one."""
+        now, counts = time.monotonic(), self._counts()
+        frames, octets, dropped = (new - old for new, old in zip(counts, self._before, strict=True))
+        seconds = now - self._last
+        memory = own_memory(self._fleet.server.pid) / MIB
+        self._number += 1
+        self._write((
+            f"{now - self._begun:.1f}", self._number, f"{memory:.2f}", f"{frames / seconds:.0f}",
+            f"{octets * 8e-6 / seconds:.1f}", dropped,
+        ))  # fmt: skip
+        self._last, self._before = now, counts
+
+    def _counts(self) -> tuple[int, int, int]:
+        """Frames and bytes that guests have received, and frames dropped for a reason that matters, of all NICs."""
+        reports = self._fleet.server.report()
+        queues = [queue for report in reports for queue in report["rx_queues"]]
+        dropped = sum(sum(frames_dropped(report).values()) for report in reports)
+        return sum(queue["frames"] for queue in queues), sum(queue["bytes"] for queue in queues), dropped
+
+    def _write(self, row: Sequence[object]) -> None:
+        if self._file:
+            csv.writer(self._file).writerow(row)
+            self._file.flush()
+
+
+@pytest.fixture(scope="module")
+def log(request: pytest.FixtureRequest, booted_fleet: Fleet) -> Iterator[Log]:
+    path = request.config.getoption("--soak-log", default=None)
+    with Log(path and Path(path), booted_fleet) as log:
+        yield log
+
+
 @pytest.fixture(scope="module")
 def minutes(request: pytest.FixtureRequest) -> float:
     return float(request.config.getoption("--soak", default=0))
 
 
-def test_soak(fleet: Fleet, minutes: float) -> None:
+def test_soak(fleet: Fleet, log: Log, minutes: float) -> None:
     """*Steps*: TCP streams both ways over a cable whose NICs are reconfigured, reset and unplugged; through a switch,
     datagrams, echo requests and transfers from one dma-buf to another, each bound and unbound.
 
@@ -201,6 +261,7 @@ def test_soak(fleet: Fleet, minutes: float) -> None:
             next(change)
             streams.goes_on()
             memory.append(own_memory(fleet.server.pid))
+            log.line()
         for process in background:
             assert process.running, process.output()
             process.kill(2)
