@@ -155,12 +155,11 @@ class Fleet:
             self.guests[name] = stack.enter_context(Guest(GuestConfig(nics=nics, vcpus=vcpus)))
         for station in STATIONS:
             self._set_up(station)
-        stack.callback(self._execute, "cont")  # a guest that stands still does not power off
-        self._execute("stop")
 
     @classmethod
+    @contextmanager
     def running(cls) -> Iterator[Fleet]:
-        """For a fixture: the fleet, taken down afterwards."""
+        """The fleet, taken down afterwards."""
         with ExitStack() as stack:
             yield cls(stack)
 
@@ -199,25 +198,9 @@ class Fleet:
         return self.server.report()[station.number]
 
     @contextmanager
-    def awake(self) -> Iterator[None]:
-        """The guests run meanwhile.
-
-        At other times they stand still: idle, the three of them take a third of an emulating core from other tests.
-        """
-        self._execute("cont")
-        try:
-            yield
-        finally:
-            self._execute("stop")
-
-    @contextmanager
     def quiet_logs(self) -> Iterator[None]:
         """No guest's kernel may have anything to complain about meanwhile."""
         with ExitStack() as stack:
             for guest in self.guests.values():
                 stack.enter_context(quiet_log(guest))
             yield
-
-    def _execute(self, command: str) -> None:
-        for guest in self.guests.values():
-            guest.qmp.execute(command)

@@ -145,11 +145,11 @@ def connected(fleet: Fleet) -> Iterator[Peer]:
             peer.close()
 
 
-def test_a_transmit_queue_that_hangs(awake_fleet: Fleet) -> None:
+def test_a_transmit_queue_that_hangs(booted_fleet: Fleet) -> None:
     """*Steps*: the wire takes nothing while the guest sends; then it does again.
     *Verify*: the kernel's watchdog finds the queue hanging, the driver resets the device, and traffic flows again.
     """
-    fleet, guest = awake_fleet, awake_fleet.guests[STALLED.guest]
+    fleet, guest = booted_fleet, booted_fleet.guests[STALLED.guest]
 
     def count(name: str) -> int:
         return statistic(fleet.run(STALLED, f"ethtool -S {STALLED.interface}"), name)
