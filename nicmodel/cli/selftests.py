@@ -30,7 +30,7 @@ console = Console(highlight=False)
 @click.command()
 @click.argument("names", nargs=-1, metavar="[TEST]...")
 @click.option("--list", "only_list", is_flag=True, help="Only list the tests, and why some are not run.")
-@click.option("--quick", is_flag=True, help="Some cases of every test, in 4 minutes; the test suite runs these.")
+@click.option("--quick", is_flag=True, help="Some cases of every test, in 5 minutes.")
 @click.option("--kernel", default=DEFAULT_KERNEL.name, show_default=True, metavar="NAME",
               help="The guest's kernel, as of `nicmodel vm`. What is expected is known for Linux "
                    f"{Recipe.read().kernel} only: with another the table is all.")  # fmt: skip

@@ -11,7 +11,7 @@ from lab import LINK0, LINK1, PLAIN_PORT, USER, Lab, Port
 
 pytestmark = pytest.mark.guest
 
-FILE_SIZE = 32 << 20
+FILE_SIZE = 16 << 20
 
 
 @pytest.fixture(params=["unsplit", "split"])

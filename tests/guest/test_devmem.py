@@ -343,7 +343,7 @@ def test_from_the_kill_to_the_last_write(devmem: Lab) -> None:
         print(f"{last:35.2f} {stopped:21.2f} {again:17.2f}")
 
 
-def test_ncdevmem_killed_under_traffic_ten_times(devmem: Lab) -> None:
+def test_ncdevmem_killed_under_traffic_three_times(devmem: Lab) -> None:
     """The same with the kernel's own program, which leaves its rule behind when it is killed."""
 
     def frames() -> int:
@@ -355,7 +355,7 @@ def test_ncdevmem_killed_under_traffic_ten_times(devmem: Lab) -> None:
                 connection.sendall(NCDEVMEM_PATTERN)
 
     with OtherTraffic(devmem) as others:
-        for _ in range(10):
+        for _ in range(3):
             process = ncdevmem(devmem, QUEUE, 1)
             before = frames()
             sender = threading.Thread(target=push)

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.guest
 
 #: Flows for each queue: that a random choice among n queues misses one has a probability of n·e^-20.
 FLOWS = 20
-FILE_SIZE = 32 << 20
+FILE_SIZE = 16 << 20
 PORT = 5400
 LONGEST_FRAME = MTU + 14
 
@@ -81,7 +81,7 @@ def exchange(fleet: Fleet, asker: Station, answerer: Station, queues: int) -> No
     ("asker", "answerer", "numbers"),
     [
         pytest.param(SINGLE0, SINGLE1, (1, 4, QUEUES), id="one CPU"),
-        pytest.param(DOUBLE, QUAD, (1, 2, 3, 5, 8, 13, QUEUES), id="two CPUs and four"),
+        pytest.param(DOUBLE, QUAD, (1, 3, 8, QUEUES), id="two CPUs and four"),
     ],
 )
 def test_every_queue_carries_traffic(fleet: Fleet, asker: Station, answerer: Station, numbers: Any) -> None:

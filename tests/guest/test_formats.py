@@ -36,7 +36,7 @@ CASES = [
     Case("default", 3, kernel="trixie"),
     Case("default", 3, kernel="bookworm"),
 ]
-FILE_SIZE = 32 << 20
+FILE_SIZE = 16 << 20
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.profile}-{case.kernel}")

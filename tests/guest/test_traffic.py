@@ -15,7 +15,7 @@ from nicmodel.vm.qemu import spawn
 
 pytestmark = pytest.mark.guest
 
-FILE_SIZE = 64 << 20
+FILE_SIZE = 16 << 20
 #: Ping payloads: around every border that matters (header buffer, receive buffers of 2048 and 4096, MTU).
 SIZES = [0, 1, 8, 17, 56, 64, 85, 86, 87, 128, 500, 1000, 1472, 1473, 2006, 2007, 4054, 4055, 4083, 4084, 8000, 8848]
 
