@@ -38,9 +38,10 @@ from nicmodel.observe.compiling import announce
 from nicmodel.observe.control_server import ControlServer
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.vfio_user.listener import AddressError, Listener
-from nicmodel.vfio_user.poll import Poller
+from nicmodel.vfio_user.poll import EventLoop, Poller
 from nicmodel.vfio_user.server import Server
 from nicmodel.vfio_user.signals import Signals
+from nicmodel.vfio_user.strand import Strand
 from nicmodel.wire.link import link
 from nicmodel.wire.spec import FORMS, open_wire
 from nicmodel.wire.switch import Switch
@@ -228,11 +229,16 @@ def serve(
     announce()
 
     poller = Poller(busy_poll=busy_poll * 1000)
-    ends = _open_wires(wires, len(places))
+    ends, joined = _open_wires(wires, len(places))
+    # A NIC that waits for its client's answer keeps nobody waiting but those that its wire leads to.
+    each = {group: Strand(poller) for group in joined}
+    strands = [each[group] for group in joined]
+    observing = Strand(poller, behind=each.values())
     names = [f"nic{number}" for number in range(len(places))]
     with no_garbage():
         nics = [
-            Nic(profile, wire, poller, name=name) for profile, wire, name in zip(profiles, ends, names, strict=True)
+            Nic(profile, wire, strand, name=name)
+            for profile, wire, strand, name in zip(profiles, ends, strands, names, strict=True)
         ]
     for nic in nics:
         nic.below_switch = frozenset(peers)
@@ -253,17 +259,17 @@ def serve(
             stack.enter_context(Signals(poller, actions))
             for nic in nics:
                 stack.callback(nic.stop)
-            for nic, place in zip(nics, places, strict=True):
+            for nic, place, strand in zip(nics, places, strands, strict=True):
                 listener = socket_access.listen(place) if isinstance(place, str) else place
-                servers.append(Server(listener, nic, poller=poller))
+                servers.append(Server(listener, nic, poller=strand))
                 stack.callback(servers[-1].close)
             if metrics is not None:
-                stack.callback(_export(metrics, list(zip(nics, servers, strict=True)), poller).close)
+                stack.callback(_export(metrics, list(zip(nics, servers, strict=True)), observing).close)
             if isinstance(control_place, str) and control_access.given:
                 control_place = control_access.listen(control_place)
             if control_place is not None:
                 controller = ControlServer(
-                    control_place, list(zip(nics, servers, strict=True)), poller, faults, checkers
+                    control_place, list(zip(nics, servers, strict=True)), observing, faults, checkers
                 )
                 stack.callback(controller.close)
             for nic in nics:
@@ -343,7 +349,7 @@ def _print_finding(finding: Finding) -> None:
     click.echo(str(finding), err=True)
 
 
-def _export(address: tuple[str, int], nics: list[tuple[Nic, Server]], poller: Poller) -> MetricsServer:
+def _export(address: tuple[str, int], nics: list[tuple[Nic, Server]], poller: EventLoop) -> MetricsServer:
     from nicmodel.observe.metrics import MetricsServer  # a server that exports nothing starts without HTTP
 
     try:
@@ -355,8 +361,12 @@ def _export(address: tuple[str, int], nics: list[tuple[Nic, Server]], poller: Po
     return exporter
 
 
-def _open_wires(specs: tuple[str, ...], count: int) -> list[Wire]:
-    """One wire for each NIC; each two that say "link" are the ends of one cable, all that name a switch have a port."""
+def _open_wires(specs: tuple[str, ...], count: int) -> tuple[list[Wire], list[object]]:
+    """One wire for each NIC; each two that say "link" are the ends of one cable, all that name a switch have a port.
+
+    Returns:
+        The wires, and for each what it leads to: the same for those that are joined.
+    """
     if len(specs) == 1 and (specs[0] == _LINK or _SWITCH.fullmatch(specs[0])):
         specs *= count
     if len(specs) != count:
@@ -365,19 +375,24 @@ def _open_wires(specs: tuple[str, ...], count: int) -> list[Wire]:
         raise click.UsageError("a link joins two NICs: give --socket for both")
     switches = _make_switches(specs)
     wires: list[Wire] = []
+    joined: list[object] = []
     other: Wire | None = None
     for spec in specs:
         if switch := _SWITCH.fullmatch(spec):
+            joined.append(switches[switch["name"]])
             wires.append(switches[switch["name"]].port())
         elif spec != _LINK:
             wires.append(open_wire(spec))
+            joined.append(wires[-1])
         elif other is None:
             wire, other = link()
             wires.append(wire)
+            joined.append(wire)
         else:
+            joined.append(joined[wires.index(wire)])
             wires.append(other)
             other = None
-    return wires
+    return wires, joined
 
 
 def _make_switches(specs: tuple[str, ...]) -> dict[str | None, Switch]:

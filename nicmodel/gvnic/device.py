@@ -40,7 +40,7 @@ from nicmodel.packet.lost import survive_lost_memory
 from nicmodel.pci.config import Command, ConfigSpace, MsixTable
 from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
 from nicmodel.vfio_user.dma import DmaFault, without
-from nicmodel.vfio_user.poll import Poller, Timer
+from nicmodel.vfio_user.poll import EventLoop, Timer
 from nicmodel.vfio_user.protocol import PciIrq, PciRegion
 from nicmodel.vfio_user.regions import RegionMap
 from nicmodel.vfio_user.windows import WINDOWS
@@ -112,7 +112,7 @@ class Nic(Device):
             that the device has survived.
     """
 
-    def __init__(self, profile: Profile, wire: Wire, poller: Poller, *, name: str = "nic") -> None:
+    def __init__(self, profile: Profile, wire: Wire, poller: EventLoop, *, name: str = "nic") -> None:
         self.profile = profile
         self.wire = wire
         self.poller = poller

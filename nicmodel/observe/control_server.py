@@ -24,7 +24,7 @@ from nicmodel.observe.snapshot import snapshot
 from nicmodel.observe.trace import Event, Tracer, check_queues, completions, followers, where
 from nicmodel.packet.frames import MAX_FRAME, Batch
 from nicmodel.vfio_user.listener import Acceptor, Listener
-from nicmodel.vfio_user.poll import Poller
+from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.vfio_user.server import Server
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ControlServer:
         self,
         path: str | Listener,
         nics: Sequence[tuple[Nic, Server]],
-        poller: Poller,
+        poller: EventLoop,
         faults: Sequence[Faults] = (),
         checkers: Mapping[str, Checker] | None = None,
     ) -> None:
@@ -100,7 +100,7 @@ class _Client:
     """One connection."""
 
     def __init__(
-        self, server: ControlServer, connection: socket.socket, poller: Poller, on_close: Callable[[_Client], None]
+        self, server: ControlServer, connection: socket.socket, poller: EventLoop, on_close: Callable[[_Client], None]
     ) -> None:
         self._server = server
         self._socket = connection

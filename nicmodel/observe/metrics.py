@@ -30,7 +30,7 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.observe.ledger import entries
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.observe.text import printable
-from nicmodel.vfio_user.poll import Poller
+from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.vfio_user.server import Server
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class MetricsServer:
         OSError: it cannot listen there.
     """
 
-    def __init__(self, address: tuple[str, int], nics: Sequence[tuple[Nic, Server]], poller: Poller) -> None:
+    def __init__(self, address: tuple[str, int], nics: Sequence[tuple[Nic, Server]], poller: EventLoop) -> None:
         self.nics = nics
         self._poller = poller
         self._asked: deque[Future[Snapshots]] = deque()

@@ -44,11 +44,13 @@ class EventLoop(Protocol):
 
     Attributes:
         clock: Current time in ns.
-        turn: Number of the current turn, which goes on when everybody who had something to do has had the chance.
     """
 
     clock: Callable[[], int]
-    turn: int
+
+    @property
+    def turn(self) -> int:
+        """Number of the current turn, which goes on when everybody who had something to do has had the chance."""
 
     def add(self, fd: int, on_readable: Callback) -> None:
         """Call back while ``fd`` is readable."""
@@ -68,6 +70,14 @@ class EventLoop(Protocol):
     def next_turn(self, callback: Callback) -> None:
         """Call once, however often this is said, in the next turn."""
 
+    def when_idle(self, callback: Callback) -> None:
+        """Call once, however often this is said, when nothing waits any more."""
+
+    def wait(self, fd: int, writable: bool, seconds: float) -> bool:
+        """Wait within a callback until ``fd``, which was added, is readable or, if asked, writable; false if it takes
+        longer. Whether others are called meanwhile is the loop's affair.
+        """
+
 
 class Poller:
     """Calls back when descriptors become readable or writable and when timers are due.
@@ -83,6 +93,7 @@ class Poller:
 
     Attributes:
         turn: Number of the current turn of the loop, for callers that limit their work in one turn (``Budget``).
+        waits: How many callbacks are put aside to wait (``Strand``); ``serve_forever`` does not end before they have.
     """
 
     def __init__(self, *, clock: Callable[[], int] = time.monotonic_ns, busy_poll: int = 0) -> None:
@@ -96,6 +107,7 @@ class Poller:
         self._when_idle: dict[Callback, None] = {}
         self._next_turn: dict[Callback, None] = {}
         self.turn = 0
+        self.waits = 0
         self._busy_turns = 0
         self._stopped = False
         # stop() may be called from another thread or a signal handler while the loop sleeps.
@@ -131,6 +143,25 @@ class Poller:
             self._writers[fd] = on_writable
             self._epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT)
 
+    def writer(self, fd: int) -> Callback | None:
+        """What was said last by ``want_write``."""
+        return self._writers.get(fd)
+
+    def mute(self, fd: int) -> None:
+        """Do not call back for ``fd``, which was added, until ``unmute`` or ``want_write``."""
+        self._epoll.modify(fd, select.EPOLLET)  # an end of the peer's is told in any case, but once
+
+    def unmute(self, fd: int) -> None:
+        """Call back for ``fd`` again, also for what has come meanwhile."""
+        if fd in self._readers:
+            self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if fd in self._writers else 0))
+
+    def wait(self, fd: int, writable: bool, seconds: float) -> bool:
+        """Wait until ``fd`` is readable or, if asked, writable, and have everybody wait; false if it takes longer."""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN | (select.POLLOUT if writable else 0))
+        return bool(poll.poll(seconds * 1000))
+
     def call_at(self, t_ns: int, callback: Callback) -> Timer:
         """Call ``callback`` once, when the clock shows ``t_ns`` or later."""
         timer = Timer(t_ns, callback)
@@ -149,6 +180,10 @@ class Poller:
             self._timers = [timer for timer in self._timers if timer.callback is not None]
             heapq.heapify(self._timers)
             self._cancelled = 0
+
+    def restore(self, timer: Timer) -> None:
+        """Call a timer after all that was due and has not been called."""
+        heapq.heappush(self._timers, timer)
 
     def when_idle(self, callback: Callback) -> None:
         """Call ``callback`` once, however often this is said, when nothing waits any more, or BUSY_TURNS turns later.
@@ -227,7 +262,7 @@ class Poller:
 
     def serve_forever(self) -> None:
         """Run until ``stop`` is called."""
-        while not self._stopped:
+        while not self._stopped or self.waits:
             self.run_once(None)
         self._stopped = False
 
@@ -285,7 +320,7 @@ class Budget:
         amount: What may be spent in one turn.
     """
 
-    def __init__(self, poller: Poller, amount: int) -> None:
+    def __init__(self, poller: EventLoop, amount: int) -> None:
         self._poller = poller
         self._amount = amount
         self._turn = -1

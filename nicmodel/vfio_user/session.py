@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import os
-import select
 import socket
 import time
 from collections import Counter
@@ -67,8 +66,8 @@ DMA_TIMEOUT = 3.0
 """Seconds to wait for the answer to DMA_READ and DMA_WRITE. Below QEMU's own 5 s for a reply: it cannot answer while a
 virtual CPU waits for a register, and should find the device's fault, not a broken connection.
 
-Everybody else in the event loop waits as well. So it is also what all such waits in one turn of the loop may take
-together, and a client that owes an answer is not asked again until it has given it."""
+On a plain event loop, though not on a ``Strand``, everybody else waits as well. So it is also what all such waits in
+one turn of the loop may take together, and a client that owes an answer is not asked again until it has given it."""
 
 SLOW_ANSWER = 0.01
 """Seconds. Answers that take longer are booked; QEMU's take 0.1 to 0.3 ms."""
@@ -596,7 +595,6 @@ class Session:
         deadline = started + DMA_TIMEOUT - waited
         try:
             channel.send(HEADER.pack(message_id, command, HEADER.size + len(payload), TYPE_COMMAND, 0), payload)
-            poller = select.poll()
             while True:
                 for position, message in enumerate(channel.waiting()):
                     if message.flags & TYPE_MASK == TYPE_COMMAND:
@@ -609,8 +607,8 @@ class Session:
                             code = message.errno or errno.EIO
                             raise OSError(code, os.strerror(code))
                         return bytes(message.payload)
-                poller.register(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.congested else 0))
-                if (left := deadline - time.monotonic()) <= 0 or not poller.poll(left * 1000):
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._poller.wait(channel.fileno(), channel.congested, left):
                     break
                 channel.flush()
                 with contextlib.suppress(BlockingIOError):

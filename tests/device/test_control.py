@@ -35,7 +35,7 @@ class Desk:
     def __init__(self, lab: Loopback, path: Path) -> None:
         self.lab = lab
         self.path = path
-        self.server = ControlServer(str(path), [(lab.nic, lab.server)], lab.nic.poller, [lab.faults])
+        self.server = ControlServer(str(path), [(lab.nic, lab.server)], lab._poller, [lab.faults])
         self.control = Control(path)
         self.pool = ThreadPoolExecutor(1)
 
@@ -82,7 +82,7 @@ def test_only_its_user_may_open_it(desk: Desk) -> None:
 
 def test_a_second_server_at_the_same_path(desk: Desk) -> None:
     with pytest.raises(AddressInUse):
-        ControlServer(str(desk.path), [], desk.lab.nic.poller)
+        ControlServer(str(desk.path), [], desk.lab._poller)
     desk.server.close()
     assert not desk.path.exists()
 
@@ -328,7 +328,7 @@ def test_an_id_comes_back(desk: Desk) -> None:
 
 def test_many_requests_at_once_are_answered_one_in_a_turn(desk: Desk) -> None:
     """Between two of them the NIC gets its turn."""
-    poller = desk.lab.nic.poller
+    poller = desk.lab._poller
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(desk.path))
         connection.settimeout(10)

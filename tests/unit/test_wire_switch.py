@@ -278,8 +278,11 @@ def test_a_frame_for_the_uplink_that_cannot_be_cut() -> None:
     ],
 )
 def test_specs(specs: list[str], names: list[str]) -> None:
-    wires = _open_wires(tuple(specs), 3)
+    wires, joined = _open_wires(tuple(specs), 3)
     assert [wire.name for wire in wires] == names
+    # Those of one cable or switch are joined, and no others.
+    ways = [name.rpartition(":")[0] for name in names]
+    assert [[one is other for one in joined] for other in joined] == [[one == other for one in ways] for other in ways]
     uplinks = {name for wire in wires for name in wire.counters if name == "uplink_tx_frames"}
     assert bool(uplinks) == any("uplink" in spec for spec in specs)
 
