@@ -57,6 +57,8 @@ class Strand:
     @property
     def waits(self) -> bool:
         """Whether its callbacks have to be kept for later."""
+        if not self._poller.waits:  # as almost always
+            return False
         return self._waiting or any(other._waiting for other in self._behind)
 
     def add(self, fd: int, on_readable: Callback) -> None:
