@@ -14,6 +14,7 @@ from .protocol import Command, IrqSet, PciIrq, PciRegion, ProtocolError
 from .regions import REGION
 from .server import Server
 from .signals import Signals
+from .strand import Strand
 
 __all__ = [
     "REGION",
@@ -35,5 +36,6 @@ __all__ = [
     "RegionInfo",
     "Server",
     "Signals",
+    "Strand",
     "Timer",
 ]
