@@ -102,7 +102,10 @@ def main(
             if campaign.failing is not None:
                 print(f"  python -m tests.device.fuzz {name} --replay '{campaign.failing.text()}'")
         else:
-            print("  0 crashes, 0 stray bytes, 0 unanswered")
+            held = [
+                f"{campaign.counts[name]:,} {name}" for name in ("stray bytes", "unanswered") if name in campaign.counts
+            ]
+            print(f"  {', '.join(['0 crashes', *held])}")
     sys.exit(0 if fine else 1)
 
 
