@@ -203,9 +203,13 @@ def _open(path: str) -> Any:
 
 
 def _create(path: str) -> Any:
+    writer = None
     try:
         writer = RawPcapWriter(path, linktype=DLT_EN10MB, nano=True, snaplen=_SNAPLEN, bufsz=1 << 16)
         writer.write_header(None)
     except OSError as error:
+        if writer is not None:
+            with contextlib.suppress(OSError):  # what is buffered cannot be written either
+                writer.close()
         raise WireError(f"pcap:write={path}: {error.strerror}") from error
     return writer

@@ -9,13 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.host import program
+
 pytestmark = pytest.mark.guest
 
 GUEST_TAP = Path(__file__).parents[2] / "benchmarks" / "guest_tap.py"
 
 
 def test_guest_tap(tmp_path: Path) -> None:
-    if subprocess.run(["unshare", "--map-root-user", "--net", "true"], capture_output=True).returncode:
+    try:
+        inside = [program("unshare"), "--map-root-user", "--net", program("ip"), "link"]
+    except VmError as error:
+        pytest.skip(str(error))
+    if subprocess.run(inside, capture_output=True).returncode:
         pytest.skip("no network namespace of one's own")
     cases = ["tcp receive 1500 x1 plain", "tcp request and response"]
     command: list[str | Path] = [sys.executable, GUEST_TAP, "--device", "virtio-net", "--seconds", "1", "--rounds", "1"]
