@@ -385,12 +385,12 @@ def _open_wires(specs: tuple[str, ...], count: int) -> tuple[list[Wire], list[ob
             wires.append(open_wire(spec))
             joined.append(wires[-1])
         elif other is None:
-            wire, other = link()
-            wires.append(wire)
-            joined.append(wire)
+            near, other = link()
+            wires.append(near)
+            joined.append(near)
         else:
-            joined.append(joined[wires.index(wire)])
             wires.append(other)
+            joined.append(near)
             other = None
     return wires, joined
 

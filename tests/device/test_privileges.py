@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,12 +32,6 @@ def status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
 
 
-@pytest.fixture
-def own_rights() -> Iterator[str]:
-    """Somebody whom this process can become."""
-    yield str(os.getuid())
-
-
 def theirs(folder: str) -> Path:
     """A folder that is nobody's now."""
     os.chown(folder, NOBODY.pw_uid, NOBODY.pw_gid)
@@ -60,11 +53,12 @@ def serve_a_driver(server: NicServer) -> None:
     assert "Traceback" not in server.log()
 
 
-def test_the_same_user_without_privileges(own_rights: str) -> None:
+def test_the_same_user_without_privileges() -> None:
     """No capability is left, nor a way to one."""
-    with NicServer(["--run-as", own_rights]) as server:
+    own = str(os.getuid())
+    with NicServer(["--run-as", own]) as server:
         said = status(server.pid)
-        assert said["Uid"].split() == [own_rights] * 4
+        assert said["Uid"].split() == [own] * 4
         assert {said[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
         assert said["NoNewPrivs"] == "1"
         serve_a_driver(server)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import click
 from lab import (
@@ -22,15 +23,17 @@ from lab import (
     TROUBLE,
     Footprint,
     connect_pair,
+    flood,
     footprint,
     frames_received,
+    load_driver,
+    nics_of,
     ping,
     quiet_log,
     wait_until,
 )
 
 from nicmodel.vm.guest import Guest, GuestConfig
-from nicmodel.vm.layout import Nic
 from nicmodel.vm.server import NicServer
 from nicmodel.vm.tools import install_guest_tools
 
@@ -60,7 +63,7 @@ class Tally:
     cycles: int = 0
     seconds: float = 0.0
     footprints: list[Footprint] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def check(self) -> None:
         """The server has kept nothing of all the cycles.
@@ -94,26 +97,14 @@ def server() -> Iterator[NicServer]:
         assert "Traceback" not in running.log(), running.log()
 
 
-def config(server: NicServer, layout: str = "q35", **more: object) -> GuestConfig:
-    """A guest with both NICs."""
-    return GuestConfig(nics=[Nic(path) for path in server.sockets], layout=layout, **more)  # type: ignore[arg-type]
-
-
 @contextmanager
-def pair(layout: str = "q35", **more: object) -> Iterator[tuple[Guest, NicServer]]:
-    """A guest with two NICs back to back, whose kernel has nothing to complain about and QEMU neither."""
-    with server() as running, Guest(config(running, layout, **more)) as guest:
+def pair(config: GuestConfig) -> Iterator[tuple[Guest, NicServer]]:
+    """Such a guest with two NICs back to back, whose kernel has nothing to complain about and QEMU neither."""
+    with server() as running, Guest(replace(config, nics=nics_of(running))) as guest:
         connect_pair(guest)
         with quiet_log(guest):
             yield guest, running
         assert "vfio" not in guest.qemu_log(), guest.qemu_log()
-
-
-def flood(guest: Guest, server: NicServer, size: int = 4000) -> None:
-    """Start echo requests without end, and see them arrive."""
-    guest.start(f"exec ping -q -f -s {size} {LINK0.peer}")
-    before = frames_received(server)
-    wait_until(lambda: frames_received(server) > before + 100)
 
 
 def flow_goes_on(server: NicServer) -> None:
@@ -125,13 +116,12 @@ def flow_goes_on(server: NicServer) -> None:
 @contextmanager
 def reload(tally: Tally) -> Iterator[tuple[Once, NicServer]]:
     """The driver is unloaded under traffic, and loaded again."""
-    with pair() as (guest, running):
+    with pair(GuestConfig()) as (guest, running):
 
         def once(number: int) -> None:
             flood(guest, running)
-            guest.run("set -e; rmmod gve; ip netns del peer; modprobe gve", timeout=120)
-            guest.run("until [ -e /sys/class/net/eth1 ]; do sleep 0.02; done; pkill -x ping; true", timeout=120)
-            connect_pair(guest)
+            guest.run("set -e; rmmod gve; ip netns del peer; pkill -x ping || true", timeout=120)
+            load_driver(guest)
 
         yield once, running
 
@@ -139,7 +129,7 @@ def reload(tally: Tally) -> Iterator[tuple[Once, NicServer]]:
 @contextmanager
 def _devmem() -> Iterator[tuple[Guest, NicServer]]:
     """A pair whose first NIC is set up for devmem on its last queue."""
-    with pair() as (guest, running):
+    with pair(GuestConfig()) as (guest, running):
         install_guest_tools(guest)
         guest.run(
             "set -e; ethtool -G eth0 tcp-data-split on; ethtool -K eth0 ntuple on; ethtool -X eth0 equal 3;"
@@ -172,7 +162,7 @@ def restart(tally: Tally) -> Iterator[tuple[Once, NicServer]]:
             )
             result = receiver.wait(120)
             assert result.status == 0 and f'"bytes": {MIB}, ' in result.stdout, result
-            tally.counts["queue restarts"] = tally.counts.get("queue restarts", 0) + _created(running) - before
+            tally.counts["queue restarts"] += _created(running) - before
 
         yield once, running
 
@@ -203,7 +193,7 @@ def bind_kill(tally: Tally) -> Iterator[tuple[Once, NicServer]]:
 @contextmanager
 def remap(tally: Tally) -> Iterator[tuple[Once, NicServer]]:
     """Behind an IOMMU each packet that is sent is mapped before and unmapped after; a hundred of them each time."""
-    with pair("iommu") as (guest, running):
+    with pair(GuestConfig(layout="iommu")) as (guest, running):
 
         def unmapped() -> int:
             return int(running.report()[0]["vfio_user"]["dma_unmap"])
@@ -212,7 +202,7 @@ def remap(tally: Tally) -> Iterator[tuple[Once, NicServer]]:
             before = unmapped()
             ping(guest, LINK0.peer, count=100, size=8000, interval=0.001)
             wait_until(lambda: unmapped() > before)
-            tally.counts["unmaps"] = tally.counts.get("unmaps", 0) + unmapped() - before
+            tally.counts["unmaps"] += unmapped() - before
 
         yield once, running
 
@@ -223,7 +213,7 @@ def grow(tally: Tally) -> Iterator[tuple[Once, NicServer]]:
     words = ["-object", f"memory-backend-memfd,id=more,size={PLUGGABLE},share=on,reserve=off"]
     words += ["-device", "virtio-mem-pci,id=vm0,memdev=more,requested-size=0"]
     # The last of two -m counts.
-    with pair(memory="1G", arguments=["-m", "1G,maxmem=4G", *words]) as (guest, running):
+    with pair(GuestConfig(memory="1G", arguments=["-m", "1G,maxmem=4G", *words])) as (guest, running):
         guest.run("modprobe virtio_mem; echo online_movable > /sys/devices/system/memory/auto_online_blocks")
         flood(guest, running, 1000)
 
@@ -252,7 +242,7 @@ def kill_guest(tally: Tally) -> Iterator[tuple[Once, NicServer]]:
     with server() as running:
 
         def once(number: int) -> None:
-            with Guest(config(running)) as guest:
+            with Guest(GuestConfig(nics=nics_of(running))) as guest:
                 connect_pair(guest)
                 flood(guest, running)
                 assert not [line for line in guest.dmesg().splitlines() if TROUBLE.search(line)]
@@ -272,7 +262,7 @@ def kill_server(tally: Tally) -> Iterator[tuple[Once, None]]:
     """
 
     def once(number: int) -> None:
-        with server() as running, Guest(config(running)) as guest:
+        with server() as running, Guest(GuestConfig(nics=nics_of(running))) as guest:
             connect_pair(guest)
             flood(guest, running)
             guest.qmp.execute("stop")

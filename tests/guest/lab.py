@@ -103,7 +103,7 @@ class Lab:
         arguments += [word for port in (LINK0, LINK1, TAP, USER) for word in ("--mac", port.mac)]
         self.server = stack.enter_context(NicServer(["-v", "--check", *arguments], sockets=4, prefix=prefix))
         config = GuestConfig(
-            nics=[Nic(path) for path in self.server.sockets],
+            nics=nics_of(self.server),
             device_memory={"hbm": HBM},
         )
         self.guest = stack.enter_context(Guest(config))
@@ -286,6 +286,24 @@ def connect_pair(guest: Guest) -> None:
 def frames_dropped(report: Mapping[str, Any]) -> dict[str, int]:
     """Drops by name of a NIC's report, without those that every network has: frames for other stations."""
     return {name: count for name, count in report["drops"].items() if name != "not_ours"}
+
+
+def nics_of(server: NicServer) -> list[Nic]:
+    """All NICs of a server, for one guest."""
+    return [Nic(path) for path in server.sockets]
+
+
+def load_driver(guest: Guest) -> None:
+    """That of both NICs of a pair, and connect them."""
+    guest.run("modprobe gve; until [ -e /sys/class/net/eth1 ]; do sleep 0.05; done", timeout=120)
+    connect_pair(guest)
+
+
+def flood(guest: Guest, server: NicServer, size: int = 4000) -> None:
+    """Start echo requests without end from one NIC of a pair to the other, and see them arrive."""
+    guest.start(f"exec ping -q -f -s {size} {LINK0.peer}")
+    before = frames_received(server)
+    wait_until(lambda: frames_received(server) > before + 100)
 
 
 def frames_received(server: NicServer) -> int:

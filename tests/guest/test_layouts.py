@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from lab import LINK0, TROUBLE, connect_pair, frames_received, ping, wait_until
+from lab import LINK0, TROUBLE, connect_pair, flood, load_driver, nics_of, ping
 
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import ACCELERATORS, FOLDER, LAYOUTS, Nic
@@ -30,8 +30,7 @@ ZEN = "EPYC"
 def machine(layout: str) -> Iterator[tuple[Guest, NicServer]]:
     """A guest of the layout with two NICs back to back and an accelerator."""
     with NicServer(["--wire", "link"], sockets=2) as server, ExitStack() as stack:
-        nics = [Nic(path) for path in server.sockets]
-        config = GuestConfig(nics=nics, layout=layout, accelerators={"hbm": 64 << 20}, cpu=ZEN)
+        config = GuestConfig(nics=nics_of(server), layout=layout, accelerators={"hbm": 64 << 20}, cpu=ZEN)
         # The files are for those who boot; test_snapshot.py has guests with NICs that are plugged in.
         guest = stack.enter_context(Guest(config, snapshot=False))
         connect_pair(guest)
@@ -130,6 +129,7 @@ def test_traffic_through_an_iommu(behind_iommu: tuple[Guest, NicServer]) -> None
     for report, held in zip(server.report(), mapped, strict=True):
         assert report["vfio_user"]["dma_map"] - report["vfio_user"]["dma_unmap"] < held / 10
     load_driver(guest)
+    ping(guest, LINK0.peer, count=20, size=4000)
 
 
 def test_restarts_behind_an_iommu(behind_iommu: tuple[Guest, NicServer]) -> None:
@@ -139,9 +139,7 @@ def test_restarts_behind_an_iommu(behind_iommu: tuple[Guest, NicServer]) -> None
     """
     guest, server = behind_iommu
     for restart in (Guest.reset, Guest.reboot):
-        guest.start(f"ping -q -f -s 4000 {LINK0.peer}")
-        before = frames_received(server)
-        wait_until(lambda before=before: frames_received(server) > before + 100, timeout=120)
+        flood(guest, server)
         restart(guest)
         connect_pair(guest)
         ping(guest, LINK0.peer, count=20, size=4000)
@@ -165,14 +163,8 @@ def test_a_driver_in_user_space_behind_an_iommu(behind_iommu: tuple[Guest, NicSe
         assert guest.run(f"python3 /tmp/driver.py {device}", timeout=120).stdout == mac
     guest.run(f"set -e; echo {device} > {there}/driver/unbind; echo > {there}/driver_override; rmmod gve")
     load_driver(guest)
-    assert [report["dma_faults"] for report in server.report()] == [0, 0]
-
-
-def load_driver(guest: Guest) -> None:
-    """That of the kernel, for both NICs, and a first packet."""
-    guest.run("modprobe gve; until [ -e /sys/class/net/eth1 ]; do sleep 0.05; done", timeout=120)
-    connect_pair(guest)
     ping(guest, LINK0.peer, count=20, size=4000)
+    assert [report["dma_faults"] for report in server.report()] == [0, 0]
 
 
 def test_the_30_line_device_in_a_guest(tmp_path: Path) -> None:

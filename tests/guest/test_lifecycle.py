@@ -7,43 +7,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import TROUBLE, Footprint, connect_pair, footprint, frames_received, ping, wait_until
+from lab import TROUBLE, Footprint, connect_pair, flood, footprint, load_driver, nics_of, ping, wait_until
 
 from nicmodel.testing.driver import Driver
 from nicmodel.vfio_user import Client
 from nicmodel.vm.guest import Guest, GuestConfig
-from nicmodel.vm.layout import Nic
 from nicmodel.vm.server import NicServer
 
 pytestmark = pytest.mark.guest
 
 PEER = "10.1.0.2"
-PAIR = ["--wire", "link", "-v"]
-#: A flood in the background, which whatever happens happens under.
-FLOOD = f"ping -q -f -s 4000 {PEER}"
-
-
-def config(server: NicServer) -> GuestConfig:
-    return GuestConfig(nics=[Nic(path) for path in server.sockets])
-
-
-def flood(guest: Guest, server: NicServer) -> None:
-    """Start one, and see it arrive."""
-    guest.start(FLOOD)
-    before = frames_received(server)
-    wait_until(lambda: frames_received(server) > before + 100)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[NicServer]:
     """Two NICs back to back with PCI revision 0, for which the driver hands the admin queue over in another way."""
-    with NicServer([*PAIR, "--revision", "0"], sockets=2) as running:
+    with NicServer(["--wire", "link", "-v", "--revision", "0"], sockets=2) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def guest(server: NicServer) -> Iterator[Guest]:
-    with Guest(config(server)) as running:
+    with Guest(GuestConfig(nics=nics_of(server))) as running:
         connect_pair(running)
         yield running
 
@@ -52,8 +37,8 @@ def test_revision_0(guest: Guest) -> None:
     """The driver binds, and lets go again."""
     assert guest.run("cat /sys/class/net/eth0/device/revision").stdout.strip() == "0x00"
     ping(guest, PEER, count=50, size=4000)
-    guest.run("rmmod gve; ip netns del peer; modprobe gve; until [ -e /sys/class/net/eth1 ]; do sleep 0.05; done")
-    connect_pair(guest)
+    guest.run("rmmod gve; ip netns del peer", timeout=120)
+    load_driver(guest)
     ping(guest, PEER, count=50, size=4000)
 
 

@@ -10,7 +10,6 @@ import csv
 import itertools
 import json
 import random
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytest
 from fleet import DOUBLE, QUAD, SWITCH_A, SWITCH_B, SWITCH_C, Fleet, Station
-from lab import frames_dropped, wait_until
+from lab import footprint, frames_dropped, wait_until
 from streams import Streams, exchange
 
 from nicmodel.observe.control import Control
@@ -63,13 +62,6 @@ def echoes(fleet: Fleet) -> int:
     names, values = fleet.run(SWITCH_A, "grep ^Icmp: /proc/net/snmp").splitlines()
     counts = dict(zip(names.split(), values.split(), strict=True))
     return int(counts["OutEchos"]) - int(counts["InEchoReps"])
-
-
-def own_memory(pid: int) -> int:
-    """Bytes of memory of a process's own."""
-    found = re.search(r"^RssAnon:\s+(\d+) kB$", Path("/proc", str(pid), "status").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) << 10
 
 
 def devmem_transfer(fleet: Fleet, seed: int) -> None:
@@ -185,10 +177,12 @@ class Log:
 
     def line(self) -> None:
         """What has happened since the last one."""
+        if self._file is None:
+            return
         now, counts = time.monotonic(), self._counts()
         frames, octets, dropped = (new - old for new, old in zip(counts, self._before, strict=True))
         seconds = now - self._last
-        memory = own_memory(self._fleet.server.pid) / MIB
+        memory = footprint(self._fleet.server.pid).anonymous / MIB
         self._number += 1
         self._write((
             f"{now - self._begun:.1f}", self._number, f"{memory:.2f}", f"{frames / seconds:.0f}",
@@ -260,7 +254,7 @@ def test_soak(fleet: Fleet, log: Log, minutes: float) -> None:
                 datagrams(fleet, chance)
             next(change)
             streams.goes_on()
-            memory.append(own_memory(fleet.server.pid))
+            memory.append(footprint(fleet.server.pid).anonymous)
             log.line()
         for process in background:
             assert process.running, process.output()
