@@ -35,15 +35,14 @@ class Strand:
     def __init__(self, poller: Poller, behind: Iterable[Strand] = ()) -> None:
         self.clock: Callable[[], int] = poller.clock
         self._poller = poller
-        self._waiting = False
-        self._awaited = -1  # the descriptor that is waited for
+        self._waiter: greenlet | None = None  # whose callback waits
+        self._awaited = -1  # the descriptor that it waits for
         self._behind = tuple(behind)
         self._followers: list[Strand] = []
         for other in self._behind:
             other._followers.append(self)
-        self._worker: greenlet | None = None
+        self._worker: _Worker | None = None
         self._thread = 0
-        self._callback: Callback | None = None  # the worker's next
         # What would have been called while the strand waited: descriptors, timers, and calls of the next turn.
         self._muted: set[int] = set()
         self._late: list[Timer] = []
@@ -59,7 +58,7 @@ class Strand:
         """Whether its callbacks have to be kept for later."""
         if not self._poller.waits:  # as almost always
             return False
-        return self._waiting or any(other._waiting for other in self._behind)
+        return any(strand._waiter is not None for strand in (self, *self._behind))
 
     def add(self, fd: int, on_readable: Callback) -> None:
         """As ``Poller.add``."""
@@ -95,26 +94,25 @@ class Strand:
     def wait(self, fd: int, writable: bool, seconds: float) -> bool:
         """Have a callback wait until ``fd``, which was added, is readable or, if asked, writable.
 
-        Everybody else is called meanwhile, but for this strand and those behind it. From anything but a callback of
-        this strand it waits as ``Poller.wait`` does.
+        Everybody else is called meanwhile, but for this strand and those behind it, to one of which the callback
+        belongs. From anything but a strand's callback it waits as ``Poller.wait`` does.
 
         Returns:
             False if it has taken longer.
         """
-        worker = self._worker
-        if worker is None or getcurrent() is not worker:
+        waiter = getcurrent()
+        if not isinstance(waiter, _Worker):
             return self._poller.wait(fd, writable, seconds)
         timer = self._poller.call_at(self.clock() + int(seconds * 1e9), partial(self._wake, False))
         writer = self._poller.writer(fd)
         if writable:
             self._poller.want_write(fd, partial(self._ready, fd, self._wake))
-        self._waiting, self._awaited = True, fd
+        self._waiter, self._awaited = waiter, fd
         self._poller.waits += 1
         try:
-            assert worker.parent is not None
-            ready: bool = worker.parent.switch()
+            ready: bool = waiter.leave()
         finally:
-            self._waiting, self._awaited = False, -1
+            self._waiter, self._awaited = None, -1
             self._poller.waits -= 1
             self._poller.cancel(timer)
             if writable:
@@ -125,10 +123,9 @@ class Strand:
 
     def _wake(self, ready: bool = True) -> None:
         """Go on with the callback that waits."""
-        worker = self._worker
-        assert worker is not None
-        worker.parent = getcurrent()
-        worker.switch(ready)
+        assert self._waiter is not None
+        self._waiter.parent = getcurrent()
+        self._waiter.switch(ready)
 
     def _release(self) -> None:
         """Call in the next turn what was kept, unless there still is somebody to wait for."""
@@ -168,21 +165,25 @@ class Strand:
         worker = self._worker
         here = threading.get_ident()
         if worker is None or worker.dead or here != self._thread:  # greenlets are of one thread
-            self._worker = worker = greenlet(self._work)
+            self._worker = worker = _Worker()
             self._thread = here
-        self._callback = callback
         worker.parent = getcurrent()
-        worker.switch()
+        worker.switch(callback)
 
-    def _work(self) -> None:
-        worker = self._worker
-        assert worker is not None
+
+class _Worker(greenlet):
+    """A call stack for the callbacks of a strand, one after the other."""
+
+    def run(self, callback: Callback) -> None:
+        """Call what it is switched to with."""
         while True:
-            callback, self._callback = self._callback, None
-            assert callback is not None
             callback()
-            assert worker.parent is not None
-            worker.parent.switch()
+            callback = self.leave()
+
+    def leave(self) -> Any:
+        """Go back to whoever has switched here; what the next one brings along."""
+        assert self.parent is not None
+        return self.parent.switch()
 
 
 @dataclass(frozen=True)

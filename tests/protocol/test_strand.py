@@ -196,6 +196,27 @@ def test_what_is_due_meanwhile_comes_afterwards(bench: Bench) -> None:
     os.close(ready)
 
 
+def test_a_callback_of_a_strand_behind_may_wait_too(bench: Bench) -> None:
+    """As when the control socket has a device do something: that waits, and who has nothing to do with it does not."""
+    behind = Strand(bench.poller, bench.strands)
+    with bench.client(0) as silent, bench.client(1) as other:
+        silent.dma_map(BASE, PAGE)
+        behind.next_turn(lambda: bench.read(4))
+        bench.run()
+        assert bench.poller.waits == 1
+        called: list[str] = []
+        behind.next_turn(lambda: called.append("behind"))
+        bench.strands[0].next_turn(lambda: called.append("own"))
+        other.device_info()
+        assert not bench.said
+        assert not called
+        for _ in range(2):
+            answer(silent)
+            bench.run()
+        assert bench.said == [b"\xa5" * 4]
+        assert sorted(called) == ["behind", "own"]
+
+
 def test_a_callback_is_called_once_however_often_that_is_said(bench: Bench) -> None:
     called: list[int] = []
 
