@@ -33,6 +33,7 @@ def test_a_script_on_standard_input() -> None:
     cpus, device, node = run.stdout.splitlines()
     assert (cpus, node, run.returncode) == ("1", "/sys/devices/system/node/node1", 128 + 9)
     assert re.search(rf"^hbm: {device} in the guest, /proc/\d+/fd/\d+ here$", run.stderr, re.MULTILINE)
+    assert "the guest boots" not in run.stderr  # but starts from a snapshot
     assert re.search(r"^coherent: node 1 in the guest, /proc/\d+/fd/\d+ here$", run.stderr, re.MULTILINE)
 
 

@@ -104,8 +104,8 @@ def test_other_devices_in_json_are_no_nics() -> None:
 def test_each_accelerator_behind_the_switch_has_a_port() -> None:
     words = arguments("switch", [Nic("/x")], {}, [Accelerator("hbm", 4096, "/a"), Accelerator("more", 8192, "/b")])
     assert [word for word in words if word.startswith("ivshmem")] == [
-        "ivshmem-plain,id=hbm,memdev=hbm,bus=accelerator0",
-        "ivshmem-plain,id=more,memdev=more,bus=accelerator1",
+        "ivshmem-plain,id=hbm,memdev=hbm,master=on,bus=accelerator0",
+        "ivshmem-plain,id=more,memdev=more,master=on,bus=accelerator1",
     ]
     assert [word for word in words if "accelerator" in word and word.startswith("xio3130")] == [
         "xio3130-downstream,id=accelerator0,bus=switch,chassis=3,slot=0",
