@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from lab import LINK0, LINK1, Lab, wait_until
 
@@ -14,21 +15,16 @@ STREAMS = 4
 STREAM_PORT = 5500
 #: Bytes that must arrive at each end before a change counts as survived.
 ENOUGH = 400_000
-#: What both ends of a stream run: send a file over and over, and compare what comes with the same file.
-EXCHANGE = b"""#!/bin/bash
-while cat /tmp/block; do :; done &
-cmp - <(while cat /tmp/block; do :; done) >&2
-kill $!
-"""
-#: SO_MAX_PACING_RATE: slow enough to leave an emulated CPU time for other commands.
-PACING = "setsockopt=1:47:x" + (400_000).to_bytes(4, "little").hex()
+#: Bytes a second of each, each way: slow enough to leave an emulated CPU time for other commands.
+RATE = 400_000
+PROGRAM = "stream_ends.py"
 
 
 class Streams:
     """Streams both ways at once, each byte compared: a wrong one, or a reset, ends the stream.
 
     Args:
-        processes: one per stream.
+        processes: the ends.
         received: bytes that each end has received.
     """
 
@@ -42,8 +38,8 @@ class Streams:
         wait_until(
             lambda: all(now - then > ENOUGH for now, then in zip(self._received(), before, strict=True)), timeout=120
         )
-        for stream in self._processes:
-            assert stream.running, f"a stream ended: {stream.output()}"
+        for end in self._processes:
+            assert end.running, end.wait()
 
 
 class Traffic(Streams):
@@ -68,19 +64,17 @@ def exchange(server: Guest, inside: str, client: Guest, address: str) -> Iterato
         client: the guest that connects.
         address: to which.
     """
-    block = b"".join(number.to_bytes(7, "big") for number in range(140_009))
     for guest in {server, client}:
-        guest.put(EXCHANGE, "/tmp/exchange")
-        guest.put(block, "/tmp/block")
-    listener = server.start(f"exec {inside}socat TCP-LISTEN:{STREAM_PORT},reuseaddr,fork,{PACING} EXEC:/tmp/exchange")
+        guest.put(Path(__file__).with_name(PROGRAM), f"/tmp/{PROGRAM}")
+    ends = [server.start(f"exec {inside}python3 -IS /tmp/{PROGRAM} listen {STREAM_PORT} {RATE}")]
     try:
-        server.run(f"{inside}sh -c 'until ss -ltn | grep -q :{STREAM_PORT}; do sleep 0.05; done'")
-        command = f"exec socat TCP:{address}:{STREAM_PORT},{PACING} EXEC:/tmp/exchange"
-        yield [client.start(command) for _ in range(STREAMS)]
+        ends[0].expect("ready", timeout=120)
+        ends.append(client.start(f"exec python3 -IS /tmp/{PROGRAM} connect {STREAM_PORT} {RATE} {address} {STREAMS}"))
+        yield ends
     finally:
-        for guest in {server, client}:
-            guest.run("pkill socat; pkill exchange; pkill -x cat; rm -f /tmp/exchange /tmp/block; true")
-        listener.wait()
+        for end in ends:
+            end.kill()
+            end.wait(120)
 
 
 @contextmanager
