@@ -183,7 +183,7 @@ class Lab:
 
     def tcp_listen(self, port: int, command: str = "cat >/dev/null", where: str = "") -> Any:
         """Start a TCP server in the guest that pipes each connection into a command; returns when it listens."""
-        process = self.guest.start(f"{where} socat -u TCP-LISTEN:{port},reuseaddr,fork SYSTEM:'{command}'")
+        process = self.guest.start(f"{where} socat -u -b 65536 TCP-LISTEN:{port},reuseaddr,fork SYSTEM:'{command}'")
         self.run(f"{where} sh -c 'until ss -ltn | grep -q :{port}; do sleep 0.05; done'", timeout=120)
         return process
 
@@ -261,7 +261,7 @@ def echo_back(guest: Guest, address: str, window: int = 4 << 20) -> None:
     """Connect to an `echo_server`, receive all, with a receive buffer of `window` bytes, and send it back."""
     guest.run(
         "set -e; printf 'cat > /tmp/echo; cat /tmp/echo' > /tmp/echo.sh;"
-        f"socat -t 300 TCP:{address},rcvbuf={window} EXEC:'sh /tmp/echo.sh'; rm /tmp/echo /tmp/echo.sh",
+        f"socat -b 65536 -t 300 TCP:{address},rcvbuf={window} EXEC:'sh /tmp/echo.sh'; rm /tmp/echo /tmp/echo.sh",
         timeout=300,
     )
 
@@ -286,6 +286,22 @@ def connect_pair(guest: Guest) -> None:
 def frames_dropped(report: Mapping[str, Any]) -> dict[str, int]:
     """Drops by name of a NIC's report, without those that every network has: frames for other stations."""
     return {name: count for name, count in report["drops"].items() if name != "not_ours"}
+
+
+def account(report: dict[str, Any]) -> dict[str, int]:
+    """Frames that came to a NIC, both ways together, and where they are; "missing" is the difference."""
+    wire = {name: count for name, count in report["wire"].items() if name != "name" and not name.startswith("uplink_")}
+    moved = {name: wire.pop(name) for name in ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes")}
+    places = {
+        "sent": moved["tx_frames"],
+        "delivered": report["delivered"],
+        "held": sum(queue["held"] for queue in report["rx_queues"]),
+        "dropped": sum(report["drops"].values()),
+        # A switch has taken also what then goes nowhere.
+        "lost by the wire": sum(count for name, count in wire.items() if name != "nowhere"),
+    }
+    came = moved["rx_frames"] + sum(queue["segments"] for queue in report["tx_queues"])
+    return {"came": came, **places, "missing": came - sum(places.values())}
 
 
 def nics_of(server: NicServer) -> list[Nic]:

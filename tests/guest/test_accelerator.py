@@ -146,7 +146,7 @@ class Bench:
 
     def ordinary_traffic(self, port: int = PORT, nbytes: int = 4 * MIB) -> None:
         """The same flow into ordinary memory, by a program that knows nothing of dma-bufs."""
-        sink = self.guest.start(f"socat -u TCP-LISTEN:{port},reuseaddr - | wc -c")
+        sink = self.guest.start(f"socat -u -b 65536 TCP-LISTEN:{port},reuseaddr - | wc -c")
         self.run(f"until ss -ltn | grep -q :{port}; do sleep 0.05; done", timeout=120)
         with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.sendall(bytes(nbytes))

@@ -37,11 +37,14 @@ def features(lab: Lab, port: Port, **on: bool) -> None:
 def send_over_cable(lab: Lab, v: int) -> None:
     """A file from `LINK0` to `LINK1`, which must arrive as it was."""
     receiver = lab.guest.start(
-        ["ip", "netns", "exec", "peer", "sh", "-c", f"socat -u TCP{v}-LISTEN:5500,reuseaddr - | sha256sum"]
+        ["ip", "netns", "exec", "peer", "sh", "-c", f"socat -u -b 65536 TCP{v}-LISTEN:5500,reuseaddr - | sha256sum"]
     )
     lab.in_peer("until ss -ltn | grep -q :5500; do sleep 0.05; done")
     address = LINK0.peer if v == 4 else f"[{LINK0.peer6}]"
-    lab.run(f"head -c {FILE_SIZE} /dev/urandom > /tmp/file; socat -u FILE:/tmp/file TCP:{address}:5500", timeout=120)
+    lab.run(
+        f"head -c {FILE_SIZE} /dev/urandom > /tmp/file; socat -u -b 65536 FILE:/tmp/file TCP:{address}:5500",
+        timeout=120,
+    )
     here = lab.run("sha256sum < /tmp/file; rm /tmp/file", timeout=120).stdout
     assert receiver.wait(60).stdout == here
 
@@ -78,7 +81,7 @@ def test_from_the_host(lab: Lab, split: bool) -> None:
     """Through passt, which sends frame by frame."""
     before = received(lab, USER, "coalesced")
     data = os.urandom(1 << 20) * (FILE_SIZE >> 20)
-    receiver = lab.guest.start(f"socat -u TCP-LISTEN:{PLAIN_PORT},reuseaddr - | sha256sum")
+    receiver = lab.guest.start(f"socat -u -b 65536 TCP-LISTEN:{PLAIN_PORT},reuseaddr - | sha256sum")
     lab.run(f"until ss -ltn | grep -q :{PLAIN_PORT}; do sleep 0.05; done")
     with socket.create_connection(("127.0.0.1", PLAIN_PORT), timeout=60) as connection:
         connection.sendall(data)

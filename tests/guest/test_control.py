@@ -208,7 +208,7 @@ def test_segmentation(traffic: Traffic) -> None:
     def mean_size() -> float:
         """Send 4 MB as fast as it goes, beside the streams."""
         packets, size = packets_and_bytes()
-        lab.run(f"head -c 4000000 /dev/zero | socat -u - TCP:{LINK0.peer}:5501", timeout=120)
+        lab.run(f"head -c 4000000 /dev/zero | socat -u -b 65536 - TCP:{LINK0.peer}:5501", timeout=120)
         packets_now, size_now = packets_and_bytes()
         return (size_now - size) / (packets_now - packets)
 

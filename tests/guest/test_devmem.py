@@ -111,7 +111,7 @@ class OtherTraffic:
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> OtherTraffic:
-        self._sink = self._lab.guest.start(f"socat -u TCP-LISTEN:{PLAIN_PORT},reuseaddr - | wc -c")
+        self._sink = self._lab.guest.start(f"socat -u -b 65536 TCP-LISTEN:{PLAIN_PORT},reuseaddr - | wc -c")
         self._lab.run(f"until ss -ltn | grep -q :{PLAIN_PORT}; do sleep 0.05; done")
         self._thread.start()
         return self
@@ -165,7 +165,7 @@ def test_after_the_receiver_the_queue_is_an_ordinary_one(devmem: Lab) -> None:
         verdict(process)
     with rule(devmem, PLAIN_PORT, QUEUE):
         before = devmem.report(USER)
-        digest = devmem.guest.start(f"socat -u TCP-LISTEN:{PLAIN_PORT},reuseaddr - | wc -c")
+        digest = devmem.guest.start(f"socat -u -b 65536 TCP-LISTEN:{PLAIN_PORT},reuseaddr - | wc -c")
         devmem.run(f"until ss -ltn | grep -q :{PLAIN_PORT}; do sleep 0.05; done")
         with socket.create_connection(("127.0.0.1", PLAIN_PORT), timeout=30) as connection:
             connection.sendall(bytes(8 * MIB))
@@ -384,7 +384,7 @@ def test_memory_that_was_given_back_is_not_written(devmem: Lab) -> None:
         send_pattern("127.0.0.1", DEVMEM_PORT, 8 * MIB)
         verdict(process)
         before = devmem.report(USER)
-        sink = devmem.guest.start(f"socat -u TCP-LISTEN:{DEVMEM_PORT},reuseaddr - | wc -c")
+        sink = devmem.guest.start(f"socat -u -b 65536 TCP-LISTEN:{DEVMEM_PORT},reuseaddr - | wc -c")
         devmem.run(f"until ss -ltn | grep -q :{DEVMEM_PORT}; do sleep 0.05; done")
         with socket.create_connection(("127.0.0.1", DEVMEM_PORT), timeout=30) as connection:
             connection.sendall(b"\xa5" * (8 * MIB))
@@ -450,7 +450,7 @@ def test_payload_moves_to_its_own_queue_only(devmem: Lab) -> None:
     with rule(devmem, DEVMEM_PORT, QUEUE):
         process = receiver(devmem)
         before = devmem.report(USER)
-        sink = devmem.guest.start(f"socat -u TCP-LISTEN:{PLAIN_PORT},reuseaddr - | wc -c")
+        sink = devmem.guest.start(f"socat -u -b 65536 TCP-LISTEN:{PLAIN_PORT},reuseaddr - | wc -c")
         devmem.run(f"until ss -ltn | grep -q :{PLAIN_PORT}; do sleep 0.05; done")
         with socket.create_connection(("127.0.0.1", PLAIN_PORT), timeout=30) as connection:
             connection.sendall(bytes(4 * MIB))

@@ -139,7 +139,7 @@ def test_device_memory_at_both_ends(ends: Lab) -> None:
 
 
 def ncdevmem_sends(
-    lab: Lab, content: bytes, options: str = "", receiver: str = f"socat -u TCP-LISTEN:{PORT},reuseaddr -"
+    lab: Lab, content: bytes, options: str = "", receiver: str = f"socat -u -b 65536 TCP-LISTEN:{PORT},reuseaddr -"
 ) -> str:
     """Send lines with ncdevmem from link0 to a receiver in the peer; what it says on its standard error.
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.guest
 
 #: Flows for each queue: that a random choice among n queues misses one has a probability of n·e^-20.
 FLOWS = 20
-FILE_SIZE = 16 << 20
+FILE_SIZE = 8 << 20
 PORT = 5400
 LONGEST_FRAME = MTU + 14
 
@@ -101,13 +101,11 @@ def test_every_queue_carries_traffic(fleet: Fleet, asker: Station, answerer: Sta
 def transfer(fleet: Fleet, sender: Station, receiver: Station) -> None:
     """A file over TCP arrives as it was."""
     sink = fleet.guests[receiver.guest].start(
-        f"exec {receiver.inside}sh -c 'socat -u TCP-LISTEN:{PORT},reuseaddr - | sha256sum'"
+        f"exec {receiver.inside}sh -c 'socat -u -b 65536 TCP-LISTEN:{PORT},reuseaddr - | sha256sum'"
     )
     fleet.run(receiver, f"until ss -ltn | grep -q :{PORT}; do sleep 0.05; done")
-    fleet.run(
-        sender, f"head -c {FILE_SIZE} /dev/urandom > /tmp/file; socat -u FILE:/tmp/file TCP:{receiver.address}:{PORT}",
-        timeout=120,
-    )  # fmt: skip
+    fleet.run(sender, f"head -c {FILE_SIZE} /dev/urandom > /tmp/file", timeout=120)
+    fleet.run(sender, f"socat -u -b 65536 FILE:/tmp/file TCP:{receiver.address}:{PORT}", timeout=120)
     sent = fleet.run(sender, "sha256sum < /tmp/file; rm /tmp/file", timeout=120)
     assert sink.wait(120).stdout == sent
 

@@ -36,7 +36,7 @@ CASES = [
     Case("default", 3, kernel="trixie"),
     Case("default", 3, kernel="bookworm"),
 ]
-FILE_SIZE = 16 << 20
+FILE_SIZE = 4 << 20
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.profile}-{case.kernel}")
@@ -79,8 +79,8 @@ def test_tcp_and_udp_with_several_streams(linked: tuple[Case, Guest, NicServer])
     _, guest, server = linked
     before = server.report()
     guest.run("ip netns exec peer iperf3 -s -D")
-    for options in ("-P 4", "-P 4 -R", "-u -b 5M -l 1400"):
-        said = guest.run(f"iperf3 -J -c 10.1.0.2 -t 1 {options}", timeout=120).stdout
+    for options in ("-P 4 -n 16M", "-P 4 -R -n 16M", "-u -b 5M -l 1400 -t 1"):
+        said = guest.run(f"iperf3 -J -c 10.1.0.2 {options}", timeout=120).stdout
         end = json.loads(said)["end"]
         assert (end["sum"] if "-u" in options else end["sum_received"])["bytes"] > 1 << 18
     guest.run("pkill iperf3")
@@ -92,9 +92,11 @@ def test_tcp_and_udp_with_several_streams(linked: tuple[Case, Guest, NicServer])
 
 def test_a_file_arrives_as_it_was(linked: tuple[Case, Guest, NicServer]) -> None:
     _, guest, _ = linked
-    receiver = guest.start("ip netns exec peer sh -c 'socat -u TCP-LISTEN:5400,reuseaddr - | sha256sum'")
+    receiver = guest.start("ip netns exec peer sh -c 'socat -u -b 65536 TCP-LISTEN:5400,reuseaddr - | sha256sum'")
     guest.run("ip netns exec peer sh -c 'until ss -ltn | grep -q :5400; do sleep 0.05; done'")
-    guest.run(f"head -c {FILE_SIZE} /dev/urandom > /tmp/file; socat -u FILE:/tmp/file TCP:10.1.0.2:5400", timeout=120)
+    guest.run(
+        f"head -c {FILE_SIZE} /dev/urandom > /tmp/file; socat -u -b 65536 FILE:/tmp/file TCP:10.1.0.2:5400", timeout=120
+    )
     assert receiver.wait(60).stdout == guest.run("sha256sum < /tmp/file").stdout
 
 

@@ -14,17 +14,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fleet import DOUBLE, QUAD, SWITCH_A, SWITCH_B, SWITCH_C, Fleet, Station
-from lab import footprint, frames_dropped, wait_until
+from lab import account, footprint, frames_dropped, wait_until
 from streams import Streams, exchange
 
 from nicmodel.observe.control import Control
 from nicmodel.vm.tools import install_guest_tools
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.long]
 
 CABLE = (DOUBLE, QUAD)
 SWITCH = (SWITCH_A, SWITCH_B, SWITCH_C)
@@ -39,22 +38,6 @@ EXPECTED_DROPS = {"no_buffers", "device_down", "no_queue", "not_ours"}
 ALL_CHANGES = 8
 #: Memory that the server may take on in the second half, bytes.
 SLACK = 4 * MIB
-
-
-def account(report: dict[str, Any]) -> dict[str, int]:
-    """Frames that came to a NIC, both ways together, and where they are; "missing" is the difference."""
-    wire = {name: count for name, count in report["wire"].items() if name != "name" and not name.startswith("uplink_")}
-    moved = {name: wire.pop(name) for name in ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes")}
-    places = {
-        "sent": moved["tx_frames"],
-        "delivered": report["delivered"],
-        "held": sum(queue["held"] for queue in report["rx_queues"]),
-        "dropped": sum(report["drops"].values()),
-        # A switch has taken also what then goes nowhere.
-        "lost by the wire": sum(count for name, count in wire.items() if name != "nowhere"),
-    }
-    came = moved["rx_frames"] + sum(queue["segments"] for queue in report["tx_queues"])
-    return {"came": came, **places, "missing": came - sum(places.values())}
 
 
 def echoes(fleet: Fleet) -> int:

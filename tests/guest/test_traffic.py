@@ -9,13 +9,27 @@ import socket
 import subprocess
 
 import pytest
-from lab import IPERF_PORT, LINK0, LINK1, PLAIN_PORT, TAP, USER, Lab, Port, frames_dropped, iperf3, ping
+from lab import (
+    IPERF_PORT,
+    LINK0,
+    LINK1,
+    PLAIN_PORT,
+    TAP,
+    USER,
+    Lab,
+    Port,
+    account,
+    frames_dropped,
+    iperf3,
+    ping,
+    wait_until,
+)
 
 from nicmodel.vm.qemu import spawn
 
 pytestmark = pytest.mark.guest
 
-FILE_SIZE = 16 << 20
+FILE_SIZE = 8 << 20
 #: Ping payloads: around every border that matters (header buffer, receive buffers of 2048 and 4096, MTU).
 SIZES = [0, 1, 8, 17, 56, 64, 85, 86, 87, 128, 500, 1000, 1472, 1473, 2006, 2007, 4054, 4055, 4083, 4084, 8000, 8848]
 
@@ -69,7 +83,7 @@ def test_tcp_both_ways_with_several_streams(lab: Lab, split: bool) -> None:
     lab.in_peer("iperf3 -s -D -p 5300")
     try:
         for reverse in ("", "-R"):
-            result = json.loads(lab.run(f"iperf3 -J -c {LINK0.peer} -p 5300 -t 3 -P 4 {reverse}", timeout=120).stdout)
+            result = json.loads(lab.run(f"iperf3 -J -c {LINK0.peer} -p 5300 -n 64M -P 4 {reverse}", timeout=120).stdout)
             assert result["end"]["sum_received"]["bytes"] > 10 << 20
             assert len(result["end"]["streams"]) == 4
     finally:
@@ -85,7 +99,7 @@ def test_tcp_through_the_tap_both_ways(lab: Lab, split: bool) -> None:
             try:
                 said = lab.run(
                     "for i in 1 2 3 4 5 6; do "
-                    f"iperf3 -J -c {TAP.peer} -p 5301 -t 3 -P 2 {reverse} && exit; sleep 1; done",
+                    f"iperf3 -J -c {TAP.peer} -p 5301 -n 64M -P 2 {reverse} && exit; sleep 1; done",
                     timeout=120,
                 ).stdout  # fmt: skip
                 result = json.loads(said[said.rindex('{\n\t"start"') :])
@@ -98,31 +112,34 @@ def test_tcp_through_user_mode_networking(lab: Lab, split: bool) -> None:
     server = lab.guest.start(f"iperf3 -s -1 -p {IPERF_PORT}")
     lab.run(f"until ss -ltn | grep -q :{IPERF_PORT}; do sleep 0.05; done")
     said = subprocess.run(
-        iperf3("-J", "-c", "127.0.0.1", "-p", str(IPERF_PORT), "-t", "3", "-P", "2"), check=True, capture_output=True
+        iperf3("-J", "-c", "127.0.0.1", "-p", str(IPERF_PORT), "-n", "32M", "-P", "2"), check=True, capture_output=True
     ).stdout
     assert json.loads(said)["end"]["sum_received"]["bytes"] > 5 << 20
     assert server.wait(120).status == 0
 
 
 def test_udp(lab: Lab, split: bool) -> None:
-    """Of each size most arrive, and what does not has a counter: the socket's buffer was full, or the NIC had none."""
+    """Of each size most arrive, and each frame of those that do not has a counter.
 
-    def dropped() -> int:
-        names, values = lab.in_peer("grep ^Udp: /proc/net/snmp").splitlines()
-        kernel = dict(zip(names.split(), values.split(), strict=True))
-        return int(kernel["InErrors"]) + sum(frames_dropped(lab.report(LINK1)).values())
-
+    (Datagrams that were delivered may be lost to iperf3 all the same: its socket is full, or closed before it has read
+    them.)
+    """
     lab.in_peer("iperf3 -s -D -p 5302")
     try:
         # At rates that an emulated CPU keeps up with if it has a core.
         for size, rate in ((64, "1M"), (1400, "10M"), (8800, "20M")):
-            before = dropped()
             command = f"iperf3 -J -c {LINK0.peer} -p 5302 -u -b {rate} -l {size} -t 1"
             total = json.loads(lab.run(command, timeout=120).stdout)["end"]["sum"]
             assert total["packets"] > total["lost_packets"], f"{total} with datagrams of {size}"
-            assert total["lost_packets"] <= dropped() - before, f"{total} with datagrams of {size}"
     finally:
         lab.in_peer("pkill -f '[i]perf3 -s -D -p 5302'")
+
+    def whole() -> bool:
+        here, there = lab.report(LINK0), lab.report(LINK1)
+        crossed = here["wire"]["tx_frames"] == there["wire"]["rx_frames"]
+        return crossed and account(here)["missing"] == account(there)["missing"] == 0
+
+    wait_until(whole, what=lambda: str([account(lab.report(port)) for port in (LINK0, LINK1)]))
 
 
 def test_a_file_arrives_as_it_was_over_the_cable(lab: Lab, split: bool) -> None:
@@ -130,10 +147,18 @@ def test_a_file_arrives_as_it_was_over_the_cable(lab: Lab, split: bool) -> None:
     for address in (LINK0.peer, f"[{LINK0.peer6}]"):
         family = "6" if "[" in address else "4"
         receiver = lab.guest.start(
-            ["ip", "netns", "exec", "peer", "sh", "-c", f"socat -u TCP{family}-LISTEN:5400,reuseaddr - | sha256sum"]
+            [
+                "ip",
+                "netns",
+                "exec",
+                "peer",
+                "sh",
+                "-c",
+                f"socat -u -b 65536 TCP{family}-LISTEN:5400,reuseaddr - | sha256sum",
+            ]
         )
         lab.in_peer("until ss -ltn | grep -q :5400; do sleep 0.05; done")
-        lab.run(f"socat -u FILE:/tmp/file TCP:{address}:5400", timeout=120)
+        lab.run(f"socat -u -b 65536 FILE:/tmp/file TCP:{address}:5400", timeout=120)
         here = lab.run("sha256sum < /tmp/file", timeout=120).stdout
         assert receiver.wait(60).stdout == here
     lab.run("rm /tmp/file")
@@ -142,7 +167,7 @@ def test_a_file_arrives_as_it_was_over_the_cable(lab: Lab, split: bool) -> None:
 def test_a_file_arrives_as_it_was_from_the_host(lab: Lab, split: bool) -> None:
     """Through passt into the guest."""
     data = os.urandom(1 << 20) * (FILE_SIZE >> 20)
-    receiver = lab.guest.start(f"socat -u TCP-LISTEN:{PLAIN_PORT},reuseaddr - | sha256sum")
+    receiver = lab.guest.start(f"socat -u -b 65536 TCP-LISTEN:{PLAIN_PORT},reuseaddr - | sha256sum")
     lab.run(f"until ss -ltn | grep -q :{PLAIN_PORT}; do sleep 0.05; done")
     with socket.create_connection(("127.0.0.1", PLAIN_PORT), timeout=60) as connection:
         connection.sendall(data)
@@ -167,7 +192,7 @@ def test_a_file_arrives_as_it_was_through_the_tap(lab: Lab, split: bool) -> None
         try:
             # The guest sends back what it has received.
             lab.guest.put(b"#!/bin/sh\ncat > /tmp/f\ncat /tmp/f\n", "/tmp/echo")
-            lab.run(f"socat -t 30 TCP:{TAP.peer}:5401,retry=20,interval=0.2 EXEC:/tmp/echo", timeout=90)
+            lab.run(f"socat -b 65536 -t 30 TCP:{TAP.peer}:5401,retry=20,interval=0.2 EXEC:/tmp/echo", timeout=90)
             assert peer.stdout is not None
             sent, back = peer.stdout.read().split()
             assert sent == back

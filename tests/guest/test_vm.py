@@ -127,8 +127,10 @@ def test_device_memory_is_a_node_without_cpus() -> None:
         assert marker * 128 in memory.array.tobytes()
 
 
-def test_reboot() -> None:
-    with Guest() as guest:
+def test_extra_arguments_reach_qemu_and_reboot() -> None:
+    arguments = ("-netdev", "user,id=n0,restrict=on", "-device", "virtio-net-pci,netdev=n0")
+    with Guest(GuestConfig(arguments=arguments)) as guest:
+        assert guest.run("cat /sys/class/net/eth0/address").stdout.startswith("52:54:00")
         before = guest.run("cat /proc/sys/kernel/random/boot_id; touch /run/here").stdout
         waiting = guest.start("sleep 1000")
         guest.reboot()
@@ -212,12 +214,6 @@ def test_a_driver_can_be_left_to_be_loaded_by_hand() -> None:
             assert guest.run("ls /sys/class/net").stdout.split() == ["lo"]
             guest.run("modprobe gve")
             assert guest.run("ls /sys/class/net").stdout.split() == ["eth0", "lo"]
-
-
-def test_extra_arguments_reach_qemu() -> None:
-    arguments = ("-netdev", "user,id=n0,restrict=on", "-device", "virtio-net-pci,netdev=n0")
-    with Guest(GuestConfig(arguments=arguments)) as guest:
-        assert guest.run("cat /sys/class/net/eth0/address").stdout.startswith("52:54:00")
 
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "trixie-backports"])

@@ -179,9 +179,9 @@ def test_passed_on_to_the_stack(bench: Bench) -> None:
         said = guest.run(
             f"""
             head -c {8 * MIB} /dev/urandom >/tmp/sent
-            socat -u TCP-LISTEN:{PORT},reuseaddr - >/tmp/received &
+            socat -u -b 65536 TCP-LISTEN:{PORT},reuseaddr - >/tmp/received &
             until ss -ltn | grep -q :{PORT}; do sleep 0.05; done
-            ip netns exec peer socat -u - TCP:{pair.address}:{PORT} </tmp/sent
+            ip netns exec peer socat -u -b 65536 - TCP:{pair.address}:{PORT} </tmp/sent
             wait $!
             cmp /tmp/sent /tmp/received && echo equal
             """,

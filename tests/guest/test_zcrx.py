@@ -97,9 +97,9 @@ def test_afterwards_the_queue_is_an_ordinary_one(zcrx: Lab) -> None:
     before = payload(zcrx, "hbm"), payload(zcrx, "ram")
     said = zcrx.run(
         f"""
-        socat -u TCP6-LISTEN:{PORT},reuseaddr - | wc -c &
+        socat -u -b 65536 TCP6-LISTEN:{PORT},reuseaddr - | wc -c &
         until ss -ltn | grep -q :{PORT}; do sleep 0.05; done
-        head -c {ALL} /dev/zero | ip netns exec peer socat -u - TCP6:[{LINK0.address6}]:{PORT}
+        head -c {ALL} /dev/zero | ip netns exec peer socat -u -b 65536 - TCP6:[{LINK0.address6}]:{PORT}
         wait
         """
     ).stdout
