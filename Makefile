@@ -4,14 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# One process of tests for each processor; a guest of the tests takes 1 to 2 GiB, so no more than eight.
-PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+# One process of tests for each processor; a guest of the tests takes 1 to 2 GiB, so no more than eight. LONG=1: also the
+# tests that take long for what they add to others, as before a release.
+PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile $(if $(LONG),--long)
 
 .PHONY: demo test bench docs install-man lint unit protocol device guest fuzz cycles soak clean help
 
 help:
 	@echo "make demo      devmem TCP from end to end: a stock guest, the emulated NIC, a verified transfer"
-	@echo "make test      the whole test suite, linters and type checks included"
+	@echo "make test      the test suite, linters and type checks included; LONG=1: with the tests that take long"
 	@echo "make bench     all benchmarks, a quarter of an hour; tables and plots in benchmarks/results"
 	@echo "make docs      the documentation: docs/_build/html/index.html, and man pages in docs/_build/man"
 	@echo "make lint      ruff, mypy and import-linter only"
@@ -71,7 +72,7 @@ cycles: $(READY)
 MINUTES ?= 30
 soak: $(VENV)/.bench
 	@echo "$(MINUTES) minutes; follow them by: tail -f soak.csv"
-	status=0; $(BIN)/pytest -q -s tests/guest/test_soak.py -o faulthandler_timeout=0 --soak $(MINUTES) --soak-log soak.csv || status=$$?; \
+	status=0; $(BIN)/pytest -q -s tests/guest/test_soak.py --long -o faulthandler_timeout=0 --soak $(MINUTES) --soak-log soak.csv || status=$$?; \
 		$(BIN)/python tests/guest/soak_plot.py soak.csv soak.png; exit $$status
 
 # The stamp is written last: an environment without one is what an interrupted set-up left, and is made anew from

@@ -23,6 +23,20 @@ Loopback().close()
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long`."""
+    parser.addoption("--long", action="store_true", help="also run the tests marked as long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the long tests, unless they are asked for."""
+    if config.getoption("--long"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Compile before the first test, whose time is limited, and before there are several processes of tests."""

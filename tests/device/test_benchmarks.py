@@ -33,6 +33,7 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
     return list(result["rows"])
 
 
+@pytest.mark.long
 def test_inject() -> None:
     arguments = ("--starts", "2", "--frames", "300", "--calls", "1")
     result = json.loads(run("inject.py", *arguments, "--json"))
@@ -52,6 +53,7 @@ def test_packet_path(tmp_path: Path) -> None:
     assert f"{found[2]['ratio']:.4g}" in said and "vouched" not in said
 
 
+@pytest.mark.long
 def test_small(tmp_path: Path) -> None:
     run("small.py", "--no-guest", "--no-compile", "--starts", "1", "--rounds", "20", "--output", tmp_path)
     found = {row["what"]: row for row in rows(tmp_path, "small")}
@@ -60,6 +62,7 @@ def test_small(tmp_path: Path) -> None:
     assert 0 < latencies[0] <= latencies[1]
 
 
+@pytest.mark.long
 def test_ddp(tmp_path: Path) -> None:
     run("ddp.py", "--read", "32", "--megabytes", "1", "--seconds", "0.01", "--output", tmp_path)
     found = json.loads((tmp_path / "results/ddp.json").read_text())["rows"]
@@ -74,6 +77,7 @@ def test_instructions() -> None:
     run("instructions.py", "--inside", "--length", "64")
 
 
+@pytest.mark.long
 def test_deferred(tmp_path: Path) -> None:
     run("deferred.py", "--length", "1514", "--seconds", "0.02", "--output", tmp_path)
     [row] = rows(tmp_path, "deferred")
@@ -81,6 +85,7 @@ def test_deferred(tmp_path: Path) -> None:
     assert row["deferred_us"] > row["immediate_us"] > 0
 
 
+@pytest.mark.long
 def test_flush(tmp_path: Path) -> None:
     """A flush loses nothing, a restarted queue its own frames, a reset all."""
     run("flush.py", "--rounds", "1", "--output", tmp_path)
@@ -89,6 +94,7 @@ def test_flush(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_owners(tmp_path: Path) -> None:
     """Two owners' buffers in turn: a plain ring leaks and starves, one in order blocks, one that sorts does neither."""
     run("owners.py", "--milliseconds", "300", "--output", tmp_path)

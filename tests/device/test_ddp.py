@@ -680,7 +680,7 @@ def test_in_sight() -> None:
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(draws=st.data())
 def test_any_order(make_lab: Callable[..., Loopback], draws: st.DataObject) -> None:

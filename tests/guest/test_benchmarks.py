@@ -12,7 +12,7 @@ import pytest
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.host import program
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.long]
 
 GUEST_TAP = Path(__file__).parents[2] / "benchmarks" / "guest_tap.py"
 

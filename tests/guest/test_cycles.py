@@ -11,6 +11,13 @@ pytestmark = pytest.mark.guest
 COUNTS = dict.fromkeys(KINDS, 2) | {"kill-server": 1, "remap": 0}
 
 
-@pytest.mark.parametrize(("kind", "count"), [(kind, count) for kind, count in COUNTS.items() if count])
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        pytest.param(kind, count, marks=[] if kind in ("reload", "kill-server") else pytest.mark.long)
+        for kind, count in COUNTS.items()
+        if count
+    ],
+)
 def test_cycles(kind: str, count: int) -> None:
     assert repeat(kind, count).cycles == count

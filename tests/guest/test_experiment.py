@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nicmodel.vm.experiment import ACCELERATORS, SWITCH
+from nicmodel.vm.experiment import NODE, SWITCH
 
 pytestmark = pytest.mark.guest
 
@@ -18,7 +18,7 @@ SIZE = 32 << 20
 RUNS = 2
 
 
-@pytest.mark.parametrize("accelerator", ACCELERATORS)
+@pytest.mark.parametrize("accelerator", [SWITCH, pytest.param(NODE, marks=pytest.mark.long)])
 def test_devmem(accelerator: str, tmp_path: Path) -> None:
     """Each claim of the series holds, and the accounts are those of a transfer of this size.
 

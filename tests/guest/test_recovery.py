@@ -145,6 +145,7 @@ def connected(fleet: Fleet) -> Iterator[Peer]:
             peer.close()
 
 
+@pytest.mark.long
 def test_a_transmit_queue_that_hangs(booted_fleet: Fleet) -> None:
     """*Steps*: the wire takes nothing while the guest sends; then it does again.
     *Verify*: the kernel's watchdog finds the queue hanging, the driver resets the device, and traffic flows again.

@@ -27,7 +27,7 @@ def interfaces(guest: Guest) -> list[str]:
     return guest.run("cat /sys/class/net/eth*/address").stdout.split()
 
 
-@pytest.mark.parametrize("layout", ["q35", "switch"])
+@pytest.mark.parametrize("layout", ["q35", pytest.param("switch", marks=pytest.mark.long)])
 def test_nics_are_where_they_are_after_a_boot(layout: str) -> None:
     """By their order, whatever their addresses; and also after the guest was rebooted, with its boot loader's help."""
     words = [word for mac in MACS for word in ("--wire", "link", "--mac", mac)]
@@ -85,11 +85,6 @@ def test_the_console_has_what_was_said_before() -> None:
         assert "Run /init as init process" in guest.console.read_text()
         guest.run("echo something new > /dev/console")
         assert "something new" in guest.console.read_text()
-
-
-def test_a_guest_can_be_had_booted() -> None:
-    with Guest(snapshot=False) as guest:
-        assert guest.why_booted == "as asked"
 
 
 def test_a_snapshot_that_is_of_no_use_is_deleted_and_the_guest_boots(
