@@ -1,9 +1,9 @@
 """The one decorator under which the packet path is compiled, and where its compiled code is kept.
 
 Numba caches what it compiles, but decides by the time stamp of the one file a function is in: a change in a *called*
-function of another file goes unnoticed. So the cache folder is named after the contents of every file that can hold
-compiled code, and after what else Numba goes by: where the files are, and the versions of Python and numpy. Any change
-starts a fresh folder. ``NUMBA_DISABLE_JIT=1`` runs the same functions in the interpreter.
+function of another file goes unnoticed. So the cache folder is named after the contents of every file that compiled
+code comes from (`sources`), and after what else Numba goes by: where the files are, and the versions of Python and
+numpy. Any change starts a fresh folder. ``NUMBA_DISABLE_JIT=1`` runs the same functions in the interpreter.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -39,16 +40,45 @@ u64 = cast("Callable[[Any], int]", np.uint64)
 JIT_DISABLED = bool(config.DISABLE_JIT)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_ROOMS = ("packet", "gvnic", "wire")
 _CACHES_KEPT = 12
+
+
+#: An import at the top level of a file; others are for type checkers, or for later.
+_IMPORT = re.compile(r"^from ([\w.]+) import (\([^)]*\)|.*)|^import ([\w.]+)", re.MULTILINE)
+
+
+def sources(package: Path) -> dict[str, Path]:
+    """Files of a package that compiled code comes from, by module, sorted.
+
+    They are those that have something compiled, wherever they are, and all that these import, whose constants and
+    functions are part of what is compiled.
+    """
+    files = {}
+    for path in package.rglob("*.py"):
+        module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        files[module.removesuffix(".__init__")] = path
+    imports: dict[str, set[str]] = {}
+    for module, path in files.items():
+        imports[module] = set()
+        for source, names, alone in _IMPORT.findall(path.read_text()):
+            parts = {f"{source}.{name}" for name in re.findall(r"\w+", names)}  # modules perhaps, of a package
+            imports[module] |= {alone or source, *parts}
+    here = f"{package.name}.packet.compiled"
+    wanted = [module for module in files if imports[module] & {f"{here}.compiled", f"{here}.inlined"}]
+    found: dict[str, Path] = {}
+    while wanted:
+        module = wanted.pop()
+        if module in files and module not in found:
+            found[module] = files[module]
+            wanted += imports[module]
+    return dict(sorted(found.items()))
 
 
 def _source_key() -> str:
     digest = hashlib.sha256(repr((numba.__version__, np.__version__, sys.version_info[:2], str(_PACKAGE))).encode())
-    for room in _ROOMS:
-        for source in sorted((_PACKAGE / room).glob("*.py")):
-            digest.update(source.name.encode())
-            digest.update(source.read_bytes())
+    for module, path in sources(_PACKAGE).items():
+        digest.update(module.encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

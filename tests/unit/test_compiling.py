@@ -14,7 +14,7 @@ import numba
 import pytest
 
 from nicmodel.observe import compiling
-from nicmodel.packet.compiled import JIT_DISABLED, Compilation, watch
+from nicmodel.packet.compiled import JIT_DISABLED, Compilation, sources, watch
 
 needs_compiler = pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
 
@@ -82,3 +82,33 @@ def test_code_that_cannot_be_kept_is_compiled_all_the_same(tmp_path: Path) -> No
     environment["XDG_CACHE_HOME"] = str(tmp_path / "file")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
     assert done.stdout == "42\n", done.stderr
+
+
+def test_compiled_code_of_any_room_is_known_with_all_that_it_imports(tmp_path: Path) -> None:
+    files = {
+        "__init__": "",
+        "packet/compiled": "def compiled(function): ...",
+        "fast/inside/loop": "from house.packet.compiled import compiled, i64\nfrom house.fast import numbers as n",
+        "fast/numbers": "import house.fast.deeper\nfrom typing import (\n    TYPE_CHECKING,\n)\n"
+        "if TYPE_CHECKING:\n    from house.slow import Slow",
+        "fast/deeper": "from house.table import (\n    FIRST,\n    SECOND,\n)",
+        "table": "FIRST = SECOND = 1",
+        "small": "from house.packet.compiled import inlined",
+        "slow": "from house.packet.compiled import CACHE\nimport house.fast.inside.loop",
+    }
+    for name, text in files.items():
+        path = tmp_path / "house" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    expected = ["fast.deeper", "fast.inside.loop", "fast.numbers", "packet.compiled", "small", "table"]
+    found = sources(tmp_path / "house")
+    assert list(found) == [f"house.{module}" for module in expected]
+    assert found["house.table"] == tmp_path / "house" / "table.py"
+
+
+def test_what_is_known_of_this_package() -> None:
+    """Of each room that compiles; and what has nothing to do with it may be edited."""
+    found = sources(Path(compiling.__file__).parents[1])
+    part = ("packet.parse", "gvnic.receive", "gvnic.descriptors", "wire.tap", "observe.memory")
+    assert {f"nicmodel.{name}" for name in part} <= set(found)
+    assert not {f"nicmodel.{name}" for name in ("cli.main", "wire.pcap", "gvnic.admin", "vm.guest")} & set(found)

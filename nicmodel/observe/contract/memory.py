@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.dma import find
 from nicmodel.gvnic.state import Records
 from nicmodel.observe.memory import LAST_ADDRESS, peek
 from nicmodel.packet.compiled import compiled, u64
 from nicmodel.vfio_user.regions import RegionMap
+
+if TYPE_CHECKING:
+    from nicmodel.gvnic.device import Nic
 
 Addresses = npt.NDArray[np.uint64]
 
