@@ -69,7 +69,7 @@ def config(
     if name not in _FILES:
         raise click.BadParameter(f"there is no configuration {name!r}{did_you_mean(name, _FILES)}", param_hint="NAME")
     if raw:
-        click.echo(_FILES[name].read_text(), nl=False)
+        click.echo(_FILES[name].read_text("utf-8"), nl=False)
         return
     values = dict(map(_setting, settings))
     variables = set(re.findall(r"\$\{(\w+)", _text(name)))
@@ -77,7 +77,7 @@ def config(
         nearest = did_you_mean(unknown, variables)
         raise click.BadParameter(f"{name} has no variable {unknown!r}{nearest}", param_hint="--set")
     if name in _UNITS:
-        click.echo(_FILES[name].read_text().replace("${NICMODEL}", shlex.join(_own_command())), nl=False)
+        click.echo(_FILES[name].read_text("utf-8").replace("${NICMODEL}", shlex.join(_own_command())), nl=False)
         return
     chosen = [Nic(socket) for socket in nics or _default_sockets(name)]
     values = {"VCPUS": str(vcpus), "ACCEL": _acceleration(), **values}
@@ -112,14 +112,14 @@ def _list() -> None:
 
 def _meaning(file: Path) -> str:
     """The first sentence of the comment that the file begins with."""
-    words = " ".join(file.read_text().split()).lstrip("<!-#").replace(" # ", " ").strip()
+    words = " ".join(file.read_text("utf-8").split()).lstrip("<!-#").replace(" # ", " ").strip()
     return re.split(r"(?<=[a-z)])[.:;] ", words)[0]
 
 
 def _text(name: str) -> str:
     """The text of the file, and for a machine also of what an accelerator adds."""
     files = [_FILES[name]] + ([FOLDER / ACCELERATORS[name]] if name in ACCELERATORS else [])
-    return "".join(file.read_text() for file in files)
+    return "".join(file.read_text("utf-8") for file in files)
 
 
 def _setting(text: str) -> tuple[str, str]:

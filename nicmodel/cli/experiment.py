@@ -66,9 +66,9 @@ def devmem(
                 found.runs += [next(transfers), next(transfers)]
     show(found)
     if json_file:
-        json_file.write_text(json.dumps(as_json(found), indent=1))
+        json_file.write_text(json.dumps(as_json(found), indent=1), "utf-8")
     if markdown:
-        markdown.write_text(as_markdown(found))
+        markdown.write_text(as_markdown(found), "utf-8")
     if plot:
         draw(found, plot, pyplot)
     if failed := [claim for claim in found.claims() if not claim.holds]:

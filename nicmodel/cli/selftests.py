@@ -72,7 +72,7 @@ def selftests(
             console.print(_line(outcome))
             if logs:
                 logs.mkdir(parents=True, exist_ok=True)
-                (logs / f"{program.name}.log").write_text(outcome.log)
+                (logs / f"{program.name}.log").write_text(outcome.log, "utf-8")
         version = bench.kernel_version
     console.print(_table(outcomes, version))
     if report:

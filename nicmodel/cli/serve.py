@@ -526,7 +526,7 @@ def _replace(path: Path, text: str) -> None:
         return
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, "utf-8")
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

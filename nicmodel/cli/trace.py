@@ -41,7 +41,7 @@ def trace(
     """
     with contextlib.ExitStack() as stack:
         control = stack.enter_context(Control(path))
-        file = stack.enter_context(output.open("w")) if output else sys.stdout
+        file = stack.enter_context(output.open("w", encoding="utf-8")) if output else sys.stdout
         with contextlib.suppress(KeyboardInterrupt):
             _follow(control, file, nic, kinds, queues, as_json, count)
 

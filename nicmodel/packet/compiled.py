@@ -60,7 +60,7 @@ def sources(package: Path) -> dict[str, Path]:
     imports: dict[str, set[str]] = {}
     for module, path in files.items():
         imports[module] = set()
-        for source, names, alone in _IMPORT.findall(path.read_text()):
+        for source, names, alone in _IMPORT.findall(path.read_text("utf-8")):
             parts = {f"{source}.{name}" for name in re.findall(r"\w+", names)}  # modules perhaps, of a package
             imports[module] |= {alone or source, *parts}
     here = f"{package.name}.packet.compiled"

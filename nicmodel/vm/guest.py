@@ -401,7 +401,9 @@ class Guest:
             self.qmp = Qmp(sockets["qmp"][0], self._on_event)
         except Exception as error:
             self.kill()
-            raise VmError(f"QEMU did not start: {self._qemu_log.read_text().strip() or error}") from error
+            raise VmError(
+                f"QEMU did not start: {self._qemu_log.read_text('utf-8', 'replace').strip() or error}"
+            ) from error
         self._running.callback(self.qmp.close)
 
     def _await_boot(self, greetings: int) -> None:

@@ -247,7 +247,7 @@ def user_namespaces() -> Check:
     if not done.returncode:
         return Check(subject, State.GOOD, "this user may have them")
     for file, forbids, allow in _SETTINGS:
-        if os.geteuid() and Path(file).exists() and Path(file).read_text().strip() == forbids:
+        if os.geteuid() and Path(file).exists() and Path(file).read_text("utf-8", "surrogateescape").strip() == forbids:
             return Check(subject, State.BAD, "this host's settings forbid them", f"Allow them: {allow}")
     if _in_chroot():
         return Check(subject, State.BAD, "the kernel grants none in a chroot",
@@ -282,7 +282,7 @@ def _in_chroot() -> bool:
     """Whether this process's root folder is not its mount namespace's, as far as one can see without being root."""
     # The root of a mount namespace is a mount point of that namespace; /proc/self/mountinfo has it at "/" (proc(5)).
     try:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
         return False
     return all(line.split()[4] != "/" for line in mounts)

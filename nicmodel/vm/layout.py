@@ -90,7 +90,7 @@ def arguments(
         VmError: There is no such layout, or it wants another number of NICs.
     """
     try:
-        text = (FOLDER / LAYOUTS[layout]).read_text()
+        text = (FOLDER / LAYOUTS[layout]).read_text("utf-8")
     except KeyError:
         nearest = did_you_mean(layout, LAYOUTS)
         raise VmError(f"no layout '{layout}': say one of {', '.join(LAYOUTS)}{nearest}") from None
@@ -119,7 +119,7 @@ def arguments(
             "ACCELERATOR_FILE": accelerator.file,
             "ACCELERATOR_SIZE": str(accelerator.size),
         }
-        for line in (FOLDER / ACCELERATORS[layout]).read_text().splitlines():
+        for line in (FOLDER / ACCELERATORS[layout]).read_text("utf-8").splitlines():
             words += _fill(line, its)
     return words
 
@@ -132,7 +132,7 @@ def libvirt_domain(nics: Sequence[Nic], variables: Mapping[str, str]) -> str:
         variables: Values for the file's other variables, by name.
     """
     lines = []
-    for line in (FOLDER / LIBVIRT).read_text().splitlines():
+    for line in (FOLDER / LIBVIRT).read_text("utf-8").splitlines():
         if "${SOCKET}" not in line:
             lines.append(_fill_xml(line, variables))
             continue

@@ -127,7 +127,7 @@ def obtained(packages: Packages) -> Tree | None:
 
 def _recorded(record: Path) -> Tree | None:
     try:
-        content = json.loads(record.read_text())
+        content = json.loads(record.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     path = record.parent / content["tree"]

@@ -129,7 +129,7 @@ def acceleration(qemu: Qemu, image: Image) -> str:
 def known_acceleration(version: str | None = None) -> str | None:
     """What the trial of KVM since the host's boot has shown, with the QEMU of this version or with the last one."""
     try:
-        known = json.loads(_record().read_text())
+        known = json.loads(_record().read_text("utf-8"))
         boot, tried = known["subject"]
         if boot == _boot() and version in (None, tried):
             return str(known["acceleration"])
@@ -143,7 +143,7 @@ def _record() -> Path:
 
 
 def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
 
 
 def _kvm_boots(qemu: Qemu, image: Image) -> bool:

@@ -168,7 +168,7 @@ class Recipe:
     @classmethod
     def read(cls, path: Path = RECIPE) -> Self:
         """Parse the file."""
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text("utf-8"))
         programs = {name: _program(name, table) for name, table in content["program"].items()}
         return cls(content["kernel"], programs, content["inapplicable"])
 

@@ -162,7 +162,7 @@ class NicServer:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_TIMEOUT)
         self.kill()
-        return json.loads(self._report.read_text()) if self._report.exists() else []
+        return json.loads(self._report.read_text("utf-8")) if self._report.exists() else []
 
     def kill(self) -> None:
         """SIGKILL."""

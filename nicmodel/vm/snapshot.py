@@ -74,13 +74,15 @@ def identity(words: Sequence[str], files: Iterable[str | Path], more: Mapping[st
         more: Whatever else matters.
     """
     stats = [(str(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
-    subject = [Path(__file__).read_text(), list(words), stats, _host_cpu(), dict(more)]
+    subject = [Path(__file__).read_text("utf-8"), list(words), stats, _host_cpu(), dict(more)]
     return hashlib.sha256(json.dumps(subject).encode()).hexdigest()[:16]
 
 
 def _host_cpu() -> list[str]:
     """What "max" and "host" stand for depends on it, with KVM."""
-    return sorted(set(re.findall(r"^(?:model name|flags)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)))
+    return sorted(
+        set(re.findall(r"^(?:model name|flags)\s*:.*$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE))
+    )
 
 
 def obtain(name: str, build: Callable[[Path], None]) -> Snapshot:
