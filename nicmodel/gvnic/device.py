@@ -37,7 +37,11 @@ from nicmodel.gvnic.transmit_gqi import transmit_gqi
 from nicmodel.packet.compiled import u64
 from nicmodel.packet.frames import NO_QUEUE, Batch
 from nicmodel.packet.lost import survive_lost_memory
-from nicmodel.pci.config import Command, ConfigSpace, MsixTable
+from nicmodel.pci.bars import MemoryBar
+from nicmodel.pci.capabilities import Express, Msix, PowerManagement
+from nicmodel.pci.config import SIZE as CONFIG_SIZE
+from nicmodel.pci.config import Command, ConfigSpace
+from nicmodel.pci.msix import MsixTable
 from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
 from nicmodel.vfio_user.dma import DmaFault, without
 from nicmodel.vfio_user.poll import EventLoop, Timer
@@ -48,7 +52,12 @@ from nicmodel.wire.wire import Wire
 
 log = logging.getLogger(__name__)
 
-_MSIX_TABLE, _MSIX_PENDING, _MSIX_SIZE = 0x0, 0x800, 0x1000
+#: The BAR of MSI-X has room for the table and pending bits of 128 vectors.
+_BARS: dict[int, MemoryBar] = {
+    Bar.REGISTERS: MemoryBar(r.REGISTERS_SIZE),
+    Bar.MSIX: MemoryBar(0x1000),
+    Bar.DOORBELLS: MemoryBar(r.DOORBELLS_SIZE),
+}
 
 #: The backlog: bytes and frames in all, frames for one queue, and how long a frame may wait for buffers.
 _HELD_BYTES = 1 << 20
@@ -176,19 +185,21 @@ class Nic(Device):
         self.statistics = Statistics(self)
         self.messages = Messages(self)
         self.deferred = DeferredPlacement(self) if profile.deferred_bytes else None
+        self._msix = MsixTable(profile.vectors, Bar.MSIX, table=0, pba=0x800)
         self.config = ConfigSpace(
             vendor=r.VENDOR_GOOGLE,
             device=r.DEVICE_GVNIC,
             subsystem=r.SUBSYSTEM_GVNIC,
             class_code=r.CLASS_ETHERNET,
             revision=profile.revision,
-            bars=(r.REGISTERS_SIZE, _MSIX_SIZE, r.DOORBELLS_SIZE),
-            msix=MsixTable(profile.vectors, Bar.MSIX, _MSIX_TABLE, _MSIX_PENDING),
+            bars=_BARS,
+            capabilities=(PowerManagement(), Msix(self._msix), Express()),
             on_reset=self.reset,
         )
-        sizes = {Bar.REGISTERS: r.REGISTERS_SIZE, Bar.MSIX: _MSIX_SIZE, Bar.DOORBELLS: r.DOORBELLS_SIZE}
-        self.regions = [RegionInfo(sizes.get(number, 0)) for number in range(len(PciRegion))]  # type: ignore[call-overload]
-        self.regions[PciRegion.CONFIG] = RegionInfo(4096)
+        self.regions = [RegionInfo(0)] * len(PciRegion)
+        for number, bar in _BARS.items():
+            self.regions[number] = RegionInfo(bar.size)
+        self.regions[PciRegion.CONFIG] = RegionInfo(CONFIG_SIZE)
         self.irq_counts = list(Device.irq_counts)
         self.irq_counts[PciIrq.MSIX] = profile.vectors
         self.resettable = True
@@ -416,8 +427,8 @@ class Nic(Device):
         if region == Bar.MSIX and self.link is not None:
             msix = self.link.irqs[PciIrq.MSIX]
             pending = sum(1 << vector for vector in range(self.profile.vectors) if msix.pending(vector))
-            image = bytearray(_MSIX_SIZE)
-            image[_MSIX_PENDING : _MSIX_PENDING + 16] = pending.to_bytes(16, "little")
+            image = bytearray(_BARS[Bar.MSIX].size)
+            image[self._msix.pba : self._msix.pba + 16] = pending.to_bytes(16, "little")
             return bytes(image[offset : offset + count])
         return bytes(count)
 

@@ -1,4 +1,4 @@
-"""PCI configuration space of an endpoint: header, BARs, and the capabilities PM, MSI-X and PCI Express.
+"""PCI configuration space of an endpoint: its header, and the BARs and capabilities that a device declares.
 
 What software may write is a mask beside each byte (PCI Local Bus 3.0, chapter 6; PCI Express Base 5.0, section 7.5).
 QEMU keeps BARs and MSI-X to itself and forwards the writes; the copy here follows.
@@ -7,26 +7,24 @@ QEMU keeps BARs and MSI-X to itself and forwards the writes; the copy here follo
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntFlag
+
+from nicmodel.pci.bars import SLOTS, MemoryBar
+from nicmodel.pci.capabilities import Capability
 
 SIZE = 4096
 
 #: Offset of the command register.
 COMMAND = 0x04
-_STATUS = 0x06
 _BAR0 = 0x10
 _SUBSYSTEM = 0x2C
 _CAPABILITIES = 0x34
 _STATUS_CAPABILITY_LIST = 0x10
 
-_PM = 0x40
-_MSIX = 0x50
-_EXPRESS = 0x60
-_CAP_PM, _CAP_EXPRESS, _CAP_MSIX = 0x01, 0x10, 0x11
-_DEVICE_CONTROL = _EXPRESS + 0x08
-_INITIATE_FLR = 0x8000
+#: Capabilities lie behind the header, each at a multiple of 16 so that a dump is easy to read; those of this kind have
+#: to be in the first 256 bytes.
+_FIRST, _STEP, _END = 0x40, 0x10, 0x100
 
 
 class Command(IntFlag):
@@ -36,24 +34,48 @@ class Command(IntFlag):
     BUS_MASTER = 1 << 2
 
 
-@dataclass(frozen=True)
-class MsixTable:
-    """Where the MSI-X table and the pending bits lie: vectors, BAR, byte offsets in it (multiples of 8)."""
-
-    vectors: int
-    bar: int
-    table: int
-    pending: int
-
-
 class ConfigSpace:
-    """The 4096 bytes of a PCI Express endpoint.
+    """The 4096 bytes of a PCI Express endpoint::
+
+             31        24 23        16 15         8 7          0
+            +------------+------------+------------+------------+
+       0x00 |         device          |         vendor          |
+            +-------------------------+-------------------------+
+       0x04 |         status          |         command         |
+            +-------------------------+------------+------------+
+       0x08 |              class code              |  revision  |
+            +------------+------------+------------+------------+
+       0x0c |    BIST    | header type|  latency   | cache line |
+            +------------+------------+------------+------------+
+       0x10 |                       BAR 0                       |
+        ... |                        ...                        |
+       0x24 |                       BAR 5                       |
+            +---------------------------------------------------+
+       0x28 |                     reserved                      |
+            +-------------------------+-------------------------+
+       0x2c |        subsystem        |    subsystem vendor     |
+            +-------------------------+-------------------------+
+       0x30 |                   expansion ROM                   |
+            +--------------------------------------+------------+
+       0x34 |               reserved               | first cap. |
+            +--------------------------------------+------------+
+       0x38 |                     reserved                      |
+            +------------+------------+------------+------------+
+       0x3c |  max_lat   |  min_gnt   |  INTx pin  | INTx line  |
+            +------------+------------+------------+------------+
+       0x40 |         capabilities, one after the other         |
+            +---------------------------------------------------+
+
+    **Writable**: command, latency, cache line, INTx line, and what BARs and capabilities say.
 
     Args:
         vendor, device, subsystem, class_code, revision: the identity (24-bit class code).
-        bars: size in bytes of each 32-bit memory BAR, 0 where there is none; powers of two.
-        msix: the interrupt table.
+        bars: by number; that of a 64-bit BAR is its lower half's.
+        capabilities: in the order in which they are linked.
         on_reset: called when software asks for a function level reset.
+
+    Raises:
+        ValueError: BARs or capabilities do not fit.
     """
 
     def __init__(
@@ -64,37 +86,49 @@ class ConfigSpace:
         subsystem: int,
         class_code: int,
         revision: int,
-        bars: Sequence[int],
-        msix: MsixTable,
+        bars: Mapping[int, MemoryBar],
+        capabilities: Sequence[Capability],
         on_reset: Callable[[], None],
     ) -> None:
         self._bytes = bytearray(SIZE)
         self._writable = bytearray(SIZE)
+        self._resets = bytearray(SIZE)
+        self._bars = bars
         self._on_reset = on_reset
-        self._put(0x00, "<HH", vendor, device)
-        self._put(COMMAND, "<HH", 0, _STATUS_CAPABILITY_LIST, writable=struct.pack("<HH", 0x0547, 0))
-        self._put(0x08, "<I", class_code << 8 | revision)
-        self._put(0x0C, "<BB", 0, 0, writable=b"\xff\xff")
-        for number, size in enumerate(bars):
-            if size:
-                self._put(_BAR0 + 4 * number, "<I", 0, writable=struct.pack("<I", 0x100000000 - size))
-        self._put(_SUBSYSTEM, "<HH", vendor, subsystem)
-        self._put(_CAPABILITIES, "<B", _PM)
-        self._put(0x3C, "<BB", 0, 0, writable=b"\xff\0")
-        # Power management 1.2, no PME, D0 and D3hot; the power state is writable.
-        self._put(_PM, "<BBHH", _CAP_PM, _MSIX, 0x0003, 0x0008, writable=struct.pack("<BBHH", 0, 0, 0, 0x0003))
-        self._put(
-            _MSIX, "<BBHII", _CAP_MSIX, _EXPRESS, msix.vectors - 1, msix.table | msix.bar, msix.pending | msix.bar,
-            writable=struct.pack("<BBHII", 0, 0, 0xC000, 0, 0),
-        )  # fmt: skip
-        # Endpoint, version 2; role-based errors, function level reset, payload up to 512 bytes; link 16 GT/s, x16.
-        self._put(_EXPRESS, "<BBHIHHIHH", _CAP_EXPRESS, 0, 0x0002, 0x10008002, 0x2810, 0, 0x104, 0, 0x104)
-        self._writable[_DEVICE_CONTROL : _DEVICE_CONTROL + 2] = b"\xff\x7f"
+        self._put(0x00, struct.pack("<HH", vendor, device))
+        self._put(COMMAND, struct.pack("<HH", 0, _STATUS_CAPABILITY_LIST), writable=struct.pack("<HH", 0x0547, 0))
+        self._put(0x08, struct.pack("<I", class_code << 8 | revision))
+        self._put(0x0C, bytes(2), writable=b"\xff\xff")
+        self._put_bars()
+        self._put(_SUBSYSTEM, struct.pack("<HH", vendor, subsystem))
+        self._put(0x3C, bytes(1), writable=b"\xff")
+        self._put_capabilities(capabilities)
         self._power_on = bytes(self._bytes)
 
-    def _put(self, offset: int, form: str, *values: int, writable: bytes = b"") -> None:
-        struct.pack_into(form, self._bytes, offset, *values)
+    def _put(self, offset: int, power_on: bytes, writable: bytes = b"") -> None:
+        self._bytes[offset : offset + len(power_on)] = power_on
         self._writable[offset : offset + len(writable)] = writable
+
+    def _put_bars(self) -> None:
+        for number, bar in self._bars.items():
+            if not 0 <= number <= SLOTS - bar.slots:
+                raise ValueError(f"a {bar.width}-bit BAR {number}: there are only registers 0 to {SLOTS - 1}")
+            if bar.slots == 2 and number + 1 in self._bars:
+                raise ValueError(f"BAR {number + 1} lies where the upper half of BAR {number} is")
+            self._put(_BAR0 + 4 * number, bar.power_on, bar.writable)
+
+    def _put_capabilities(self, capabilities: Sequence[Capability]) -> None:
+        offset, link = _FIRST, _CAPABILITIES
+        for capability in capabilities:
+            capability.check(self._bars)
+            end = offset + capability.length
+            if end > _END:
+                raise ValueError(f"no room for {type(capability).__name__}: capabilities would end at {end:#x}")
+            self._put(offset, capability.power_on, capability.writable)
+            self._resets[offset:end] = capability.resets
+            self._bytes[link] = offset
+            link = offset + 1
+            offset = -(-end // _STEP) * _STEP
 
     @property
     def command(self) -> Command:
@@ -103,7 +137,8 @@ class ConfigSpace:
 
     def bar(self, number: int) -> int:
         """The address that software has given a BAR; 0 while it has none."""
-        return int(struct.unpack_from("<I", self._bytes, _BAR0 + 4 * number)[0])
+        bar, offset = self._bars[number], _BAR0 + 4 * number
+        return bar.address(self.read(offset, 4 * bar.slots))
 
     def reset(self) -> None:
         """Back to power-on values."""
@@ -115,10 +150,10 @@ class ConfigSpace:
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Change what is writable; the rest of the bits keeps its value."""
+        asks_reset = 0
         for position, value in enumerate(bytes(data), offset):
             mask = self._writable[position]
             self._bytes[position] = self._bytes[position] & ~mask | value & mask
-        # The FLR bit is not kept: it reads as zero.
-        high = _DEVICE_CONTROL + 1 - offset
-        if 0 <= high < len(data) and bytes(data)[high] << 8 & _INITIATE_FLR:
+            asks_reset |= value & self._resets[position]
+        if asks_reset:
             self._on_reset()
