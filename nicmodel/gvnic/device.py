@@ -425,11 +425,7 @@ class Nic(Device):
                 image[register.offset : register.offset + register.size] = value.to_bytes(register.size, "big")
             return bytes(image[offset : offset + count])
         if region == Bar.MSIX and self.link is not None:
-            msix = self.link.irqs[PciIrq.MSIX]
-            pending = sum(1 << vector for vector in range(self.profile.vectors) if msix.pending(vector))
-            image = bytearray(_BARS[Bar.MSIX].size)
-            image[self._msix.pba : self._msix.pba + 16] = pending.to_bytes(16, "little")
-            return bytes(image[offset : offset + count])
+            return self._msix.read(offset, bytes(count), self.link.irqs[PciIrq.MSIX].pending)
         return bytes(count)
 
     def region_read_early(self, region: int, offset: int, count: int) -> bytes | None:

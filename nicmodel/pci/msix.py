@@ -1,7 +1,8 @@
-"""The MSI-X table and the pending bit array: where they lie in a BAR."""
+"""The MSI-X table and the pending bit array: where they lie in a BAR, and what software reads there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 #: The most vectors that a function can have.
@@ -31,6 +32,9 @@ class MsixTable:
          pba + 0 |  63 | ...                     |  0  |  pending bits of vectors 63 to 0
          pba + 8 | 127 | ...                     |  64 |
                  +-----+-------------------------+-----+
+
+    The client of the device (QEMU) keeps the table: what a driver writes there does not arrive here, and whoever does
+    read it here finds zeros. Pending bits are what the device knows.
 
     Source: PCI Express Base 5.0, section 7.7.2.
 
@@ -71,3 +75,22 @@ class MsixTable:
     def end(self) -> int:
         """The first offset in the BAR behind both."""
         return max(self.table + self._table_size, self.pba + self._pba_size)
+
+    def read(self, offset: int, beneath: bytes, pending: Callable[[int], bool]) -> bytes:
+        """What software reads in the BAR.
+
+        Args:
+            offset: where.
+            beneath: what other registers of the BAR say there, as many bytes as are read.
+            pending: whether a vector is pending.
+        """
+        image = bytearray(beneath)
+        bits = sum(1 << vector for vector in range(self.vectors) if pending(vector))
+        for start, content in (
+            (self.table, bytes(self._table_size)),
+            (self.pba, bits.to_bytes(self._pba_size, "little")),
+        ):
+            first, last = max(start, offset), min(start + len(content), offset + len(image))
+            if first < last:
+                image[first - offset : last - offset] = content[first - start : last - start]
+        return bytes(image)
