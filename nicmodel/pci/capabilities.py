@@ -118,10 +118,26 @@ class Express(Capability):
             +-------------------------+-------------------------+
        0x10 |       link status       |      link control       |
             +-------------------------+-------------------------+
-       0x14 |   slots and roots have registers here, and from   |
-        ... |      0x24 on are a second device capabilities     |
-       0x38 |       and so on: all zero for this endpoint       |
-            +---------------------------------------------------+
+       0x14 |                 slot capabilities                 |
+            +-------------------------+-------------------------+
+       0x18 |       slot status       |      slot control       |
+            +-------------------------+-------------------------+
+       0x1c |    root capabilities    |      root control       |
+            +-------------------------+-------------------------+
+       0x20 |                    root status                    |
+            +-------------------------+-------------------------+
+       0x24 |               device capabilities 2               |
+            +-------------------------+-------------------------+
+       0x28 |     device status 2     |    device control 2     |
+            +-------------------------+-------------------------+
+       0x2c |                link capabilities 2                |
+            +-------------------------+-------------------------+
+       0x30 |      link status 2      |     link control 2      |
+            +-------------------------+-------------------------+
+       0x34 |                slot capabilities 2                |
+            +-------------------------+-------------------------+
+       0x38 |      slot status 2      |     slot control 2      |
+            +-------------------------+-------------------------+
 
     Capabilities: bits 3:0 version, bits 7:4 device type, 0 for an endpoint.
 
@@ -133,6 +149,8 @@ class Express(Capability):
     6.6.2).
 
     Link capabilities and status: bits 3:0 speed, here 4, which is 16 GT/s; bits 9:4 width, here 16 lanes.
+
+    The rest, from 0x14 on, is zero: it is for slots and roots, and for features that this endpoint does not have.
     """
 
     _REGISTERS = Struct("<BBHIHHIHH40x")
