@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
+from nicmodel.gvnic import events
 from nicmodel.gvnic.device import Nic
 from nicmodel.nearest import did_you_mean
 from nicmodel.vfio_user.poll import Timer
@@ -257,16 +258,16 @@ class Injection:
             return False
         return not isinstance(self.fault, Chance) or self.random.random() < self.fault.probability
 
-    def strike(self, **details: Any) -> None:
+    def strike(self, **details: events.Detail) -> None:
         """Count that it has struck, and tell so; `details` say whom."""
         self.hits += 1
         self._nic.count(f"fault {self.fault.name}")
         if self._nic.observers:
-            self._nic.tell("injected", fault=self.fault.name, injection=self.number, **details)
+            self._nic.tell(events.Injected(self.fault.name, self.number, details))
         if self.exhausted and not (isinstance(self.fault, Chance) and self.fault.lasting):
             self._on_exhausted(self)
 
-    def hit(self, **details: Any) -> bool:
+    def hit(self, **details: events.Detail) -> bool:
         """Throw the dice and, if it is to be, strike."""
         if not self.chance():
             return False

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nicmodel.gvnic import commands as c
+from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, OsType, QueueFormat, Status
 from nicmodel.gvnic.ddp import DdpError
 from nicmodel.gvnic.deferred import MAX_PLACEMENT_RING
@@ -201,7 +202,7 @@ class AdminQueue:
     def _execute(self, slot: bytes) -> Status:
         number = int.from_bytes(slot[:4], "big")
         if self._nic.observers:
-            self._nic.tell("command", slot=slot)
+            self._nic.tell(events.CommandFetched(slot))
         try:
             opcode = Opcode(number)
             handler = self._handlers[opcode]
@@ -209,7 +210,7 @@ class AdminQueue:
             log.warning("admin command %#x is not implemented", number)
             self.count(number, Status.UNIMPLEMENTED.name)
             if self._nic.observers:
-                self._nic.tell("admin", opcode=number, payload=None, status=Status.UNIMPLEMENTED, reason="")
+                self._nic.tell(events.CommandExecuted(number, None, Status.UNIMPLEMENTED, ""))
             return Status.UNIMPLEMENTED
         payload = (
             np.frombuffer(slot, c.PAYLOADS[opcode], 1, c.HEADER.itemsize)[0] if c.PAYLOADS[opcode] else np.void(b"")
@@ -230,7 +231,7 @@ class AdminQueue:
         elif opcode != Opcode.REPORT_NIC_TIMESTAMP:  # comes four times a second
             log.debug("admin %s %s", opcode.name, explain(payload))
         if self._nic.observers:
-            self._nic.tell("admin", opcode=number, payload=payload, status=status, reason=reason)
+            self._nic.tell(events.CommandExecuted(number, payload, status, reason))
         return status
 
     # Commands, in the order of their opcodes.

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from nicmodel.gvnic import events
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.admin import AdminQueue
 from nicmodel.gvnic.commands import RSS_LUT_SIZE, QueueFormat
@@ -108,13 +109,7 @@ class Nic(Device):
         name: for logs.
 
     Attributes:
-        observers: called as ``observer(event, **fields)``; none is the default. Events are ``write`` (region, offset,
-            data) before what the driver writes takes effect; ``command`` (slot) before an admin command is executed,
-            ``admin`` (opcode, payload, status, reason) before its status is written; ``interrupt`` (vector), ``link``
-            (up), ``reset`` and ``reset_request``; ``error`` (reason, and perhaps queue) when something was refused or
-            has failed; around each batch ``receive`` (batch) and then ``received`` (batch, outcomes), ``transmit``
-            (queue) and then ``transmitted`` (queue); before a batch goes to the wire ``send`` (batch); ``injected``
-            (fault, …) each time that a fault of `nicmodel.faults` strikes.
+        observers: called with each event of `nicmodel.gvnic.events`; none is the default.
         lives: by name, such as ``rx3``, how many lives of a queue have ended, or of the ``device``, which ends with its
             resources: what was kept for one is void then.
         counters: events of the control path; ``internal_error`` and, by what has failed, ``failed_…`` are exceptions
@@ -131,7 +126,7 @@ class Nic(Device):
         #: Frames from the wire that ended in a queue: alone, in pieces, or merged with others.
         self.delivered = 0
         self.link: ClientLink | None = None
-        self.observers: tuple[Callable[..., None], ...] = ()
+        self.observers: tuple[events.Observer, ...] = ()
         self.lives: Counter[str] = Counter()
         # What a fault may stand in front of while it lasts (`nicmodel.faults`): the packet path, interrupts, the bus.
         self.receive: Callable[..., int] = receive
@@ -251,10 +246,10 @@ class Nic(Device):
         if self.deferred is not None:
             self.deferred.load()
 
-    def tell(self, event: str, **fields: Any) -> None:
-        """Let the observers know of an event."""
+    def tell(self, event: events.Event) -> None:
+        """Let the observers know of an event. Who calls this looks first whether there are any."""
         for observer in self.observers:
-            observer(event, **fields)
+            observer(event)
 
     def fail(self, what: str, error: Exception) -> None:
         """Note an exception that the device survives, whoever is to blame. The log tells of the first of each kind."""
@@ -264,7 +259,8 @@ class Nic(Device):
         if self.counters[name] == 1:
             log.error("%s: %s failed, which is counted from now on", self.name, what, exc_info=error)
         try:
-            self.tell("error", reason=f"{what} failed: {error!r}")
+            if self.observers:
+                self.tell(events.Failed(f"{what} failed: {error!r}"))
         except Exception:  # an observer is what fails
             self.counters["failed_observer"] += 1
 
@@ -395,7 +391,7 @@ class Nic(Device):
         """Raise an MSI-X vector, if bus mastering allows it."""
         if self.link is not None and self.config.command & Command.BUS_MASTER:
             if self.observers:
-                self.tell("interrupt", vector=vector)
+                self.tell(events.Interrupting(vector))
             self.link.irqs[PciIrq.MSIX].trigger(vector)
 
     # Registers and doorbells.
@@ -438,7 +434,7 @@ class Nic(Device):
         """Write a BAR or the configuration space."""
         try:
             if self.observers:
-                self.tell("write", region=region, offset=offset, data=data)
+                self.tell(events.Write(region, offset, data))
             if self.bus is not None and not self.bus.write(region, offset, bytes(data)):
                 return
             if region == Bar.DOORBELLS:
@@ -526,7 +522,7 @@ class Nic(Device):
         """A doorbell that cannot be meant has no effect."""
         self.counters["doorbell_beyond_ring"] += 1
         if self.observers:
-            self.tell("error", queue=queue, reason=f"doorbell {value} is beyond the ring of {entries} entries")
+            self.tell(events.Failed(f"doorbell {value} is beyond the ring of {entries} entries", queue))
 
     def _ring_irq(self, block: int, value: int) -> None:
         if self.gqi:
@@ -561,7 +557,7 @@ class Nic(Device):
         """Function level reset, DEVICE_RESET, or the client's end: back to power-on state."""
         with self.surviving("reset"):
             if self.observers:
-                self.tell("reset")
+                self.tell(events.Resetting())
         self._release()
         self.config.reset()
         self._registers.clear()
@@ -570,7 +566,7 @@ class Nic(Device):
     def request_reset(self) -> None:
         """Ask the driver to reset the device and start over."""
         if self.observers:
-            self.tell("reset_request")
+            self.tell(events.ResetRequested())
         self.status |= DeviceStatus.RESET
         self._notify()
 
@@ -722,7 +718,7 @@ class Nic(Device):
         if self.status != before:
             log.info("%s: link is %s", self.name, "up" if self.link_up else "down")
             if self.observers:
-                self.tell("link", up=self.link_up)
+                self.tell(events.LinkChanged(self.link_up))
             self._notify()
 
     @property
@@ -803,7 +799,7 @@ class Nic(Device):
         if len(self._outcomes) < batch.count:
             self._outcomes = np.zeros(len(batch.frames), OUTCOME)
         if self.observers:
-            self.tell("receive", batch=batch)
+            self.tell(events.Receiving(batch))
         remote = self.state.device["remote"][0]
         if remote:
             self.messages.make_room(batch)
@@ -818,7 +814,7 @@ class Nic(Device):
         if self.deferred is not None:
             self.deferred.watch()
         if self.observers:
-            self.tell("received", batch=batch, outcomes=self._outcomes)
+            self.tell(events.Received(batch, self._outcomes))
 
     def _retry_held(self) -> None:
         """Try the backlog again; what still finds no buffers goes into the other of the two backlogs."""
@@ -864,7 +860,7 @@ class Nic(Device):
                 self._out_used[:] = 0
             out.count, out.used = int(self._out_used[0]), int(self._out_used[1])
             if self.observers:
-                self.tell("send", batch=out)
+                self.tell(events.Sending(out))
 
     def _take_turns(self) -> None:
         """Fill a batch with packets of the queues that have work, in turns: what is left of it is shared evenly."""
@@ -873,7 +869,7 @@ class Nic(Device):
         while dirty and not full:
             queue = next(iter(dirty))
             if self.observers:
-                self.tell("transmit", queue=queue)
+                self.tell(events.Transmitting(queue))
             send = self.transmit_gqi if self.gqi else self.transmit
             try:
                 taken = send(
@@ -884,7 +880,7 @@ class Nic(Device):
                 self.fail("transmit", error)
                 taken = 0
             if self.observers:
-                self.tell("transmitted", queue=queue)
+                self.tell(events.Transmitted(queue))
             if taken == _FULL:  # it stays the first: in an empty batch there will be room
                 full = True
                 if self.state.device["asked"][0]:
@@ -906,7 +902,7 @@ class Nic(Device):
         batch = Batch.of(frames, headroom=self.wire.headroom)
         batch.frames["queue"] = NO_QUEUE
         if self.observers:
-            self.tell("send", batch=batch)
+            self.tell(events.Sending(batch))
         if self.cable:
             self.wire.send(batch)
         return batch.sent

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from nicmodel.gvnic import events
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.state import Drop, Records
 from nicmodel.observe.trace import check_queues, followers, where
@@ -60,15 +61,16 @@ class Capture:
         """Listen no more."""
         self._nic.observers = tuple(one for one in self._nic.observers if one != self._hear)
 
-    def _hear(self, event: str, **fields: Any) -> None:
+    def _hear(self, event: events.Event) -> None:
         """The device's hook: an error here must not become its own."""
         try:
-            if event == "received":
-                self._received(**fields)
-            elif event == "send":
-                self._sent(**fields)
+            match event:
+                case events.Received(batch, outcomes):
+                    self._received(batch, outcomes)
+                case events.Sending(batch):
+                    self._sent(batch)
         except Exception:
-            log.exception("%s: the capture failed at %s", self._nic.name, event)
+            log.exception("%s: the capture failed at %s", self._nic.name, type(event).__name__)
 
     def _received(self, batch: Batch, outcomes: Records) -> None:
         merged = followers(outcomes[: batch.count])

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
 from nicmodel.faults.fault import shortened
 from nicmodel.gvnic import commands as c
+from nicmodel.gvnic import events
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, QueueFormat, Status
 from nicmodel.gvnic.descriptors import (
@@ -129,23 +131,6 @@ class Tracer:
         self._tx_drops = nic.state.drops[0].copy()
         self._buffer_rings: dict[int, bytes | None] = {}
         self._tx_ring: bytes | None = None
-        self._of_device: dict[str, Callable[..., None]] = {
-            "admin": self._admin,
-            "interrupt": self._interrupt,
-            "link": partial(self._emit, "link"),
-            "reset": partial(self._emit, "reset", what="reset"),
-            "reset_request": partial(self._emit, "reset", what="requested of the driver"),
-            "receive": self._receive,
-            "received": self._received,
-            "transmit": self._transmit,
-            "transmitted": self._transmitted,
-            "injected": partial(self._emit, "injected"),
-            "error": partial(self._emit, "error"),
-            "command": lambda **_: None,  # told when it is done, with its status
-            "write": lambda **_: None,  # told by the server, together with what is read
-            "send": lambda **_: None,  # its frames are for captures
-        }
-        self._observer = partial(self._hear, self._of_device)
         self._of_server: dict[str, Callable[..., None]] = {
             "attach": self._attach,
             "detach": partial(self._emit, "client", what="detach"),
@@ -186,17 +171,60 @@ class Tracer:
 
     def _switch(self) -> None:
         on = bool(self._subscriptions)
-        others = tuple(observer for observer in self._nic.observers if observer is not self._observer)
-        self._nic.observers = (*others, self._observer) if on else others
-        self._server.on_trace = partial(self._hear, self._of_server) if on else None
+        others = tuple(observer for observer in self._nic.observers if observer != self._hear)
+        self._nic.observers = (*others, self._hear) if on else others
+        self._server.on_trace = self._hear_server if on else None
 
-    def _hear(self, handlers: dict[str, Callable[..., None]], event: str, **fields: Any) -> None:
-        """The hook of device and server: an error here must not become theirs."""
+    def _hear(self, event: events.Event) -> None:
+        """The device's hook: an error here must not become its own."""
+        with self._surviving(type(event).__name__):
+            self._of_device(event)
+
+    def _hear_server(self, event: str, **fields: Any) -> None:
+        """The server's, likewise."""
+        with self._surviving(event):
+            self._of_server[event](**fields)
+
+    @contextmanager
+    def _surviving(self, event: str) -> Iterator[None]:
         try:
-            handlers[event](**fields)
+            yield
         except Exception:
             log.exception("%s: the trace failed at %s", self._nic.name, event)
             self._emit("error", command=f"the trace failed at {event}")
+
+    def _of_device(self, event: events.Event) -> None:
+        match event:
+            case events.Receiving():
+                self._receive()
+            case events.Received(batch, outcomes):
+                self._received(batch, outcomes)
+            case events.Transmitting(queue):
+                self._transmit(queue)
+            case events.Transmitted(queue):
+                self._transmitted(queue)
+            case events.CommandExecuted(opcode, payload, status, reason):
+                self._admin(opcode, payload, status, reason)
+            case events.Interrupting(vector):
+                self._interrupt(vector)
+            case events.LinkChanged(up):
+                self._emit("link", up=up)
+            case events.Resetting():
+                self._emit("reset", what="reset")
+            case events.ResetRequested():
+                self._emit("reset", what="requested of the driver")
+            case events.Injected(fault, injection, details):
+                self._emit("injected", fault=fault, injection=injection, **details)
+            case events.Failed(reason, name):
+                self._emit("error", **({"queue": name} if name else {}), reason=reason)
+            case events.Write():
+                pass  # told by the server, together with what is read
+            case events.CommandFetched():
+                pass  # told when it is done, with its status
+            case events.Sending():
+                pass  # its frames are for captures
+            case _:
+                assert_never(event)
 
     def _wanted(self, kind: str, queue: str | None = None) -> bool:
         return any(one.wants(kind, queue) for one in self._subscriptions)
@@ -317,7 +345,7 @@ class Tracer:
 
     # Packets.
 
-    def _receive(self, batch: Batch) -> None:
+    def _receive(self) -> None:
         state = self._nic.state
         self._rx = state.rx.copy()
         if any(not one.kinds or "rx" in one.kinds for one in self._subscriptions):

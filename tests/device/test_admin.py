@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nicmodel.gvnic import events
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.commands import (
     DRIVER_INFO,
@@ -224,8 +225,8 @@ def test_mtu(driver: Driver) -> None:
 @pytest.mark.parametrize("raised", [OverflowError("too large"), KeyError(3), AssertionError(), MemoryError()])
 def test_exception_in_a_command(driver: Driver, lab: Loopback, raised: Exception) -> None:
     """*Steps*: the model itself fails in a command. *Verify*: INTERNAL_ERROR, counted and told; the queue goes on."""
-    events: list[tuple[str, dict[str, Any]]] = []
-    lab.nic.observers = (lambda event, **fields: events.append((event, fields)),)
+    told: list[events.Event] = []
+    lab.nic.observers = (told.append,)
 
     def fail(_: Any) -> None:
         raise raised
@@ -240,8 +241,8 @@ def test_exception_in_a_command(driver: Driver, lab: Loopback, raised: Exception
         logging.disable(logging.NOTSET)
     handlers[Opcode.GET_PTYPE_MAP] = kept
     assert lab.nic.counters["internal_error"] == lab.nic.counters["failed_get_ptype_map"] == 3
-    told = [fields for event, fields in events if event == "admin" and fields["status"] == Status.INTERNAL_ERROR]
-    assert len(told) == 3
+    executed = [event.status for event in told if isinstance(event, events.CommandExecuted)]
+    assert executed.count(Status.INTERNAL_ERROR) == 3
     driver.open(ring_entries=ENTRIES)
     lab.receive(tcp(3))
     assert [packet.frame for packet in driver.poll_all()] == [tcp(3)]
@@ -250,8 +251,8 @@ def test_exception_in_a_command(driver: Driver, lab: Loopback, raised: Exception
 def test_observer_that_fails(driver: Driver, lab: Loopback) -> None:
     """Who looks on must not stop the admin queue either."""
 
-    def observer(event: str, **fields: Any) -> None:
-        if event == "command":
+    def observer(event: events.Event) -> None:
+        if isinstance(event, events.CommandFetched):
             raise RuntimeError(event)
 
     lab.nic.observers = (observer,)

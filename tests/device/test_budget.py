@@ -10,6 +10,7 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
+from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import Opcode, QueueFormat
 from nicmodel.gvnic.descriptors import GQI_TX_PACKET, TX_PACKET, TX_TSO_CONTEXT, GqiTxType, TxType
 from nicmodel.gvnic.device import _OUT_FRAMES, _OUT_WORK, Nic
@@ -227,16 +228,16 @@ def test_queue_can_be_destroyed_meanwhile(lab: Loopback) -> None:
 def test_gqi_doorbell_beyond_the_ring(make_lab: Callable[..., Loopback], qpl: bool, ahead: int) -> None:
     """A free-running count that is more than a ring ahead has no effect, and is counted; the queue goes on."""
     lab = make_lab(formats=GQI)
-    events: list[dict[str, object]] = []
+    told: list[events.Event] = []
     lab.driver.probe()
     queues = GqiQueues(lab.driver, qpl, 256)
     queues.send(tcp(100))
     assert lab.wire.take() == [tcp(100)]
-    lab.nic.observers = (lambda event, **fields: events.append({"event": event, **fields}),)
+    lab.nic.observers = (told.append,)
     queues.ring(queues.tx_doorbell, queues.done + ahead)
     queues.ring(queues.rx_doorbell, queues.taken + ahead)
     assert lab.nic.counters["doorbell_beyond_ring"] == 2
-    assert [event["queue"] for event in events if event["event"] == "error"] == ["tx0", "rx0"]
+    assert [event.queue for event in told if isinstance(event, events.Failed)] == ["tx0", "rx0"]
     assert queues.done == 1 and lab.wire.take() == []
     queues.send(tcp(200))
     assert lab.wire.take() == [tcp(200)]

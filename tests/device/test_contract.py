@@ -112,15 +112,17 @@ def test_results_are_the_same_with_and_without() -> None:
     assert results(False) == results(True)
 
 
-def test_a_checker_that_fails_says_so(checked: Loopback, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checker_that_fails_says_so(
+    checked: Loopback, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An error of its own neither disturbs the NIC nor passes for a driver without fault."""
     assert checked.checker is not None
-    checked.checker._events["transmit"] = lambda: None  # takes no queue
+    monkeypatch.setattr(checked.checker._tx, "before", lambda: None)  # takes no queue
     open_queues(checked.driver)
     checked.driver.send(0, tcp(100))
     checked.run()
     assert len(checked.wire.take()) == 1
-    assert "checker failed at transmit" in caplog.text
+    assert "checker failed at Transmitting" in caplog.text
     with pytest.raises(RuntimeError):
         _ = checked.findings
 
@@ -225,13 +227,13 @@ def test_a_checker_that_fails_says_so_and_goes_on(checked: Loopback, caplog: pyt
     for _ in range(3):
         with contextlib.suppress(AdminError):
             checked.driver.admin(Opcode.REPORT_LINK_SPEED, address=0)
-    assert checker.failed and "the contract checker failed at command" in caplog.text
+    assert checker.failed and "the contract checker failed at CommandFetched" in caplog.text
     with pytest.raises(RuntimeError, match="has failed"):
         _ = checked.findings
     misbehave(checked, "DBL-005")
     failed, found = checker.findings
     assert (failed.rule.name, failed.count, found.rule.name) == ("CHECKER-001", 3, "DBL-005")
-    assert "CHECKER-001 error: nic , 3 times: the checker failed at command" in str(failed)
+    assert "CHECKER-001 error: nic , 3 times: the checker failed at CommandFetched" in str(failed)
     assert "\x1b" not in str(failed)
     json.dumps([finding.as_dict() for finding in checker.findings])
     caplog.clear()

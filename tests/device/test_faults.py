@@ -12,6 +12,7 @@ import pytest
 from nicmodel.faults import KINDS, FaultError, Scenario
 from nicmodel.faults.fault import SPAN, Late, Parameter
 from nicmodel.faults.faults import named_fault
+from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import Status
 from nicmodel.gvnic.descriptors import TxCompletionType
 from nicmodel.gvnic.registers import ADMINQ_EVENT_COUNTER, DeviceStatus
@@ -778,14 +779,14 @@ def test_what_is_no_scenario(lab: Loopback, text: str, reason: str) -> None:
 
 
 def test_every_fault_is_traced_by_name(lab: Loopback, driver: Driver) -> None:
-    told = []
-    lab.nic.observers = (lambda event, **fields: told.append((event, fields)),)
+    told: list[events.Event] = []
+    lab.nic.observers = (told.append,)
     lab.faults.add("rx-unsplit", start=1, duration=1)
     for _ in range(3):
         lab.receive(tcp())
         lab.advance(1000 * MS)
-    assert [fields for event, fields in told if event == "injected"] == [
-        {"fault": "rx-unsplit", "injection": 1, "queue": "rx0"}
+    assert [event for event in told if isinstance(event, events.Injected)] == [
+        events.Injected("rx-unsplit", 1, {"queue": "rx0"})
     ]
 
 

@@ -105,7 +105,7 @@ class Admin:
         if opcode in self._checks:  # else a command that no rule is about
             self._checks[opcode](payload)
 
-    def executed(self, opcode: int, payload: np.void | None, status: Status) -> None:
+    def executed(self, opcode: int, status: Status) -> None:
         """A command was executed."""
         if opcode == Opcode.DESCRIBE_DEVICE and status == Status.PASSED:
             self._described_to = self._nic.link

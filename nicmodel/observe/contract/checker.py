@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
+import numpy as np
+
+from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import Opcode, Status
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.registers import Bar
@@ -50,17 +52,6 @@ class Checker:
         self._registers = Registers(nic, memory, self._journal, lambda: self._tx.behind, self._forget_queues)
         self._created: set[str] = set()
         self._destroyed: set[str] = set()
-        self._events: dict[str, Callable[..., None]] = {
-            "write": self._write,
-            "command": self._admin.command,
-            "admin": self._executed,
-            "receive": self._rx.before,
-            "received": lambda batch, outcomes: self._rx.after(batch),
-            "transmit": lambda queue: self._tx.before(queue),
-            "transmitted": lambda queue: self._tx.after(queue),
-            "reset": self._reset,
-            "injected": self._injected,
-        }
         nic.observers = (*nic.observers, self._observe)
 
     def close(self) -> None:
@@ -76,17 +67,37 @@ class Checker:
         """Forget what was found."""
         self._journal.clear()
 
-    def _observe(self, event: str, **fields: Any) -> None:
+    def _observe(self, event: events.Event) -> None:
         """The NIC's hook: an error here must not become the NIC's. It is a finding, and so not passed over."""
-        handler = self._events.get(event)
-        if handler is None:
-            return
         try:
-            handler(**fields)
+            self._look_at(event)
         except Exception as error:
-            log.exception("%s: the contract checker failed at %s", self._nic.name, event)
+            name = type(event).__name__
+            log.exception("%s: the contract checker failed at %s", self._nic.name, name)
             self.failed = True
-            self._journal.failed(event, error)
+            self._journal.failed(name, error)
+
+    def _look_at(self, event: events.Event) -> None:
+        match event:
+            case events.Write(region, offset, data):
+                self._write(region, offset, data)
+            case events.Receiving(batch):
+                self._rx.before(batch)
+            case events.Received():
+                self._rx.after()
+            case events.Transmitting(queue):
+                self._tx.before(queue)
+            case events.Transmitted(queue):
+                self._tx.after(queue)
+            case events.CommandFetched(slot):
+                self._admin.command(slot)
+            case events.CommandExecuted(opcode, payload, status):
+                self._executed(opcode, payload, status)
+            case events.Resetting():
+                self._reset()
+            case events.Injected():
+                # What the driver does to recover from a fault on demand, until a reset, is right.
+                self._registers.failed = self._interrupts.excused = True
 
     def _write(self, region: int, offset: int, data: bytes | memoryview) -> None:
         if region == Bar.DOORBELLS:
@@ -135,9 +146,9 @@ class Checker:
             self._interrupts.polled(int(record["vector"]))
             (self._rx if way == "rx" else self._tx).doorbell(number, value)
 
-    def _executed(self, opcode: int, payload: Any, status: Status, reason: str) -> None:
-        self._admin.executed(opcode, payload, status)
-        if status != Status.PASSED:
+    def _executed(self, opcode: int, payload: np.void | None, status: Status) -> None:
+        self._admin.executed(opcode, status)
+        if status != Status.PASSED or payload is None:
             self._registers.failed = True
             return
         if opcode in (Opcode.CREATE_RX_QUEUE, Opcode.DESTROY_RX_QUEUE):
@@ -159,10 +170,6 @@ class Checker:
         self._interrupts.reset()
         self._destroyed |= self._created
         self._created.clear()
-
-    def _injected(self, **_: Any) -> None:
-        """A fault on demand is at work: what the driver does to recover from it, until a reset, is right."""
-        self._registers.failed = self._interrupts.excused = True
 
     def _reset(self) -> None:
         self._forget_queues()

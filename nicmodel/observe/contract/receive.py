@@ -292,7 +292,7 @@ class Receive:
         raw = self._memory.entries(ring, entries, queue.copy.strides[0], first, len(places))
         return None if raw is None else np.frombuffer(raw, "<u8").reshape(-1, words)
 
-    def after(self, batch: Batch) -> None:
+    def after(self) -> None:
         """They were received."""
         state = self._nic.state
         completed: list[tuple[int, _Queue, Places]] = []

@@ -1,0 +1,197 @@
+"""What a NIC tells those who look on: a class for each event, built only while somebody listens (`Nic.observers`).
+
+A name that ends in -ing is told before something happens, one that ends in -ed when it has happened. Arrays and batches
+are the NIC's own, which uses them again after the call: an observer copies what it wants to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nicmodel.gvnic.commands import Status
+from nicmodel.packet.frames import Batch
+
+#: What an event of a fault says of whom it has struck.
+Detail = int | float | str
+
+
+# Registers and commands.
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """The driver writes to a register, a doorbell or the configuration space; told before it takes effect.
+
+    Attributes:
+        region: number of the region, as vfio counts them: a BAR, or the configuration space.
+        offset: in the region, bytes.
+        data: what is written, in the order of its bytes there.
+    """
+
+    region: int
+    offset: int
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class CommandFetched:
+    """An admin command has been fetched; told before it is executed.
+
+    Attributes:
+        slot: the command as it is in the queue.
+    """
+
+    slot: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CommandExecuted:
+    """An admin command was executed, or refused; told before the driver sees its status.
+
+    Attributes:
+        opcode: its number.
+        payload: its fields, a record of the command's type; None if no such command is known.
+        status: what the driver is answered.
+        reason: why it was refused; empty if it was not.
+    """
+
+    opcode: int
+    payload: np.void | None
+    status: Status
+    reason: str
+
+
+# The device as a whole.
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupting:
+    """An MSI-X vector is about to be raised.
+
+    Attributes:
+        vector: its number.
+    """
+
+    vector: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChanged:
+    """The link has come or gone; told before the driver is.
+
+    Attributes:
+        up: whether frames pass now.
+    """
+
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resetting:
+    """The device is about to be as after power-on, whatever the cause. It writes no completion on that way."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResetRequested:
+    """The device is about to ask its driver for a reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Something was refused, or the model itself has failed and goes on.
+
+    Attributes:
+        reason: what and why, for a person.
+        queue: of which queue, such as ``rx3``; None: of the device.
+    """
+
+    reason: str
+    queue: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """A fault on demand has struck (`nicmodel.faults`).
+
+    Attributes:
+        fault: its name.
+        injection: its number among those of the NIC.
+        details: whom or what it has struck, by name.
+    """
+
+    fault: str
+    injection: int
+    details: Mapping[str, Detail]
+
+
+# Packets.
+
+
+@dataclass(frozen=True, slots=True)
+class Receiving:
+    """Frames are about to be received: new ones, or the backlog's once more.
+
+    Attributes:
+        batch: the frames.
+    """
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """They were: their bytes and completions are in guest memory. The driver may post the buffers again.
+
+    Attributes:
+        batch: the frames.
+        outcomes: where each went, records; the first `Batch.count` are this batch's.
+    """
+
+    batch: Batch
+    outcomes: npt.NDArray[np.void]
+
+
+@dataclass(frozen=True, slots=True)
+class Transmitting:
+    """Descriptors of a transmit queue are about to be fetched.
+
+    Attributes:
+        queue: its number.
+    """
+
+    queue: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transmitted:
+    """As many as a batch has taken were fetched, and completions written. Told also when there were none.
+
+    Attributes:
+        queue: number of the transmit queue.
+    """
+
+    queue: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A batch is about to go to the wire.
+
+    Attributes:
+        batch: its frames.
+    """
+
+    batch: Batch
+
+
+Event = (
+    Write | CommandFetched | CommandExecuted | Interrupting | LinkChanged | Resetting | ResetRequested | Failed
+    | Injected | Receiving | Received | Transmitting | Transmitted | Sending
+)  # fmt: skip
+
+#: Called with each event. What it raises is survived, but what the device was about to do may be left undone.
+Observer = Callable[[Event], None]
