@@ -22,6 +22,7 @@ from nicmodel.faults.kinds import (
     RxStarve,
     RxUnsplit,
 )
+from nicmodel.gvnic import events
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, RX_BUFFER, RX_COMPLETION
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Bits
@@ -240,6 +241,9 @@ class ReceiveFaults:
     def _publish_late(self, queue: int, life: int, ring: int, place: int, words: Words) -> None:
         if self._nic.lives[f"rx{queue}"] == life:
             self._publish(queue, ring, place, words)
+            if self._nic.observers:
+                with self._nic.surviving("observer"):
+                    self._nic.tell(events.CompletedLate("rx", queue, place))
             self._nic.go_on()
 
 

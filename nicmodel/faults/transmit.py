@@ -13,6 +13,7 @@ import numpy.typing as npt
 from nicmodel.faults.detour import Shadow, host_address, publish
 from nicmodel.faults.fault import Injection, Late
 from nicmodel.faults.kinds import DmaSlow, TxFault, TxLate, TxNever
+from nicmodel.gvnic import events
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TxCompletionType
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.state import State
@@ -119,7 +120,11 @@ class TransmitFaults:
 
     def _complete_late(self, queue: int, life: int, completion: npt.NDArray[Any]) -> None:
         if self._nic.lives[f"tx{queue}"] == life:
+            index = 0 if self._nic.gqi else int(self._nic.state.tx[queue]["completion_index"])
             self._complete(queue, completion)
+            if self._nic.observers:
+                with self._nic.surviving("observer"):
+                    self._nic.tell(events.CompletedLate("tx", queue, index))
             self._nic.go_on()
 
     def _complete(self, queue: int, completion: npt.NDArray[Any]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from nicmodel.gvnic import events
 from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, PlacementStatus
 from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
 from nicmodel.gvnic.state import MAX_SEGMENTS, NIC_PAGE, SETTINGS, Purpose, Records, State
@@ -393,10 +394,14 @@ class DeferredPlacement:
         """Execute the requests that have been posted; what is too much for this turn of the loop waits for the next."""
         if not self._rung or not self._flushes.spend(self._nic.flush):
             return
-        rung, self._rung = self._rung, {}
-        for queue in rung:
-            if place(self._nic.state, queue, _BYTES_PER_TURN // len(rung)):
-                self._rung[queue] = None
+        share = _BYTES_PER_TURN // len(self._rung)
+        for queue in tuple(self._rung):
+            if self._nic.observers:
+                self._nic.tell(events.Placing(queue))
+            if not place(self._nic.state, queue, share):
+                del self._rung[queue]
+            if self._nic.observers:
+                self._nic.tell(events.Placed(queue))
         if self._rung:
             self._nic.poller.next_turn(self._nic.flush)
 

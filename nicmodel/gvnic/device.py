@@ -667,7 +667,13 @@ class Nic(Device):
             queue: the queue.
             owner: whose buffers; `NOTHING`: all.
         """
+        whose = None if owner == NOTHING else owner
+        if self.observers:
+            self.tell(events.Flushing(queue, whose))
         hand_back(self.state, queue, owner)
+        if self.observers:
+            with self.surviving("observer"):  # what waits for these buffers must go, whoever looks on
+                self.tell(events.Flushed(queue, whose))
         gate = self.state.rx[queue : queue + 1] if owner == NOTHING else self.state.owners[queue, owner : owner + 1]
         name, shut = ("active", 0) if owner == NOTHING else ("closed", 1)
         gate[name] = shut

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -188,9 +189,76 @@ class Sending:
     batch: Batch
 
 
+# Completions that no batch brings about.
+
+
+@dataclass(frozen=True, slots=True)
+class Flushing:
+    """Buffers of a receive queue are about to be handed back unused, because the driver has asked for it.
+
+    Attributes:
+        queue: its number.
+        owner: whose buffers; None: all.
+    """
+
+    queue: int
+    owner: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """They were: each has a completion, and the driver may post it again. Frames that waited for them come after this.
+
+    Attributes:
+        queue: number of the receive queue.
+        owner: whose buffers; None: all.
+    """
+
+    queue: int
+    owner: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Requests of a receive queue's placement ring are about to be fetched.
+
+    Attributes:
+        queue: its number.
+    """
+
+    queue: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """As many as could be were executed, and completions written. Told also when there were none.
+
+    Attributes:
+        queue: number of the receive queue.
+    """
+
+    queue: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedLate:
+    """A completion was written that was missing when its batch was done: a fault on demand has kept it.
+
+    Attributes:
+        way: ``rx`` or ``tx``.
+        queue: the queue's number.
+        index: its place in the completion ring; 0 where completion is a count.
+    """
+
+    way: Literal["rx", "tx"]
+    queue: int
+    index: int
+
+
 Event = (
     Write | CommandFetched | CommandExecuted | Interrupting | LinkChanged | Resetting | ResetRequested | Failed
-    | Injected | Receiving | Received | Transmitting | Transmitted | Sending
+    | Injected | Receiving | Received | Transmitting | Transmitted | Sending | Flushing | Flushed | Placing | Placed
+    | CompletedLate
 )  # fmt: skip
 
 #: Called with each event. What it raises is survived, but what the device was about to do may be left undone.

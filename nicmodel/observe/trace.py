@@ -6,8 +6,8 @@ Every structure is decoded from its one definition in `nicmodel.gvnic`. An event
 - ``queue``, where there is one: ``rx3`` or ``tx0``;
 - what else there is, the methods of `Tracer` show, one for each thing that the device or its server reports.
 
-A ring is read twice: what a batch will consume before the compiled call, what it has written after it. The driver may
-reuse a slot as soon as its completion is there.
+A ring is read twice: what a batch, or a flush, will consume before the compiled call, what it has written after it. The
+driver may reuse a slot as soon as its completion is there.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ from nicmodel.gvnic.descriptors import (
     GQI_TX_PACKET,
     GQI_TX_SEGMENT,
     IRQ_DOORBELL,
+    PLACEMENT_COMPLETION,
+    PLACEMENT_REQUEST,
     RX_BUFFER,
     RX_COMPLETION,
     RX_DDP,
     RX_DEFERRED,
+    RX_FLUSHED,
     TX_COMPLETION,
     TX_GENERAL_CONTEXT,
     TX_PACKET,
@@ -44,6 +47,7 @@ from nicmodel.gvnic.descriptors import (
     GqiIrqDoorbell,
     GqiRxFlag,
     GqiTxType,
+    PlacementStatus,
     TxCompletionType,
     TxType,
 )
@@ -131,6 +135,8 @@ class Tracer:
         self._tx_drops = nic.state.drops[0].copy()
         self._buffer_rings: dict[int, bytes | None] = {}
         self._tx_ring: bytes | None = None
+        self._placement: np.void = np.void(b"")
+        self._placement_ring: bytes | None = None
         self._of_server: dict[str, Callable[..., None]] = {
             "attach": self._attach,
             "detach": partial(self._emit, "client", what="detach"),
@@ -217,6 +223,16 @@ class Tracer:
                 self._emit("injected", fault=fault, injection=injection, **details)
             case events.Failed(reason, name):
                 self._emit("error", **({"queue": name} if name else {}), reason=reason)
+            case events.Flushing(queue):
+                self._flushing(queue)
+            case events.Flushed(queue):
+                self._handed_back(queue)
+            case events.Placing(queue):
+                self._placing(queue)
+            case events.Placed(queue):
+                self._placed(queue)
+            case events.CompletedLate(way, queue, index):
+                self._completed_late(way, queue, index)
             case events.Write():
                 pass  # told by the server, together with what is read
             case events.CommandFetched():
@@ -346,25 +362,22 @@ class Tracer:
     # Packets.
 
     def _receive(self) -> None:
-        state = self._nic.state
-        self._rx = state.rx.copy()
+        self._rx = self._nic.state.rx.copy()
         if any(not one.kinds or "rx" in one.kinds for one in self._subscriptions):
-            size = _size(GQI_RX_SLOT if self._nic.gqi else RX_BUFFER)
             self._buffer_rings = {
-                int(number): peek(
-                    state.memory_map,
-                    int(state.rx[number]["buffer_ring"]),
-                    int(state.rx[number]["buffer_entries"]) * size,
-                )
-                for number in np.flatnonzero(state.rx["active"])
+                number: self._buffer_ring(number) for number in np.flatnonzero(self._rx["active"]).tolist()
             }
-            for number in np.flatnonzero(state.rx["owners"]).tolist():  # by identifier then
-                if (ring := self._buffer_rings[number]) is not None:
-                    table = posted(state, number, np.frombuffer(ring, np.uint8).reshape(-1, size))
-                    self._buffer_rings[number] = table.tobytes()
+
+    def _buffer_ring(self, number: int) -> bytes | None:
+        """The buffers that a receive queue has, by their places in its ring, or by identifier if they have owners."""
+        state, queue = self._nic.state, self._rx[number]
+        size = _size(GQI_RX_SLOT if self._nic.gqi else RX_BUFFER)
+        ring = peek(state.memory_map, int(queue["buffer_ring"]), int(queue["buffer_entries"]) * size)
+        if ring is None or not queue["owners"]:
+            return ring
+        return posted(state, number, np.frombuffer(ring, np.uint8).reshape(-1, size)).tobytes()
 
     def _received(self, batch: Batch, outcomes: Records) -> None:
-        form = GQI_RX_SLOT if self._nic.gqi else RX_BUFFER
         merged = followers(outcomes[: batch.count])
         for place, (frame, outcome) in enumerate(zip(batch.frames[: batch.count], outcomes, strict=False)):
             number, count = int(outcome["queue"]), int(outcome["completions"])
@@ -376,21 +389,99 @@ class Tracer:
             if place in merged:
                 fields["coalesced"] = True  # its descriptors are those of the frame that it continues
             elif count:
-                queue, ring, first = self._rx[number], self._buffer_rings.get(number), int(outcome["completion"])
-                fields["completions"] = completions(self._nic, queue, first, count)
-                # Each completion has a buffer: as many of either since the batch began.
+                fields["completions"], fields["buffers"] = self._completed(number, int(outcome["completion"]), count)
                 if not self._nic.gqi:
-                    done = (first - int(queue["completion_index"])) % int(queue["completion_entries"])
-                    first = int(queue["buffer_head"]) + done
                     kind = fields["completions"][0]["packet_type"] if fields["completions"] else 0
                     fields["protocol"] = f"{L3(kind >> 3).name}/{L4(kind & 7).name}"
-                if queue["owners"]:
-                    identifiers = [completion["buffer_id"] for completion in fields["completions"]]
-                    found = (_entries(ring, form, identifier, 1, 1 << 16) for identifier in identifiers)
-                    fields["buffers"] = [buffer for entry in found for buffer in entry]
-                else:
-                    fields["buffers"] = list(_entries(ring, form, first, count, int(queue["buffer_entries"])))
             self._emit("rx", **fields)
+        for number in np.flatnonzero(self._rx["owners"]).tolist():  # what names no owner comes back for no frame
+            self._handed_back(number, outcomes[: batch.count])
+
+    def _completed(self, number: int, first: int, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Completions of a receive queue from index `first` on, and the buffers that they are of.
+
+        A completion that a fault has not written yet is left out.
+        """
+        queue, ring = self._rx[number], self._buffer_rings.get(number)
+        found = completions(self._nic, queue, first, count)
+        if self._nic.gqi:
+            return found, list(_entries(ring, GQI_RX_SLOT, first, count, int(queue["buffer_entries"])))
+        start, generation = int(queue["completion_index"]), int(queue["generation"])
+        found = [one for one in found if one["generation"] == generation ^ (one["index"] < start)]
+        if queue["owners"]:
+            entries = (_entries(ring, RX_BUFFER, completion["buffer_id"], 1, 1 << 16) for completion in found)
+            return found, [buffer for entry in entries for buffer in entry]
+        # Each completion has a buffer: as many of either since the batch began.
+        done = (first - start) % int(queue["completion_entries"])
+        head = int(queue["buffer_head"]) + done
+        return found, list(_entries(ring, RX_BUFFER, head, count, int(queue["buffer_entries"])))
+
+    def _handed_back(self, number: int, outcomes: Records | None = None) -> None:
+        """One event for each buffer that a flush, or a batch besides its frames' of these `outcomes`, has handed back.
+
+        Its ``verdict`` is ``flushed``, or ``refused``: it was nobody's.
+        """
+        if not self._wanted("rx", f"rx{number}"):
+            return
+        before, after = self._rx[number], self._nic.state.rx[number]
+        first, entries = int(before["completion_index"]), int(before["completion_entries"])
+        count = (int(after["completion_index"]) - first) % entries
+        if count == 0 and after["generation"] != before["generation"]:  # a whole lap
+            count = entries
+        of_frames = set()
+        for outcome in outcomes[outcomes["queue"] == number] if outcomes is not None else ():
+            of_frames |= {(int(outcome["completion"]) + k) % entries for k in range(int(outcome["completions"]))}
+        if len(of_frames) == count:
+            return
+        found, buffers = self._completed(number, first, count)
+        for k, completion in enumerate(found):
+            if completion["index"] not in of_frames:
+                verdict = "flushed" if completion.get("flushed") else "refused"
+                self._emit(
+                    "rx", queue=f"rx{number}", verdict=verdict, completions=[completion], buffers=buffers[k : k + 1]
+                )  # fmt: skip
+
+    def _flushing(self, queue: int) -> None:
+        self._rx = self._nic.state.rx.copy()
+        if self._wanted("rx", f"rx{queue}"):
+            self._buffer_rings[queue] = self._buffer_ring(queue)
+
+    def _placing(self, queue: int) -> None:
+        state = self._nic.state
+        self._placement = state.placement_rings[queue].copy()
+        if self._wanted("rx", f"rx{queue}"):
+            address, entries = int(self._placement["request_ring"]), int(self._placement["entries"])
+            self._placement_ring = peek(state.memory_map, address, entries * PLACEMENT_REQUEST.size)
+
+    def _placed(self, queue: int) -> None:
+        """One event for each placement request: its descriptors, its completion, whose status is the ``verdict``."""
+        if not self._wanted("rx", f"rx{queue}"):
+            return
+        state, before = self._nic.state, self._placement
+        head, first, entries = (int(before[name]) for name in ("head", "completion_index", "entries"))
+        count = (int(state.placement_rings[queue]["completion_index"]) - first) % entries
+        ring = peek(state.memory_map, int(before["completion_ring"]), entries * PLACEMENT_COMPLETION.size)
+        for reply in _entries(ring, PLACEMENT_COMPLETION, first, count, entries):
+            done = (reply["head"] - head) % entries
+            requests = list(_entries(self._placement_ring, PLACEMENT_REQUEST, head, done, entries))
+            verdict = reply["status"].lower()
+            self._emit("rx", queue=f"rx{queue}", verdict=verdict, descriptors=requests, completions=[reply])
+            head = reply["head"]
+
+    def _completed_late(self, way: str, number: int, index: int) -> None:
+        state, name = self._nic.state, f"{way}{number}"
+        if way == "rx":
+            found = completions(self._nic, state.rx[number], index, 1)
+            self._emit("rx", queue=name, verdict="late", completions=found)
+            return
+        queue = state.tx[number]
+        if self._nic.gqi:
+            raw = peek(state.memory_map, int(queue["completion_ring"]), 4)
+            self._emit("tx", queue=name, verdict="late", counter=int.from_bytes(raw or b"", "big"))
+            return
+        entries = int(queue["completion_entries"])
+        ring = peek(state.memory_map, int(queue["completion_ring"]), entries * TX_COMPLETION.size)
+        self._emit("tx", queue=name, verdict="late", completions=list(_entries(ring, TX_COMPLETION, index, 1, entries)))
 
     def _transmit(self, queue: int) -> None:
         state = self._nic.state
@@ -507,6 +598,9 @@ def completions(nic: Nic, queue: np.void, first: int, count: int) -> list[dict[s
     if nic.profile.ddp_flows and not nic.gqi:
         for completion, more in zip(found, _entries(ring, RX_DDP, first, count, entries), strict=True):
             completion |= more
+    if nic.profile.queue_flush and not nic.gqi:
+        for completion, more in zip(found, _entries(ring, RX_FLUSHED, first, count, entries), strict=True):
+            completion |= more
     return found
 
 
@@ -540,6 +634,8 @@ def _decode(form: Form, raw: bytes) -> dict[str, Any]:
     fields: dict[str, Any] = form.decode(raw) if isinstance(form, Layout) else explain(np.frombuffer(raw, form)[0])
     if form is TX_COMPLETION:
         fields["type"] = _name(TxCompletionType, fields["type"])
+    elif form is PLACEMENT_COMPLETION:
+        fields["status"] = _name(PlacementStatus, fields["status"])
     elif form is GQI_RX_DESCRIPTOR:
         both = fields.pop("flags_seq")
         fields |= {"sequence": both & GQI_SEQUENCE, "flags": flag_names(GqiRxFlag(both & ~GQI_SEQUENCE))}

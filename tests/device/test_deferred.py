@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 
+from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import Inner, OptionId, Status
 from nicmodel.gvnic.descriptors import PlacementStatus
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.state import NIC_PAGE, Drop, Purpose
 from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.observe.trace import Tracer
 from nicmodel.packet.frames import Gso
 from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.loopback import Loopback
@@ -25,6 +25,7 @@ from nicmodel.testing.rx import Deferred, RxPacket
 
 from .conftest import ENTRIES
 from .frames import NIC_MAC, arp, pattern, tcp
+from .test_trace import Heard
 
 MS = 1_000_000
 KIB = 1024
@@ -477,23 +478,69 @@ def test_off_by_default() -> None:
     assert number in Profile(mac=bytes(6), deferred_bytes=4096).describe()
 
 
+def test_each_placement_is_traced(bench: Bench) -> None:
+    """Requests of one piece and of several, good ones and others, through many laps of the ring."""
+    heard = Heard(bench.lab, kinds=["rx"])
+    for _ in range(ENTRIES):
+        packets = bench.receive(tcp(1000), tcp(2000))
+        handles = [packet.deferred.handle for packet in packets if packet.deferred is not None]
+        heard.clear()
+        bench.ring.place(handles[0], [(bench.hbm.base, 400), (bench.hbm.base + 4096, 600)])
+        bench.ring.drop(handles[1])
+        bench.ring.place(handles[1], [(bench.hbm.base, 2000)])
+        bench.lab.run()
+        answers = bench.ring.poll()
+        assert [event["verdict"] for event in heard] == ["placed", "dropped", "not_found"]
+        assert [event["completions"][0]["handle"] for event in heard] == [answer.handle for answer in answers]
+        assert [[request["length"] for request in event["descriptors"]] for event in heard] == [
+            [400, 600], [0], [2000]
+        ]  # fmt: skip
+        assert {request["handle"] for request in heard[0]["descriptors"]} == {handles[0]}
+
+
+def test_an_observer_that_fails_does_not_stop_placement(bench: Bench) -> None:
+    """Requests that were not executed for its sake are at the next occasion."""
+
+    def broken(event: events.Event) -> None:
+        if isinstance(event, events.Placing):
+            raise RuntimeError
+
+    (packet,) = bench.receive(tcp(1000))
+    assert packet.deferred is not None
+    bench.lab.nic.observers = (broken,)
+    logging.disable(logging.ERROR)
+    try:
+        bench.ring.place(packet.deferred.handle, [(bench.hbm.base, 1000)])
+        bench.lab.run()
+    finally:
+        logging.disable(logging.NOTSET)
+    bench.lab.nic.observers = ()
+    assert bench.lab.nic.counters["failed_placement"] > 0
+    bench.lab.nic.flush()
+    assert bench.answer(packet.deferred.handle) == PlacementStatus.PLACED
+
+
 def test_trace_counters_and_contract() -> None:
     """The trace decodes command, completion and doorbell; the report has the counters; no rule forbids any of it."""
     profile = Profile(mac=parse_mac(NIC_MAC), deferred_bytes=64 * KIB, min_ring=ENTRIES)
     with Loopback(profile, ram=GuestMemory("ram", size=64 << 20), check=True) as lab:
-        events: list[dict[str, Any]] = []
-        Tracer(lab.nic, lab.server).subscribe(events.append, ("admin", "doorbell", "rx"))
+        heard = Heard(lab, kinds=("admin", "doorbell", "rx"))
         bench = Bench(lab)
         (packet,) = bench.receive(tcp(1000))
         assert bench.place(packet) == PlacementStatus.PLACED
         assert lab.findings == []
-        (command,) = [event["fields"] for event in events if event.get("command") == "EXTENDED_COMMAND"]
+        (command,) = [event["fields"] for event in heard if event.get("command") == "EXTENDED_COMMAND"]
         assert command["inner_opcode"] == "CONFIGURE_DEFERRED_PLACEMENT" and command["inner"]["entries"] == ENTRIES
-        (completion,) = next(event["completions"] for event in events if event["kind"] == "rx")
+        (completion,) = next(event["completions"] for event in heard if event["kind"] == "rx")
         assert packet.deferred == Deferred(completion["handle"], completion["payload_length"])
-        assert events[-1] | {"time": 0} == {
+        doorbell, placed = heard[-2:]
+        assert doorbell | {"time": 0} == {
             "time": 0, "nic": "nic", "kind": "doorbell", "queue": "rx0", "ring": "placement", "tail": 1
         }  # fmt: skip
+        (request,), (answer,) = placed["descriptors"], placed["completions"]
+        assert (placed["kind"], placed["queue"], placed["verdict"]) == ("rx", "rx0", "placed")
+        assert (request["address"], request["length"], request["end_of_request"]) == (bench.hbm.base, 1000, 1)
+        assert (answer["handle"], answer["head"], answer["status"]) == (packet.deferred.handle, 1, "PLACED")
         counters = snapshot(lab.nic)["rx_queues"][0]["placement"]
         assert (counters["kept"], counters["placed_bytes"], counters["pages"]) == (1, 1000, 0)
         assert 'nicmodel_placement_total{name="placed",nic="nic",queue="rx0"} 1.0' in exposition([snapshot(lab.nic)])

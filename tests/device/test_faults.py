@@ -26,6 +26,7 @@ from nicmodel.vfio_user.protocol import PciRegion
 
 from .conftest import ENTRIES
 from .frames import tcp
+from .test_trace import Heard
 
 MS = 1_000_000
 
@@ -788,6 +789,24 @@ def test_every_fault_is_traced_by_name(lab: Loopback, driver: Driver) -> None:
     assert [event for event in told if isinstance(event, events.Injected)] == [
         events.Injected("rx-unsplit", 1, {"queue": "rx0"})
     ]
+
+
+def test_late_completions_are_traced_when_they_come(lab: Loopback, driver: Driver) -> None:
+    """A completion that is not there is not told of; when it is written it is."""
+    heard = Heard(lab, kinds=["rx", "tx"])
+    lab.faults.add("rx-late", delay=0.02, count=1)
+    lab.faults.add("tx-late", delay=0.02, count=1)
+    lab.receive(tcp())
+    (tag,) = send(lab)
+    received, sent = heard
+    assert (received["verdict"], received["completions"], sent["completions"]) == ("delivered", [], [])
+    heard.clear()
+    lab.advance(20 * MS)
+    assert sorted((event["queue"], event["verdict"]) for event in heard) == [("rx0", "late"), ("tx0", "late")]
+    by_queue = {event["queue"]: event["completions"] for event in heard}
+    (packet,) = driver.poll(0)
+    assert [{name: one[name] for name in packet.completions[0]} for one in by_queue["rx0"]] == [*packet.completions]
+    assert [(one["type"], one["tag_or_head"]) for one in by_queue["tx0"]] == [("PACKET", tag)]
 
 
 @pytest.mark.parametrize("name", KINDS)

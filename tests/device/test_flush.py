@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
+from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import ALL_OWNERS, FLUSH_RX_QUEUE, Inner, OptionId, QueueFormat, Status
 from nicmodel.gvnic.descriptors import RX_COMPLETION, RX_FLUSHED
+from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.state import Drop
 from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.memory import GuestMemory
 
-from .conftest import ENTRIES
-from .frames import pattern, tcp
+from .conftest import ENTRIES, RAM_SIZE
+from .frames import NIC_MAC, pattern, tcp
+from .test_trace import Heard
 
 CANARY = 0xA5
 #: Queue 1 is the flow's of port 5201, whose buffers are an accelerator's; queue 0 is everybody's.
@@ -128,6 +132,89 @@ def test_a_driver_that_does_not_know_the_bit_sees_errors(lab: Loopback, hbm: Gue
     fields = RX_COMPLETION.decode(raw)
     assert (fields["rx_error"], fields["end_of_packet"], fields["packet_length"]) == (1, 1, 0)
     assert RX_FLUSHED.flushed.get(raw) == 1 and RX_COMPLETION.reserved >> RX_FLUSHED.flushed.bit & 1
+
+
+# Who looks on
+
+
+def test_a_flush_is_traced(lab: Loopback, hbm: GuestMemory) -> None:
+    """*Steps*: flush a queue whose rings have gone round; and again while frames wait for buffers.
+
+    *Verify*: each buffer that comes back is one event, with its descriptor and its completion; a frame dropped another.
+    """
+    queue = lab.driver.rx[1]
+    for _ in range(ENTRIES // 2):
+        lab.receive(tcp(500, dport=OURS))
+        lab.driver.poll(1)
+    heard, others = Heard(lab, kinds=["rx"]), Heard(lab, queues=["rx0"])
+    head, visible = int(queue.state.head), queue.visible
+    completion = int(queue.state.completion)
+    lab.receive(*[tcp(100, dport=OURS)] * (visible - 10))
+    heard.clear()
+    others.clear()
+    flush(lab, 1)
+    assert [event["verdict"] for event in heard] == ["flushed"] * 10 and others == []
+    for k, event in enumerate(heard):
+        (buffer,), (answer,) = event["buffers"], event["completions"]
+        assert buffer["index"] == (head + visible - 10 + k) % ENTRIES
+        assert answer["index"] == (completion + visible - 10 + k) % ENTRIES
+        assert buffer["buffer_id"] == answer["buffer_id"] and (answer["flushed"], answer["rx_error"]) == (1, 1)
+    lab.driver.poll(1)
+    lab.run()
+    lab.receive(*[tcp(100, dport=OURS)] * (queue.visible + 3))
+    heard.clear()
+    flush(lab, 1)
+    assert [event["verdict"] for event in heard] == ["no_queue"] * 3
+
+
+def test_an_observer_that_fails_does_not_stop_a_flush(lab: Loopback, hbm: GuestMemory) -> None:
+    """Frames that waited for these buffers are dropped as ever: the next buffers may be somebody else's."""
+    lab.receive(*[tcp(100, dport=OURS)] * ENTRIES)
+    held = int(lab.nic.state.rx["held"][1])
+
+    def broken(event: events.Event) -> None:
+        if isinstance(event, events.Flushed):
+            raise RuntimeError
+
+    lab.nic.observers = (broken,)
+    logging.disable(logging.ERROR)
+    try:
+        flush(lab, 1)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert lab.nic.state.drops[1, Drop.NO_QUEUE] == held > 0
+    assert lab.nic.counters["failed_observer"] == 1
+
+
+@pytest.fixture
+def checked() -> Iterator[Loopback]:
+    """A NIC whose driver is watched, with one queue open."""
+    profile = Profile(mac=parse_mac(NIC_MAC), queue_flush=True, min_ring=ENTRIES)
+    with Loopback(profile, ram=GuestMemory("ram", size=RAM_SIZE), check=True) as lab:
+        lab.driver.probe()
+        lab.driver.open(rx_queues=1, tx_queues=1, ring_entries=ENTRIES, header_split=True)
+        yield lab
+
+
+def names(lab: Loopback) -> list[str]:
+    return [finding.rule.name for finding in lab.findings]
+
+
+def test_buffers_that_a_flush_has_returned_may_be_posted_again(checked: Loopback) -> None:
+    """The same buffers, and their ids, through many laps."""
+    for turn in range(20):
+        checked.receive(*[tcp(5000)] * (turn % 7))
+        flush(checked, 0)
+        checked.driver.poll(0)
+    assert checked.driver.rx[0].flushed > 5 * ENTRIES and names(checked) == []
+
+
+def test_a_driver_is_watched_until_the_flush_is_done(checked: Loopback) -> None:
+    """*Steps*: before a flush a driver changes a descriptor that it has posted. *Verify*: as found as with frames."""
+    queue = checked.driver.rx[0]
+    queue.buffer_ring[int(queue.state.head) + 3, 1] += np.uint64(64)
+    flush(checked, 0)
+    assert names(checked) == ["RX-BUF-006"]
 
 
 def test_refused(make_lab: Callable[..., Loopback]) -> None:

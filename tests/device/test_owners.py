@@ -201,11 +201,15 @@ def test_flush_of_a_ring_out_of_reach(bench: Bench) -> None:
 def test_a_buffer_of_nobody_comes_back(bench: Bench) -> None:
     """An owner that the queue does not have: an error completion, and the next buffer's turn."""
     queue = bench.queue
+    events: list[dict[str, Any]] = []
+    Tracer(bench.lab.nic, bench.lab.server).subscribe(events.append, ("rx",))
     bench.receive(0)
     queue.descriptors[:, 0] |= np.uint64(9 << 16)
     for _ in range(40):
         bench.receive(0, 1, 2)
     assert queue.errors > 0 and queue.flushed == 0
+    refused = [event for event in events if event["verdict"] == "refused"]
+    assert len(refused) == queue.errors and {len(event["buffers"]) for event in refused} == {1}
     assert (bench.lab.nic.state.drops[:, Drop.RUNT :].sum(axis=1)[[0, 2]] == 0).all()
 
 

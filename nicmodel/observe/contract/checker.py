@@ -1,7 +1,7 @@
 """The checker: watches the driver of one NIC keep the contract.
 
-It is one of the NIC's observers (`nicmodel.gvnic.device.Nic`): it sees a write and a command before they take effect,
-and the rings before and after each batch. It changes nothing; without it the NIC spends no time on it.
+It is one of the NIC's observers (`nicmodel.gvnic.events`): it sees a write and a command before they take effect, and the
+rings before and after each batch and each flush. It changes nothing; without it the NIC spends no time on it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,11 @@ class Checker:
             case events.Receiving(batch):
                 self._rx.before(batch)
             case events.Received():
-                self._rx.after()
+                self._rx.after("received")
+            case events.Flushing(queue):
+                self._rx.before_flush(queue)
+            case events.Flushed():
+                self._rx.after("flushed")
             case events.Transmitting(queue):
                 self._tx.before(queue)
             case events.Transmitted(queue):

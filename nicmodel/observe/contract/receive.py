@@ -265,24 +265,34 @@ class Receive:
         length = int(batch.frames["length"][: batch.count].sum())
         for number, queue in self._alive():
             self._settle(number, queue)
-            record = state.rx[number]
-            head, entries = int(record["buffer_head"]), int(record["buffer_entries"])
-            owned = (queue.tail - head) & int(record["position_mask"])
             # As many as the batch can take, if all of it comes here.
-            count = min(owned, entries, 2 * batch.count + length // int(record["buffer_size"]))
-            places = np.arange(head, head + count) % entries
-            now, was = self._read(number, queue, places), queue.copy[places]
-            if now is None or (now == was).all():
-                continue
-            changed = int(np.flatnonzero((now != was).any(axis=1))[0])
-            self._find(
-                number,
-                places[changed],
-                "RX-BUF-006",
-                "the descriptor has been changed",
-                now=now[changed].tobytes().hex(),
-            )
-            queue.copy[places] = now
+            self._check_unchanged(number, queue, 2 * batch.count + length // int(state.rx[number]["buffer_size"]))
+
+    def before_flush(self, number: int) -> None:
+        """All buffers of a queue are about to be taken, to be handed back."""
+        self._faults = int(self._nic.state.device["faults"][0])
+        queue = self._queue(number)
+        self._settle(number, queue)
+        self._check_unchanged(number, queue, len(queue.copy))
+
+    def _check_unchanged(self, number: int, queue: _Queue, most: int) -> None:
+        """Whether the next descriptors of the ring, `most` at most, are as they were posted."""
+        record = self._nic.state.rx[number]
+        head, entries = int(record["buffer_head"]), int(record["buffer_entries"])
+        owned = (queue.tail - head) & int(record["position_mask"])
+        places = np.arange(head, head + min(owned, entries, most)) % entries
+        now, was = self._read(number, queue, places), queue.copy[places]
+        if now is None or (now == was).all():
+            return
+        changed = int(np.flatnonzero((now != was).any(axis=1))[0])
+        self._find(
+            number,
+            places[changed],
+            "RX-BUF-006",
+            "the descriptor has been changed",
+            now=now[changed].tobytes().hex(),
+        )
+        queue.copy[places] = now
 
     def _read(self, number: int, queue: _Queue, places: Places) -> npt.NDArray[np.uint64] | None:
         """Entries of the ring that follow each other, as they are; None if they are not in memory here."""
@@ -292,14 +302,14 @@ class Receive:
         raw = self._memory.entries(ring, entries, queue.copy.strides[0], first, len(places))
         return None if raw is None else np.frombuffer(raw, "<u8").reshape(-1, words)
 
-    def after(self) -> None:
-        """They were received."""
+    def after(self, what: str) -> None:
+        """What was announced is done: buffers were ``received`` into, or ``flushed``."""
         state = self._nic.state
         completed: list[tuple[int, _Queue, Places]] = []
         for number, queue in self._alive():
             places = self._settle(number, queue)
             if len(places):
-                self._journal.note(f"rx{number}", "received", buffers=len(places), head=queue.head)
+                self._journal.note(f"rx{number}", what, buffers=len(places), head=queue.head)
                 completed.append((number, queue, places))
         if int(state.device["faults"][0]) != self._faults:
             self._fault(int(state.device["fault_address"][0]), completed)
