@@ -100,12 +100,23 @@ def posted(state: State, queue: int, ring: npt.NDArray[np.uint8]) -> npt.NDArray
     table = np.zeros((1 << RX_BUFFER.buffer_id.width, _SIZE), np.uint8)
     head, entries = int(rx["buffer_head"]), int(rx["buffer_entries"])
     ahead = ring[(head + np.arange((int(rx["buffer_tail"]) - head) % entries)) % entries]
-    lists = [ahead]
-    for owner in range(int(rx["owners"])):
+    for descriptors in (ahead, in_lists(state, queue)):
+        table[identifiers(descriptors)] = descriptors
+    return table
+
+
+def in_lists(state: State, queue: int) -> npt.NDArray[np.uint8]:
+    """The descriptors that the device has sorted and not used yet, shape (number, bytes of a descriptor)."""
+    entries = int(state.rx[queue]["buffer_entries"])
+    lists = [np.zeros((0, _SIZE), np.uint8)]
+    for owner in range(int(state.rx[queue]["owners"])):
         entry = state.owners[queue, owner]
         count = int(entry["tail"] - entry["head"]) % entries
         places = (int(entry["head"]) + np.arange(count)) % entries
         lists.append(state.owned[queue, owner, places].view(np.uint8).reshape(-1, _SIZE))
-    for descriptors in lists:
-        table[descriptors[:, :2].copy().view("<u2").reshape(-1)] = descriptors
-    return table
+    return np.concatenate(lists)
+
+
+def identifiers(descriptors: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
+    """The buffers' identifiers, shape (number,), of descriptors of shape (number, bytes of a descriptor)."""
+    return descriptors[:, :2].copy().view("<u2").reshape(-1)

@@ -195,6 +195,40 @@ def test_flush_of_a_ring_out_of_reach(bench: Bench) -> None:
     assert bench.receive(1) == []
 
 
+def test_watched_flush_of_one_owner() -> None:
+    """*Steps*: flush one owner's buffers; post them again, and then one of another owner's, which the NIC has sorted.
+
+    *Verify*: the trace tells of the first owner's buffers and no others; posting those is right, and the other is not.
+    """
+    profile = Profile(mac=parse_mac(NIC_MAC), owners=4, queue_flush=True, min_ring=ENTRIES)
+    with Loopback(profile, ram=GuestMemory("ram", size=64 << 20), check=True) as lab:
+        bench = Bench(lab)
+        bench.receive(0, 1, 2)
+        events: list[dict[str, Any]] = []
+        Tracer(lab.nic, lab.server).subscribe(events.append, ("rx",))
+        for _ in range(10):
+            events.clear()
+            before = bench.queue.flushed
+            lab.driver.extended(Inner.FLUSH_RX_QUEUE, np.array((1, 1), FLUSH_RX_QUEUE))
+            assert {event["verdict"] for event in events} == {"flushed"}
+            identities = [buffer["buffer_id"] for event in events for buffer in event["buffers"]]
+            assert identities == [answer["buffer_id"] for event in events for answer in event["completions"]]
+            assert {bench.queue.owner(identity) for identity in identities} == {1}
+            bench.take()
+            assert len(identities) == bench.queue.flushed - before > 0
+            bench.receive(0, 2, 1)
+        assert lab.findings == []
+
+        queue, entry = bench.queue, bench.owner(2)
+        taken = int(lab.nic.state.owned[1, 2, int(entry["head"]), 0] & 0xFFFF)
+        place = int(queue.state.doorbell)
+        queue.buffer_ring[place] = queue.descriptors[taken]
+        for k in range(1, 8):
+            queue.buffer_ring[(place + k) % ENTRIES] = queue.descriptors[queue._free[int(queue.state.free) - k]]
+        queue.ring((place + 8) % ENTRIES)
+        assert {"RX-BUF-003", "RX-BUF-004"} <= {finding.rule.name for finding in lab.findings}
+
+
 # Bad input
 
 

@@ -1,7 +1,7 @@
 """The checker: watches the driver of one NIC keep the contract.
 
-It is one of the NIC's observers (`nicmodel.gvnic.events`): it sees a write and a command before they take effect, and the
-rings before and after each batch and each flush. It changes nothing; without it the NIC spends no time on it.
+It is one of the NIC's observers (`nicmodel.gvnic.events`): it sees a write and a command before they take effect, and
+the rings before and after each batch and each flush. It changes nothing; without it the NIC spends no time on it.
 """
 
 from __future__ import annotations

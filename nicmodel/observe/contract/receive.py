@@ -7,6 +7,7 @@ the ring later. The memory that it owns is kept by page, so that a buffer costs 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from nicmodel.gvnic.descriptors import GQI_RX_SLOT, RX_BUFFER, RX_BUFFER_OWNER
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Bits
+from nicmodel.gvnic.owners import identifiers, in_lists
 from nicmodel.observe.contract.findings import Journal
 from nicmodel.observe.contract.memory import Addresses, Memory
 from nicmodel.observe.contract.rings import Rings
@@ -81,6 +83,15 @@ class _Spans:
         self._pages = defaultdict(list, {page: there for page, there in kept.items() if there})
 
 
+class _Buffer(NamedTuple):
+    """A posted buffer: its entry, guest address, id and header buffer's address; a GQI format has the first two."""
+
+    place: int
+    start: int
+    identity: int
+    header: int
+
+
 class _Queue:
     """What the device owns of one receive queue.
 
@@ -92,6 +103,8 @@ class _Queue:
         refused: whether there is no buffer in the entry that can be used: none was posted, or a finding was made of
             its address; shape (entries,).
         ids: entry of each buffer id that is in use.
+        sorted: of a queue with several owners, by id: what the device has taken from the ring and not completed. The
+            driver may use the entry again.
     """
 
     def __init__(self, entries: int, words: int) -> None:
@@ -100,6 +113,7 @@ class _Queue:
         self.addresses: Addresses = np.zeros(entries, np.uint64)
         self.refused = np.ones(entries, np.bool_)
         self.ids: dict[int, int] = {}
+        self.sorted: dict[int, _Buffer] = {}
 
 
 class Receive:
@@ -224,7 +238,7 @@ class Receive:
             places.tolist(), _field(queue.copy[places], RX_BUFFER.buffer_id).tolist(), strict=True
         ):
             earlier = queue.ids.setdefault(identity, place)
-            if earlier != place:
+            if earlier != place or identity in queue.sorted:
                 self._find(number, place, "RX-BUF-004", f"buffer id {identity} is posted while entry {earlier} has it")
 
     def _check_headers(self, number: int, queue: _Queue, places: Places) -> None:
@@ -265,8 +279,10 @@ class Receive:
         length = int(batch.frames["length"][: batch.count].sum())
         for number, queue in self._alive():
             self._settle(number, queue)
-            # As many as the batch can take, if all of it comes here.
-            self._check_unchanged(number, queue, 2 * batch.count + length // int(state.rx[number]["buffer_size"]))
+            record = state.rx[number]
+            # As many as the batch can take, if all of it comes here, and what is looked at ahead of need.
+            most = 2 * batch.count + length // int(record["buffer_size"]) + int(record["lookahead"])
+            self._check_unchanged(number, queue, most)
 
     def before_flush(self, number: int) -> None:
         """All buffers of a queue are about to be taken, to be handed back."""
@@ -321,27 +337,44 @@ class Receive:
         count = (queue.head - first) & int(record["position_mask"])
         entries = int(record["buffer_entries"])
         places = np.arange(first, first + min(count, entries)) % entries
+        if record["owners"]:
+            return self._settle_sorted(number, queue, places)
         if len(places):
-            self._give_back(number, queue, places)
+            self._give_back(number, queue, self._buffers_at(queue, places))
         return places
 
-    def _give_back(self, number: int, queue: _Queue, places: Places) -> None:
-        """Entries are completed: their memory and ids are the driver's again."""
+    def _settle_sorted(self, number: int, queue: _Queue, taken: Places) -> Places:
+        """Do what `_settle` does where an entry that the device has `taken` may be given back much later."""
+        completed = []
+        for buffer in self._buffers_at(queue, taken):
+            if buffer.identity in queue.sorted:  # it was posted twice, which is a finding
+                completed.append(queue.sorted[buffer.identity])
+            queue.sorted[buffer.identity] = buffer
+        there = set(identifiers(in_lists(self._nic.state, number)).tolist())
+        completed += [queue.sorted.pop(identity) for identity in queue.sorted.keys() - there]
+        self._give_back(number, queue, completed)
+        return np.array([buffer.place for buffer in completed], np.int64)
+
+    def _buffers_at(self, queue: _Queue, places: Places) -> Iterator[_Buffer]:
+        """The buffers in entries of the ring."""
+        none = np.zeros(len(places), np.uint64)
+        copy = queue.copy[places]
+        ids, headers = (
+            none if self._nic.gqi else _field(copy, bits) for bits in (RX_BUFFER.buffer_id, RX_BUFFER.header_address)
+        )
+        columns = places.tolist(), queue.addresses[places].tolist(), ids.tolist(), headers.tolist()
+        return map(_Buffer, *columns)
+
+    def _give_back(self, number: int, queue: _Queue, buffers: Iterable[_Buffer]) -> None:
+        """Buffers are completed: their memory and ids are the driver's again."""
         record = self._nic.state.rx[number]
-        size, header = int(record["buffer_size"]), int(record["header_size"])
-        for place, start in zip(places.tolist(), queue.addresses[places].tolist(), strict=True):
+        size, header_size = int(record["buffer_size"]), int(record["header_size"])
+        for place, start, identity, header in buffers:
             self._buffers.remove(number, place, start, start + size)
-        if self._nic.gqi:
-            return
-        for place, identity in zip(
-            places.tolist(), _field(queue.copy[places], RX_BUFFER.buffer_id).tolist(), strict=True
-        ):
             if queue.ids.get(identity) == place:
                 del queue.ids[identity]
-        if header:
-            headers = _field(queue.copy[places], RX_BUFFER.header_address)
-            for place, start in zip(places.tolist(), headers.tolist(), strict=True):
-                self._headers.remove(number, place, start, start + header)
+            if header_size:
+                self._headers.remove(number, place, header, header + header_size)
 
     def _fault(self, address: int, completed: list[tuple[int, _Queue, Places]]) -> None:
         """The device ran into memory that is not there: whose it was."""
