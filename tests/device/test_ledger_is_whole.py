@@ -39,6 +39,7 @@ NOWHERE = 1 << 40
 
 
 @pytest.mark.skipif(JIT_DISABLED, reason="is what this test runs")
+@pytest.mark.timeout(900)  # the other tests of this file, uncompiled, in one process
 def test_interpreted_code_is_observed() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],

@@ -112,6 +112,7 @@ def test_exactly_the_bytes_of_the_frame_are_enough(frame: bytes) -> None:
 
 
 @pytest.mark.skipif(JIT_DISABLED, reason="is what this test runs")
+@pytest.mark.timeout(900)  # many tests, uncompiled, in one process
 def test_interpreted_code_passes_the_same_tests() -> None:
     """With the interpreter's bounds checks, and one compiler fewer between the source and the result."""
     files = sorted(str(path) for path in Path(__file__).parent.glob("test_packet_*.py"))
