@@ -22,6 +22,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import numba
 import numpy as np
+from numba import types
 from numba.core import config, event
 
 from nicmodel.cache import cache_dir
@@ -162,11 +163,26 @@ def watch(compilation: Compilation) -> None:
 _OPTIONS: dict[str, Any] = {"cache": CACHE is not None, "error_model": "numpy", "_nrt": False}
 
 
+def _once_for_types(dispatcher: Any) -> Any:
+    """Have a function compiled once for types of arguments.
+
+    Left alone, Numba compiles it for each constant besides that compiled code calls it with: 192 functions instead of
+    143, and half as much time again. LLVM makes of a constant what it is worth where it inlines.
+    """
+    template = dispatcher.get_call_template
+
+    def by_types(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+        return template(tuple(map(types.unliteral, args)), {name: types.unliteral(kind) for name, kind in kws.items()})
+
+    dispatcher.get_call_template = by_types
+    return dispatcher
+
+
 def compiled(function: F) -> F:
     """Compile a function of the packet path: no Python objects or new arrays inside, code cached on disk."""
     if JIT_DISABLED:
         return _interpreted(function)
-    result: F = numba.njit(**_OPTIONS)(function)
+    result: F = _once_for_types(numba.njit(**_OPTIONS)(function))
     return result
 
 
@@ -174,7 +190,7 @@ def inlined(function: F) -> F:
     """As `compiled`, for small functions that belong inside their caller (LLVM decides; this only asks)."""
     if JIT_DISABLED:
         return _interpreted(function)
-    result: F = numba.njit(**_OPTIONS, forceinline=True)(function)
+    result: F = _once_for_types(numba.njit(**_OPTIONS, forceinline=True)(function))
     return result
 
 

@@ -14,7 +14,7 @@ import numba
 import pytest
 
 from nicmodel.observe import compiling
-from nicmodel.packet.compiled import JIT_DISABLED, Compilation, sources, watch
+from nicmodel.packet.compiled import JIT_DISABLED, Compilation, compiled, sources, watch
 
 needs_compiler = pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
 
@@ -41,6 +41,20 @@ def test_numba_tells_of_each_function_that_it_compiles() -> None:
     count = len(noticed)
     assert outer(2) == 6
     assert len(noticed) == count
+
+
+@needs_compiler
+def test_a_function_is_compiled_once_for_all_constants() -> None:
+    @compiled
+    def scaled(x: int, factor: int, negative: bool) -> int:
+        return -x * factor if negative else x * factor
+
+    @compiled
+    def several(x: int, factor: int) -> int:
+        return scaled(x, 2, False) + scaled(x, 3, True) + scaled(x, factor=factor, negative=False)
+
+    assert several(10, 5) == 20 - 30 + 50
+    assert len(scaled.signatures) == 1  # type: ignore[attr-defined]
 
 
 def state(functions: int, seconds: float, running: bool) -> Any:
