@@ -109,7 +109,7 @@ class PcapWire:
             self._timer = self._poller.call_at(self._poller.clock(), self._play)
 
     def _play(self) -> None:
-        """Deliver the frames that are due, a batch at most."""
+        """Deliver the frames that are due: a batch at most, of as many records of the capture."""
         batch = self._incoming
         batch.clear()
         if self._schedule is None:
@@ -117,13 +117,15 @@ class PcapWire:
         now = self._poller.clock()
         if self._next is None:
             self._next = next(self._schedule, None)
-        octets = 0
+        octets = records = 0
         while self._next is not None and self._next[0] <= now:
             frame = self._next[1]
-            if batch.count == len(batch.frames) or batch.used + len(frame) > len(batch.data):
+            if records == len(batch.frames) or batch.used + len(frame) > len(batch.data):
                 break
-            batch.append(frame)
-            octets += len(frame)
+            records += 1
+            if frame:
+                batch.append(frame)
+                octets += len(frame)
             self._next = next(self._schedule, None)
         self.counters["rx_frames"] += batch.count
         self.counters["rx_bytes"] += octets
@@ -136,12 +138,15 @@ class PcapWire:
             log.info("%s: replay has ended: %d frames", self.name, self.counters["rx_frames"])
 
     def _due_frames(self, path: str) -> Iterator[tuple[int, bytes]]:
-        """Each frame of the replay, and when it is due on the poller's clock."""
+        """Each frame of the replay, and when it is due on the poller's clock; nothing for one that is lost."""
         due = origin = self._poller.clock()
         count = 0
         for _ in itertools.count() if self._loop == 0 else range(self._loop):
             begin, first = due, None
             for captured, frame in self._captured(path):
+                if not frame:
+                    yield due, frame
+                    continue
                 if isinstance(self._pace, int):
                     due = origin + count * _SECOND // self._pace
                 elif self._pace == "original":
@@ -153,13 +158,13 @@ class PcapWire:
                 break
 
     def _captured(self, path: str) -> Iterator[tuple[int, bytes]]:
-        """Each frame of the capture that can be replayed, and its time stamp, ns."""
+        """Each frame of the capture and its time stamp, ns; nothing, at 0, for each that cannot be replayed."""
         with _open(path) as reader:
             for frame, about in reader:
                 if getattr(about, "linktype", DLT_EN10MB) != DLT_EN10MB:
-                    self._lose("not_ethernet")
+                    yield self._lose("not_ethernet")
                 elif len(frame) < about.wirelen or not 0 < len(frame) <= MAX_FRAME:
-                    self._lose("truncated")
+                    yield self._lose("truncated")
                 elif hasattr(about, "tsresol"):
                     ticks = (about.tshigh or 0) << 32 | (about.tslow or 0)
                     yield ticks * _SECOND // about.tsresol, frame
@@ -185,10 +190,11 @@ class PcapWire:
             with contextlib.suppress(OSError):  # all is flushed, unless that has failed already
                 writer.close()
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str) -> tuple[int, bytes]:
         self.counters[reason] += 1
         if self.counters[reason] == 1:
             log.warning("%s: losing frames: %s", self.name, reason)
+        return 0, b""
 
 
 def _open(path: str) -> Any:

@@ -207,6 +207,23 @@ def test_frames_that_cannot_be_replayed(tmp_path: Path, nics: list[Nic], caplog:
     assert "truncated" in caplog.text
 
 
+def test_others_have_their_turn_while_nothing_can_be_replayed(tmp_path: Path, nics: list[Nic]) -> None:
+    path = str(tmp_path / "cut.pcap")
+    with RawPcapWriter(path, linktype=1) as writer:
+        writer.write_header(None)
+        for _ in range(2000):
+            writer.write_packet(FRAMES[0], wirelen=1500)
+        writer.write_packet(FRAMES[1])
+    nics.append(nic := Nic(PcapWire(path)))
+    seen = []
+    while not nic.received:
+        assert nic.poller.run_once(0)
+        nic.now += 1
+        seen.append(nic.wire.counters["truncated"])
+    assert nic.received == [FRAMES[1]] and seen[-1] == 2000
+    assert max(after - before for before, after in zip([0, *seen], seen, strict=False)) <= 513
+
+
 def test_other_links_in_one_file(tmp_path: Path, nics: list[Nic]) -> None:
     path = tmp_path / "mixed.pcapng"
     path.write_bytes(pcapng(FRAMES, TIMES, 113, 1))
