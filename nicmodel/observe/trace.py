@@ -13,6 +13,7 @@ driver may reuse a slot as soon as its completion is there.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -512,7 +513,7 @@ class Tracer:
         first, rounds = int(before["completion_index"]), int(before["completion_entries"])
         written = (int(after["completion_index"]) - first) % rounds if rounds else 0
         ring = peek(self._nic.state.memory_map, int(before["completion_ring"]), rounds * TX_COMPLETION.size)
-        reports = _entries(ring, TX_COMPLETION, first, written, rounds)
+        reports = deque(_entries(ring, TX_COMPLETION, first, written, rounds))
         packet: list[dict[str, Any]] = []
         for place, raw in raws:
             dtype = TX_PACKET.dtype.get(raw)
@@ -520,7 +521,8 @@ class Tracer:
             fields = layout.decode(raw) if layout else {"raw": raw.hex()}
             packet.append({"index": place % entries, "type": _name(TxType, dtype), **fields})
             if dtype == TxType.PACKET and TX_PACKET.end_of_packet.get(raw):
-                self._emit("tx", queue=f"tx{queue}", descriptors=packet, completions=list(_until_packet(reports)))
+                done = _of_packet(reports, TX_PACKET.completion_tag.get(raw))
+                self._emit("tx", queue=f"tx{queue}", descriptors=packet, completions=done)
                 packet = []
 
     def _dropped_packets(self, queue: int) -> None:
@@ -648,9 +650,11 @@ def _entries(ring: bytes | None, form: Form, first: int, count: int, entries: in
         yield {"index": place % entries, **_decode(form, _entry(ring or b"", _size(form), place % entries))}
 
 
-def _until_packet(reports: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The completions of one packet: any number for descriptors, then its own."""
-    for report in reports:
-        yield report
-        if report["type"] == TxCompletionType.PACKET.name:
-            return
+def _of_packet(reports: deque[dict[str, Any]], tag: int) -> list[dict[str, Any]]:
+    """Take the completions of one packet: any number for descriptors, then its own, unless a fault keeps that."""
+    found = []
+    while reports and reports[0]["type"] != TxCompletionType.PACKET.name:
+        found.append(reports.popleft())
+    if reports and reports[0]["tag_or_head"] == tag:
+        found.append(reports.popleft())
+    return found

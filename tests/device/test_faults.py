@@ -216,6 +216,14 @@ def test_completions_that_never_come(lab: Loopback, driver: Driver) -> None:
     assert lab.faults.injections == {}  # it is over
 
 
+def test_a_trace_tells_which_packet_has_no_completion(lab: Loopback, driver: Driver) -> None:
+    heard = Heard(lab, kinds=["tx"])
+    lab.faults.add("tx-never", count=2)
+    tags = send(lab, count=4)
+    found = [[one["tag_or_head"] for one in event["completions"] if one["type"] == "PACKET"] for event in heard]
+    assert found == [[], [], [tags[2]], [tags[3]]]
+
+
 def test_a_queue_without_completions_is_whole_again_after_a_reset(lab: Loopback, driver: Driver) -> None:
     fault = lab.faults.add("tx-never", queue=1)
     send(lab, queue=1, count=5)
