@@ -23,6 +23,7 @@ from nicmodel.gvnic.commands import (
     DESCRIPTOR_VERSION,
     DRIVER_PARAMETER_MTU,
     NO_PAGE_LIST,
+    RSS_HASH_TOEPLITZ,
     RSS_LUT_SIZE,
     SLOT_SIZE,
     FlowOperation,
@@ -368,8 +369,8 @@ def _restart_queue_0(nic: Loopback) -> None:
 
 # RSS and flow rules.
 
-_by_command("ADM-RSS-001", Opcode.CONFIGURE_RSS, key_size=16)
-_by_command("ADM-RSS-002", Opcode.CONFIGURE_RSS, lut_size=RSS_LUT_SIZE // 2)
+_by_command("ADM-RSS-001", Opcode.CONFIGURE_RSS, hash_algorithm=RSS_HASH_TOEPLITZ, key_size=16)
+_by_command("ADM-RSS-002", Opcode.CONFIGURE_RSS, hash_algorithm=RSS_HASH_TOEPLITZ, lut_size=RSS_LUT_SIZE - 1)
 _by_command("ADM-RSS-004", Opcode.CONFIGURE_RSS, hash_algorithm=2)
 _by_command("ADM-RSS-005", Opcode.CONFIGURE_RSS, hash_types=1 << 15)
 _breaches["ADM-RSS-003"] = lambda nic: nic.driver.set_rss(table=[50] * RSS_LUT_SIZE)

@@ -260,6 +260,18 @@ def test_every_command_and_option_is_known_everywhere(checked: Loopback) -> None
     assert set(OPTIONS) == set(OptionId)
 
 
+def test_rss_as_windows_asks_for_it_is_no_finding(checked: Loopback) -> None:
+    """Tables of any power of two; off, by sizes without anything else; nothing at all."""
+    driver = checked.driver
+    driver.probe()
+    driver.open(rx_queues=4, ring_entries=256)
+    for size in (1, 16, 64, 128):
+        driver.set_rss(None, [entry % 4 for entry in range(size)])
+    driver.admin(Opcode.CONFIGURE_RSS, key_size=40, lut_size=128)
+    driver.admin(Opcode.CONFIGURE_RSS)
+    assert checked.findings == []
+
+
 def test_findings_do_not_grow_with_what_a_guest_names(checked: Loopback) -> None:
     open_queues(checked.driver)
     for queue in range(100, 400):

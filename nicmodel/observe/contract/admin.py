@@ -346,14 +346,16 @@ class Admin:
 
     def _configure_rss(self, p: np.void) -> None:
         key, table, types = int(p["key_size"]), int(p["lut_size"]), int(p["hash_types"])
+        if (key or table) and not (p["hash_algorithm"] or types or p["key_address"] or p["lut_address"]):
+            return  # RSS is to be off
         if p["hash_algorithm"] not in (0, c.RSS_HASH_TOEPLITZ):
             self._find("ADM-RSS-004", f"hash algorithm {p['hash_algorithm']}")
         elif types & ~_ALL_HASH_TYPES:
             self._find("ADM-RSS-005", f"hash types {types:#x}")
         elif key not in (0, c.RSS_KEY_SIZE):
             self._find("ADM-RSS-001", f"an RSS key of {key} bytes, not {c.RSS_KEY_SIZE}")
-        elif table not in (0, c.RSS_LUT_SIZE):
-            self._find("ADM-RSS-002", f"an RSS table of {table} entries, not {c.RSS_LUT_SIZE}")
+        elif table > c.RSS_LUT_SIZE or table & table - 1:
+            self._find("ADM-RSS-002", f"an RSS table of {table} entries, not a power of two up to {c.RSS_LUT_SIZE}")
         elif self._memory_of("the RSS key", int(p["key_address"]), key, READABLE) and self._memory_of(
             "the RSS table", int(p["lut_address"]), 4 * table, READABLE
         ):

@@ -395,7 +395,7 @@ _ADMIN = (
     ),
     Rule(
         "ADM-RSS-002",
-        "An RSS table has the length that the device uses.",
+        "The length of an RSS table is a power of two, at most the device's.",
         "The device refuses it.",
         "gve_adminq.c: gve_adminq_configure_rss; gve_adminq.c: gve_set_default_rss_sizes",
     ),
