@@ -22,7 +22,8 @@ RUNS = 2
 def test_devmem(accelerator: str, tmp_path: Path) -> None:
     """Each claim of the series holds, and the accounts are those of a transfer of this size.
 
-    Throughput is left out of the verdict: two short transfers each way beside whatever else this machine does.
+    Throughput and CPU time are left out of the verdict: two short transfers each way beside whatever else this machine
+    does.
     """
     file = tmp_path / "result.json"
     run = subprocess.run(
@@ -48,7 +49,6 @@ def test_devmem(accelerator: str, tmp_path: Path) -> None:
         assert 0 < one["cpu_seconds"] < 2 * one["seconds"] + 0.1
     before, after = (found["summary"][mode] for mode in ("copy", "devmem"))
     assert 4 < before["host_memory_bytes"] < 4.5 and after["host_memory_bytes"] < 0.2
-    assert before["cpu_ns"] > after["cpu_ns"]
     # Below a switch payload does not pass the root complex, and a copy to the BAR does; to a node it is the NIC's DMA.
     assert 2 < before["root_complex_bytes"] < 2.2 if accelerator == SWITCH else before["root_complex_bytes"] < 1.2
     assert after["root_complex_bytes"] < 0.2 if accelerator == SWITCH else 1 < after["root_complex_bytes"] < 1.2
