@@ -257,8 +257,6 @@ def test_events_that_are_not_read_are_lost_and_counted(desk: Desk, monkeypatch: 
         (b"[]", "a request is a JSON object"),
         (b"\xff\xfe\xfd", "decode"),
         (b"\xff\xfe[\0]\0", "decode"),
-        (b"[" * 100_000, "nested so deeply"),
-        (b'{"a":' * 50_000, "nested so deeply"),
         (b"9" * 5000, "a request is a line of JSON"),
         (b"NaN", "NaN is no number"),
         (b'{"request": "stat", "id": NaN}', "NaN is no number"),
@@ -318,6 +316,14 @@ def test_wrong_requests_get_a_sentence(desk: Desk, line: bytes, sentence: str) -
     answer = desk.raw(line)
     assert sentence in answer["error"] and answer["version"] == 1 and "reply" not in answer
     assert len(answer["error"]) < 1000 and "\n" not in answer["error"]
+    assert desk.wait(desk.control.stat)
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a":' * 50_000])
+def test_a_request_that_is_nested_deeply(desk: Desk, line: bytes) -> None:
+    """From Python 3.14 on it depends on the stack's size how deep that is: it may be read to its end."""
+    answer = desk.raw(line)
+    assert any(sentence in answer["error"] for sentence in ("nested so deeply", "Expecting value")), answer
     assert desk.wait(desk.control.stat)
 
 
