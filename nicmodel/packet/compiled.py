@@ -48,38 +48,42 @@ _CACHES_KEPT = 12
 _IMPORT = re.compile(r"^from ([\w.]+) import (\([^)]*\)|.*)|^import ([\w.]+)", re.MULTILINE)
 
 
-def sources(package: Path) -> dict[str, Path]:
-    """Files of a package that compiled code comes from, by module, sorted.
+def sources(package: Path) -> dict[str, bytes]:
+    """Contents of the files of a package that compiled code comes from, by module, sorted.
 
     They are those that have something compiled, wherever they are, and all that these import, whose constants and
     functions are part of what is compiled.
     """
     files = {}
     for path in package.rglob("*.py"):
-        module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
-        files[module.removesuffix(".__init__")] = path
-    imports: dict[str, set[str]] = {}
-    for module, path in files.items():
-        imports[module] = set()
-        for source, names, alone in _IMPORT.findall(path.read_text("utf-8")):
-            parts = {f"{source}.{name}" for name in re.findall(r"\w+", names)}  # modules perhaps, of a package
-            imports[module] |= {alone or source, *parts}
+        module = ".".join((package.name, *path.parts[len(package.parts) : -1], path.stem))
+        files[module.removesuffix(".__init__")] = path.read_bytes()
     here = f"{package.name}.packet.compiled"
-    wanted = [module for module in files if imports[module] & {f"{here}.compiled", f"{here}.inlined"}]
-    found: dict[str, Path] = {}
+    compilers = {f"{here}.compiled", f"{here}.inlined"}
+    # Most files do not name it, and reading their imports would take most of the time, at every start.
+    wanted = [module for module, text in files.items() if here.encode() in text and compilers & _imports(text)]
+    found: dict[str, bytes] = {}
     while wanted:
         module = wanted.pop()
         if module in files and module not in found:
             found[module] = files[module]
-            wanted += imports[module]
+            wanted += _imports(found[module])
     return dict(sorted(found.items()))
+
+
+def _imports(text: bytes) -> set[str]:
+    """Modules that a file imports, and for each name that it takes from one, the module that this may be."""
+    imported = set()
+    for source, names, alone in _IMPORT.findall(text.decode()):
+        imported |= {alone or source, *(f"{source}.{name}" for name in re.findall(r"\w+", names))}
+    return imported
 
 
 def _source_key() -> str:
     digest = hashlib.sha256(repr((numba.__version__, np.__version__, sys.version_info[:2], str(_PACKAGE))).encode())
-    for module, path in sources(_PACKAGE).items():
+    for module, content in sources(_PACKAGE).items():
         digest.update(module.encode())
-        digest.update(path.read_bytes())
+        digest.update(content)
     return digest.hexdigest()[:16]
 
 

@@ -117,7 +117,7 @@ def test_compiled_code_of_any_room_is_known_with_all_that_it_imports(tmp_path: P
     expected = ["fast.deeper", "fast.inside.loop", "fast.numbers", "packet.compiled", "small", "table"]
     found = sources(tmp_path / "house")
     assert list(found) == [f"house.{module}" for module in expected]
-    assert found["house.table"] == tmp_path / "house" / "table.py"
+    assert found["house.table"] == files["table"].encode()
 
 
 def test_what_is_known_of_this_package() -> None:
