@@ -405,8 +405,8 @@ class AdminQueue:
         _require(algorithm in (0, c.RSS_HASH_TOEPLITZ), Status.INVALID_ARGUMENT, f"hash algorithm {algorithm}")
         rss = self._nic.rss
         key_size, table_size = int(p["key_size"]), int(p["lut_size"])
-        if not (algorithm or types or p["key_address"] or p["lut_address"]) and (key_size or table_size):
-            rss.switch_off()  # so Google's Windows driver; there is nothing to read
+        if c.switches_rss_off(p):
+            rss.switch_off()  # there is nothing to read
             return
         # Everything is fetched and checked before anything changes.
         _require(key_size in (0, c.RSS_KEY_SIZE), Status.INVALID_ARGUMENT, f"RSS key of {key_size} bytes")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
+import numpy as np
+
 from nicmodel.gvnic.layout import record
 
 
@@ -306,6 +308,14 @@ NIC_TIMESTAMP = record(("nic_ns", ">u8"), ("reserved", ">u8", (4,)))
 RSS_HASH_TOEPLITZ = 1
 RSS_KEY_SIZE = 40
 RSS_LUT_SIZE = 128
+
+
+def switches_rss_off(p: np.void) -> bool:
+    """Whether a CONFIGURE_RSS has sizes and nothing else, by which Google's Windows driver switches RSS off."""
+    sizes = p["key_size"] or p["lut_size"]
+    return bool(sizes and not (p["hash_algorithm"] or p["hash_types"] or p["key_address"] or p["lut_address"]))
+
+
 QUERY_RSS_HEADER = record(
     ("total_length", ">u4"), ("hash_types", ">u2"), ("hash_algorithm", "u1"), ("reserved", "u1")
 )  # fmt: skip

@@ -346,8 +346,8 @@ class Admin:
 
     def _configure_rss(self, p: np.void) -> None:
         key, table, types = int(p["key_size"]), int(p["lut_size"]), int(p["hash_types"])
-        if (key or table) and not (p["hash_algorithm"] or types or p["key_address"] or p["lut_address"]):
-            return  # RSS is to be off
+        if c.switches_rss_off(p):
+            return
         if p["hash_algorithm"] not in (0, c.RSS_HASH_TOEPLITZ):
             self._find("ADM-RSS-004", f"hash algorithm {p['hash_algorithm']}")
         elif types & ~_ALL_HASH_TYPES:
