@@ -28,6 +28,9 @@ from nicmodel.vm.passt import Passt
 from nicmodel.vm.qemu import spawn
 from nicmodel.vm.server import NicServer
 
+#: Put before a command that is to run in the guest's namespace "peer".
+IN_PEER = "ip netns exec peer "
+
 IPERF = Packages("iperf3", ("iperf3",), suite="trixie")
 
 
@@ -140,7 +143,7 @@ class Lab:
     def await_carrier(self, *ports: Port) -> None:
         """Wait until the interfaces are up."""
         for port in ports or (LINK0, LINK1, TAP, USER):
-            inside = "ip netns exec peer " if port is LINK1 else ""
+            inside = IN_PEER if port is LINK1 else ""
             carrier = f"/sys/class/net/{port.interface}/carrier"
             self.run(
                 f"{inside}sh -c 'until [ \"$(cat {carrier} 2>/dev/null)\" = 1 ]; do sleep 0.05; done'", timeout=120
@@ -179,7 +182,7 @@ class Lab:
 
         What ethtool shows is not asked first: the driver shows "on" for "automatic" too, which will not do for devmem.
         """
-        inside = "ip netns exec peer " if port is LINK1 else ""
+        inside = IN_PEER if port is LINK1 else ""
         self.run(f"{inside}ethtool -G {port.interface} tcp-data-split {'on' if on else 'off'}")
         self.await_carrier(port)
 
@@ -201,7 +204,7 @@ def quiet_log(guest: Guest) -> Iterator[None]:
 
 def ethtool(lab: Lab, port: Port, option: str, *arguments: str) -> str:
     """Run ethtool in the namespace of the interface; what it prints."""
-    inside = "ip netns exec peer " if port is LINK1 else ""
+    inside = IN_PEER if port is LINK1 else ""
     return lab.run(f"{inside}ethtool {option} {port.interface} {' '.join(arguments)}").stdout
 
 
@@ -288,6 +291,30 @@ def connect_pair(guest: Guest) -> None:
 def frames_dropped(report: Mapping[str, Any]) -> dict[str, int]:
     """Drops by name of a NIC's report, without those that every network has: frames for other stations."""
     return {name: count for name, count in report["drops"].items() if name != "not_ours"}
+
+
+def send_file(
+    sender: Guest, address: str, size: int, *, receiver: Guest | None = None, here: str = "", there: str = IN_PEER
+) -> None:
+    """A file of random bytes over TCP arrives as it was.
+
+    Args:
+        sender: the guest that sends it.
+        address: where to.
+        size: bytes.
+        receiver: the guest that receives it; the same if None.
+        here: put before what has to run where the sender is.
+        there: put before what has to run where the receiver is.
+    """
+    receiver = receiver or sender
+    listen, connect = ("TCP6-LISTEN", f"TCP6:[{address}]") if ":" in address else ("TCP4-LISTEN", f"TCP4:{address}")
+    # In large pieces: to an emulated CPU, switching processes is dear.
+    sink = receiver.start(f"{there}sh -c 'socat -u -b 65536 {listen}:5400,reuseaddr - | sha256sum'")
+    receiver.run(f"{there}sh -c 'until ss -ltn | grep -q :5400; do sleep 0.05; done'", timeout=120)
+    sender.run(f"head -c {size} /dev/urandom > /tmp/file", timeout=120)
+    sender.run(f"{here}socat -u -b 65536 FILE:/tmp/file {connect}:5400", timeout=120)
+    sent = sender.run("sha256sum < /tmp/file; rm /tmp/file", timeout=120).stdout
+    assert sink.wait(120).stdout == sent
 
 
 def account(report: dict[str, Any]) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab import LINK0, LINK1, Lab, wait_until
+from lab import IN_PEER, LINK0, LINK1, Lab, wait_until
 
 from nicmodel.vm.channel import Process
 from nicmodel.vm.guest import Guest
@@ -80,7 +80,7 @@ def exchange(server: Guest, inside: str, client: Guest, address: str) -> Iterato
 @contextmanager
 def streams(lab: Lab) -> Iterator[Traffic]:
     """Streams over the bench's cable, which run inside the block."""
-    with exchange(lab.guest, "ip netns exec peer ", lab.guest, LINK0.peer) as processes:
+    with exchange(lab.guest, IN_PEER, lab.guest, LINK0.peer) as processes:
         traffic = Traffic(lab, processes)
         traffic.goes_on()
         yield traffic

@@ -7,7 +7,7 @@ import os
 import socket
 
 import pytest
-from lab import LINK0, LINK1, PLAIN_PORT, USER, Lab, Port
+from lab import IN_PEER, LINK0, LINK1, PLAIN_PORT, USER, Lab, Port, send_file
 
 pytestmark = pytest.mark.guest
 
@@ -28,25 +28,10 @@ def received(lab: Lab, port: Port, counter: str) -> int:
 
 def features(lab: Lab, port: Port, **on: bool) -> None:
     """Set features by ethtool's names, with underscores for hyphens."""
-    inside = "ip netns exec peer " if port is LINK1 else ""
+    inside = IN_PEER if port is LINK1 else ""
     words = " ".join(f"{name.replace('_', '-')} {'on' if value else 'off'}" for name, value in on.items())
     lab.run(f"{inside}ethtool -K {port.interface} {words}")
     lab.await_carrier(port)
-
-
-def send_over_cable(lab: Lab, v: int) -> None:
-    """A file from `LINK0` to `LINK1`, which must arrive as it was."""
-    receiver = lab.guest.start(
-        ["ip", "netns", "exec", "peer", "sh", "-c", f"socat -u -b 65536 TCP{v}-LISTEN:5500,reuseaddr - | sha256sum"]
-    )
-    lab.in_peer("until ss -ltn | grep -q :5500; do sleep 0.05; done")
-    address = LINK0.peer if v == 4 else f"[{LINK0.peer6}]"
-    lab.run(
-        f"head -c {FILE_SIZE} /dev/urandom > /tmp/file; socat -u -b 65536 FILE:/tmp/file TCP:{address}:5500",
-        timeout=120,
-    )
-    here = lab.run("sha256sum < /tmp/file; rm /tmp/file", timeout=120).stdout
-    assert receiver.wait(60).stdout == here
 
 
 @pytest.mark.parametrize("v", [4, 6])
@@ -55,7 +40,7 @@ def test_segments_become_packets(lab: Lab, split: bool, v: int) -> None:
     before = {name: received(lab, LINK1, name) for name in ("frames", "aggregated", "coalesced")}
     features(lab, LINK0, tso=False)
     try:
-        send_over_cable(lab, v)
+        send_file(lab.guest, LINK0.peer if v == 4 else LINK0.peer6, FILE_SIZE)
     finally:
         features(lab, LINK0, tso=True)
     packets, aggregated, coalesced = (received(lab, LINK1, name) - count for name, count in before.items())
@@ -69,11 +54,11 @@ def test_the_driver_can_do_without(lab: Lab) -> None:
     features(lab, LINK1, rx_gro_hw=False)
     try:
         before = received(lab, LINK1, "aggregated")
-        send_over_cable(lab, 4)
+        send_file(lab.guest, LINK0.peer, FILE_SIZE)
         assert received(lab, LINK1, "aggregated") == before
     finally:
         features(lab, LINK1, rx_gro_hw=True)
-    send_over_cable(lab, 4)
+    send_file(lab.guest, LINK0.peer, FILE_SIZE)
     assert received(lab, LINK1, "aggregated") > before
 
 

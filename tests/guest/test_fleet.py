@@ -28,7 +28,7 @@ from fleet import (
     Fleet,
     Station,
 )
-from lab import echo_back, echo_server, wait_until
+from lab import echo_back, echo_server, send_file, wait_until
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.utils import rdpcap
@@ -100,14 +100,8 @@ def test_every_queue_carries_traffic(fleet: Fleet, asker: Station, answerer: Sta
 
 def transfer(fleet: Fleet, sender: Station, receiver: Station) -> None:
     """A file over TCP arrives as it was."""
-    sink = fleet.guests[receiver.guest].start(
-        f"exec {receiver.inside}sh -c 'socat -u -b 65536 TCP-LISTEN:{PORT},reuseaddr - | sha256sum'"
-    )
-    fleet.run(receiver, f"until ss -ltn | grep -q :{PORT}; do sleep 0.05; done")
-    fleet.run(sender, f"head -c {FILE_SIZE} /dev/urandom > /tmp/file", timeout=120)
-    fleet.run(sender, f"socat -u -b 65536 FILE:/tmp/file TCP:{receiver.address}:{PORT}", timeout=120)
-    sent = fleet.run(sender, "sha256sum < /tmp/file; rm /tmp/file", timeout=120)
-    assert sink.wait(120).stdout == sent
+    here, there = fleet.guests[sender.guest], fleet.guests[receiver.guest]
+    send_file(here, receiver.address, FILE_SIZE, receiver=there, here=sender.inside, there=receiver.inside)
 
 
 @pytest.mark.parametrize(("sender", "receiver"), [(DOUBLE, QUAD), (QUAD, DOUBLE)], ids=["2 to 4", "4 to 2"])

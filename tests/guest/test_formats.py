@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
-from lab import TROUBLE
+from lab import TROUBLE, send_file
 
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.image import DEFAULT_KERNEL, kernel_named
@@ -92,12 +92,7 @@ def test_tcp_and_udp_with_several_streams(linked: tuple[Case, Guest, NicServer])
 
 def test_a_file_arrives_as_it_was(linked: tuple[Case, Guest, NicServer]) -> None:
     _, guest, _ = linked
-    receiver = guest.start("ip netns exec peer sh -c 'socat -u -b 65536 TCP-LISTEN:5400,reuseaddr - | sha256sum'")
-    guest.run("ip netns exec peer sh -c 'until ss -ltn | grep -q :5400; do sleep 0.05; done'")
-    guest.run(
-        f"head -c {FILE_SIZE} /dev/urandom > /tmp/file; socat -u -b 65536 FILE:/tmp/file TCP:10.1.0.2:5400", timeout=120
-    )
-    assert receiver.wait(60).stdout == guest.run("sha256sum < /tmp/file").stdout
+    send_file(guest, "10.1.0.2", FILE_SIZE)
 
 
 def test_reconfiguration_and_reload(linked: tuple[Case, Guest, NicServer]) -> None:

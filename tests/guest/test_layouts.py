@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from lab import LINK0, TROUBLE, connect_pair, flood, load_driver, nics_of, ping
+from lab import LINK0, TROUBLE, connect_pair, flood, load_driver, nics_of, ping, send_file
 
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import ACCELERATORS, FOLDER, LAYOUTS, Nic
@@ -43,17 +43,6 @@ def ping_sizes(guest: Guest) -> None:
     """Datagrams from one byte to the largest frame, and none is lost."""
     for size in (1, 1472, 4096, 8868):
         ping(guest, LINK0.peer, count=20, size=size, options="-M do")
-
-
-def transfer(guest: Guest) -> None:
-    """A file over TCP arrives as it was."""
-    receiver = guest.start("ip netns exec peer socat -u -b 65536 TCP-LISTEN:5400,reuseaddr - | sha256sum")
-    guest.run("ip netns exec peer sh -c 'until ss -ltn | grep -q :5400; do sleep 0.05; done'")
-    guest.run(
-        f"head -c {MEBIBYTES}M /dev/urandom > /tmp/file; socat -u -b 65536 FILE:/tmp/file TCP:10.1.0.2:5400",
-        timeout=120,
-    )
-    assert receiver.wait(120).stdout == guest.run("sha256sum < /tmp/file").stdout
 
 
 def from_peer_to_peer(guest: Guest, server: NicServer) -> None:
@@ -102,7 +91,7 @@ def test_traffic(layout: str, bridges: int) -> None:
         path = guest.run("readlink -f /sys/class/net/eth0/device").stdout
         assert path.count("/0000:") == bridges + 1
         ping_sizes(guest)
-        transfer(guest)
+        send_file(guest, LINK0.peer, MEBIBYTES << 20)
         from_peer_to_peer(guest, server)
         assert [report["dma_faults"] for report in server.report()] == [0, 0]
 
@@ -129,7 +118,7 @@ def test_traffic_through_an_iommu(behind_iommu: tuple[Guest, NicServer]) -> None
     for split in ("on", "off"):
         guest.run(f"ethtool -G eth0 tcp-data-split {split}", timeout=120)
         ping_sizes(guest)
-        transfer(guest)
+        send_file(guest, LINK0.peer, MEBIBYTES << 20)
     from_peer_to_peer(guest, server)
     after = server.report()
     assert sum(queue["bad_checksum"] for report in after for queue in report["rx_queues"]) == 0
