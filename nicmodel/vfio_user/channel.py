@@ -67,6 +67,9 @@ class Channel:
         self._outgoing.clear()
         self._discard_input()
         self.socket.close()
+        # Freed now, and not when the garbage collector comes upon the connection that has ended.
+        self._buffer = memoryview(b"")
+        self._next = self._end = 0
 
     def close_waiting(self) -> None:
         """Close the descriptors that came with messages that nobody has taken yet."""

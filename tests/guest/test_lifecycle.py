@@ -118,6 +118,6 @@ def test_clients_leave_nothing_behind() -> None:
             visit(number)
         after = at_rest()
     assert (after.descriptors, after.guest_memory) == (before.descriptors, 0)
-    # Less than one each: a connection's own buffer may wait for the garbage collector.
-    assert after.mappings < before.mappings + visits
+    # A few of the allocator's come and go, but none for each client.
+    assert after.mappings < before.mappings + visits // 5
     assert after.anonymous <= before.anonymous + (4 << 20)

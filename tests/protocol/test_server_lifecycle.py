@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import socket
@@ -79,6 +80,26 @@ def test_living_server_is_left_alone(lab: Lab, client: Client) -> None:
     assert refused.value.strerror == f"Another server is listening at {lab.path}."
     assert open_descriptors() == before
     assert client.device_info().num_regions == 9
+
+
+def test_what_a_client_needed_is_freed_as_it_goes(lab: Lab) -> None:
+    """Not when the garbage collector comes by: a client's buffer is larger than all else that the server has of it."""
+
+    def buffers() -> int:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        return sum("/dev/zero" in line for line in maps)  # anonymous memory of mmap(2)'s MAP_SHARED
+
+    gc.disable()
+    try:
+        before = buffers()
+        for _ in range(10):
+            with Client(lab.path) as one:
+                one.device_info()
+                assert buffers() > before
+        lab.idle()
+        assert buffers() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("length", [107, 200])
