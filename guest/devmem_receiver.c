@@ -168,7 +168,8 @@ static void copy(const uint8_t *data, size_t received, const struct dmabuf *dmab
 	result.bytes += received;
 }
 
-/* Seconds that all CPUs together have not been idle since the system's start: interrupts are in it. */
+/* Seconds that all CPUs together have not been idle since the system's start: interrupts are in it.
+ * The kernel tells idle time in hundredths of a second. */
 static double cpu_seconds(void)
 {
 	unsigned long long idle = 0, iowait = 0;
@@ -365,6 +366,8 @@ int main(int argc, char **argv)
 			return_tokens(fd);
 	}
 	busy = cpu_seconds() - busy;
+	if (busy < 0) /* less than what the kernel tells */
+		busy = 0;
 	seconds = now() - started;
 	if (verify && keeping) {
 		dmabuf_sync(&dmabuf, DMA_BUF_SYNC_START | DMA_BUF_SYNC_READ);
@@ -375,7 +378,7 @@ int main(int argc, char **argv)
 	if (pieces)
 		fclose(pieces);
 	printf("{\"bytes\": %llu, \"frags\": %llu, \"linear_bytes\": %llu, \"errors\": %llu, \"first_error\": \"%s\", "
-	       "\"seconds\": %.6f, \"cpu_seconds\": %.6f, \"copied\": %llu, \"min_frag\": %zu, \"max_frag\": %zu, "
+	       "\"seconds\": %.6f, \"cpu_seconds\": %.2f, \"copied\": %llu, \"min_frag\": %zu, \"max_frag\": %zu, "
 	       "\"tokens\": %llu, \"receives\": %llu, \"dmabuf_id\": %u}\n",
 	       (unsigned long long)result.bytes, (unsigned long long)result.frags,
 	       (unsigned long long)result.linear_bytes, (unsigned long long)result.errors, result.first_error, seconds,

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -165,9 +166,13 @@ class Lab:
 
     @contextmanager
     def quiet_log(self) -> Iterator[None]:
-        """The kernel must have nothing to complain about meanwhile."""
-        with quiet_log(self.guest):
-            yield
+        """The kernel must have nothing to complain about meanwhile. If it has, the servers' state is printed."""
+        try:
+            with quiet_log(self.guest):
+                yield
+        except AssertionError:
+            print(json.dumps(self.server.report()))
+            raise
 
     @contextmanager
     def contract_kept(self) -> Iterator[None]:
@@ -196,10 +201,12 @@ class Lab:
 @contextmanager
 def quiet_log(guest: Guest) -> Iterator[None]:
     """The guest's kernel must have nothing to complain about meanwhile."""
-    before = len(guest.dmesg())
+    before = guest.dmesg()
     yield
-    trouble = [line for line in guest.dmesg()[before:].splitlines() if TROUBLE.search(line)]
-    assert not trouble, "the guest's kernel complains:\n" + "\n".join(trouble)
+    after = guest.dmesg()
+    trouble = [line for line in after[len(before) :].splitlines() if TROUBLE.search(line)]
+    context = [*after[: len(before)].splitlines()[-10:], "-- then --", *after[len(before) :].splitlines()[-50:]]
+    assert not trouble, "\n".join(["the guest's kernel complains:", *trouble, "The log around it:", *context])
 
 
 def ethtool(lab: Lab, port: Port, option: str, *arguments: str) -> str:

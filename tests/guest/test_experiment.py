@@ -46,7 +46,7 @@ def test_devmem(accelerator: str, tmp_path: Path) -> None:
         where, other = ("ram", "hbm") if one["mode"] == "copy" else ("hbm", "ram")
         assert SIZE <= payload[where] < 1.1 * SIZE and payload.get(other, 0) == 0
         assert one["copied"] == (2 * SIZE if one["mode"] == "copy" else 0)
-        assert 0 < one["cpu_seconds"] < 2 * one["seconds"] + 0.1
+        assert 0 <= one["cpu_seconds"] < 2 * one["seconds"] + 0.1
     before, after = (found["summary"][mode] for mode in ("copy", "devmem"))
     assert 4 < before["host_memory_bytes"] < 4.5 and after["host_memory_bytes"] < 0.2
     # Below a switch payload does not pass the root complex, and a copy to the BAR does; to a node it is the NIC's DMA.
