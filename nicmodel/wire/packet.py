@@ -14,6 +14,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +25,11 @@ from nicmodel.packet.frames import MAX_FRAME, Batch, Offload
 from nicmodel.packet.memory import load_u16, load_u32
 from nicmodel.packet.parse import ETHERTYPE_VLAN, VLAN_SIZE
 from nicmodel.packet.words import load_be32, store_be16, store_be32
+from nicmodel.wire.fd import FdWire
 from nicmodel.wire.messages import BURST, Messages
 from nicmodel.wire.syscalls import recvmmsg, sendmmsg
 from nicmodel.wire.vnet import VNET_HEADER, load_record, store_record
-from nicmodel.wire.wire import SPEED, Poller, WireError, new_counters
+from nicmodel.wire.wire import Poller, WireError
 
 log = logging.getLogger(__name__)
 
@@ -62,19 +64,19 @@ _MSG_TRUNC = int(socket.MSG_TRUNC)
 
 @compiled
 def _receive_frames(
-    fd: int,
     messages: npt.NDArray[np.void],
     pieces: npt.NDArray[np.void],
     headers: npt.NDArray[np.uint8],
+    fd: int,
     data: npt.NDArray[np.uint8],
     frames: npt.NDArray[np.void],
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int, int, int]:
     """Receive a frame for each slot of `_SLOT` bytes in `data`, its virtio-net header into a row of `headers`.
 
     The kernel takes the outer VLAN tag out of a frame and tells it beside; here it is put back.
 
     Returns:
-        Frames received; bytes in the frames; frames that were longer than a slot; the errno, or 0.
+        As `FdWire._read`; what is longer than a slot is no frame.
     """
     slots = len(data) // _SLOT
     base = int(np.int64(data.ctypes.data))
@@ -87,7 +89,7 @@ def _receive_frames(
         messages[slot]["control_length"] = _CONTROL
     got = recvmmsg(fd, int(np.int64(messages.ctypes.data)), slots)
     if got < 0:
-        return 0, 0, 0, -got
+        return 0, 0, 0, 0, -got
     octets = 0
     count = 0
     for slot in range(got):
@@ -114,15 +116,15 @@ def _receive_frames(
                     frame["csum_start"] += VLAN_SIZE
         octets += int(frame["length"])
         count += 1
-    return count, octets, got - count, 0
+    return count, len(data), octets, got - count, 0
 
 
 @compiled
 def _send_frames(
-    fd: int,
     messages: npt.NDArray[np.void],
     pieces: npt.NDArray[np.void],
     headers: npt.NDArray[np.uint8],
+    fd: int,
     data: npt.NDArray[np.uint8],
     frames: npt.NDArray[np.void],
     first: int,
@@ -131,7 +133,7 @@ def _send_frames(
     """Send frames `first` to `count`, each after its virtio-net header, which goes through a row of `headers`.
 
     Returns:
-        Index of the frame that came to no good, or `count`; bytes in the frames sent; the errno, or 0.
+        As `FdWire._write`.
     """
     base = int(np.int64(data.ctypes.data))
     header_base = int(np.int64(headers.ctypes.data))
@@ -154,7 +156,7 @@ def _send_frames(
     return first, octets, 0
 
 
-class PacketWire:
+class PacketWire(FdWire):
     """A network interface, tapped at its device: a veth end, a bridge, a real card in promiscuous mode.
 
     The kernel's own stack goes on receiving what the interface receives. Give it no address there, or both will answer.
@@ -172,22 +174,20 @@ class PacketWire:
         WireError: there is no such interface, it is no Ethernet, or CAP_NET_RAW is missing.
     """
 
-    headroom = 0
-    speed = SPEED
+    _no_frame = "truncated"
+    _nobody = "interface_down"
 
     def __init__(self, interface: str) -> None:
-        self.name = f"packet:{interface}"
         self.offloads = _offloads()
         self._socket, self._index = _open(interface)
+        super().__init__(f"packet:{interface}", self._socket.fileno(), Batch(BURST * _SLOT, BURST))
         self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
         self._events.bind((0, RTMGRP_LINK))
         self.up = self._running()
-        self.counters = new_counters()
-        self._incoming = Batch(BURST * _SLOT, BURST)
         self._received, self._sent = Messages(pieces=2, control=_CONTROL), Messages(pieces=2)
-        self._received_headers, self._sent_headers = np.zeros((2, BURST, VNET_HEADER), np.uint8)
-        self._blocked = False
-        self._poller: Poller | None = None
+        received_headers, sent_headers = np.zeros((2, BURST, VNET_HEADER), np.uint8)
+        self._read = partial(_receive_frames, self._received.messages, self._received.pieces, received_headers)
+        self._write = partial(_send_frames, self._sent.messages, self._sent.pieces, sent_headers)
 
     def start(
         self,
@@ -197,55 +197,31 @@ class PacketWire:
         link_changed: Callable[[], None],
     ) -> None:
         """See `Wire.start`."""
-        self._poller, self._receive, self._writable, self._link_changed = poller, receive, writable, link_changed
-        nothing = Batch(0, 0)  # loads the compiled code now and not with the first frame
-        self._take(nothing)
-        self._give(nothing)
-        poller.add(self._socket.fileno(), self._on_readable)
+        super().start(poller, receive, writable, link_changed)
         poller.add(self._events.fileno(), self._on_event)
 
-    def send(self, batch: Batch) -> bool:
-        """See `Wire.send`."""
-        while batch.sent < batch.count and self.up:
-            error = self._give(batch)
-            if error == errno.EAGAIN and self._poller is not None:
-                self._blocked = True
-                self._poller.want_write(self._socket.fileno(), self._on_writable)
-                return False
-            if error in (errno.ENETDOWN, errno.ENXIO, errno.ENODEV):  # ahead of the event that says so
-                break
-            if error:
-                self._lose(f"refused_{errno.errorcode[error].lower()}")
-                batch.sent += 1
-        if batch.sent < batch.count:
-            self._lose("interface_down", batch.count - batch.sent)
-            batch.sent = batch.count
-        return True
+    def _close(self) -> None:
+        if self._poller is not None:
+            self._poller.remove(self._events.fileno())
+        self._events.close()
+        self._socket.close()
 
-    def stop(self) -> None:
-        """See `Wire.stop`."""
-        for end in (self._socket, self._events):
-            if self._poller is not None and end.fileno() >= 0:
-                self._poller.remove(end.fileno())
-            end.close()
+    def _refused(self, batch: Batch, error: int) -> bool:
+        if error in (errno.ENETDOWN, errno.ENXIO, errno.ENODEV):  # ahead of the event that says so
+            return False
+        return super()._refused(batch, error)
+
+    def _unreadable(self, error: int) -> None:
+        if error != errno.ENETDOWN:
+            super()._unreadable(error)
 
     def _on_readable(self) -> None:
-        batch = self._incoming
-        error = self._take(batch)
-        if error not in (0, errno.EAGAIN, errno.ENETDOWN):
-            self._lose(f"unreadable_{errno.errorcode[error].lower()}")
+        super()._on_readable()
+        if self._fd < 0:  # the receiver has stopped the wire
+            return
         _, missed = struct.unpack("II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         if missed:  # since it was asked before
             self._lose("receive_buffer_full", missed)
-        if batch.count:
-            self._receive(batch)
-
-    def _on_writable(self) -> None:
-        if self._poller is not None:
-            self._poller.want_write(self._socket.fileno(), None)
-        if self._blocked:
-            self._blocked = False
-            self._writable()
 
     def _on_event(self) -> None:
         """Some interface has changed; look at ours."""
@@ -260,36 +236,6 @@ class PacketWire:
             self._link_changed()
             if self._blocked:
                 self._on_writable()
-
-    def _take(self, batch: Batch) -> int:
-        """Fill the batch with what has come; returns the errno."""
-        messages = self._received
-        batch.clear()
-        batch.count, octets, truncated, error = _receive_frames(
-            self._socket.fileno(), messages.messages, messages.pieces, self._received_headers, batch.data, batch.frames
-        )
-        batch.used = len(batch.data)
-        self.counters["rx_frames"] += batch.count
-        self.counters["rx_bytes"] += octets
-        if truncated:
-            self._lose("truncated", truncated)
-        return error
-
-    def _give(self, batch: Batch) -> int:
-        """Send what the kernel takes, and move ``batch.sent``; returns the errno."""
-        messages, first = self._sent, batch.sent
-        batch.sent, octets, error = _send_frames(
-            self._socket.fileno(), messages.messages, messages.pieces, self._sent_headers,
-            batch.data, batch.frames, first, batch.count,
-        )  # fmt: skip
-        self.counters["tx_frames"] += batch.sent - first
-        self.counters["tx_bytes"] += octets
-        return error
-
-    def _lose(self, reason: str, count: int = 1) -> None:
-        if not self.counters[reason]:
-            log.warning("%s: losing frames: %s", self.name, reason)
-        self.counters[reason] += count
 
     def _running(self) -> bool:
         """Whether the interface is up and has a carrier; its name may have changed since it was opened."""

@@ -13,7 +13,6 @@ import logging
 import os
 import pwd
 import struct
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,9 @@ from nicmodel.packet.compiled import compiled
 from nicmodel.packet.frames import MAX_FRAME, Batch, Offload
 from nicmodel.packet.memory import store_u16
 from nicmodel.wire import vnet
+from nicmodel.wire.fd import FdWire
 from nicmodel.wire.syscalls import read, write
-from nicmodel.wire.wire import SPEED, Poller, WireError, new_counters
+from nicmodel.wire.wire import WireError
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +63,11 @@ Without root: --wire stream:PATH, with passt at the other end, or a tap in a nam
 
 
 @compiled
-def _read_frames(fd: int, data: npt.NDArray[np.uint8], frames: npt.NDArray[np.void]) -> tuple[int, int, int, int]:
+def _read_frames(fd: int, data: npt.NDArray[np.uint8], frames: npt.NDArray[np.void]) -> tuple[int, int, int, int, int]:
     """Read frames until the tap has none, or the batch is full.
 
     Returns:
-        Frames read; bytes of `data` used; bytes in the frames; the errno that ended it, or 0.
+        As `FdWire._read`; a tap has nothing but frames.
     """
     base = int(np.int64(data.ctypes.data))
     used = 0
@@ -76,13 +76,13 @@ def _read_frames(fd: int, data: npt.NDArray[np.uint8], frames: npt.NDArray[np.vo
     while count < len(frames) and used + VNET_HEADER + MAX_FRAME <= len(data):
         got = read(fd, base + used, VNET_HEADER + MAX_FRAME)
         if got < 0:
-            return count, used, octets, -got
+            return count, used, octets, 0, -got
         length = got - VNET_HEADER
         vnet.load_record(base + used, data, used + VNET_HEADER, length, frames[count])
         used += got
         octets += length
         count += 1
-    return count, used, octets, 0
+    return count, used, octets, 0, 0
 
 
 @compiled
@@ -92,7 +92,7 @@ def _write_frames(
     """Write frames `first` to `count`, each with a virtio-net header put into the room before it.
 
     Returns:
-        Index of the frame that came to no good, or `count`; bytes in the frames written; the errno, or 0.
+        As `FdWire._write`.
     """
     base = int(np.int64(data.ctypes.data))
     octets = 0
@@ -112,7 +112,7 @@ def _write_frames(
     return count, octets, 0
 
 
-class TapWire:
+class TapWire(FdWire):
     """A tap interface. Its link is up for as long as the interface exists.
 
     Args:
@@ -130,106 +130,48 @@ class TapWire:
     """
 
     headroom = VNET_HEADER
-    speed = SPEED
+
+    _read = staticmethod(_read_frames)
+    _write = staticmethod(_write_frames)
 
     def __init__(self, name: str | None = None, *, offloads: bool = True, fd: int | None = None) -> None:
-        self._fd = _open(name) if fd is None else fd
+        tap = _open(name) if fd is None else fd
         try:
-            self.interface = _check(self._fd)
-            self.offloads = _negotiate(self._fd) if offloads else _negotiate(self._fd, _OFFLOADS[-1:])
-            os.set_blocking(self._fd, False)
+            self.interface = _check(tap)
+            self.offloads = _negotiate(tap) if offloads else _negotiate(tap, _OFFLOADS[-1:])
+            os.set_blocking(tap, False)
         except (OSError, WireError):
             if fd is None:
-                os.close(self._fd)
+                os.close(tap)
             raise
-        self.name = f"tap:{self.interface}"
-        self.up = True
-        self.counters = new_counters()
-        self._incoming = Batch(1 << 20, 512)
-        self._blocked = False
-        self._poller: Poller | None = None
+        super().__init__(f"tap:{self.interface}", tap, Batch(1 << 20, 512))
 
-    def start(
-        self,
-        poller: Poller,
-        receive: Callable[[Batch], None],
-        writable: Callable[[], None],
-        link_changed: Callable[[], None],
-    ) -> None:
-        """See `Wire.start`."""
-        self._poller, self._receive, self._writable, self._link_changed = poller, receive, writable, link_changed
-        nothing = Batch(0, 0)  # loads the compiled code now and not with the first frame
-        _read_frames(self._fd, nothing.data, nothing.frames)
-        _write_frames(self._fd, nothing.data, nothing.frames, 0, 0)
-        poller.add(self._fd, self._on_readable)
+    def _close(self) -> None:
+        os.close(self._fd)
+        self.up = False
 
-    def send(self, batch: Batch) -> bool:
-        """See `Wire.send`."""
-        while self.up:
-            first = batch.sent
-            batch.sent, octets, error = _write_frames(self._fd, batch.data, batch.frames, first, batch.count)
-            self.counters["tx_frames"] += batch.sent - first
-            self.counters["tx_bytes"] += octets
-            if not error:
-                return True
-            if error == errno.EAGAIN and self._poller is not None:
-                self._blocked = True
-                self._poller.want_write(self._fd, self._on_writable)
-                return False
-            if error == errno.EBADFD:  # the interface is gone; the poller says so too, and there the link goes down
-                break
-            self._lose("interface_down" if error == errno.EIO else _named("refused", error))
+    def _refused(self, batch: Batch, error: int) -> bool:
+        if error == errno.EBADFD:  # the interface is gone; the poller says so too, and there the link goes down
+            return False
+        if error == errno.EIO:
+            self._lose("interface_down")
             batch.sent += 1
-        self.counters["not_connected"] += batch.count - batch.sent
-        batch.sent = batch.count
-        return True
+            return True
+        return super()._refused(batch, error)
 
-    def stop(self) -> None:
-        """See `Wire.stop`."""
-        self._leave()
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
-
-    def _on_readable(self) -> None:
-        batch = self._incoming
-        batch.clear()
-        batch.count, batch.used, octets, error = _read_frames(self._fd, batch.data, batch.frames)
-        self.counters["rx_frames"] += batch.count
-        self.counters["rx_bytes"] += octets
-        if batch.count:
-            self._receive(batch)
-        if not self.up:  # the receiver has stopped the wire
-            return
-        if error == errno.EBADFD:
+    def _unreadable(self, error: int) -> None:
+        if error != errno.EBADFD:
+            super()._unreadable(error)
+        elif not self._incoming.count:  # else it is told again, once these frames are handed on
             self._gone()
-        elif error not in (0, errno.EAGAIN):
-            self._lose(_named("unreadable", error))
-
-    def _on_writable(self) -> None:
-        if self._poller is not None:
-            self._poller.want_write(self._fd, None)
-        self._blocked = False
-        self._writable()
-
-    def _lose(self, reason: str) -> None:
-        self.counters[reason] += 1
-        if self.counters[reason] == 1:
-            log.warning("%s: losing frames: %s", self.name, reason)
 
     def _gone(self) -> None:
         """The interface has been deleted; nothing brings it back to this descriptor."""
         log.error("%s: the interface has been deleted", self.name)
         self._leave()
-        self._link_changed()
-        if self._blocked:
-            self._blocked = False
-            self._writable()
-
-    def _leave(self) -> None:
-        if self._poller is not None and self.up:
-            self._poller.remove(self._fd)
         self.up = False
+        self._link_changed()
+        self._resume()
 
 
 def _user() -> str:
@@ -237,10 +179,6 @@ def _user() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
-
-
-def _named(what: str, error: int) -> str:
-    return f"{what}_{errno.errorcode.get(error, str(error)).lower()}"
 
 
 def _open(name: str | None) -> int:

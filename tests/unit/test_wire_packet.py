@@ -317,7 +317,7 @@ def test_send_waits_for_room(nic: Nic, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that says EAGAIN within a batch is tried again when the socket can be written."""
     answers = iter([(1, 60, errno.EAGAIN), (3, 120, 0)])
     batch = Batch.of([bytes(60)] * 3)
-    monkeypatch.setattr(packet, "_send_frames", lambda *_: next(answers))
+    monkeypatch.setattr(nic.wire, "_write", lambda *_: next(answers))
     assert not nic.wire.send(batch)
     assert batch.sent == 1
     while not nic.resumed:

@@ -21,7 +21,6 @@ from scapy.utils import checksum as internet_checksum
 from nicmodel.packet.frames import Batch, FrameFlag, Gso, Offload
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.vm.namespace import Namespace
-from nicmodel.wire import tap
 from nicmodel.wire.tap import VNET_HEADER, TapWire
 from nicmodel.wire.wire import WireError
 
@@ -370,7 +369,7 @@ def test_send_waits_for_room(nic: Nic, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([(1, 60, errno.EAGAIN), (3, 120, 0)])
     resumed: list[bool] = []
     batch = Batch.of([b"x" * 60] * 3, headroom=VNET_HEADER)
-    monkeypatch.setattr(tap, "_write_frames", lambda *_: next(answers))
+    monkeypatch.setattr(nic.wire, "_write", lambda *_: next(answers))
     monkeypatch.setattr(nic.wire, "_writable", lambda: resumed.append(nic.wire.send(batch)))
     assert not nic.wire.send(batch)
     assert batch.sent == 1
