@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import os
-import re
 import select
 import signal
 import sys
@@ -42,10 +41,7 @@ from nicmodel.vfio_user.poll import EventLoop, Poller
 from nicmodel.vfio_user.server import Server
 from nicmodel.vfio_user.signals import Signals
 from nicmodel.vfio_user.strand import Strand
-from nicmodel.wire.link import link
-from nicmodel.wire.spec import FORMS, open_wire
-from nicmodel.wire.switch import Switch
-from nicmodel.wire.wire import Wire
+from nicmodel.wire.spec import FORMS, JOINING_FORMS, MisfitError, open_wires
 
 if TYPE_CHECKING:
     from nicmodel.observe.contract.checker import Checker
@@ -59,14 +55,6 @@ log = logging.getLogger(__name__)
 _PRINT_SECONDS = 1.0
 _END_SECONDS = 60.0
 
-_LINK = "link"
-#: switch, switch:NAME, switch:uplink=WIRE or switch:NAME,uplink=WIRE.
-_SWITCH = re.compile(r"switch(?::(?P<name>[\w.-]+))?(?:(?(name),|:)uplink=(?P<uplink>.+))?")
-_JOINED = {
-    _LINK: "two NICs of this server, back to back",
-    "switch": "any number of NICs of this server; switch:NAME to have several",
-    "switch:uplink=WIRE": "and one of the wires above to the outside; also switch:NAME,uplink=WIRE",
-}
 _HELP = """Serve NICs at UNIX sockets, until Ctrl-C.
 
 The server outlives its guests: it keeps serving when a guest reboots, and when QEMU ends and a new one connects.
@@ -84,7 +72,7 @@ _LISTS = {
         "two, back to back": "two --socket, and --wire link once",
         "any number at a switch": "a --socket for each, and --wire switch once",
     },
-    "Wires": {**FORMS, **_JOINED},
+    "Wires": {**FORMS, **JOINING_FORMS},
     "Profiles": {name: meaning for name, (meaning, _) in PROFILES.items()},
 }
 #: How the help groups the options.
@@ -229,7 +217,10 @@ def serve(
     announce()
 
     poller = Poller(busy_poll=busy_poll * 1000)
-    ends, joined = _open_wires(wires, len(places))
+    try:
+        ends, joined = open_wires(wires, len(places))
+    except MisfitError as error:
+        raise click.UsageError(str(error)) from None
     # A NIC that waits for its client's answer keeps nobody waiting but those that its wire leads to.
     each = {group: Strand(poller) for group in joined}
     strands = [each[group] for group in joined]
@@ -359,55 +350,6 @@ def _export(address: tuple[str, int], nics: list[tuple[Nic, Server]], poller: Ev
     host, port = exporter.address
     click.echo(f"metrics at http://{f'[{host}]' if ':' in host else host}:{port}/metrics")
     return exporter
-
-
-def _open_wires(specs: tuple[str, ...], count: int) -> tuple[list[Wire], list[object]]:
-    """One wire for each NIC; each two that say "link" are the ends of one cable, all that name a switch have a port.
-
-    Returns:
-        The wires, and for each what it leads to: the same for those that are joined.
-    """
-    if len(specs) == 1 and (specs[0] == _LINK or _SWITCH.fullmatch(specs[0])):
-        specs *= count
-    if len(specs) != count:
-        raise click.UsageError(f"{len(specs)} wires for {count} NICs: repeat --wire for each --socket")
-    if specs.count(_LINK) % 2:
-        raise click.UsageError("a link joins two NICs: give --socket for both")
-    switches = _make_switches(specs)
-    wires: list[Wire] = []
-    joined: list[object] = []
-    other: Wire | None = None
-    for spec in specs:
-        if switch := _SWITCH.fullmatch(spec):
-            joined.append(switches[switch["name"]])
-            wires.append(switches[switch["name"]].port())
-        elif spec != _LINK:
-            wires.append(open_wire(spec))
-            joined.append(wires[-1])
-        elif other is None:
-            near, other = link()
-            wires.append(near)
-            joined.append(near)
-        else:
-            wires.append(other)
-            joined.append(near)
-            other = None
-    return wires, joined
-
-
-def _make_switches(specs: tuple[str, ...]) -> dict[str | None, Switch]:
-    """The switches that `specs` speak of, by name; any port may be the one that tells of the uplink."""
-    uplinks: dict[str | None, str | None] = {}
-    for spec in specs:
-        if switch := _SWITCH.fullmatch(spec):
-            name, uplink = switch["name"], switch["uplink"]
-            if uplink and uplinks.get(name) not in (None, uplink):
-                raise click.UsageError(f"a switch has one uplink: {uplinks[name]} or {uplink}?")
-            uplinks[name] = uplink or uplinks.get(name)
-    return {
-        name: Switch(f"switch:{name}" if name else "switch", open_wire(uplink) if uplink else None)
-        for name, uplink in uplinks.items()
-    }
 
 
 def _announce(nics: list[Nic], sockets: Sequence[str]) -> None:

@@ -1,16 +1,18 @@
-"""The text that names a wire on the command line."""
+"""The texts that name wires on the command line."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nicmodel.nearest import did_you_mean
 from nicmodel.wire.dgram import DgramWire
+from nicmodel.wire.link import link
 from nicmodel.wire.none import NoWire
 from nicmodel.wire.packet import PacketWire
 from nicmodel.wire.stream import StreamWire
+from nicmodel.wire.switch import Switch
 from nicmodel.wire.tap import TapWire
 from nicmodel.wire.wire import Wire, WireError
 
@@ -32,12 +34,84 @@ FORMS = {
     "none": "no network: frames sent are counted, none come",
 }
 
-#: The kinds of wires, those included that join NICs of one server.
-KINDS = tuple(dict.fromkeys([form.partition(":")[0] for form in FORMS] + ["link", "switch"]))
+#: Forms of wires that join NICs of one server, which `open_wires` takes besides.
+JOINING_FORMS = {
+    "link": "two NICs of this server, back to back",
+    "switch": "any number of NICs of this server; switch:NAME to have several",
+    "switch:uplink=WIRE": "and one of the wires above to the outside; also switch:NAME,uplink=WIRE",
+}
+
+KINDS = tuple(dict.fromkeys(form.partition(":")[0] for form in {**FORMS, **JOINING_FORMS}))
 #: KIND, KIND:ADDRESS or KIND:OPTION=VALUE. A path with an equals sign can be told from an option by a slash before it.
 _SPEC = re.compile(r"([a-z]+)(?::(?:([a-z]+)=)?(.*))?")
+#: switch, switch:NAME, switch:uplink=WIRE or switch:NAME,uplink=WIRE.
+_SWITCH = re.compile(r"switch(?::(?P<name>[\w.-]+))?(?:(?(name),|:)uplink=(?P<uplink>.+))?")
+_LINK = "link"
 #: A comma may also be part of a file's name.
 _PCAP_OPTION = re.compile(r",(write|pace|loop|after)=")
+
+
+class MisfitError(Exception):
+    """Wires that do not go together, or not with the NICs that they are for; the text says why."""
+
+
+def open_wires(specs: Sequence[str], count: int) -> tuple[list[Wire], list[object]]:
+    """Open one wire for each of `count` NICs of a server.
+
+    Each two that say "link" are the ends of one cable, all that name a switch have a port of it.
+
+    Args:
+        specs: one of `FORMS` or of `JOINING_FORMS` for each NIC; or a single one of `JOINING_FORMS`, for all.
+        count: number of NICs.
+
+    Returns:
+        The wires, and for each what it leads to: the same object for those that are joined.
+
+    Raises:
+        MisfitError: there are too few or too many, a link with one end, or a switch with two uplinks.
+        WireError: one of them names no wire, or cannot be opened.
+    """
+    if len(specs) == 1 and (specs[0] == _LINK or _SWITCH.fullmatch(specs[0])):
+        specs = [specs[0]] * count
+    if len(specs) != count:
+        raise MisfitError(f"{len(specs)} wires for {count} NICs: repeat --wire for each --socket")
+    if specs.count(_LINK) % 2:
+        raise MisfitError("a link joins two NICs: give --socket for both")
+    switches = _make_switches(specs)
+    wires: list[Wire] = []
+    joined: list[object] = []
+    other: Wire | None = None
+    for spec in specs:
+        if switch := _SWITCH.fullmatch(spec):
+            joined.append(switches[switch["name"]])
+            wires.append(switches[switch["name"]].port())
+        elif spec != _LINK:
+            wires.append(open_wire(spec))
+            joined.append(wires[-1])
+        elif other is None:
+            near, other = link()
+            wires.append(near)
+            joined.append(near)
+        else:
+            wires.append(other)
+            joined.append(near)
+            other = None
+    return wires, joined
+
+
+def _make_switches(specs: Sequence[str]) -> dict[str | None, Switch]:
+    """The switches that `specs` speak of, by name; any port may be the one that tells of the uplink."""
+    uplinks: dict[str | None, str | None] = {}
+    for spec in specs:
+        if switch := _SWITCH.fullmatch(spec):
+            name, uplink = switch["name"], switch["uplink"]
+            if uplink and uplinks.get(name) not in (None, uplink):
+                raise MisfitError(f"a switch has one uplink: {uplinks[name]} or {uplink}?")
+            uplinks[name] = uplink or uplinks.get(name)
+    return {
+        name: Switch(f"switch:{name}" if name else "switch", open_wire(uplink) if uplink else None)
+        for name, uplink in uplinks.items()
+    }
 
 
 def open_wire(spec: str) -> Wire:

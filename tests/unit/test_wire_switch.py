@@ -5,15 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-from click import UsageError
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from nicmodel.cli.serve import _open_wires
 from nicmodel.packet.frames import Batch, FrameFlag, Gso, Offload
 from nicmodel.testing.wire import TestWire
 from nicmodel.vfio_user.poll import Poller
+from nicmodel.wire.spec import MisfitError, open_wires
 from nicmodel.wire.switch import AGEING, Switch
 from nicmodel.wire.wire import Wire, WireError
 
@@ -278,7 +277,7 @@ def test_a_frame_for_the_uplink_that_cannot_be_cut() -> None:
     ],
 )
 def test_specs(specs: list[str], names: list[str]) -> None:
-    wires, joined = _open_wires(tuple(specs), 3)
+    wires, joined = open_wires(tuple(specs), 3)
     assert [wire.name for wire in wires] == names
     # Those of one cable or switch are joined, and no others.
     ways = [name.rpartition(":")[0] for name in names]
@@ -290,14 +289,14 @@ def test_specs(specs: list[str], names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("specs", "error", "sentence"),
     [
-        (["switch:uplink=none", "switch:uplink=stream:/x"], UsageError, "has one uplink"),
+        (["switch:uplink=none", "switch:uplink=stream:/x"], MisfitError, "has one uplink"),
         (["switch:uplink=switch", "switch"], WireError, "a switch joins NICs"),
         (["switch:", "switch"], WireError, "a switch joins NICs"),
     ],
 )
 def test_bad_specs(specs: list[str], error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
-        _open_wires(tuple(specs), 2)
+        open_wires(tuple(specs), 2)
 
 
 def test_batch_is_not_full() -> None:
