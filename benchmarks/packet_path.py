@@ -31,9 +31,9 @@ from nicmodel.gvnic.descriptors import RX_BUFFER
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import Bar
-from nicmodel.packet.compiled import compiled, i64, u64
+from nicmodel.jit.addresses import copy
+from nicmodel.jit.compiled import compiled, i64, u64
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
-from nicmodel.packet.memory import copy
 from nicmodel.testing.bars import Doorbells
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from nicmodel.gvnic.dma import find
 from nicmodel.gvnic.state import State
-from nicmodel.packet.compiled import u64
+from nicmodel.jit.compiled import u64
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 from nicmodel.vfio_user.regions import REGION, RegionMap
 

@@ -20,8 +20,8 @@ from nicmodel.gvnic import events
 from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, PlacementStatus
 from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
 from nicmodel.gvnic.state import MAX_SEGMENTS, NIC_PAGE, SETTINGS, Purpose, Records, State
-from nicmodel.packet.compiled import compiled, i64, inlined, u64
-from nicmodel.packet.memory import copy, load_u64, publish_u64
+from nicmodel.jit.addresses import copy, load_u64, publish_u64
+from nicmodel.jit.compiled import compiled, i64, inlined, u64
 from nicmodel.vfio_user.poll import Budget
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit import Taken, transmit
 from nicmodel.gvnic.transmit_gqi import transmit_gqi
-from nicmodel.packet.compiled import u64
+from nicmodel.jit.compiled import u64
 from nicmodel.packet.frames import NO_QUEUE, Batch
 from nicmodel.packet.lost import survive_lost_memory
 from nicmodel.pci.bars import MemoryBar

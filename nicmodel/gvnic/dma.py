@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from nicmodel.gvnic.messages import ask, fetched, post
 from nicmodel.gvnic.state import Records, State
-from nicmodel.packet.compiled import compiled, i64, inlined, u32, u64
-from nicmodel.packet.memory import copy
+from nicmodel.jit.addresses import copy
+from nicmodel.jit.compiled import compiled, i64, inlined, u32, u64
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
 #: Rights to a region.

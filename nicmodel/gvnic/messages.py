@@ -16,9 +16,9 @@ import numpy as np
 
 from nicmodel.gvnic.descriptors import RX_COMPLETION
 from nicmodel.gvnic.state import MESSAGE, State
-from nicmodel.packet.compiled import compiled, i64, u64
+from nicmodel.jit.addresses import copy
+from nicmodel.jit.compiled import compiled, i64, u64
 from nicmodel.packet.frames import Batch
-from nicmodel.packet.memory import copy
 from nicmodel.vfio_user.dma import DmaFault
 
 if TYPE_CHECKING:

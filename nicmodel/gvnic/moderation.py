@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.state import Records
-from nicmodel.packet.compiled import compiled
+from nicmodel.jit.compiled import compiled
 
 #: `moderate` found no vector that has to be looked at later.
 NEVER = np.iinfo(np.int64).max

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.packet.compiled import Record, compiled, i64, u64
-from nicmodel.packet.memory import load_u64
+from nicmodel.jit.addresses import load_u64
+from nicmodel.jit.compiled import Record, compiled, i64, u64
 
 _NOWHERE = u64(0)
 

@@ -28,6 +28,8 @@ from nicmodel.gvnic.messages import COMPLETION, post
 from nicmodel.gvnic.owners import NOTHING, exchange, fetch, owned, owner_of
 from nicmodel.gvnic.receive_gqi import place_gqi
 from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
+from nicmodel.jit.addresses import copy, load_u16, load_u64, publish_u64, store_u64
+from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.packet.checksum import ChecksumError, complete, verifiable, verify
 from nicmodel.packet.coalesce import (
     MAX_IP,
@@ -39,11 +41,9 @@ from nicmodel.packet.coalesce import (
     open_aggregate,
     same_flow,
 )
-from nicmodel.packet.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.packet.frames import FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.match import match
-from nicmodel.packet.memory import copy, load_u16, load_u64, publish_u64, store_u64
 from nicmodel.packet.parse import VLAN_SIZE, parse
 from nicmodel.packet.rss import flow_hash
 from nicmodel.packet.segment import segment_header

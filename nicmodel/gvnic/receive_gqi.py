@@ -13,10 +13,10 @@ from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_PAD, GQI_RX_SLO
 from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
 from nicmodel.gvnic.pages import resolve
 from nicmodel.gvnic.state import Drop, Purpose, State
+from nicmodel.jit.addresses import load_u64, publish_u64, store_u64
+from nicmodel.jit.compiled import Record, compiled, i64, u64
 from nicmodel.packet.checksum import fold, ones_sum
-from nicmodel.packet.compiled import Record, compiled, i64, u64
 from nicmodel.packet.headers import L3, L4
-from nicmodel.packet.memory import load_u64, publish_u64, store_u64
 
 _NONE = int(Drop.NONE)
 _DMA_FAULT = int(Drop.DMA_FAULT)

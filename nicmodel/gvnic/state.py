@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import PLACEMENT
+from nicmodel.jit.arrays import Arrays
 from nicmodel.packet.coalesce import AGGREGATE
 from nicmodel.packet.headers import HEADERS
 from nicmodel.packet.match import GROUP, RULE, SLOT, slots_for
 from nicmodel.packet.nvme_tcp import TRACKER
-from nicmodel.packet.reference import Arrays
 from nicmodel.vfio_user.dma import MAX_KINDS
 from nicmodel.vfio_user.regions import RegionMap
 

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TX_PACKET, TX_TSO_CONTEXT, TxCompletionType, TxType
 from nicmodel.gvnic.dma import READ, WRITE, ask_for_pieces, fault, locate, read
 from nicmodel.gvnic.state import MAX_PACKET, MAX_SEGMENTS, Drop, Purpose, Records, State
+from nicmodel.jit.addresses import copy, load_u64, publish_u64
+from nicmodel.jit.compiled import Record, compiled, i64, u64
 from nicmodel.packet.checksum import complete, pseudo
-from nicmodel.packet.compiled import Record, compiled, i64, u64
 from nicmodel.packet.frames import MAX_FRAME, FrameFlag, Gso, Offload
 from nicmodel.packet.headers import L3, L4
-from nicmodel.packet.memory import copy, load_u64, publish_u64
 from nicmodel.packet.parse import parse
 from nicmodel.packet.segment import segment_header
 

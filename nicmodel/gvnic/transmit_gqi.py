@@ -14,8 +14,8 @@ from nicmodel.gvnic.pages import resolve
 from nicmodel.gvnic.receive_gqi import big_endian
 from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
 from nicmodel.gvnic.transmit import Taken, plan_segments, send_plain, send_segments
-from nicmodel.packet.compiled import compiled, i64, u64
-from nicmodel.packet.memory import load_u64, publish_u32
+from nicmodel.jit.addresses import load_u64, publish_u32
+from nicmodel.jit.compiled import compiled, i64, u64
 
 _ALL, _FULL, _SHARE = (int(reason) for reason in Taken)
 _NONE = int(Drop.NONE)

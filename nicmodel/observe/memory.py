@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from nicmodel.gvnic.dma import find
 from nicmodel.gvnic.state import Records
-from nicmodel.packet.compiled import compiled, i64, u64
-from nicmodel.packet.memory import copy
+from nicmodel.jit.addresses import copy
+from nicmodel.jit.compiled import compiled, i64, u64
 from nicmodel.vfio_user.regions import RegionMap
 
 LAST_ADDRESS = (1 << 64) - 1

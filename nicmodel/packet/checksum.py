@@ -7,7 +7,7 @@ from enum import IntFlag
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.packet.compiled import compiled, inlined
+from nicmodel.jit.compiled import compiled, inlined
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.words import load_be16, load_byte, load_le32, store_be16
 

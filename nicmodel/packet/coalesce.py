@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from nicmodel.jit.compiled import Record, compiled, inlined
 from nicmodel.packet.checksum import complete_ipv4, pseudo
-from nicmodel.packet.compiled import Record, compiled, inlined
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.parse import IPV4_SIZE, IPV6_SIZE, TCP
 from nicmodel.packet.words import load_be16, load_be32, load_byte, store_be16, store_byte

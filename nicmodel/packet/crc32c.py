@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.packet.compiled import compiled, i64, inlined, u64
-from nicmodel.packet.memory import load_u8, load_u32
+from nicmodel.jit.addresses import load_u8, load_u32
+from nicmodel.jit.compiled import compiled, i64, inlined, u64
 
 _REFLECTED = 0x82F63B78
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from nicmodel.jit.addresses import copy
+from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.packet.checksum import complete, pseudo
-from nicmodel.packet.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.packet.frames import FrameFlag, Gso, Offload
 from nicmodel.packet.headers import L4
-from nicmodel.packet.memory import copy
 from nicmodel.packet.parse import parse
 from nicmodel.packet.segment import segment_header
 

@@ -12,7 +12,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.packet.compiled import Record, compiled, i64, inlined, u64
+from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.packet.headers import L3
 from nicmodel.packet.parse import AH, ESP, SCTP, TCP, UDP
 from nicmodel.packet.words import load_be32

@@ -26,9 +26,9 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
-from nicmodel.packet.compiled import Record, compiled, i64, inlined, u32, u64
+from nicmodel.jit.addresses import load_u8, load_u32
+from nicmodel.jit.compiled import Record, compiled, i64, inlined, u32, u64
 from nicmodel.packet.crc32c import crc32c, crc32c_words
-from nicmodel.packet.memory import load_u8, load_u32
 
 
 class PduType(IntEnum):

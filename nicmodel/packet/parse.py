@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.packet.compiled import compiled, inlined
+from nicmodel.jit.compiled import compiled, inlined
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.words import load_be16, load_be32, load_byte
 

@@ -11,7 +11,7 @@ from enum import IntEnum, IntFlag
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.packet.compiled import compiled, inlined
+from nicmodel.jit.compiled import compiled, inlined
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.words import load_byte
 

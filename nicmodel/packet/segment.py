@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from nicmodel.jit.compiled import compiled
 from nicmodel.packet.checksum import complete_ipv4
-from nicmodel.packet.compiled import compiled
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.parse import IPV6_SIZE, UDP_SIZE
 from nicmodel.packet.words import load_be16, load_be32, load_byte, store_be16, store_be32, store_byte

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.packet.compiled import compiled
+from nicmodel.jit.compiled import compiled
 from nicmodel.packet.headers import L4
 from nicmodel.packet.parse import ETHERNET_SIZE
 

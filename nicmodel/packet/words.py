@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nicmodel.packet.compiled import JIT_DISABLED
+from nicmodel.jit.compiled import JIT_DISABLED
 
 Load = Callable[[npt.NDArray[np.uint8], int], int]
 Store = Callable[[npt.NDArray[np.uint8], int, int], None]

@@ -23,7 +23,7 @@ import numpy as np
 
 from nicmodel.gvnic.commands import CONFIGURE_DDP, DDP_PIECE, DdpDigest, DdpOperation, Inner
 from nicmodel.gvnic.descriptors import PLACEMENT
-from nicmodel.packet.compiled import u64
+from nicmodel.jit.compiled import u64
 from nicmodel.packet.crc32c import crc32c
 from nicmodel.packet.nvme_tcp import COMMON_HEADER_SIZE, DATA_HEADER, DIGEST_SIZE, HEADER_SIZE, PduFlag, PduType
 from nicmodel.testing.adminq import AdminError

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nicmodel.cache import cache_dir
-from nicmodel.packet.compiled import CACHE, functions_cached
+from nicmodel.jit.compiled import CACHE, functions_cached
 from nicmodel.vm import host
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.host import Check, State

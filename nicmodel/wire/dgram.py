@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.packet.compiled import compiled
+from nicmodel.jit.compiled import compiled
 from nicmodel.packet.frames import MAX_FRAME, Batch, Offload
 from nicmodel.wire.address import bind, resolve
 from nicmodel.wire.fd import FdWire

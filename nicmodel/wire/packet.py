@@ -19,10 +19,10 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from nicmodel.jit.addresses import load_u16, load_u32
+from nicmodel.jit.compiled import compiled
 from nicmodel.nearest import did_you_mean
-from nicmodel.packet.compiled import compiled
 from nicmodel.packet.frames import MAX_FRAME, Batch, Offload
-from nicmodel.packet.memory import load_u16, load_u32
 from nicmodel.packet.parse import ETHERTYPE_VLAN, VLAN_SIZE
 from nicmodel.packet.words import load_be32, store_be16, store_be32
 from nicmodel.wire.fd import FdWire

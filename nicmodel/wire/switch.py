@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.packet.compiled import compiled
+from nicmodel.jit.compiled import compiled
 from nicmodel.packet.finish import are_taken, finish
 from nicmodel.packet.frames import Batch, Offload
 from nicmodel.packet.headers import HEADERS

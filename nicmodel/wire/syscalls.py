@@ -12,8 +12,8 @@ import socket
 import numpy as np
 from numba import types
 
-from nicmodel.packet.compiled import JIT_DISABLED, inlined
-from nicmodel.packet.memory import load_u32
+from nicmodel.jit.addresses import load_u32
+from nicmodel.jit.compiled import JIT_DISABLED, inlined
 
 MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
 

@@ -17,9 +17,9 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.packet.compiled import compiled
+from nicmodel.jit.addresses import store_u16
+from nicmodel.jit.compiled import compiled
 from nicmodel.packet.frames import MAX_FRAME, Batch, Offload
-from nicmodel.packet.memory import store_u16
 from nicmodel.wire import vnet
 from nicmodel.wire.fd import FdWire
 from nicmodel.wire.syscalls import read, write

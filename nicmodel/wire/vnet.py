@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.packet.compiled import inlined
+from nicmodel.jit.addresses import load_u8, load_u16, store_u8, store_u16
+from nicmodel.jit.compiled import inlined
 from nicmodel.packet.frames import FrameFlag, Gso
-from nicmodel.packet.memory import load_u8, load_u16, store_u8, store_u16
 from nicmodel.packet.parse import TCP_SIZE, UDP_SIZE
 from nicmodel.packet.words import load_byte
 

@@ -1,7 +1,7 @@
 """Guest memory as a logic analyser on the bus would see it: each access of the device, booked a second time.
 
 It stands below the packet path, in place of the functions by which alone that path reaches memory
-(`nicmodel.packet.memory`) and of `DmaTable.read` and `.write`, so it works where the packet path is interpreted
+(`nicmodel.jit.addresses`) and of `DmaTable.read` and `.write`, so it works where the packet path is interpreted
 (NUMBA_DISABLE_JIT=1). A structure that was asked for by `locate` counts whole once any of it is loaded or stored, as a
 device fetches and posts whole structures; copies count what they copy.
 """
@@ -19,7 +19,7 @@ import pytest
 from nicmodel.gvnic import dma
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.state import Purpose
-from nicmodel.packet import memory
+from nicmodel.jit import addresses
 from nicmodel.vfio_user.dma import DmaTable
 
 READ, WRITE = "read", "write"
@@ -46,9 +46,9 @@ class Bus:
         wrappers: dict[Any, Callable[..., Any]] = {dma.locate: self._locating(dma.locate)}
         for names, way in ((_LOADS, READ), (_STORES, WRITE)):
             for name in names:
-                function = getattr(memory, name)
+                function = getattr(addresses, name)
                 wrappers[function] = self._touching(function, way)
-        wrappers[memory.copy] = self._copying(memory.copy)
+        wrappers[addresses.copy] = self._copying(addresses.copy)
         for name, module in list(sys.modules.items()):
             if name.startswith("nicmodel.gvnic."):
                 for attribute, value in list(vars(module).items()):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nicmodel.packet.compiled import JIT_DISABLED
+from nicmodel.jit.compiled import JIT_DISABLED
 
 from .fuzz.campaign import ROWS, Block, Campaign, Example, Run, Target, execute, flat, short_run
 from .fuzz.rings import Rings

@@ -45,8 +45,8 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw, fuzz
 
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.jit.compiled import JIT_DISABLED
 from nicmodel.observe.delivery import Delivery
-from nicmodel.packet.compiled import JIT_DISABLED
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.rss import HashType
 from nicmodel.testing.driver import DEFAULT_KEY

@@ -23,7 +23,7 @@ from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
-from nicmodel.packet.compiled import JIT_DISABLED
+from nicmodel.jit.compiled import JIT_DISABLED
 from nicmodel.packet.headers import HEADERS, L3, L4
 from nicmodel.packet.parse import parse
 

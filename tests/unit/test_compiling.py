@@ -13,8 +13,8 @@ from typing import Any
 import numba
 import pytest
 
+from nicmodel.jit.compiled import JIT_DISABLED, Compilation, compiled, sources, watch
 from nicmodel.observe import compiling
-from nicmodel.packet.compiled import JIT_DISABLED, Compilation, compiled, sources, watch
 
 needs_compiler = pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
 
@@ -87,7 +87,7 @@ def test_a_terminal_has_one_line_that_changes_and_goes() -> None:
 def test_code_that_cannot_be_kept_is_compiled_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code = (
-        "from nicmodel.packet import compiled\n"
+        "from nicmodel.jit import compiled\n"
         "assert compiled.CACHE is None and compiled.functions_cached() == 0\n"
         "double = compiled.compiled(lambda x: 2 * x)\n"
         "print(double(21))"
@@ -101,20 +101,20 @@ def test_code_that_cannot_be_kept_is_compiled_all_the_same(tmp_path: Path) -> No
 def test_compiled_code_of_any_room_is_known_with_all_that_it_imports(tmp_path: Path) -> None:
     files = {
         "__init__": "",
-        "packet/compiled": "def compiled(function): ...",
-        "fast/inside/loop": "from house.packet.compiled import compiled, i64\nfrom house.fast import numbers as n",
+        "jit/compiled": "def compiled(function): ...",
+        "fast/inside/loop": "from house.jit.compiled import compiled, i64\nfrom house.fast import numbers as n",
         "fast/numbers": "import house.fast.deeper\nfrom typing import (\n    TYPE_CHECKING,\n)\n"
         "if TYPE_CHECKING:\n    from house.slow import Slow",
         "fast/deeper": "from house.table import (\n    FIRST,\n    SECOND,\n)",
         "table": "FIRST = SECOND = 1",
-        "small": "from house.packet.compiled import inlined",
-        "slow": "from house.packet.compiled import CACHE\nimport house.fast.inside.loop",
+        "small": "from house.jit.compiled import inlined",
+        "slow": "from house.jit.compiled import CACHE\nimport house.fast.inside.loop",
     }
     for name, text in files.items():
         path = tmp_path / "house" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    expected = ["fast.deeper", "fast.inside.loop", "fast.numbers", "packet.compiled", "small", "table"]
+    expected = ["fast.deeper", "fast.inside.loop", "fast.numbers", "jit.compiled", "small", "table"]
     found = sources(tmp_path / "house")
     assert list(found) == [f"house.{module}" for module in expected]
     assert found["house.table"] == files["table"].encode()

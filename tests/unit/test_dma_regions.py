@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nicmodel.gvnic.dma import find
-from nicmodel.packet.compiled import u64
+from nicmodel.jit.compiled import u64
 from nicmodel.vfio_user.dma import without
 from nicmodel.vfio_user.regions import LEAF, REGION, RegionMap, RegionTree
 

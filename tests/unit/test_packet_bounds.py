@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packet_frames import Bytes, Frame, Headers, as_array, examples, frames, parsed
 
+from nicmodel.jit.compiled import JIT_DISABLED
 from nicmodel.packet.checksum import complete, pseudo, verify
 from nicmodel.packet.coalesce import AGGREGATE, continues, mergeable, open_aggregate, same_flow
-from nicmodel.packet.compiled import JIT_DISABLED
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.match import GROUP, RULE, SLOT, FlowType, index_rules, match, slots_for
 from nicmodel.packet.rss import flow_hash, toeplitz_table

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nicmodel.packet.compiled import u64
+from nicmodel.jit.compiled import u64
 from nicmodel.packet.crc32c import crc32c, crc32c_words
 
 #: RFC 3720, appendix B.4, and the check value of the CRC catalogue.

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nicmodel.packet.compiled import u64
+from nicmodel.jit.compiled import u64
 from nicmodel.packet.crc32c import crc32c
 from nicmodel.packet.nvme_tcp import (
     MAX_PDU,

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from nicmodel.gvnic.dma import find
 from nicmodel.gvnic.state import Records
+from nicmodel.jit.compiled import compiled, u64
 from nicmodel.observe.memory import LAST_ADDRESS, peek
-from nicmodel.packet.compiled import compiled, u64
 from nicmodel.vfio_user.regions import RegionMap
 
 if TYPE_CHECKING:

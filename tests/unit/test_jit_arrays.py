@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from nicmodel.packet.compiled import compiled
-from nicmodel.packet.reference import Arrays
+from nicmodel.jit.arrays import Arrays
+from nicmodel.jit.compiled import compiled
 
 PAIR = np.dtype([("a", "<i4"), ("b", "<u8")])
 

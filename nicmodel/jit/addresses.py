@@ -1,7 +1,7 @@
 """Loads, stores and copies at addresses of this process, for compiled code.
 
-The packet path works on guest memory that is mapped here. Everything in this file takes an address that `translate`
-(in `nicmodel.gvnic.dma`) has already checked; nothing else may make one up.
+What is read and written by DMA is memory of a guest that is mapped here. Nothing in this file checks an address: who
+calls it has done so, where the address comes from anything but an array of this process.
 
 Values are little-endian on x86-64, as DQO descriptors are. With ``NUMBA_DISABLE_JIT=1`` the same names go through
 ctypes.
@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from nicmodel.packet.compiled import JIT_DISABLED
+from nicmodel.jit.compiled import JIT_DISABLED
 
 
 def _pointer(builder: Any, address: Any, bits: int) -> Any:

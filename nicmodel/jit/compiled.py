@@ -1,4 +1,4 @@
-"""The one decorator under which the packet path is compiled, and where its compiled code is kept.
+"""The decorators under which all code is compiled that is, and where compiled code is kept.
 
 Numba caches what it compiles, but decides by the time stamp of the one file a function is in: a change in a *called*
 function of another file goes unnoticed. So the cache folder is named after the contents of every file that compiled
@@ -26,7 +26,7 @@ from numba import types
 from numba.core import config, event
 
 from nicmodel.cache import cache_dir
-from nicmodel.packet.reference import Arrays
+from nicmodel.jit.arrays import Arrays
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -58,7 +58,7 @@ def sources(package: Path) -> dict[str, bytes]:
     for path in package.rglob("*.py"):
         module = ".".join((package.name, *path.parts[len(package.parts) : -1], path.stem))
         files[module.removesuffix(".__init__")] = path.read_bytes()
-    here = f"{package.name}.packet.compiled"
+    here = f"{package.name}.jit.compiled"
     compilers = {f"{here}.compiled", f"{here}.inlined"}
     # Most files do not name it, and reading their imports would take most of the time, at every start.
     wanted = [module for module, text in files.items() if here.encode() in text and compilers & _imports(text)]
@@ -90,7 +90,7 @@ def _source_key() -> str:
 def _use_cache() -> Path | None:
     """Point Numba at the folder of these sources and drop all but the newest few of earlier ones.
 
-    None if nothing can be written there: then the packet path is compiled at every start.
+    None if nothing can be written there: then all is compiled at every start.
     """
     home = cache_dir() / "compiled"
     folder = home / _source_key()
@@ -113,7 +113,7 @@ if CACHE:
 
 
 def functions_cached() -> int:
-    """How many functions of the packet path are compiled, and kept for the next start."""
+    """How many functions are compiled, and kept for the next start."""
     return sum(1 for _ in CACHE.rglob("*.nbi")) if CACHE else 0
 
 
@@ -162,8 +162,8 @@ def watch(compilation: Compilation) -> None:
     event.register("numba:compile", compilation)
 
 
-#: Nothing on the packet path allocates, so Numba's reference counting is off: with it, each call that passes the
-#: device's arrays on counts every one of them up and down, which took six sevenths of the time of a small frame.
+#: Nothing that is compiled allocates, so Numba's reference counting is off: with it, each call that passes a device's
+#: arrays on counts every one of them up and down, which took six sevenths of the time of a small frame.
 _OPTIONS: dict[str, Any] = {"cache": CACHE is not None, "error_model": "numpy", "_nrt": False}
 
 
@@ -183,7 +183,7 @@ def _once_for_types(dispatcher: Any) -> Any:
 
 
 def compiled(function: F) -> F:
-    """Compile a function of the packet path: no Python objects or new arrays inside, code cached on disk."""
+    """Compile a function: no Python objects or new arrays inside, code cached on disk."""
     if JIT_DISABLED:
         return _interpreted(function)
     result: F = _once_for_types(numba.njit(**_OPTIONS)(function))
