@@ -25,8 +25,8 @@ from nicmodel.gvnic.profile import Profile
 from nicmodel.packet.frames import FrameFlag
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.frames import Frames
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 from nicmodel.testing.nvme_tcp import Reader, data_pdu, response
 from nicmodel.testing.tcp_stream import TcpStream, arrivals
 

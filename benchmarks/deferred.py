@@ -30,8 +30,8 @@ from nicmodel.gvnic.descriptors import RX_COMPLETION, RX_DEFERRED
 from nicmodel.gvnic.profile import Profile
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.testing.driver import Driver
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 
 LENGTHS = (64, 256, 1514, 4096 + HEADER, 9014, 65226)
 RING, BUFFER = 1024, 4096

@@ -27,8 +27,8 @@ from nicmodel.gvnic.commands import ALL_OWNERS, FLUSH_RX_QUEUE, Inner, Opcode
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.state import Drop
 from nicmodel.testing.flows import UDPv4
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 
 MAC = bytes([2, 0, 0, 0, 0, 1])
 QUEUES, RING, QUEUE = 4, 1024, 3

@@ -24,8 +24,8 @@ from scapy.layers.l2 import Ether
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.state import Drop
 from nicmodel.testing.flows import UDPv4
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 
 MAC = bytes([2, 0, 0, 0, 0, 1])
 A, B = 0, 1

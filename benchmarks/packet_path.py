@@ -37,8 +37,8 @@ from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.testing.bars import Doorbells
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4
+from nicmodel.testing.guest_memory import PAGE, GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import PAGE, GuestMemory
 from nicmodel.testing.rx import RxQueue
 
 #: Addresses in this process, shape (buffers,).

@@ -19,7 +19,7 @@ from nicmodel.gvnic.layout import Bits, explain
 from nicmodel.gvnic.owners import posted
 from nicmodel.gvnic.pages import resolve
 from nicmodel.gvnic.state import Drop, Records
-from nicmodel.observe.memory import peek_many
+from nicmodel.observe.peek import peek_many
 from nicmodel.packet.frames import Batch
 from nicmodel.vfio_user.dma import MAX_KINDS
 from nicmodel.vfio_user.regions import RegionMap

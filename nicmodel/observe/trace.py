@@ -58,7 +58,7 @@ from nicmodel.gvnic.owners import posted
 from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
 from nicmodel.gvnic.state import Drop, Records
 from nicmodel.nearest import did_you_mean
-from nicmodel.observe.memory import peek
+from nicmodel.observe.peek import peek
 from nicmodel.packet.frames import Batch
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.match import FlowType

@@ -26,7 +26,7 @@ from nicmodel.gvnic.registers import (
     DriverStatus,
 )
 from nicmodel.testing.bars import Registers
-from nicmodel.testing.memory import GuestMemory
+from nicmodel.testing.guest_memory import GuestMemory
 
 _COUNTER_MASK = 0xFFFF_FFFF
 

@@ -67,7 +67,7 @@ from nicmodel.testing.adminq import AdminError, AdminQueue, encode_command
 from nicmodel.testing.bars import Doorbells, Registers
 from nicmodel.testing.description import Description
 from nicmodel.testing.flows import FlowSpec
-from nicmodel.testing.memory import PAGE, GuestMemory, memory_of
+from nicmodel.testing.guest_memory import PAGE, GuestMemory, memory_of
 from nicmodel.testing.placement import PlacementRing
 from nicmodel.testing.queue import Queue
 from nicmodel.testing.rx import RxConfig, RxPacket, RxQueue

@@ -24,7 +24,7 @@ from nicmodel.gvnic.descriptors import (
 )
 from nicmodel.gvnic.registers import Bar
 from nicmodel.testing.driver import Driver
-from nicmodel.testing.memory import PAGE
+from nicmodel.testing.guest_memory import PAGE
 
 #: Bytes of a receive buffer: half a page.
 BUFFER = 2048

@@ -8,7 +8,7 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import Profile
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.driver import Driver
-from nicmodel.testing.memory import GuestMemory
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.nic import TestNic
 from nicmodel.testing.wire import TestWire
 

@@ -49,8 +49,8 @@ from nicmodel.testing.adminq import AdminError, decode_command, encode_command
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.gqi import RX_LIST, GqiQueues
+from nicmodel.testing.guest_memory import PAGE, GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import PAGE, GuestMemory
 from nicmodel.testing.rx import DOORBELL_STEP, RxConfig, RxQueue
 
 _MAC = "02:00:00:00:00:01"

@@ -35,7 +35,7 @@ from nicmodel.packet.frames import Batch
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.frames import Frames, Source, build, is_one
-from nicmodel.testing.memory import GuestMemory
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.sent import Match, SentFrame
 from nicmodel.testing.wire import TestWire
 from nicmodel.vfio_user.client import Client

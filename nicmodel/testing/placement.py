@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nicmodel.gvnic.commands import CONFIGURE_DEFERRED_PLACEMENT, DeferFlag
 from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, PlacementStatus
-from nicmodel.testing.memory import GuestMemory
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.queue import Queue
 
 

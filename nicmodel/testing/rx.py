@@ -21,7 +21,7 @@ from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DDP, RX_DEFE
 from nicmodel.gvnic.layout import Bits
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.adminq import encode_command
-from nicmodel.testing.memory import GuestMemory
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.placement import PlacementRing
 from nicmodel.testing.queue import RAW_ADDRESSING, Queue
 from nicmodel.testing.violation import ContractViolation

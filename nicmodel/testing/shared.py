@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_BUFFER_OWNER
-from nicmodel.testing.memory import GuestMemory
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.rx import RxConfig, RxPacket, RxQueue
 
 

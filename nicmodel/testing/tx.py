@@ -23,7 +23,7 @@ from nicmodel.gvnic.descriptors import (
     TxType,
 )
 from nicmodel.testing.adminq import encode_command
-from nicmodel.testing.memory import GuestMemory
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.queue import RAW_ADDRESSING, Queue
 from nicmodel.testing.violation import ContractViolation
 

@@ -19,11 +19,11 @@ from nicmodel.observe.control import Control
 from nicmodel.observe.experiment import COPY, MODES, Run
 from nicmodel.observe.ledger import Place, entries, since
 from nicmodel.observe.topology import places
+from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.devmem import send_pattern, set_up_devmem
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import Nic
-from nicmodel.vm.memory import DeviceMemory
 from nicmodel.vm.namespace import Namespace
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.server import NicServer

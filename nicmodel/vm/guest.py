@@ -23,10 +23,10 @@ from typing import Any, Self
 
 from nicmodel.vm import agent, snapshot
 from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result, Sink
+from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.image import DEFAULT_KERNEL, Image, Kernel, build_image
 from nicmodel.vm.layout import Accelerator, Nic, arguments, without_nics
-from nicmodel.vm.memory import DeviceMemory
 from nicmodel.vm.progress import step
 from nicmodel.vm.qemu import acceleration, find_qemu, spawn
 from nicmodel.vm.qmp import Qmp

@@ -10,7 +10,7 @@ from nicmodel.nearest import did_you_mean
 from nicmodel.wire.dgram import DgramWire
 from nicmodel.wire.link import link
 from nicmodel.wire.none import NoWire
-from nicmodel.wire.packet import PacketWire
+from nicmodel.wire.packet_socket import PacketSocketWire
 from nicmodel.wire.stream import StreamWire
 from nicmodel.wire.switch import Switch
 from nicmodel.wire.tap import TapWire
@@ -127,7 +127,7 @@ def open_wire(spec: str) -> Wire:
         case "tap", "fd", fd:
             return TapWire(fd=_descriptor(spec, fd))
         case "packet", None, str(interface) if interface:
-            return PacketWire(interface)
+            return PacketSocketWire(interface)
         case "stream", None, str(peer) if peer:
             return StreamWire(connect=peer)
         case "stream", "listen", address if address:

@@ -9,8 +9,8 @@ import pytest
 
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.testing.driver import Driver
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 from nicmodel.testing.wire import TestWire
 
 from .frames import NIC_MAC

@@ -28,8 +28,8 @@ from nicmodel.packet.rss import HashType
 from nicmodel.testing.adminq import AdminError, AdminTimeout, decode_command, encode_command
 from nicmodel.testing.driver import LINUX_HASH_TYPES, Driver
 from nicmodel.testing.flows import TCPv4
+from nicmodel.testing.guest_memory import PAGE
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import PAGE
 from nicmodel.testing.rx import RxConfig
 
 from .conftest import ENTRIES

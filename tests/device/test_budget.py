@@ -22,8 +22,8 @@ from nicmodel.testing.adminq import encode_command
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.gqi import GqiQueues
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 from nicmodel.testing.nic import TestNic
 from nicmodel.testing.tx import TxQueue
 from nicmodel.testing.wire import TestWire

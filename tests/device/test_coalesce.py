@@ -19,8 +19,8 @@ from nicmodel.gvnic.state import Drop, Purpose
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.flows import TCPv4
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 from nicmodel.testing.rx import RxPacket, RxQueue
 from nicmodel.testing.wire import make_batch
 

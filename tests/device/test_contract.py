@@ -23,8 +23,8 @@ from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.gqi import GqiQueues
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 from nicmodel.testing.misbehave import misbehave, open_queues, profile, rules
 
 from .frames import icmp, tcp, udp

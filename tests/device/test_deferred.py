@@ -18,8 +18,8 @@ from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import Gso
 from nicmodel.testing.adminq import AdminError
+from nicmodel.testing.guest_memory import PAGE, GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import PAGE, GuestMemory
 from nicmodel.testing.placement import PlacementRing
 from nicmodel.testing.rx import Deferred, RxPacket
 

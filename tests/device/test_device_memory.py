@@ -13,8 +13,8 @@ import pytest
 from nicmodel.gvnic.state import Drop
 from nicmodel.observe.text import lines
 from nicmodel.testing.driver import Driver
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 from nicmodel.vfio_user.protocol import DmaFlag
 
 from .conftest import ENTRIES

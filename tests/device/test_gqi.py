@@ -23,8 +23,8 @@ from nicmodel.gvnic.state import Drop
 from nicmodel.observe.trace import Event, Tracer
 from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.gqi import BUFFER, RX_LIST, TX_LIST, GqiQueues
+from nicmodel.testing.guest_memory import PAGE
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import PAGE
 
 from .frames import icmp, tcp, udp
 

@@ -15,8 +15,8 @@ from nicmodel.gvnic.registers import ADMINQ_PFN
 from nicmodel.gvnic.state import Drop
 from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.driver import Driver
+from nicmodel.testing.guest_memory import PAGE, GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import PAGE, GuestMemory
 from nicmodel.vfio_user.protocol import PciRegion
 
 from .frames import tcp

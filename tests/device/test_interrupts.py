@@ -12,8 +12,8 @@ from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE
 from nicmodel.gvnic.registers import DeviceStatus
 from nicmodel.packet.frames import Batch
 from nicmodel.testing.driver import Driver
+from nicmodel.testing.guest_memory import PAGE
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import PAGE
 from nicmodel.testing.rx import RxConfig
 from nicmodel.vfio_user.protocol import PciIrq
 

@@ -16,8 +16,8 @@ from nicmodel.gvnic.registers import Bar, DeviceStatus
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.adminq import AdminTimeout, encode_command
 from nicmodel.testing.driver import Driver
+from nicmodel.testing.guest_memory import PAGE
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import PAGE
 from nicmodel.vfio_user.protocol import DeviceFlag, PciIrq, PciRegion
 
 from .conftest import ENTRIES

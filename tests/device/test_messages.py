@@ -12,7 +12,7 @@ import pytest
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.state import Drop, Purpose
 from nicmodel.testing.driver import Driver
-from nicmodel.testing.memory import GuestMemory
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.nic import TestNic
 from nicmodel.testing.rx import RxPacket
 from nicmodel.vfio_user.dma import BY_MESSAGE

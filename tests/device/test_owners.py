@@ -16,8 +16,8 @@ from nicmodel.observe.trace import Tracer
 from nicmodel.packet.frames import Gso
 from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.flows import TCPv4
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 from nicmodel.testing.rx import RxPacket
 from nicmodel.testing.shared import SharedRxQueue
 

@@ -12,8 +12,8 @@ from nicmodel.gvnic.descriptors import RX_COMPLETION
 from nicmodel.testing.adminq import decode_command
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 from nicmodel.testing.rx import RxConfig
 from nicmodel.testing.tx import TxCompletion
 

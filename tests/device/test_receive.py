@@ -19,8 +19,8 @@ from nicmodel.packet.frames import FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.adminq import decode_command
 from nicmodel.testing.driver import Driver
+from nicmodel.testing.guest_memory import PAGE, GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import PAGE, GuestMemory
 from nicmodel.testing.rx import RxConfig, RxPacket, RxQueue
 from nicmodel.vfio_user.protocol import DmaFlag
 

@@ -15,8 +15,8 @@ from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.state import Drop
 from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.flows import TCPv4
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 from nicmodel.testing.rx import RxConfig
 
 from .conftest import ENTRIES, RAM_SIZE

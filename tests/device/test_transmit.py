@@ -24,8 +24,8 @@ from nicmodel.gvnic.state import Drop
 from nicmodel.packet.frames import FrameFlag, Gso, Offload
 from nicmodel.testing.adminq import decode_command
 from nicmodel.testing.driver import Driver
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 from nicmodel.testing.tx import QueueFull, TxQueue
 from nicmodel.testing.wire import TestWire
 

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from nicmodel.vfio_user.dma import BY_MESSAGE
 from nicmodel.vm.channel import Process
+from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.devmem import Received, mismatch, pattern, receive_pattern, send_pattern
 from nicmodel.vm.guest import Guest, GuestConfig, pci_addresses
 from nicmodel.vm.layout import Nic
-from nicmodel.vm.memory import DeviceMemory
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.server import NicServer
 from nicmodel.vm.tools import install_guest_module, install_guest_tools

@@ -30,7 +30,7 @@ from nicmodel.testing.wire import TestWire
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.wire.dgram import DgramWire
 from nicmodel.wire.link import link
-from nicmodel.wire.packet import ETH_P_ALL, PACKET_VNET_HDR, SOL_PACKET, PacketWire
+from nicmodel.wire.packet_socket import ETH_P_ALL, PACKET_VNET_HDR, SOL_PACKET, PacketSocketWire
 from nicmodel.wire.pcap import PcapWire
 from nicmodel.wire.stream import StreamWire
 from nicmodel.wire.switch import Switch
@@ -137,7 +137,7 @@ def packet(_: Path, frames: list[Frame]) -> Iterator[tuple[Wire, Bring]]:
         namespace.ip("link", "add", "nic0", "type", "veth", "peer", "name", "host0")
         for interface in ("nic0", "host0"):
             namespace.ip("link", "set", interface, "mtu", "9000", "addrgenmode", "none", "up")
-        yield namespace.run(PacketWire, "nic0"), namespace.run(raw_socket, "host0")
+        yield namespace.run(PacketSocketWire, "nic0"), namespace.run(raw_socket, "host0")
 
 
 @contextmanager

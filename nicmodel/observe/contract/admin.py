@@ -23,7 +23,7 @@ from nicmodel.gvnic.descriptors import (
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Layout, explain
 from nicmodel.observe.contract.findings import Journal
-from nicmodel.observe.contract.memory import Memory
+from nicmodel.observe.contract.mapped_memory import MappedMemory
 from nicmodel.observe.contract.rings import Ring, Rings
 from nicmodel.packet.match import FlowType
 from nicmodel.packet.rss import HashType
@@ -48,7 +48,7 @@ _FEATURES: dict[Opcode, tuple[str, Callable[[Any], bool]]] = {
 class Admin:
     """Looks at each admin command before it is executed, and at what came of it."""
 
-    def __init__(self, nic: Nic, memory: Memory, journal: Journal, rings: Rings) -> None:
+    def __init__(self, nic: Nic, memory: MappedMemory, journal: Journal, rings: Rings) -> None:
         self._nic = nic
         self._memory = memory
         self._journal = journal

@@ -18,7 +18,7 @@ from nicmodel.gvnic.registers import Bar
 from nicmodel.observe.contract.admin import Admin
 from nicmodel.observe.contract.findings import Finding, Journal
 from nicmodel.observe.contract.interrupts import Interrupts
-from nicmodel.observe.contract.memory import Memory
+from nicmodel.observe.contract.mapped_memory import MappedMemory
 from nicmodel.observe.contract.receive import Receive
 from nicmodel.observe.contract.registers import Registers
 from nicmodel.observe.contract.rings import Rings
@@ -44,7 +44,7 @@ class Checker:
         self.failed = False
         self._nic = nic
         self._journal = Journal(nic.name, nic.clock, on_finding)
-        memory, self._rings = Memory(nic), Rings(nic)
+        memory, self._rings = MappedMemory(nic), Rings(nic)
         self._admin = Admin(nic, memory, self._journal, self._rings)
         self._rx = Receive(nic, memory, self._journal, self._rings)
         self._tx = Transmit(nic, memory, self._journal, self._rings)

@@ -18,7 +18,7 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Bits
 from nicmodel.gvnic.owners import identifiers, in_lists
 from nicmodel.observe.contract.findings import Journal
-from nicmodel.observe.contract.memory import Addresses, Memory
+from nicmodel.observe.contract.mapped_memory import Addresses, MappedMemory
 from nicmodel.observe.contract.rings import Rings
 from nicmodel.packet.frames import Batch
 from nicmodel.vfio_user.dma import WRITABLE
@@ -119,7 +119,7 @@ class _Queue:
 class Receive:
     """Looks at receive doorbells and at what they post."""
 
-    def __init__(self, nic: Nic, memory: Memory, journal: Journal, rings: Rings) -> None:
+    def __init__(self, nic: Nic, memory: MappedMemory, journal: Journal, rings: Rings) -> None:
         self._nic = nic
         self._memory = memory
         self._journal = journal

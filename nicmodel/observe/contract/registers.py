@@ -10,7 +10,7 @@ from nicmodel.gvnic.commands import SLOT_SIZE
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.registers import DeviceStatus, DriverStatus
 from nicmodel.observe.contract.findings import Journal
-from nicmodel.observe.contract.memory import Memory
+from nicmodel.observe.contract.mapped_memory import MappedMemory
 from nicmodel.pci.config import Command
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
@@ -33,7 +33,12 @@ class Registers:
     """
 
     def __init__(
-        self, nic: Nic, memory: Memory, journal: Journal, behind: Callable[[], bool], on_release: Callable[[], None]
+        self,
+        nic: Nic,
+        memory: MappedMemory,
+        journal: Journal,
+        behind: Callable[[], bool],
+        on_release: Callable[[], None],
     ) -> None:
         self._nic = nic
         self._behind = behind

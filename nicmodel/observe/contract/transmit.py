@@ -26,7 +26,7 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Layout, explain
 from nicmodel.gvnic.state import MAX_PACKET
 from nicmodel.observe.contract.findings import Journal
-from nicmodel.observe.contract.memory import Memory
+from nicmodel.observe.contract.mapped_memory import MappedMemory
 from nicmodel.observe.contract.rings import Rings
 from nicmodel.packet.headers import HEADERS, L4
 from nicmodel.packet.parse import parse
@@ -105,7 +105,7 @@ class _Queue:
 class Transmit:
     """Looks at transmit doorbells and at what they post."""
 
-    def __init__(self, nic: Nic, memory: Memory, journal: Journal, rings: Rings) -> None:
+    def __init__(self, nic: Nic, memory: MappedMemory, journal: Journal, rings: Rings) -> None:
         self._nic = nic
         self._memory = memory
         self._journal = journal

@@ -11,8 +11,8 @@ from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.commands import HEADER, PAYLOADS, SLOT_SIZE, Inner, Opcode, QueueFormat, Status
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.packet.frames import Offload
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 
 from ..frames import NIC_MAC, tcp, udp
 from .campaign import ROWS, Block, Example, Run

@@ -14,8 +14,8 @@ from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.observe.control_server import ControlServer
 from nicmodel.observe.metrics import MetricsServer
 from nicmodel.packet.frames import Offload
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 
 from ..frames import NIC_MAC, tcp, udp
 from .campaign import ROWS, Block, Example, Run

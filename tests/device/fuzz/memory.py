@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.testing.memory import PAGE, GuestMemory
+from nicmodel.testing.guest_memory import PAGE, GuestMemory
 from nicmodel.vfio_user.client import Client
 from nicmodel.vfio_user.protocol import DmaFlag
 

@@ -28,8 +28,8 @@ from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import Batch, Offload
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.gqi import BUFFER, GqiQueues
+from nicmodel.testing.guest_memory import PAGE, GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import PAGE, GuestMemory
 from nicmodel.testing.rx import RxConfig
 from nicmodel.testing.wire import TestWire
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import MAX_FRAME, Batch, Offload
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.memory import GuestMemory
 from nicmodel.wire.dgram import DgramWire
 from nicmodel.wire.stream import StreamWire
 from nicmodel.wire.tap import TapWire

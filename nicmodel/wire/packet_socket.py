@@ -156,7 +156,7 @@ def _send_frames(
     return first, octets, 0
 
 
-class PacketWire(FdWire):
+class PacketSocketWire(FdWire):
     """A network interface, tapped at its device: a veth end, a bridge, a real card in promiscuous mode.
 
     The kernel's own stack goes on receiving what the interface receives. Give it no address there, or both will answer.

@@ -19,8 +19,8 @@ from scapy.utils import checksum as internet_checksum
 from nicmodel.packet.frames import MAX_FRAME, Batch, FrameFlag, Gso
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.vm.namespace import Namespace
-from nicmodel.wire import packet
-from nicmodel.wire.packet import PacketWire
+from nicmodel.wire import packet_socket
+from nicmodel.wire.packet_socket import PacketSocketWire
 from nicmodel.wire.vnet import VNET_HEADER
 from nicmodel.wire.wire import WireError
 
@@ -42,7 +42,7 @@ class Nic:
         ip("link", "set", "nic0", "addrgenmode", "none", "up")
         ip("link", "set", "host0", "address", HOST_MAC, "addrgenmode", "none", "up")
         self.address("host0", HOST, NIC)
-        self.wire = namespace.run(PacketWire, "nic0")
+        self.wire = namespace.run(PacketSocketWire, "nic0")
         self.poller = Poller()
         self.frames: list[bytes] = []
         self.records: list[np.void] = []
@@ -117,7 +117,7 @@ def begun(frame: Packet) -> Packet:
 def raw_socket(nic: Nic) -> socket.socket:
     """At the peer, with virtio-net headers."""
     made = nic.namespace.run(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
-    made.setsockopt(packet.SOL_PACKET, packet.PACKET_VNET_HDR, 1)
+    made.setsockopt(packet_socket.SOL_PACKET, packet_socket.PACKET_VNET_HDR, 1)
     made.bind(("host0", 0))
     return made
 
@@ -171,7 +171,7 @@ def test_vlan_tag_sent(nic: Nic) -> None:
     """What a wire sends another one receives, tags, segments and all."""
     frame = begun(to_host(bytes(3000), Dot1Q(vlan=5)))
     fields = {"flags": 1, "gso": Gso.UDP_L4, "segment": 1000, "header": 46, "csum_start": 38, "csum_offset": 6}
-    peer = nic.namespace.run(PacketWire, "host0")
+    peer = nic.namespace.run(PacketSocketWire, "host0")
     poller = Poller()
     arrived: list[tuple[bytes, np.void]] = []
 
@@ -303,8 +303,10 @@ def test_longest_frame(nic: Nic) -> None:
     """The largest IP packet, twice tagged, each way through the peer's raw socket."""
     nic.namespace.ip("link", "set", "nic0", "mtu", "65535")
     nic.namespace.ip("link", "set", "host0", "mtu", "65535")
-    with nic.namespace.run(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(packet.ETH_P_ALL)) as host:
-        host.bind(("host0", packet.ETH_P_ALL))
+    with nic.namespace.run(
+        socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(packet_socket.ETH_P_ALL)
+    ) as host:
+        host.bind(("host0", packet_socket.ETH_P_ALL))
         host.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
         frame = bytes(Ether(src=HOST_MAC, dst=NIC_MAC, type=0x9000)) + bytes(65535)
         host.send(frame)
@@ -328,12 +330,12 @@ def test_send_waits_for_room(nic: Nic, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_interfaces_that_cannot_be(namespace: Namespace) -> None:
     with pytest.raises(WireError, match="packet:nowhere0: "):
-        namespace.run(PacketWire, "nowhere0")
+        namespace.run(PacketSocketWire, "nowhere0")
     if not os.path.exists("/dev/net/tun"):
         pytest.skip("no /dev/net/tun")
     namespace.ip("tuntap", "add", "dev", "raw0", "mode", "tun")
     with pytest.raises(WireError, match="no Ethernet"):
-        namespace.run(PacketWire, "raw0")
+        namespace.run(PacketSocketWire, "raw0")
 
 
 def test_without_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,4 +344,4 @@ def test_without_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "socket", refuse)
     with pytest.raises(WireError, match="root, or the capability"):
-        PacketWire("eth0")
+        PacketSocketWire("eth0")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.memory import DeviceMemory
 
 SIZE = 1 << 20
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nicmodel.gvnic.dma import find
 from nicmodel.gvnic.state import Records
 from nicmodel.jit.compiled import compiled, u64
-from nicmodel.observe.memory import LAST_ADDRESS, peek
+from nicmodel.observe.peek import LAST_ADDRESS, peek
 from nicmodel.vfio_user.regions import RegionMap
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Addresses = npt.NDArray[np.uint64]
 
 
-class Memory:
+class MappedMemory:
     """The memory map of a NIC's client, as it is at the moment of each call.
 
     It is what the client has mapped: the device's own view of it may be without some of it, by a fault on demand.
