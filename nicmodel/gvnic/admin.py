@@ -75,7 +75,7 @@ def ptype_map() -> bytes:
     table = np.zeros(c.PTYPE_COUNT, c.PTYPE)
     for l3 in L3:
         for l4 in L4:
-            table[l3 << 3 | l4] = (l3, l4)
+            table[l3 << 3 | l4] = (c.L3Type[l3.name], c.L4Type[l4.name])
     return table.tobytes()
 
 

@@ -300,10 +300,47 @@ DRIVER_INFO = record(
     ("os_build", "S128"),
 )
 
+
+class L3Type(IntEnum):
+    """`PTYPE.l3`."""
+
+    UNKNOWN = 0
+    OTHER = 1
+    IPV4 = 2
+    IPV6 = 3
+
+
+class L4Type(IntEnum):
+    """`PTYPE.l4`."""
+
+    UNKNOWN = 0
+    OTHER = 1
+    TCP = 2
+    UDP = 3
+    ICMP = 4
+    SCTP = 5
+
+
 PTYPE_COUNT = 1024
 PTYPE = record(("l3", "u1"), ("l4", "u1"))
 
 NIC_TIMESTAMP = record(("nic_ns", ">u8"), ("reserved", ">u8", (4,)))
+
+
+class RssHashType(IntFlag):
+    """`CONFIGURE_RSS.hash_types`."""
+
+    NONE = 0
+    IPV4 = 1 << 0
+    TCPV4 = 1 << 1
+    IPV6 = 1 << 2
+    IPV6_EX = 1 << 3
+    TCPV6 = 1 << 4
+    TCPV6_EX = 1 << 5
+    UDPV4 = 1 << 6
+    UDPV6 = 1 << 7
+    UDPV6_EX = 1 << 8
+
 
 RSS_HASH_TOEPLITZ = 1
 RSS_KEY_SIZE = 40
@@ -337,6 +374,21 @@ class FlowOperation(IntEnum):
     ADD = 0
     DELETE = 1
     RESET = 2
+
+
+class RuleFlowType(IntEnum):
+    """`FLOW_RULE.flow_type`."""
+
+    TCPV4 = 0
+    UDPV4 = 1
+    SCTPV4 = 2
+    AHV4 = 3
+    ESPV4 = 4
+    TCPV6 = 5
+    UDPV6 = 6
+    SCTPV6 = 7
+    AHV6 = 8
+    ESPV6 = 9
 
 
 #: One half of a rule: what to compare, or which bits of it. `ports` holds two ports, or the SPI of AH and ESP. `owner`

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nicmodel.gvnic import commands as c
-from nicmodel.gvnic.commands import Status
+from nicmodel.gvnic.commands import RssHashType, RuleFlowType, Status
 from nicmodel.gvnic.state import State
 from nicmodel.packet.match import FlowType, index_rules
 from nicmodel.packet.rss import HashType, toeplitz_table
@@ -26,13 +26,22 @@ class SteeringError(Exception):
 DEFAULT_KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
 
 #: Linux enables these four.
-DEFAULT_HASH_TYPES = HashType.TCPV4 | HashType.TCPV6 | HashType.UDPV4 | HashType.UDPV6
+DEFAULT_HASH_TYPES = RssHashType.TCPV4 | RssHashType.TCPV6 | RssHashType.UDPV4 | RssHashType.UDPV6
+
+#: A driver's hash types as the packet path has them.
+_HASHED = {theirs: HashType[name] for name, theirs in RssHashType.__members__.items()}
 
 
 class Rss:
     """Hash key, hash types and indirection table.
 
     Until the driver sets a table, the device spreads over the queues that exist.
+
+    Attributes:
+        key: the hash key.
+        hash_types: what is hashed.
+        algorithm: as the driver gave it; 0 while RSS is switched off.
+        configured: whether the driver has set a table.
     """
 
     def __init__(self, state: State) -> None:
@@ -58,13 +67,9 @@ class Rss:
         self._state.hash_table[:] = toeplitz_table(np.frombuffer(key, np.uint8))
 
     def set_hash_types(self, types: int) -> None:
-        """Choose what is hashed (`HashType`)."""
-        self._state.device["hash_types"] = types
-
-    @property
-    def hash_types(self) -> HashType:
-        """What is hashed."""
-        return HashType(int(self._state.device["hash_types"][0]))
+        """Choose what is hashed (`RssHashType`)."""
+        self.hash_types = RssHashType(types)
+        self._state.device["hash_types"] = sum(ours for theirs, ours in _HASHED.items() if theirs & types)
 
     def switch_off(self) -> None:
         """Nothing is hashed, and all that no rule steers goes to the first queue."""
@@ -145,7 +150,7 @@ class FlowRules:
         rule = np.frombuffer(raw, c.FLOW_RULE)[0]
         if location >= self.capacity:
             raise SteeringError(Status.OUT_OF_RANGE, f"rule location {location} of {self.capacity}")
-        if rule["flow_type"] not in set(FlowType):
+        if rule["flow_type"] not in set(RuleFlowType):
             raise SteeringError(Status.INVALID_ARGUMENT, f"flow type {rule['flow_type']}")
         if rule["queue"] >= len(self._state.rx):
             raise SteeringError(Status.INVALID_ARGUMENT, f"rule to queue {rule['queue']}")
@@ -153,14 +158,15 @@ class FlowRules:
         entry = self._state.rules[location : location + 1]
         entry[:] = 0
         entry["installed"] = 1
-        entry["flow_type"] = rule["flow_type"]
+        flow_type = FlowType[RuleFlowType(rule["flow_type"]).name]
+        entry["flow_type"] = flow_type
         entry["action"] = rule["queue"]
-        turned = words_reversed and FlowType(rule["flow_type"]) in _IPV6
+        turned = words_reversed and flow_type in _IPV6
         for name in ("source", "destination"):
             entry[name] = _turn(key[name]) if turned else key[name]
             entry[f"{name}_mask"] = _turn(mask[name]) if turned else mask[name]
         # The same four bytes are two ports or one SPI, by flow type.
-        if FlowType(rule["flow_type"]) in (FlowType.AHV4, FlowType.ESPV4, FlowType.AHV6, FlowType.ESPV6):
+        if flow_type in (FlowType.AHV4, FlowType.ESPV4, FlowType.AHV6, FlowType.ESPV6):
             entry["spi"] = key["ports"].view(">u4")
             entry["spi_mask"] = mask["ports"].view(">u4")
         else:

@@ -26,7 +26,16 @@ from nicmodel.faults.fault import shortened
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic import events
 from nicmodel.gvnic import registers as r
-from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, QueueFormat, Status
+from nicmodel.gvnic.commands import (
+    DdpOperation,
+    FlowOperation,
+    Inner,
+    Opcode,
+    QueueFormat,
+    RssHashType,
+    RuleFlowType,
+    Status,
+)
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
     GQI_RX_SLOT,
@@ -61,8 +70,6 @@ from nicmodel.nearest import did_you_mean
 from nicmodel.observe.peek import peek
 from nicmodel.packet.frames import Batch
 from nicmodel.packet.headers import L3, L4
-from nicmodel.packet.match import FlowType
-from nicmodel.packet.rss import HashType
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 from nicmodel.vfio_user.protocol import PciIrq, PciRegion
 from nicmodel.vfio_user.server import Server
@@ -335,7 +342,7 @@ class Tracer:
         if command == Opcode.CONFIGURE_DEVICE_RESOURCES:
             fields["queue_format"] = _name(QueueFormat, fields["queue_format"])
         elif command == Opcode.CONFIGURE_RSS:
-            fields["hash_types"] = flag_names(HashType(fields["hash_types"]))
+            fields["hash_types"] = flag_names(RssHashType(fields["hash_types"]))
         elif command == Opcode.VERIFY_DRIVER_COMPATIBILITY:
             fields["driver"] = self._record(fields["address"], c.DRIVER_INFO)
         elif command == Opcode.EXTENDED_COMMAND and fields["inner_opcode"] in _INNER:
@@ -346,7 +353,7 @@ class Tracer:
                 inner["operation"] = _name(DdpOperation, inner["operation"])
             elif inner is not None and opcode == Inner.CONFIGURE_FLOW_RULE:
                 inner["operation"] = _name(FlowOperation, inner["operation"])
-                inner["rule"]["flow_type"] = _name(FlowType, inner["rule"]["flow_type"])
+                inner["rule"]["flow_type"] = _name(RuleFlowType, inner["rule"]["flow_type"])
             fields["inner"] = inner
         return fields
 

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class L3(IntEnum):
-    """Layer 3 protocol; the numbers are those of gVNIC's packet-type map."""
+    """Layer 3 protocol."""
 
     UNKNOWN = 0
     OTHER = 1
@@ -17,7 +17,7 @@ class L3(IntEnum):
 
 
 class L4(IntEnum):
-    """Layer 4 protocol; the numbers are those of gVNIC's packet-type map."""
+    """Layer 4 protocol."""
 
     UNKNOWN = 0
     OTHER = 1

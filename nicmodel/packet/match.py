@@ -19,7 +19,7 @@ from nicmodel.packet.words import load_be32
 
 
 class FlowType(IntEnum):
-    """What a rule applies to; the numbers are those of gVNIC's flow rules."""
+    """What a rule applies to: all of IPv4 before all of IPv6, both in the same order."""
 
     TCPV4 = 0
     UDPV4 = 1

@@ -1,7 +1,6 @@
 """Receive-side scaling: the Toeplitz hash over a frame's addresses and ports.
 
-The hash and its types are those of Microsoft's "RSS Hashing Types" and "Verifying the RSS Hash Calculation", which
-gVNIC's CONFIGURE_RSS numbers by bit.
+The hash and its types are those of Microsoft's "RSS Hashing Types" and "Verifying the RSS Hash Calculation".
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ INPUT_SIZE = 36
 
 
 class HashType(IntFlag):
-    """What to hash; the bits are those of gVNIC's CONFIGURE_RSS."""
+    """What to hash: Microsoft's types."""
 
     NONE = 0
     IPV4 = 1 << 0

@@ -51,6 +51,7 @@ from nicmodel.gvnic.commands import (
     Opcode,
     OsType,
     QueueFormat,
+    RssHashType,
     Stat,
 )
 from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS
@@ -61,7 +62,6 @@ from nicmodel.gvnic.registers import (
     MAX_TX_QUEUES,
     DeviceStatus,
 )
-from nicmodel.packet.rss import HashType
 from nicmodel.pci.config import COMMAND, Command
 from nicmodel.testing.adminq import AdminError, AdminQueue, encode_command
 from nicmodel.testing.bars import Doorbells, Registers
@@ -80,7 +80,7 @@ from nicmodel.vfio_user.protocol import DmaFlag, PciIrq, PciRegion
 #: What Linux announces in VERIFY_DRIVER_COMPATIBILITY: all queue formats but DQO-QPL, and flexible sizes.
 LINUX_CAPABILITIES = 0x7B
 #: What Linux has the device hash: TCP and UDP over IPv4 and IPv6.
-LINUX_HASH_TYPES = HashType.TCPV4 | HashType.TCPV6 | HashType.UDPV4 | HashType.UDPV6
+LINUX_HASH_TYPES = RssHashType.TCPV4 | RssHashType.TCPV6 | RssHashType.UDPV4 | RssHashType.UDPV6
 #: Toeplitz key of Microsoft's "Verifying the RSS Hash Calculation", so that hashes can be compared with published ones.
 DEFAULT_KEY = bytes.fromhex(
     "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa"
@@ -100,7 +100,7 @@ _IRQ_DOORBELL = np.dtype(">u4")
 class RssConfig:
     """What QUERY_RSS returns: hash types, key, and the receive queue of each hash value modulo the table's length."""
 
-    hash_types: HashType
+    hash_types: RssHashType
     key: bytes
     table: tuple[int, ...]
 
@@ -625,7 +625,7 @@ class Driver:
         key: bytes | None = None,
         table: Sequence[int] | None = None,
         *,
-        hash_types: HashType = LINUX_HASH_TYPES,
+        hash_types: RssHashType = LINUX_HASH_TYPES,
     ) -> None:
         """Set the Toeplitz key (40 bytes) and the table from hash to receive queue; None leaves either as it is.
 
@@ -671,7 +671,7 @@ class Driver:
             raise ContractViolation(f"QUERY_RSS answers {header['total_length']} bytes, {key_end} + table expected")
         table = np.frombuffer(raw, ">u4", int(lut_size), key_end)
         return RssConfig(
-            HashType(int(header["hash_types"])), raw[QUERY_RSS_HEADER.itemsize : key_end], tuple(table.tolist())
+            RssHashType(int(header["hash_types"])), raw[QUERY_RSS_HEADER.itemsize : key_end], tuple(table.tolist())
         )
 
     # Flow rules

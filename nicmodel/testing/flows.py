@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nicmodel.gvnic.commands import FLOW_RULE, FLOW_SPEC
-from nicmodel.packet.match import FlowType
+from nicmodel.gvnic.commands import FLOW_RULE, FLOW_SPEC, RuleFlowType
 
 #: A number that must be matched, all bits of it or those of a mask.
 Masked = int | tuple[int, int]
@@ -26,7 +25,7 @@ Masked = int | tuple[int, int]
 class FlowSpec:
     """What a rule matches: source and destination address, type of service (IPv6: traffic class)."""
 
-    flow_type: ClassVar[FlowType]
+    flow_type: ClassVar[RuleFlowType]
 
     src: str | None = None
     dst: str | None = None
@@ -56,7 +55,7 @@ class FlowSpec:
 
     def _address(self, text: str) -> tuple[bytes, bytes]:
         network = ipaddress.ip_network(text, strict=False)
-        if (network.version == 6) != (self.flow_type >= FlowType.TCPV6):
+        if (network.version == 6) != (self.flow_type >= RuleFlowType.TCPV6):
             raise ValueError(f"{text} in a rule for {self.flow_type.name}")
         return ipaddress.ip_address(text.partition("/")[0]).packed, network.netmask.packed
 
@@ -75,61 +74,61 @@ class _WithSpi(FlowSpec):
 class TCPv4(_WithPorts):
     """TCP over IPv4."""
 
-    flow_type = FlowType.TCPV4
+    flow_type = RuleFlowType.TCPV4
 
 
 class UDPv4(_WithPorts):
     """UDP over IPv4."""
 
-    flow_type = FlowType.UDPV4
+    flow_type = RuleFlowType.UDPV4
 
 
 class SCTPv4(_WithPorts):
     """SCTP over IPv4."""
 
-    flow_type = FlowType.SCTPV4
+    flow_type = RuleFlowType.SCTPV4
 
 
 class AHv4(_WithSpi):
     """IPsec authentication header over IPv4."""
 
-    flow_type = FlowType.AHV4
+    flow_type = RuleFlowType.AHV4
 
 
 class ESPv4(_WithSpi):
     """IPsec encapsulating security payload over IPv4."""
 
-    flow_type = FlowType.ESPV4
+    flow_type = RuleFlowType.ESPV4
 
 
 class TCPv6(_WithPorts):
     """TCP over IPv6."""
 
-    flow_type = FlowType.TCPV6
+    flow_type = RuleFlowType.TCPV6
 
 
 class UDPv6(_WithPorts):
     """UDP over IPv6."""
 
-    flow_type = FlowType.UDPV6
+    flow_type = RuleFlowType.UDPV6
 
 
 class SCTPv6(_WithPorts):
     """SCTP over IPv6."""
 
-    flow_type = FlowType.SCTPV6
+    flow_type = RuleFlowType.SCTPV6
 
 
 class AHv6(_WithSpi):
     """IPsec authentication header over IPv6."""
 
-    flow_type = FlowType.AHV6
+    flow_type = RuleFlowType.AHV6
 
 
 class ESPv6(_WithSpi):
     """IPsec encapsulating security payload over IPv6."""
 
-    flow_type = FlowType.ESPV6
+    flow_type = RuleFlowType.ESPV6
 
 
 def _offset(member: str) -> int:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.commands import Opcode
+from nicmodel.gvnic.commands import L3Type, L4Type, Opcode
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DDP, RX_DEFERRED, RX_FLUSHED, RXDID
 from nicmodel.gvnic.layout import Bits
 from nicmodel.packet.headers import L3, L4
@@ -25,6 +25,9 @@ from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.placement import PlacementRing
 from nicmodel.testing.queue import RAW_ADDRESSING, Queue
 from nicmodel.testing.violation import ContractViolation
+
+_L3 = {int(theirs): L3[theirs.name] for theirs in L3Type}
+_L4 = {int(theirs): L4[theirs.name] for theirs in L4Type}
 
 #: The buffer queue's doorbell is written when the tail reaches a multiple of this (GVE_RX_BUF_THRESH_DQO).
 DOORBELL_STEP = 32
@@ -435,8 +438,8 @@ class RxQueue(Queue):
             payload=b"".join(piece.payload for piece in pieces),
             completions=tuple(piece.completion for piece in pieces),
             buffers=tuple(piece.buffer for piece in pieces),
-            l3=L3(int(ptype["l3"])),
-            l4=L4(int(ptype["l4"])),
+            l3=_L3[ptype["l3"]],
+            l4=_L4[ptype["l4"]],
             ddp=pieces[-1].ddp,
         )
 

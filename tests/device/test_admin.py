@@ -22,9 +22,9 @@ from nicmodel.gvnic.commands import (
     Inner,
     Opcode,
     QueueFormat,
+    RssHashType,
     Status,
 )
-from nicmodel.packet.rss import HashType
 from nicmodel.testing.adminq import AdminError, AdminTimeout, decode_command, encode_command
 from nicmodel.testing.driver import LINUX_HASH_TYPES, Driver
 from nicmodel.testing.flows import TCPv4
@@ -517,11 +517,11 @@ def test_rss_parts_are_independent(make_lab: Callable[..., Loopback]) -> None:
     driver = lab.driver
     driver.probe()
     key, table = bytes(range(40)), [entry % 5 for entry in range(128)]
-    driver.set_rss(key, table, hash_types=HashType.TCPV4)
-    driver.set_rss(None, [1] * 128, hash_types=HashType(0))
+    driver.set_rss(key, table, hash_types=RssHashType.TCPV4)
+    driver.set_rss(None, [1] * 128, hash_types=RssHashType(0))
     assert driver.query_rss().key == key
-    assert driver.query_rss().hash_types == HashType.TCPV4
-    driver.set_rss(bytes(40), None, hash_types=HashType(0))
+    assert driver.query_rss().hash_types == RssHashType.TCPV4
+    driver.set_rss(bytes(40), None, hash_types=RssHashType(0))
     assert driver.query_rss().table == (1,) * 128
     assert driver.query_rss().key == bytes(40)
 
@@ -562,9 +562,9 @@ def test_rss_off(make_lab: Callable[..., Loopback], size: int) -> None:
     lab.receive(*frames)
     packets = driver.poll_all()
     assert {packet.queue for packet in packets} == {0} and {packet.completions[-1]["hash"] for packet in packets} == {0}
-    assert driver.query_rss().hash_types == HashType(0)
+    assert driver.query_rss().hash_types == RssHashType(0)
     driver.admin(Opcode.CONFIGURE_RSS)  # nothing of it: nothing changes
-    assert driver.query_rss().hash_types == HashType(0)
+    assert driver.query_rss().hash_types == RssHashType(0)
     driver.set_rss(bytes(range(40)), [entry % 4 for entry in range(16)])
     lab.receive(*frames)
     assert len({packet.queue for packet in driver.poll_all()}) == 4

@@ -44,11 +44,11 @@ from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw, fuzz
 
+from nicmodel.gvnic.commands import RssHashType
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.jit.compiled import JIT_DISABLED
 from nicmodel.observe.delivery import Delivery
 from nicmodel.packet.headers import L3, L4
-from nicmodel.packet.rss import HashType
 from nicmodel.testing.driver import DEFAULT_KEY
 from nicmodel.testing.loopback import Loopback
 
@@ -198,7 +198,7 @@ def upper(draw: st.DrawFn, kind: str) -> Packet:
 # What to expect of them.
 
 
-def expected(frame: bytes, hash_types: HashType) -> Expected:
+def expected(frame: bytes, hash_types: RssHashType) -> Expected:
     """All that the device should say, from the bytes alone."""
     at, ethertype = 12, int.from_bytes(frame[12:14], "big")
     while ethertype in (0x8100, 0x88A8):
@@ -258,16 +258,16 @@ def classify(frame: bytes, protocol: int, at: int, version: int, fragment: bool)
     return L4.OTHER, at
 
 
-def rss(hash_types: HashType, version: int, l4: L4, ip: Packet, ports: bytes) -> int:
+def rss(hash_types: RssHashType, version: int, l4: L4, ip: Packet, ports: bytes) -> int:
     """The Toeplitz hash by its definition, a bit at a time."""
     with_ports = {
-        (4, L4.TCP): HashType.TCPV4, (4, L4.UDP): HashType.UDPV4,
-        (6, L4.TCP): HashType.TCPV6, (6, L4.UDP): HashType.UDPV6,
-    }.get((version, l4), HashType.NONE)  # fmt: skip
+        (4, L4.TCP): RssHashType.TCPV4, (4, L4.UDP): RssHashType.UDPV4,
+        (6, L4.TCP): RssHashType.TCPV6, (6, L4.UDP): RssHashType.UDPV6,
+    }.get((version, l4), RssHashType.NONE)  # fmt: skip
     data = ipaddress.ip_address(ip.src).packed + ipaddress.ip_address(ip.dst).packed
     if with_ports & hash_types:
         data += ports
-    elif not hash_types & (HashType.IPV4 if version == 4 else HashType.IPV6):
+    elif not hash_types & (RssHashType.IPV4 if version == 4 else RssHashType.IPV6):
         return 0
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
     key = np.unpackbits(np.frombuffer(DEFAULT_KEY, np.uint8))
@@ -317,8 +317,8 @@ def said(bench: Loopback, delivery: Delivery) -> Expected:
     )
 
 
-LINUX = HashType.TCPV4 | HashType.TCPV6 | HashType.UDPV4 | HashType.UDPV6
-HASH_TYPES = st.sampled_from([LINUX, LINUX | HashType.IPV4 | HashType.IPV6, HashType.IPV4, HashType.TCPV6])
+LINUX = RssHashType.TCPV4 | RssHashType.TCPV6 | RssHashType.UDPV4 | RssHashType.UDPV6
+HASH_TYPES = st.sampled_from([LINUX, LINUX | RssHashType.IPV4 | RssHashType.IPV6, RssHashType.IPV4, RssHashType.TCPV6])
 
 
 @settings(
@@ -327,7 +327,7 @@ HASH_TYPES = st.sampled_from([LINUX, LINUX | HashType.IPV4 | HashType.IPV6, Hash
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(batch=st.lists(frames(), min_size=1, max_size=8), hash_types=HASH_TYPES)
-def test_random_frames(bench: Loopback, batch: list[Frame], hash_types: HashType) -> None:
+def test_random_frames(bench: Loopback, batch: list[Frame], hash_types: RssHashType) -> None:
     bench.driver.set_rss(hash_types=hash_types)
     built = [bytes(frame) for frame in batch]
     deliveries = bench.inject(built)

@@ -16,9 +16,8 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
-from nicmodel.gvnic.commands import FlowOperation, OsType
+from nicmodel.gvnic.commands import FlowOperation, OsType, RssHashType
 from nicmodel.gvnic.state import Drop
-from nicmodel.packet.rss import HashType
 from nicmodel.testing.driver import DEFAULT_KEY, Driver
 from nicmodel.testing.flows import (
     AHv4,
@@ -112,19 +111,19 @@ def test_frames_without_hash(lab: Loopback, driver: Driver, frame: bytes) -> Non
 @pytest.mark.parametrize(
     ("types", "frame", "hashed"),
     [
-        (HashType.TCPV4, tcp(), True),
-        (HashType.TCPV4, udp(), False),
-        (HashType.UDPV4, udp(), True),
-        (HashType.UDPV4, tcp(), False),
-        (HashType.TCPV6, tcp(v=6), True),
-        (HashType.TCPV6, tcp(), False),
-        (HashType.UDPV6, udp(v=6), True),
-        (HashType.UDPV6, udp(), False),
-        (HashType.IPV4, icmp(), True),
-        (HashType.IPV6, icmp(), False),
+        (RssHashType.TCPV4, tcp(), True),
+        (RssHashType.TCPV4, udp(), False),
+        (RssHashType.UDPV4, udp(), True),
+        (RssHashType.UDPV4, tcp(), False),
+        (RssHashType.TCPV6, tcp(v=6), True),
+        (RssHashType.TCPV6, tcp(), False),
+        (RssHashType.UDPV6, udp(v=6), True),
+        (RssHashType.UDPV6, udp(), False),
+        (RssHashType.IPV4, icmp(), True),
+        (RssHashType.IPV6, icmp(), False),
     ],
 )
-def test_hash_types(lab: Loopback, driver: Driver, types: HashType, frame: bytes, hashed: bool) -> None:
+def test_hash_types(lab: Loopback, driver: Driver, types: RssHashType, frame: bytes, hashed: bool) -> None:
     driver.set_rss(DEFAULT_KEY, hash_types=types)
     lab.receive(frame)
     (packet,) = driver.poll_all()

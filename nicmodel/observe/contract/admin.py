@@ -9,7 +9,16 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.admin import MAX_BUFFER, MAX_RING, MIN_BUFFER
-from nicmodel.gvnic.commands import FlowOperation, FlowQuery, Inner, Opcode, QueueFormat, Status
+from nicmodel.gvnic.commands import (
+    FlowOperation,
+    FlowQuery,
+    Inner,
+    Opcode,
+    QueueFormat,
+    RssHashType,
+    RuleFlowType,
+    Status,
+)
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
     GQI_RX_SLOT,
@@ -25,8 +34,6 @@ from nicmodel.gvnic.layout import Layout, explain
 from nicmodel.observe.contract.findings import Journal
 from nicmodel.observe.contract.mapped_memory import MappedMemory
 from nicmodel.observe.contract.rings import Ring, Rings
-from nicmodel.packet.match import FlowType
-from nicmodel.packet.rss import HashType
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
 _QUEUE_COMMANDS = {
@@ -35,7 +42,7 @@ _QUEUE_COMMANDS = {
 }  # fmt: skip
 _MIN_PAGE = 4096
 _NOTHING: np.dtype[np.void] = np.dtype([])
-_ALL_HASH_TYPES = sum(HashType)
+_ALL_HASH_TYPES = sum(RssHashType)
 
 #: Which feature a command belongs to: whether a profile offers it, by command.
 _FEATURES: dict[Opcode, tuple[str, Callable[[Any], bool]]] = {
@@ -396,7 +403,7 @@ class Admin:
             self._find("ADM-RUL-001", f"flow rule {location} of {rules.capacity}")
         elif operation == FlowOperation.DELETE and location not in rules.locations():
             self._find("ADM-RUL-004", f"flow rule {location} is deleted, but is not there")
-        elif operation == FlowOperation.ADD and rule["flow_type"] not in set(FlowType):
+        elif operation == FlowOperation.ADD and rule["flow_type"] not in set(RuleFlowType):
             self._find("ADM-RUL-002", f"flow type {rule['flow_type']}")
         elif operation == FlowOperation.ADD and rule["queue"] >= self._nic.profile.queues:
             self._find("ADM-RUL-003", f"a flow rule to queue {rule['queue']} of {self._nic.profile.queues}")
