@@ -143,7 +143,7 @@ def keep(
 
 
 @compiled
-def _release(state: State, first: int) -> None:
+def _free(state: State, first: int) -> None:
     """Give the pages of a payload back; `first` is its first page."""
     memory = state.nic_memory[0]
     entry = state.nic_pages[first]
@@ -182,7 +182,7 @@ def expire(state: State, oldest: int) -> int:
         if entry.since > oldest:
             return i64(entry.since)
         state.placement_rings[entry.queue].expired += 1
-        _release(state, first)
+        _free(state, first)
     return _NEVER
 
 
@@ -194,7 +194,7 @@ def discard(state: State, queue: int) -> None:
         newer = i64(state.nic_pages[page].newer)
         if state.nic_pages[page].queue == queue:
             state.placement_rings[queue].discarded += 1
-            _release(state, page)
+            _free(state, page)
         page = newer
 
 
@@ -228,7 +228,7 @@ def _execute(state: State, queue: int, handle: int, pieces: int, total: int, dro
         return _BAD_REQUEST
     if drop != 0:
         placement.dropped += 1
-        _release(state, first)
+        _free(state, first)
         return _DROPPED
     for k in range(pieces):
         if not _in_reach(state, state.pieces[k].address, i64(state.pieces[k].length)):
@@ -254,7 +254,7 @@ def _execute(state: State, queue: int, handle: int, pieces: int, total: int, dro
             left -= count
     placement.placed += 1
     placement.placed_bytes += entry.length
-    _release(state, first)
+    _free(state, first)
     return _PLACED
 
 

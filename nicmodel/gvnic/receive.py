@@ -670,7 +670,7 @@ def _settle(state: State, batch: _Batch, number: int, verdict: int) -> int:
 
 
 @compiled
-def _flush(state: State, batch: _Batch, index: int) -> int:
+def _deliver_aggregate(state: State, batch: _Batch, index: int) -> int:
     """Deliver an open aggregate; the number of frames delivered. What `state.headers` held is lost."""
     device = state.device[0]
     aggregate = state.aggregates[index]
@@ -743,7 +743,7 @@ def _coalesce(state: State, batch: _Batch, number: int, more_come: bool) -> tupl
     delivered = 0
     if state.headers[0].l4 != _TCP:  # a fragment may belong to any of the flows
         while device.aggregates > 0:
-            delivered += _flush(state, batch, i64(0))
+            delivered += _deliver_aggregate(state, batch, i64(0))
         parse(data, offset, i64(frame.length), state.headers)
         return False, delivered
 
@@ -773,16 +773,16 @@ def _coalesce(state: State, batch: _Batch, number: int, more_come: bool) -> tupl
             batch.outcomes[aggregate.last].next = number
             aggregate.last = number
             if extend(data, offset, state.headers, aggregate):
-                delivered += _flush(state, batch, found)
+                delivered += _deliver_aggregate(state, batch, found)
             return True, delivered
-        delivered += _flush(state, batch, found)
+        delivered += _deliver_aggregate(state, batch, found)
         parse(data, offset, i64(frame.length), state.headers)
     if not candidate or not more_come or is_last(state.headers):
         return False, delivered
     open_aggregate(state.aggregates[device.aggregates], offset, state.headers, hash_value, number)
     device.aggregates += 1
     if device.aggregates == len(state.aggregates):
-        delivered += _flush(state, batch, i64(0))
+        delivered += _deliver_aggregate(state, batch, i64(0))
     return True, delivered
 
 
@@ -827,14 +827,14 @@ def receive(
             h = state.headers[0]
             may = device.coalesce != 0 and device.gqi == 0 and state.rx[outcome.queue].rsc != 0
             if may and (h.l4 == _TCP or h.fragment != 0):
-                taken, flushed = _coalesce(state, batch, number, number + 1 < count)
-                delivered += flushed
+                taken, others = _coalesce(state, batch, number, number + 1 < count)
+                delivered += others
                 if taken:
                     continue
             verdict = _deliver(state, batch, number, i64(0), i64(0))
         delivered += _settle(state, batch, number, verdict)
     while device.aggregates > 0:
-        delivered += _flush(state, batch, i64(0))
+        delivered += _deliver_aggregate(state, batch, i64(0))
     return delivered
 
 

@@ -205,7 +205,8 @@ class DmaTable:
         """
         pieces = list(self._pieces(addr, count, READABLE))
         data = b"".join(
-            ctypes.string_at(host, length) if host else self._fetch(address, length) for address, length, host in pieces
+            ctypes.string_at(host, length) if host else self._read_by_message(address, length)
+            for address, length, host in pieces
         )
         if self.check():
             raise DmaFault(addr, count, "the client's memory was taken away")
@@ -225,7 +226,7 @@ class DmaTable:
             if host:
                 ctypes.memmove(host, piece, length)
             else:
-                self._store(address, piece)
+                self._write_by_message(address, piece)
             done += length
         if self.check():
             raise DmaFault(addr, done, "the client's memory was taken away")
@@ -251,7 +252,7 @@ class DmaTable:
         if address < end:
             raise self.fault(DmaFault(addr, count, "outside of the client's memory"))
 
-    def _fetch(self, address: int, count: int) -> bytes:
+    def _read_by_message(self, address: int, count: int) -> bytes:
         if self._messages is None:
             raise self.fault(DmaFault(address, count, "no descriptor"))
         try:
@@ -259,7 +260,7 @@ class DmaTable:
         except DmaFault as fault:
             raise self.fault(fault) from None
 
-    def _store(self, address: int, data: bytes) -> None:
+    def _write_by_message(self, address: int, data: bytes) -> None:
         if self._messages is None:
             raise self.fault(DmaFault(address, len(data), "no descriptor"))
         try:

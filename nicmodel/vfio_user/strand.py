@@ -118,7 +118,7 @@ class Strand:
             if writable:
                 self._poller.want_write(fd, writer)
             for strand in (self, *self._followers):
-                strand._release()
+                strand._catch_up()
         return ready
 
     def _wake(self, ready: bool = True) -> None:
@@ -127,7 +127,7 @@ class Strand:
         self._waiter.parent = getcurrent()
         self._waiter.switch(ready)
 
-    def _release(self) -> None:
+    def _catch_up(self) -> None:
         """Call in the next turn what was kept, unless there still is somebody to wait for."""
         if self.waits:
             return
