@@ -199,10 +199,10 @@ class RegistersDirective(_Generated):
             text, rules = meanings.field("registers", register.name)
             if not text:
                 logger.warning("datasheet: register %s has no meaning in meanings.toml", register.name)
-            access = "".join(letter for letter, can in (("R", register.readable), ("W", register.writable)) if can)
             link = f" {_rule_links(rules)}" if rules else ""
             rows.append(
-                f"| {register.offset:#04x} | {register.size * 8} | {access} | `{register.name}` | {_cell(text)}{link} |"
+                f"| {register.offset:#04x} | {register.size * 8} | {register.access} "
+                f"| `{register.name}` | {_cell(text)}{link} |"
             )
         about, rules = meanings.field("registers", "")
         size = max(register.offset + register.size for register in found)

@@ -87,12 +87,14 @@ def _region(nic: Nic, region: np.void) -> dict[str, Any]:
 
 def _registers(nic: Nic) -> dict[str, Any]:
     image = nic.region_read(Bar.REGISTERS, 0, r.REGISTERS_SIZE)
-    values: dict[str, Any] = {
-        register.name: int.from_bytes(image[register.offset : register.offset + register.size], "big")
-        for register in r.REGISTERS.values()
-        if register.readable
-    }
-    return values | {"device_status_flags": flag_names(nic.status)}
+    values: dict[str, Any] = {}
+    flags: dict[str, Any] = {}
+    for one in r.REGISTERS.values():
+        if one.readable:
+            value = values[one.name] = int.from_bytes(image[one.offset : one.offset + one.size], "big")
+            if one.flags is not None:
+                flags[f"{one.name}_flags"] = flag_names(one.flags(value))
+    return values | flags
 
 
 def _described(nic: Nic) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -64,7 +64,7 @@ from nicmodel.gvnic.descriptors import (
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Layout, explain
 from nicmodel.gvnic.owners import posted
-from nicmodel.gvnic.registers import Bar, DeviceStatus, DriverStatus
+from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.state import Drop, Records
 from nicmodel.nearest import did_you_mean
 from nicmodel.observe.peek import peek
@@ -87,7 +87,6 @@ KINDS = (
     "link", "rx", "tx", "fault", "injected", "error",
 )  # fmt: skip
 
-_REGISTER_FLAGS = {r.DEVICE_STATUS: DeviceStatus, r.DRIVER_STATUS: DriverStatus}
 _QUEUE_COMMANDS = {
     Opcode.CREATE_RX_QUEUE: "rx", Opcode.DESTROY_RX_QUEUE: "rx", Opcode.CREATE_TX_QUEUE: "tx",
     Opcode.DESTROY_TX_QUEUE: "tx",
@@ -290,8 +289,8 @@ class Tracer:
                 found = True
                 value = int.from_bytes(data[place : place + register.size], "big")
                 fields: dict[str, Any] = {"register": register.name, "access": access, "value": value}
-                if register in _REGISTER_FLAGS:
-                    fields["flags"] = flag_names(_REGISTER_FLAGS[register](value))
+                if register.flags is not None:
+                    fields["flags"] = flag_names(register.flags(value))
                 self._emit("register", **fields)
         if not found:
             value = int.from_bytes(data, "big")
