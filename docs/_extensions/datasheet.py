@@ -25,7 +25,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from nicmodel.gvnic import commands, descriptors, registers
-from nicmodel.gvnic.layout import Layout
+from nicmodel.gvnic.layout import Form, Layout, size_of
 from nicmodel.observe.contract.rules import AREAS, RULES, Rule
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,8 @@ logger = logging.getLogger(__name__)
 _MEANINGS = Path(__file__).parents[1] / "datasheet" / "meanings.toml"
 _MODULES = (registers, commands, descriptors)
 
-Structure = Layout | np.dtype[np.void]
-
-#: Declarations that are parts of commands, or that say nothing beside them.
-_STRUCTURES: dict[str, Structure] = {
+#: Declarations by name, but for the fields of commands, which are in `Opcode`.
+_STRUCTURES: dict[str, Form] = {
     name: value
     for module in (commands, descriptors)
     for name, value in vars(module).items()
@@ -87,7 +85,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _members(structure: Structure) -> Iterator[tuple[str, Field]]:
+def _members(structure: Form) -> Iterator[tuple[str, Field]]:
     """The fields of a structure, as they are drawn."""
     if isinstance(structure, Layout):
         for name, bits in structure.fields.items():
@@ -101,7 +99,7 @@ def _is_reserved(name: str) -> bool:
     return name.startswith(("reserved", "padding"))
 
 
-def _is_little(structure: Structure) -> bool:
+def _is_little(structure: Form) -> bool:
     """The DQO descriptors; of records, those whose first number is."""
     if isinstance(structure, Layout):
         return True
@@ -137,8 +135,7 @@ class StructureDirective(_Generated):
         """The content."""
         self.shown(name)
         structure = _STRUCTURES[name]
-        size = structure.size if isinstance(structure, Layout) else structure.itemsize
-        return self.describe(name, list(_members(structure)), size, little=_is_little(structure))
+        return self.describe(name, list(_members(structure)), size_of(structure), little=_is_little(structure))
 
     def describe(self, name: str, members: list[tuple[str, Field]], size: int, *, little: bool, skip: int = 0) -> str:
         """Text for a structure; the first `skip` fields are explained elsewhere."""
@@ -178,10 +175,8 @@ class CommandDirective(StructureDirective):
         self.shown(f"Opcode.{name}")
         members = list(_members(commands.HEADER))
         start = commands.HEADER.itemsize * 8
-        payload = commands.PAYLOADS[opcode]
-        declared = next((key for key, value in _STRUCTURES.items() if value is payload), name)
-        self.shown(declared)
-        members += [(key, Field(key, start + field.bit, field.width)) for key, field in _members(payload)]
+        payload = _members(opcode.command.payload)
+        members += [(key, Field(key, start + field.bit, field.width)) for key, field in payload]
         text = self.describe(name, members, commands.SLOT_SIZE, little=False, skip=2)
         return text.replace(f"({_anchor(name)})=\n", f"({_anchor(name)})=\nOpcode {int(opcode):#x}. ", 1)
 
@@ -273,7 +268,8 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
         for module in _MODULES
         for name, value in vars(module).items()
         if isinstance(value, type) and issubclass(value, IntEnum | IntFlag) and value.__module__ == module.__name__
-    }
+        and value.__members__
+    }  # fmt: skip
     wanted = {*_STRUCTURES, *(f"Opcode.{opcode.name}" for opcode in commands.Opcode), *(f"area {a}" for a in AREAS)}
     wanted |= {name for name in enumerations if name != "Bar"}
     for name in sorted(wanted - shown):
@@ -299,7 +295,7 @@ def _names(name: str) -> set[str]:
     if name == "registers":
         return {register.name for register in registers.REGISTERS.values()}
     if name in commands.Opcode.__members__:
-        return set(commands.PAYLOADS[commands.Opcode[name]].names or ())
+        return set(commands.Opcode[name].command.payload.names or ())
     if name in _STRUCTURES:
         return {field for field, _ in _members(_STRUCTURES[name])}
     enumeration = next(getattr(module, name) for module in _MODULES if hasattr(module, name))

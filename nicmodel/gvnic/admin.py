@@ -17,7 +17,7 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic import events
-from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, OsType, QueueFormat, Status
+from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, OptionId, OsType, QueueFormat, Status
 from nicmodel.gvnic.ddp import DdpError
 from nicmodel.gvnic.deferred import MAX_PLACEMENT_RING
 from nicmodel.gvnic.descriptors import (
@@ -52,7 +52,7 @@ _COMMANDS_PER_TURN = 64
 WAIT = 0
 #: Numbers that are no command's and are counted by themselves; all others together, as "other".
 MAX_UNKNOWN = 16
-_OPCODES = frozenset(Opcode)
+_OPCODES, _INNER = frozenset(Opcode), frozenset(Inner)
 #: The device descriptor has 16 bits for their number.
 MAX_COUNTERS = 0xFFFF
 
@@ -102,45 +102,18 @@ class AdminQueue:
         self.executed: Counter[str] = Counter()
         self._unknown = 0  # numbers in it that are no command's
         self.driver_info: np.void | None = None
-        self._handlers: dict[Opcode, Callable[[np.void], None]] = {
-            Opcode.DESCRIBE_DEVICE: self._describe_device,
-            Opcode.CONFIGURE_DEVICE_RESOURCES: self._configure_device_resources,
-            Opcode.REGISTER_PAGE_LIST: self._register_page_list,
-            Opcode.UNREGISTER_PAGE_LIST: self._unregister_page_list,
-            Opcode.CREATE_TX_QUEUE: self._create_tx_queue,
-            Opcode.CREATE_RX_QUEUE: self._create_rx_queue,
-            Opcode.DESTROY_TX_QUEUE: self._destroy_tx_queue,
-            Opcode.DESTROY_RX_QUEUE: self._destroy_rx_queue,
-            Opcode.DECONFIGURE_DEVICE_RESOURCES: lambda _: self._nic.deconfigure(),
-            Opcode.CONFIGURE_RSS: self._configure_rss,
-            Opcode.SET_DRIVER_PARAMETER: self._set_driver_parameter,
-            Opcode.REPORT_STATS: self._report_stats,
-            Opcode.REPORT_LINK_SPEED: self._report_link_speed,
-            Opcode.GET_PTYPE_MAP: self._get_ptype_map,
-            Opcode.VERIFY_DRIVER_COMPATIBILITY: self._verify_driver_compatibility,
-            Opcode.QUERY_FLOW_RULES: self._query_flow_rules,
-            Opcode.REPORT_NIC_TIMESTAMP: self._report_nic_timestamp,
-            Opcode.QUERY_RSS: self._query_rss,
-            Opcode.EXTENDED_COMMAND: self._extended_command,
+        #: What executes each command: the method of its name.
+        self._handlers: dict[Opcode | Inner, Callable[[np.void], None]] = {
+            command: getattr(self, f"_{command.name.lower()}") for command in (*Opcode, *Inner)
         }
-        #: Inner commands of this device: what they point at, and what executes them.
-        self._extended: dict[Inner, tuple[np.dtype[np.void], Callable[[np.void], None]]] = {
-            Inner.CONFIGURE_FLOW_RULE: (c.CONFIGURE_FLOW_RULE, self._configure_flow_rule),
-        }
-        if nic.profile.deferred_bytes:
-            self._extended[Inner.CONFIGURE_DEFERRED_PLACEMENT] = (
-                c.CONFIGURE_DEFERRED_PLACEMENT, self._configure_deferred_placement,
-            )  # fmt: skip
-        if nic.profile.owners:
-            self._extended[Inner.CONFIGURE_BUFFER_OWNERS] = (c.CONFIGURE_BUFFER_OWNERS, self._configure_buffer_owners)
-        if nic.profile.queue_flush:
-            self._extended[Inner.FLUSH_RX_QUEUE] = (c.FLUSH_RX_QUEUE, self._flush_rx_queue)
-        if nic.profile.ddp_flows:
-            self._extended[Inner.CONFIGURE_DDP] = (c.CONFIGURE_DDP, self._configure_ddp)
 
     def executes(self, inner: int) -> bool:
         """Whether the device has this inner command."""
-        return inner in self._extended
+        return inner in _INNER and self._has(Inner(inner))
+
+    def _has(self, command: Opcode | Inner) -> bool:
+        # A device without flow rules has a table without room, which says so itself.
+        return command.command.option is OptionId.FLOW_STEERING or command.offered(self._nic.profile)
 
     def start(self, base: int, length: int) -> None:
         """Take a queue of `length` bytes at guest address `base`."""
@@ -203,21 +176,18 @@ class AdminQueue:
         number = int.from_bytes(slot[:4], "big")
         if self._nic.observers:
             self._nic.tell(events.CommandFetched(slot))
-        try:
-            opcode = Opcode(number)
-            handler = self._handlers[opcode]
-        except (ValueError, KeyError):
+        if number not in _OPCODES:
             log.warning("admin command %#x is not implemented", number)
             self.count(number, Status.UNIMPLEMENTED.name)
             if self._nic.observers:
                 self._nic.tell(events.CommandExecuted(number, None, Status.UNIMPLEMENTED, ""))
             return Status.UNIMPLEMENTED
-        payload = (
-            np.frombuffer(slot, c.PAYLOADS[opcode], 1, c.HEADER.itemsize)[0] if c.PAYLOADS[opcode] else np.void(b"")
-        )
+        opcode = Opcode(number)
+        payload = opcode.command.parse(slot, c.HEADER.itemsize)
         status, reason = Status.PASSED, ""
         try:
-            handler(payload)
+            _require(self._has(opcode), Status.UNIMPLEMENTED, f"this device does not offer {opcode.offers}")
+            self._handlers[opcode](payload)
         except (AdminError, SteeringError, DdpError) as error:
             status, reason = error.status, str(error)
         except DmaFault as fault:
@@ -400,6 +370,9 @@ class AdminQueue:
         _require(queue < len(self._nic.state.rx), Status.NOT_FOUND, f"no RX queue {queue}")
         self._nic.destroy_rx(queue)
 
+    def _deconfigure_device_resources(self, _: np.void) -> None:
+        self._nic.deconfigure()
+
     def _configure_rss(self, p: np.void) -> None:
         algorithm, types = int(p["hash_algorithm"]), int(p["hash_types"])
         _require(algorithm in (0, c.RSS_HASH_TOEPLITZ), Status.INVALID_ARGUMENT, f"hash algorithm {algorithm}")
@@ -458,22 +431,20 @@ class AdminQueue:
         self._answer(int(p["address"]), available, answer)
 
     def _report_nic_timestamp(self, p: np.void) -> None:
-        _require(self._nic.profile.timestamps, Status.UNIMPLEMENTED, "this device has no clock")
         answer = np.zeros((), c.NIC_TIMESTAMP)
         answer["nic_ns"] = self._nic.clock()
         self._answer(int(p["address"]), int(p["length"]), answer.tobytes())
 
     def _query_rss(self, p: np.void) -> None:
-        _require(self._nic.profile.rss_option, Status.UNIMPLEMENTED, "this device does not report its RSS settings")
         self._answer(int(p["address"]), int(p["available_length"]), self._nic.rss.query())
 
     def _extended_command(self, p: np.void) -> None:
         opcode, length = int(p["inner_opcode"]), int(p["inner_length"])
         _require(self.executes(opcode), Status.UNIMPLEMENTED, f"extended command {opcode:#x}")
-        form, handler = self._extended[Inner(opcode)]
-        size = form.itemsize
+        inner = Inner(opcode)
+        size = inner.command.payload.itemsize
         _require(length >= size, Status.INVALID_ARGUMENT, f"extended command of {length} bytes, {size} expected")
-        handler(np.frombuffer(self._nic.dma_read(int(p["inner_address"]), size), form)[0])
+        self._handlers[inner](inner.command.parse(self._nic.dma_read(int(p["inner_address"]), size)))
 
     def _configure_flow_rule(self, inner: np.void) -> None:
         location = int(inner["location"])

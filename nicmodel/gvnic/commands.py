@@ -1,51 +1,37 @@
-"""The admin queue's structures, all big-endian: commands, what they point at, status codes, device options.
+"""The admin queue's structures, all big-endian: status codes, what commands point at, device options, commands.
+
+A member of `Opcode`, `Inner` or `OptionId` is a number and a name, and declares all that a command or an option means:
+the device, the driver in Python, the trace, the checker and the datasheet take it from there.
 
 Source: Linux drivers/net/ethernet/google/gve/gve_adminq.h.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from nicmodel.gvnic.layout import record
+from nicmodel.gvnic.descriptors import (
+    GQI_RX_DESCRIPTOR,
+    GQI_RX_SLOT,
+    GQI_TX_PACKET,
+    PLACEMENT_COMPLETION,
+    PLACEMENT_REQUEST,
+    RX_BUFFER,
+    RX_COMPLETION,
+    TX_COMPLETION,
+    TX_PACKET,
+)
+from nicmodel.gvnic.layout import Form, record
+from nicmodel.gvnic.state import MAX_DDP_BUFFERS, MAX_DDP_PIECES, NIC_PAGE
+from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
-
-class Opcode(IntEnum):
-    """Admin commands."""
-
-    DESCRIBE_DEVICE = 0x1
-    CONFIGURE_DEVICE_RESOURCES = 0x2
-    REGISTER_PAGE_LIST = 0x3
-    UNREGISTER_PAGE_LIST = 0x4
-    CREATE_TX_QUEUE = 0x5
-    CREATE_RX_QUEUE = 0x6
-    DESTROY_TX_QUEUE = 0x7
-    DESTROY_RX_QUEUE = 0x8
-    DECONFIGURE_DEVICE_RESOURCES = 0x9
-    CONFIGURE_RSS = 0xA
-    SET_DRIVER_PARAMETER = 0xB
-    REPORT_STATS = 0xC
-    REPORT_LINK_SPEED = 0xD
-    GET_PTYPE_MAP = 0xE
-    VERIFY_DRIVER_COMPATIBILITY = 0xF
-    QUERY_FLOW_RULES = 0x10
-    REPORT_NIC_TIMESTAMP = 0x11
-    QUERY_RSS = 0x12
-    EXTENDED_COMMAND = 0xFF
-
-
-class Inner(IntEnum):
-    """Commands carried by `Opcode.EXTENDED_COMMAND`."""
-
-    CONFIGURE_FLOW_RULE = 0x101
-    # Of this model's own options (docs/options.md).
-    CONFIGURE_DEFERRED_PLACEMENT = 0x8001
-    FLUSH_RX_QUEUE = 0x8002
-    CONFIGURE_BUFFER_OWNERS = 0x8003
-    # Of this model only, far from what a real device may come to use (docs/ddp.md).
-    CONFIGURE_DDP = 0x8004
+if TYPE_CHECKING:
+    from nicmodel.gvnic.profile import Profile
 
 
 class Status(IntEnum):
@@ -85,97 +71,8 @@ class QueueFormat(IntEnum):
 SLOT_SIZE = 64
 HEADER = record(("opcode", ">u4"), ("status", ">u4"))
 
-DESCRIBE_DEVICE = record(("descriptor_address", ">u8"), ("version", ">u4"), ("available_length", ">u4"))
-CONFIGURE_DEVICE_RESOURCES = record(
-    ("counter_array", ">u8"),
-    ("irq_doorbell_address", ">u8"),
-    ("num_counters", ">u4"),
-    ("num_irq_doorbells", ">u4"),
-    ("irq_doorbell_stride", ">u4"),
-    ("msix_base_index", ">u4"),
-    ("queue_format", "u1"),
-)
-REGISTER_PAGE_LIST = record(
-    ("page_list_id", ">u4"), ("num_pages", ">u4"), ("list_address", ">u8"), ("page_size", ">u8")
-)  # fmt: skip
-UNREGISTER_PAGE_LIST = record(("page_list_id", ">u4"))
-CREATE_TX_QUEUE = record(
-    ("queue_id", ">u4"),
-    ("reserved", ">u4"),
-    ("queue_resources_address", ">u8"),
-    ("ring_address", ">u8"),
-    ("page_list_id", ">u4"),
-    ("notification_block", ">u4"),
-    ("completion_ring_address", ">u8"),
-    ("ring_entries", ">u2"),
-    ("completion_ring_entries", ">u2"),
-)
-CREATE_RX_QUEUE = record(
-    ("queue_id", ">u4"),
-    ("index", ">u4"),
-    ("reserved", ">u4"),
-    ("notification_block", ">u4"),
-    ("queue_resources_address", ">u8"),
-    ("completion_ring_address", ">u8"),
-    ("buffer_ring_address", ">u8"),
-    ("page_list_id", ">u4"),
-    ("completion_ring_entries", ">u2"),
-    ("packet_buffer_size", ">u2"),
-    ("buffer_ring_entries", ">u2"),
-    ("enable_rsc", "u1"),
-    ("padding", "u1"),
-    ("header_buffer_size", ">u2"),
-)
 #: `page_list_id` of a queue whose addresses are DMA addresses.
 NO_PAGE_LIST = 0xFFFFFFFF
-DESTROY_QUEUE = record(("queue_id", ">u4"))
-DECONFIGURE_DEVICE_RESOURCES = record()
-CONFIGURE_RSS = record(
-    ("hash_types", ">u2"),
-    ("hash_algorithm", "u1"),
-    ("reserved", "u1"),
-    ("key_size", ">u2"),
-    ("lut_size", ">u2"),
-    ("key_address", ">u8"),
-    ("lut_address", ">u8"),
-)
-SET_DRIVER_PARAMETER = record(("type", ">u4"), ("reserved", ">u4"), ("value", ">u8"))
-REPORT_STATS = record(("length", ">u8"), ("address", ">u8"), ("interval_ms", ">u8"))
-REPORT_LINK_SPEED = record(("address", ">u8"))
-GET_PTYPE_MAP = record(("length", ">u8"), ("address", ">u8"))
-VERIFY_DRIVER_COMPATIBILITY = record(("length", ">u8"), ("address", ">u8"))
-QUERY_FLOW_RULES = record(
-    ("query", ">u2"), ("padding", ">u2"), ("starting_rule_id", ">u4"), ("available_length", ">u8"), ("address", ">u8")
-)  # fmt: skip
-REPORT_NIC_TIMESTAMP = record(("length", ">u8"), ("address", ">u8"))
-QUERY_RSS = record(("available_length", ">u8"), ("address", ">u8"))
-EXTENDED_COMMAND = record(("inner_opcode", ">u4"), ("inner_length", ">u4"), ("inner_address", ">u8"))
-
-#: The payload of each command, from byte 8 of its slot.
-PAYLOADS = {
-    Opcode.DESCRIBE_DEVICE: DESCRIBE_DEVICE,
-    Opcode.CONFIGURE_DEVICE_RESOURCES: CONFIGURE_DEVICE_RESOURCES,
-    Opcode.REGISTER_PAGE_LIST: REGISTER_PAGE_LIST,
-    Opcode.UNREGISTER_PAGE_LIST: UNREGISTER_PAGE_LIST,
-    Opcode.CREATE_TX_QUEUE: CREATE_TX_QUEUE,
-    Opcode.CREATE_RX_QUEUE: CREATE_RX_QUEUE,
-    Opcode.DESTROY_TX_QUEUE: DESTROY_QUEUE,
-    Opcode.DESTROY_RX_QUEUE: DESTROY_QUEUE,
-    Opcode.DECONFIGURE_DEVICE_RESOURCES: DECONFIGURE_DEVICE_RESOURCES,
-    Opcode.CONFIGURE_RSS: CONFIGURE_RSS,
-    Opcode.SET_DRIVER_PARAMETER: SET_DRIVER_PARAMETER,
-    Opcode.REPORT_STATS: REPORT_STATS,
-    Opcode.REPORT_LINK_SPEED: REPORT_LINK_SPEED,
-    Opcode.GET_PTYPE_MAP: GET_PTYPE_MAP,
-    Opcode.VERIFY_DRIVER_COMPATIBILITY: VERIFY_DRIVER_COMPATIBILITY,
-    Opcode.QUERY_FLOW_RULES: QUERY_FLOW_RULES,
-    Opcode.REPORT_NIC_TIMESTAMP: REPORT_NIC_TIMESTAMP,
-    Opcode.QUERY_RSS: QUERY_RSS,
-    Opcode.EXTENDED_COMMAND: EXTENDED_COMMAND,
-}
-
-# What commands point at.
-
 DESCRIPTOR_VERSION = 1
 DEVICE_DESCRIPTOR = record(
     ("max_registered_pages", ">u8"),
@@ -192,28 +89,6 @@ DEVICE_DESCRIPTOR = record(
     ("total_length", ">u2"),
     ("reserved2", "u1", (6,)),
 )
-
-
-class OptionId(IntEnum):
-    """Device options that follow the device descriptor."""
-
-    GQI_RAW_ADDRESSING = 0x1
-    GQI_RDA = 0x2
-    GQI_QPL = 0x3
-    DQO_RDA = 0x4
-    MODIFY_RING = 0x6
-    DQO_QPL = 0x7
-    JUMBO_FRAMES = 0x8
-    BUFFER_SIZES = 0xA
-    FLOW_STEERING = 0xB
-    NIC_TIMESTAMP = 0xD
-    RSS_CONFIG = 0xE
-    # Of this model only, far from what a real device may come to use (docs/options.md).
-    DEFERRED_PLACEMENT = 0x8001
-    QUEUE_FLUSH = 0x8002
-    BUFFER_OWNERS = 0x8003
-    # Of this model only, far from what a real device may come to use (docs/ddp.md).
-    DDP = 0x8004
 
 
 class Feature(IntFlag):
@@ -250,24 +125,99 @@ OPTION_BUFFER_OWNERS = record(("supported", ">u4"), ("owners", ">u4"), ("lookahe
 #: How many flows, and buffers of all flows together, can be there, and of how many pieces a buffer may consist.
 OPTION_DDP = record(("supported", ">u4"), ("max_flows", ">u2"), ("max_buffers", ">u2"), ("max_pieces", ">u4"))
 
-#: Each option's form.
-OPTIONS = {
-    OptionId.GQI_RAW_ADDRESSING: OPTION_GQI,
-    OptionId.GQI_RDA: OPTION_GQI,
-    OptionId.GQI_QPL: OPTION_GQI,
-    OptionId.DQO_RDA: OPTION_DQO_RDA,
-    OptionId.MODIFY_RING: OPTION_MODIFY_RING,
-    OptionId.DQO_QPL: OPTION_DQO_QPL,
-    OptionId.JUMBO_FRAMES: OPTION_JUMBO_FRAMES,
-    OptionId.BUFFER_SIZES: OPTION_BUFFER_SIZES,
-    OptionId.FLOW_STEERING: OPTION_FLOW_STEERING,
-    OptionId.NIC_TIMESTAMP: OPTION_NIC_TIMESTAMP,
-    OptionId.RSS_CONFIG: OPTION_RSS_CONFIG,
-    OptionId.DEFERRED_PLACEMENT: OPTION_DEFERRED_PLACEMENT,
-    OptionId.QUEUE_FLUSH: OPTION_QUEUE_FLUSH,
-    OptionId.BUFFER_OWNERS: OPTION_BUFFER_OWNERS,
-    OptionId.DDP: OPTION_DDP,
-}
+#: Options from this id on are of this model only, far from what a real device may come to use (docs/options.md).
+OWN_OPTIONS = 0x8000
+#: Pages of a page list, as a suggestion to drivers; a receive list has to cover a ring of 1024.
+TX_PAGES_PER_QPL, RX_PAGES_PER_QPL = 512, 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """What a device option says, and when.
+
+    Attributes:
+        number: its id.
+        payload: what follows its `OPTION_HEADER`. The first field is the supported-features mask.
+        offered: whether a device of this profile has it.
+        values: the other fields for a device of this profile.
+        feature: the bit of the mask that lets it take effect; None: none has to be set.
+        queue_format: the queue format that it offers; None: something else.
+        offers: what its commands are for, as a finding calls it.
+    """
+
+    number: int
+    payload: np.dtype[np.void]
+    offered: Callable[[Profile], bool]
+    values: Callable[[Profile], tuple[int, ...]] = lambda _: ()
+    feature: Feature | None = None
+    queue_format: QueueFormat | None = None
+    offers: str = ""
+
+
+def _format(
+    number: int, queue_format: QueueFormat, payload: np.dtype[np.void], values: Callable[[Profile], tuple[int, ...]]
+) -> Option:
+    return Option(number, payload, lambda p: queue_format in p.formats, values, queue_format=queue_format)
+
+
+class OptionId(IntEnum):
+    """Device options that follow the device descriptor, each with its declaration, `option`."""
+
+    option: Option
+
+    def __new__(cls, option: Any) -> Self:
+        """A member, by its `Option`. Type checkers take a look-up by number for a call of this, hence Any."""
+        member = int.__new__(cls, option.number)
+        member._value_, member.option = option.number, option
+        return member
+
+    # The oldest form of GQI_RDA, which this model never offers.
+    GQI_RAW_ADDRESSING = Option(0x1, OPTION_GQI, lambda _: False)
+    GQI_RDA = _format(0x2, QueueFormat.GQI_RDA, OPTION_GQI, lambda _: ())
+    GQI_QPL = _format(0x3, QueueFormat.GQI_QPL, OPTION_GQI, lambda _: ())
+    DQO_RDA = _format(0x4, QueueFormat.DQO_RDA, OPTION_DQO_RDA, lambda p: (p.ring_entries, p.ring_entries))
+    MODIFY_RING = Option(
+        0x6, OPTION_MODIFY_RING, lambda _: True, lambda p: (p.max_ring, p.max_ring, p.min_ring, p.min_ring),
+        Feature.MODIFY_RING,
+    )  # fmt: skip
+    DQO_QPL = _format(0x7, QueueFormat.DQO_QPL, OPTION_DQO_QPL, lambda _: (TX_PAGES_PER_QPL, RX_PAGES_PER_QPL))
+    JUMBO_FRAMES = Option(0x8, OPTION_JUMBO_FRAMES, lambda _: True, lambda p: (p.max_mtu, 0), Feature.JUMBO_FRAMES)
+    BUFFER_SIZES = Option(
+        0xA, OPTION_BUFFER_SIZES, lambda _: True, lambda p: (p.packet_buffer_size, p.header_buffer_size),
+        Feature.BUFFER_SIZES,
+    )  # fmt: skip
+    FLOW_STEERING = Option(
+        0xB, OPTION_FLOW_STEERING, lambda p: p.max_flow_rules > 0, lambda p: (0, p.max_flow_rules),
+        Feature.FLOW_STEERING, offers="flow rules",
+    )  # fmt: skip
+    NIC_TIMESTAMP = Option(
+        0xD, OPTION_NIC_TIMESTAMP, lambda p: p.timestamps, lambda _: (),
+        Feature.NIC_TIMESTAMP, offers="the NIC's clock",
+    )  # fmt: skip
+    RSS_CONFIG = Option(
+        0xE, OPTION_RSS_CONFIG, lambda p: p.rss_option, lambda _: (RSS_KEY_SIZE, RSS_LUT_SIZE),
+        Feature.RSS_CONFIG, offers="readable RSS settings",
+    )  # fmt: skip
+    DEFERRED_PLACEMENT = Option(
+        0x8001, OPTION_DEFERRED_PLACEMENT, lambda p: p.deferred_bytes > 0,
+        lambda p: (p.deferred_bytes, p.deferred_queue_budget, NIC_PAGE, p.deferred_usecs),
+        offers="deferred placement",
+    )  # fmt: skip
+    QUEUE_FLUSH = Option(0x8002, OPTION_QUEUE_FLUSH, lambda p: p.queue_flush, offers="a flush of one queue")
+    BUFFER_OWNERS = Option(
+        0x8003, OPTION_BUFFER_OWNERS, lambda p: p.owners > 0, lambda p: (p.owners, p.owner_lookahead),
+        offers="several owners of a queue's buffers",
+    )  # fmt: skip
+    DDP = Option(
+        0x8004, OPTION_DDP, lambda p: p.ddp_flows > 0, lambda p: (p.ddp_flows, MAX_DDP_BUFFERS, MAX_DDP_PIECES),
+        offers="direct data placement",
+    )  # fmt: skip
+
+    @property
+    def own(self) -> bool:
+        """Whether it is of this model only, so that no driver has to know it."""
+        return self >= OWN_OPTIONS
+
 
 #: What the device writes to a queue's resources when it is created: dword index into BAR 2, index of its counter.
 QUEUE_RESOURCES = record(("doorbell_index", ">u4"), ("counter_index", ">u4"))
@@ -488,3 +438,313 @@ STATS_HEADER_SIZE = 8
 STATS_DRIVER_TX = 6
 STATS_DRIVER_RX = 2
 STATS_DEVICE_RX = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Guest memory that a command names, and that has to be mapped.
+
+    Attributes:
+        what: what is there, as a finding calls it.
+        address: the command's field that holds its guest address.
+        length: its bytes: a field of the command, or what follows from its fields.
+        right: READABLE if the device reads it, WRITABLE if it writes it.
+        least: the bytes without which the command cannot be done; they may depend on what the device is.
+    """
+
+    what: str
+    address: str
+    length: str | Callable[[np.void], int]
+    right: int
+    least: Callable[[Profile], int] = lambda _: 0
+
+    def size(self, command: np.void) -> int:
+        """Bytes of it, by the command's fields."""
+        return int(command[self.length]) if isinstance(self.length, str) else self.length(command)
+
+
+@dataclass(frozen=True, eq=False)
+class Ring:
+    """A ring that a command names.
+
+    Attributes:
+        name: what it is called.
+        address: the command's field that holds its guest address.
+        entries: the field that holds their number.
+        entry: the structure of an entry.
+        right: READABLE if the device reads it, WRITABLE if it writes it.
+    """
+
+    name: str
+    address: str
+    entries: str
+    entry: Form
+    right: int
+
+
+@dataclass(frozen=True, eq=False)
+class Queue:
+    """The queue that a command is about.
+
+    Attributes:
+        way: receive or transmit.
+        effect: what becomes of it. One that is created must not be there; one that is destroyed or changed must.
+        number: the command's field that holds its number.
+    """
+
+    way: Literal["rx", "tx"]
+    effect: Literal["created", "destroyed", "changed"]
+    number: str = "queue_id"
+
+
+@dataclass(frozen=True, eq=False)
+class Command:
+    """What an admin command says, and of what.
+
+    Attributes:
+        number: its opcode.
+        payload: its fields: behind the `HEADER` of its slot or, of an inner command, all that is there.
+        enumerations: what the numbers in some of its fields mean; a field of a field is written ``rule.flow_type``.
+        memory: what it names besides rings, in the order in which it is looked at.
+        rings: the rings that it names if the queue format is one of DQO.
+        gqi_rings: those that it names if it is one of GQI. Older drivers leave the number of entries 0 and mean the
+            default.
+        queue: the queue that it is about; None: it is about none, or about several.
+        option: the device option that offers it; None: every device has it.
+    """
+
+    number: int
+    payload: np.dtype[np.void]
+    enumerations: Mapping[str, type[IntEnum | IntFlag]] = field(default_factory=dict)
+    memory: tuple[Memory, ...] = ()
+    rings: tuple[Ring, ...] = ()
+    gqi_rings: tuple[Ring, ...] = ()
+    queue: Queue | None = None
+    option: OptionId | None = None
+
+    def parse(self, raw: bytes, offset: int = 0) -> np.void:
+        """Its fields, from byte `offset` of `raw` on."""
+        if not self.payload:  # numpy reads no record without fields
+            return np.void(b"")
+        return np.frombuffer(raw, self.payload, 1, offset)[0]  # type: ignore[no-any-return]
+
+
+class _Commands(IntEnum):
+    """Numbers of commands, each with its declaration, `command`."""
+
+    command: Command
+
+    def __new__(cls, command: Any) -> Self:
+        # Any: as in `OptionId`.
+        member = int.__new__(cls, command.number)
+        member._value_, member.command = command.number, command
+        return member
+
+    def offered(self, profile: Profile) -> bool:
+        """Whether a device of this profile has it."""
+        return self.command.option is None or self.command.option.option.offered(profile)
+
+    @property
+    def own(self) -> bool:
+        """Whether it is of this model only."""
+        return self.command.option is not None and self.command.option.own
+
+    @property
+    def offers(self) -> str:
+        """What offers it, as a finding calls it; empty: every device has it."""
+        return "" if self.command.option is None else self.command.option.option.offers
+
+
+def _answer(
+    least: Callable[[Profile], int], length: str | Callable[[np.void], int] = "length", address: str = "address"
+) -> tuple[Memory]:
+    """Memory for an answer of `least` bytes."""
+    return (Memory("answer's memory", address, length, WRITABLE, least),)
+
+
+_RESOURCES = Memory("queue resources", "queue_resources_address", lambda _: QUEUE_RESOURCES.itemsize, WRITABLE)
+
+
+class Opcode(_Commands):
+    """Admin commands."""
+
+    DESCRIBE_DEVICE = Command(
+        0x1,
+        record(("descriptor_address", ">u8"), ("version", ">u4"), ("available_length", ">u4")),
+        memory=_answer(lambda profile: len(profile.describe()), "available_length", "descriptor_address"),
+    )
+    CONFIGURE_DEVICE_RESOURCES = Command(
+        0x2,
+        record(
+            ("counter_array", ">u8"),
+            ("irq_doorbell_address", ">u8"),
+            ("num_counters", ">u4"),
+            ("num_irq_doorbells", ">u4"),
+            ("irq_doorbell_stride", ">u4"),
+            ("msix_base_index", ">u4"),
+            ("queue_format", "u1"),
+        ),
+        {"queue_format": QueueFormat},
+        memory=(
+            Memory("counter array", "counter_array", lambda p: 4 * int(p["num_counters"]), WRITABLE),
+            Memory(
+                "doorbell indices", "irq_doorbell_address",
+                lambda p: (int(p["num_irq_doorbells"]) - 1) * int(p["irq_doorbell_stride"]) + 4, WRITABLE,
+            ),
+        ),
+    )  # fmt: skip
+    REGISTER_PAGE_LIST = Command(
+        0x3,
+        record(("page_list_id", ">u4"), ("num_pages", ">u4"), ("list_address", ">u8"), ("page_size", ">u8")),
+        memory=(Memory("page list", "list_address", lambda p: 8 * int(p["num_pages"]), READABLE),),
+    )
+    UNREGISTER_PAGE_LIST = Command(0x4, record(("page_list_id", ">u4")))
+    CREATE_TX_QUEUE = Command(
+        0x5,
+        record(
+            ("queue_id", ">u4"),
+            ("reserved", ">u4"),
+            ("queue_resources_address", ">u8"),
+            ("ring_address", ">u8"),
+            ("page_list_id", ">u4"),
+            ("notification_block", ">u4"),
+            ("completion_ring_address", ">u8"),
+            ("ring_entries", ">u2"),
+            ("completion_ring_entries", ">u2"),
+        ),
+        memory=(_RESOURCES,),
+        rings=(
+            Ring("descriptor ring", "ring_address", "ring_entries", TX_PACKET, READABLE),
+            Ring("completion ring", "completion_ring_address", "completion_ring_entries", TX_COMPLETION, WRITABLE),
+        ),
+        gqi_rings=(Ring("descriptor ring", "ring_address", "ring_entries", GQI_TX_PACKET, READABLE),),
+        queue=Queue("tx", "created"),
+    )
+    CREATE_RX_QUEUE = Command(
+        0x6,
+        record(
+            ("queue_id", ">u4"),
+            ("index", ">u4"),
+            ("reserved", ">u4"),
+            ("notification_block", ">u4"),
+            ("queue_resources_address", ">u8"),
+            ("completion_ring_address", ">u8"),
+            ("buffer_ring_address", ">u8"),
+            ("page_list_id", ">u4"),
+            ("completion_ring_entries", ">u2"),
+            ("packet_buffer_size", ">u2"),
+            ("buffer_ring_entries", ">u2"),
+            ("enable_rsc", "u1"),
+            ("padding", "u1"),
+            ("header_buffer_size", ">u2"),
+        ),
+        memory=(_RESOURCES,),
+        rings=(
+            Ring("buffer ring", "buffer_ring_address", "buffer_ring_entries", RX_BUFFER, READABLE),
+            Ring("completion ring", "completion_ring_address", "completion_ring_entries", RX_COMPLETION, WRITABLE),
+        ),
+        # Both have as many entries.
+        gqi_rings=(
+            Ring("buffer ring", "buffer_ring_address", "completion_ring_entries", GQI_RX_SLOT, READABLE),
+            Ring("completion ring", "completion_ring_address", "completion_ring_entries", GQI_RX_DESCRIPTOR, WRITABLE),
+        ),
+        queue=Queue("rx", "created"),
+    )
+    DESTROY_TX_QUEUE = Command(0x7, record(("queue_id", ">u4")), queue=Queue("tx", "destroyed"))
+    DESTROY_RX_QUEUE = Command(0x8, record(("queue_id", ">u4")), queue=Queue("rx", "destroyed"))
+    DECONFIGURE_DEVICE_RESOURCES = Command(0x9, record())
+    CONFIGURE_RSS = Command(
+        0xA,
+        record(
+            ("hash_types", ">u2"),
+            ("hash_algorithm", "u1"),
+            ("reserved", "u1"),
+            ("key_size", ">u2"),
+            ("lut_size", ">u2"),
+            ("key_address", ">u8"),
+            ("lut_address", ">u8"),
+        ),
+        {"hash_types": RssHashType},
+        memory=(
+            Memory("RSS key", "key_address", "key_size", READABLE),
+            Memory("RSS table", "lut_address", lambda p: 4 * int(p["lut_size"]), READABLE),
+        ),
+    )
+    SET_DRIVER_PARAMETER = Command(0xB, record(("type", ">u4"), ("reserved", ">u4"), ("value", ">u8")))
+    REPORT_STATS = Command(
+        0xC,
+        record(("length", ">u8"), ("address", ">u8"), ("interval_ms", ">u8")),
+        memory=(Memory("statistics region", "address", "length", WRITABLE),),
+    )
+    REPORT_LINK_SPEED = Command(0xD, record(("address", ">u8")), memory=_answer(lambda _: 8, lambda _: 8))
+    GET_PTYPE_MAP = Command(
+        0xE, record(("length", ">u8"), ("address", ">u8")), memory=_answer(lambda _: PTYPE_COUNT * PTYPE.itemsize)
+    )
+    VERIFY_DRIVER_COMPATIBILITY = Command(
+        0xF,
+        record(("length", ">u8"), ("address", ">u8")),
+        memory=(Memory("driver information", "address", "length", READABLE, lambda _: DRIVER_INFO.itemsize),),
+    )
+    QUERY_FLOW_RULES = Command(
+        0x10,
+        record(
+            ("query", ">u2"), ("padding", ">u2"), ("starting_rule_id", ">u4"), ("available_length", ">u8"),
+            ("address", ">u8"),
+        ),
+        {"query": FlowQuery},
+        memory=_answer(lambda _: QUERY_FLOW_RULES_HEADER.itemsize, "available_length"),
+        option=OptionId.FLOW_STEERING,
+    )  # fmt: skip
+    REPORT_NIC_TIMESTAMP = Command(
+        0x11,
+        record(("length", ">u8"), ("address", ">u8")),
+        memory=_answer(lambda _: NIC_TIMESTAMP.itemsize),
+        option=OptionId.NIC_TIMESTAMP,
+    )
+    QUERY_RSS = Command(
+        0x12,
+        record(("available_length", ">u8"), ("address", ">u8")),
+        memory=_answer(lambda _: QUERY_RSS_HEADER.itemsize + RSS_KEY_SIZE + 4 * RSS_LUT_SIZE, "available_length"),
+        option=OptionId.RSS_CONFIG,
+    )
+    EXTENDED_COMMAND = Command(
+        0xFF,
+        record(("inner_opcode", ">u4"), ("inner_length", ">u4"), ("inner_address", ">u8")),
+        memory=(Memory("inner command", "inner_address", "inner_length", READABLE),),
+    )
+
+
+class Inner(_Commands):
+    """Commands carried by `Opcode.EXTENDED_COMMAND`."""
+
+    CONFIGURE_FLOW_RULE = Command(
+        0x101,
+        CONFIGURE_FLOW_RULE,
+        {"operation": FlowOperation, "rule.flow_type": RuleFlowType},
+        option=OptionId.FLOW_STEERING,
+    )
+    # Of this model's own options (docs/options.md, docs/ddp.md).
+    CONFIGURE_DEFERRED_PLACEMENT = Command(
+        0x8001,
+        CONFIGURE_DEFERRED_PLACEMENT,
+        {"flags": DeferFlag},
+        memory=(_RESOURCES,),
+        rings=(
+            Ring("placement ring", "request_ring_address", "entries", PLACEMENT_REQUEST, READABLE),
+            Ring("placement completion ring", "completion_ring_address", "entries", PLACEMENT_COMPLETION, WRITABLE),
+        ),
+        queue=Queue("rx", "changed"),
+        option=OptionId.DEFERRED_PLACEMENT,
+    )
+    FLUSH_RX_QUEUE = Command(0x8002, FLUSH_RX_QUEUE, queue=Queue("rx", "changed"), option=OptionId.QUEUE_FLUSH)
+    CONFIGURE_BUFFER_OWNERS = Command(
+        0x8003, CONFIGURE_BUFFER_OWNERS, queue=Queue("rx", "changed"), option=OptionId.BUFFER_OWNERS
+    )
+    CONFIGURE_DDP = Command(
+        0x8004,
+        CONFIGURE_DDP,
+        {"operation": DdpOperation, "digests": DdpDigest},
+        # Only `SET_UP` has pieces.
+        memory=(Memory("buffer's pieces", "address", lambda p: int(p["count"]) * DDP_PIECE.itemsize, READABLE),),
+        option=OptionId.DDP,
+    )

@@ -89,6 +89,15 @@ class Layout:
         return {name: bits.get(raw) for name, bits in self.fields.items()}
 
 
+#: How a structure is declared: with bit fields, or as a record of whole bytes.
+Form = Layout | np.dtype[np.void]
+
+
+def size_of(form: Form) -> int:
+    """Bytes of a structure."""
+    return form.size if isinstance(form, Layout) else form.itemsize
+
+
 def record(*fields: tuple[Any, ...]) -> np.dtype[np.void]:
     """A packed structure of whole bytes."""
     return np.dtype(list(fields), align=False)

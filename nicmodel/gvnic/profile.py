@@ -11,7 +11,7 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import Feature, OptionId, QueueFormat
-from nicmodel.gvnic.state import MAX_DDP_BUFFERS, MAX_DDP_PIECES, MAX_NIC_PAGES, MAX_OWNERS, NIC_PAGE
+from nicmodel.gvnic.state import MAX_NIC_PAGES, MAX_OWNERS, NIC_PAGE
 from nicmodel.packet.parse import ETHERNET_SIZE, MAX_VLANS, VLAN_SIZE
 
 #: Ethernet header and two VLAN tags (802.1ad): what a frame may be longer than its MTU.
@@ -25,10 +25,6 @@ MAX_DDP_FLOWS = 1024
 MAX_WAIT_USECS = 60_000_000
 #: More than any ring has.
 MAX_OWNER_LOOKAHEAD = 65_535
-
-
-#: Pages of a page list, as the descriptor advises drivers; a receive list has to cover a ring of 1024.
-_TX_PAGES, _RX_PAGES = 512, 1024
 
 
 def random_mac() -> bytes:
@@ -161,69 +157,37 @@ class Profile:
     @property
     def features(self) -> Feature:
         """The supported-features mask that goes into the queue-format option."""
-        mask = Feature.MODIFY_RING | Feature.JUMBO_FRAMES | Feature.BUFFER_SIZES
-        if self.max_flow_rules:
-            mask |= Feature.FLOW_STEERING
-        if self.rss_option:
-            mask |= Feature.RSS_CONFIG
-        if self.timestamps:
-            mask |= Feature.NIC_TIMESTAMP
-        return mask
+        return Feature(sum(one.option.feature or 0 for one in self.options))
+
+    @property
+    def options(self) -> list[OptionId]:
+        """The device options on offer, in their order: those of the queue formats as in `formats`, then the others."""
+        offered = [one for one in OptionId if one.option.offered(self)]
+        by_format = {one.option.queue_format: one for one in offered}
+        return [
+            *(by_format[queue_format] for queue_format in self.formats),
+            *(one for one in offered if one.option.queue_format is None),
+        ]
 
     def describe(self) -> bytes:
         """What DESCRIBE_DEVICE answers: the device descriptor and the options, packed."""
         mask = int(self.features)
-        ring = self.ring_entries
-        by_format: dict[QueueFormat, tuple[OptionId, np.dtype[np.void], tuple[int, ...]]] = {
-            QueueFormat.DQO_RDA: (OptionId.DQO_RDA, c.OPTION_DQO_RDA, (mask, ring, ring)),
-            QueueFormat.DQO_QPL: (OptionId.DQO_QPL, c.OPTION_DQO_QPL, (mask, _TX_PAGES, _RX_PAGES)),
-            QueueFormat.GQI_RDA: (OptionId.GQI_RDA, c.OPTION_GQI, (mask,)),
-            QueueFormat.GQI_QPL: (OptionId.GQI_QPL, c.OPTION_GQI, (mask,)),
-        }
-        options = [
-            *(by_format[queue_format] for queue_format in self.formats),
-            (
-                OptionId.MODIFY_RING,
-                c.OPTION_MODIFY_RING,
-                (mask, self.max_ring, self.max_ring, self.min_ring, self.min_ring),
-            ),
-            (OptionId.JUMBO_FRAMES, c.OPTION_JUMBO_FRAMES, (mask, self.max_mtu, 0)),
-            (
-                OptionId.BUFFER_SIZES,
-                c.OPTION_BUFFER_SIZES,
-                (mask, self.packet_buffer_size, self.header_buffer_size),
-            ),
-        ]
-        if self.max_flow_rules:
-            options.append((OptionId.FLOW_STEERING, c.OPTION_FLOW_STEERING, (mask, 0, self.max_flow_rules)))
-        if self.timestamps:
-            options.append((OptionId.NIC_TIMESTAMP, c.OPTION_NIC_TIMESTAMP, (mask,)))
-        if self.rss_option:
-            options.append((OptionId.RSS_CONFIG, c.OPTION_RSS_CONFIG, (mask, c.RSS_KEY_SIZE, c.RSS_LUT_SIZE)))
-        if self.deferred_bytes:
-            budget = (self.deferred_bytes, self.deferred_queue_budget, NIC_PAGE, self.deferred_usecs)
-            options.append((OptionId.DEFERRED_PLACEMENT, c.OPTION_DEFERRED_PLACEMENT, (0, *budget)))
-        if self.queue_flush:
-            options.append((OptionId.QUEUE_FLUSH, c.OPTION_QUEUE_FLUSH, (0,)))
-        if self.owners:
-            values = (0, self.owners, self.owner_lookahead)
-            options.append((OptionId.BUFFER_OWNERS, c.OPTION_BUFFER_OWNERS, values))
-        if self.ddp_flows:
-            options.append((OptionId.DDP, c.OPTION_DDP, (0, self.ddp_flows, MAX_DDP_BUFFERS, MAX_DDP_PIECES)))
-        packed = b"".join(
-            np.array((number, form.itemsize, 0), c.OPTION_HEADER).tobytes() + np.array(values, form).tobytes()
-            for number, form, values in options
-        )
+        packed = b""
+        for one in self.options:
+            payload = one.option.payload
+            supported = 0 if one.own else mask
+            packed += np.array((one, payload.itemsize, 0), c.OPTION_HEADER).tobytes()
+            packed += np.array((supported, *one.option.values(self)), payload).tobytes()
         descriptor = np.zeros((), c.DEVICE_DESCRIPTOR)
         descriptor["max_registered_pages"] = self.max_registered_pages
-        descriptor["tx_queue_entries"] = descriptor["rx_queue_entries"] = ring
+        descriptor["tx_queue_entries"] = descriptor["rx_queue_entries"] = self.ring_entries
         descriptor["default_num_queues"] = min(self.default_queues, self.queues)
         descriptor["mtu"] = min(self.max_mtu, 1500)
         descriptor["counters"] = 2 * self.queues
-        descriptor["tx_pages_per_qpl"] = _TX_PAGES
-        descriptor["rx_pages_per_qpl"] = _RX_PAGES
+        descriptor["tx_pages_per_qpl"] = c.TX_PAGES_PER_QPL
+        descriptor["rx_pages_per_qpl"] = c.RX_PAGES_PER_QPL
         descriptor["mac"] = np.frombuffer(self.mac, np.uint8)
-        descriptor["num_device_options"] = len(options)
+        descriptor["num_device_options"] = len(self.options)
         descriptor["total_length"] = c.DEVICE_DESCRIPTOR.itemsize + len(packed)
         return descriptor.tobytes() + packed
 

@@ -106,9 +106,7 @@ def _described(nic: Nic) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         header = np.frombuffer(raw, c.OPTION_HEADER, 1, place)[0]
         place += c.OPTION_HEADER.itemsize
         option = OptionId(int(header["id"]))
-        form = c.OPTIONS.get(option)
-        value = raw[place : place + int(header["length"])]
-        options[option.name] = explain(np.frombuffer(value, form, 1)[0]) if form else {"raw": value.hex()}
+        options[option.name] = explain(np.frombuffer(raw, option.option.payload, 1, place)[0])
         place += int(header["length"])
     return explain(descriptor), options
 

@@ -17,7 +17,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from enum import IntFlag
+from functools import partial, reduce
+from operator import getitem
 from typing import Any, assert_never
 
 import numpy as np
@@ -26,16 +28,7 @@ from nicmodel.faults.fault import shortened
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic import events
 from nicmodel.gvnic import registers as r
-from nicmodel.gvnic.commands import (
-    DdpOperation,
-    FlowOperation,
-    Inner,
-    Opcode,
-    QueueFormat,
-    RssHashType,
-    RuleFlowType,
-    Status,
-)
+from nicmodel.gvnic.commands import Command, Inner, Opcode, Status
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
     GQI_RX_SLOT,
@@ -62,7 +55,7 @@ from nicmodel.gvnic.descriptors import (
     TxType,
 )
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.layout import Layout, explain
+from nicmodel.gvnic.layout import Form, Layout, explain, size_of
 from nicmodel.gvnic.owners import posted
 from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.state import Drop, Records
@@ -78,26 +71,12 @@ log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 
-#: How a descriptor is declared: with bit fields, or as a record of whole bytes.
-Form = Layout | np.dtype[np.void]
-
 #: Kinds of events.
 KINDS = (
     "client", "config", "register", "msix", "doorbell", "admin", "interrupt", "vectors", "map", "unmap", "reset",
     "link", "rx", "tx", "fault", "injected", "error",
 )  # fmt: skip
 
-_QUEUE_COMMANDS = {
-    Opcode.CREATE_RX_QUEUE: "rx", Opcode.DESTROY_RX_QUEUE: "rx", Opcode.CREATE_TX_QUEUE: "tx",
-    Opcode.DESTROY_TX_QUEUE: "tx",
-}  # fmt: skip
-_INNER = {
-    Inner.CONFIGURE_FLOW_RULE: c.CONFIGURE_FLOW_RULE,
-    Inner.CONFIGURE_DEFERRED_PLACEMENT: c.CONFIGURE_DEFERRED_PLACEMENT,
-    Inner.FLUSH_RX_QUEUE: c.FLUSH_RX_QUEUE,
-    Inner.CONFIGURE_BUFFER_OWNERS: c.CONFIGURE_BUFFER_OWNERS,
-    Inner.CONFIGURE_DDP: c.CONFIGURE_DDP,
-}
 _TX_LAYOUTS = {
     TxType.PACKET: TX_PACKET, TxType.TSO_CONTEXT: TX_TSO_CONTEXT, TxType.GENERAL_CONTEXT: TX_GENERAL_CONTEXT,
 }  # fmt: skip
@@ -327,38 +306,31 @@ class Tracer:
         fields: dict[str, Any] = {"command": f"{opcode:#x}", "status": status.name}
         if payload is not None:
             command = Opcode(opcode)  # one that the device has executed
-            fields["command"] = command.name
-            if command in _QUEUE_COMMANDS:
-                fields["queue"] = f"{_QUEUE_COMMANDS[command]}{payload['queue_id']}"
-            fields["fields"] = self._command(command, payload)
+            fields |= {"command": command.name, **self._command(command, payload)}
         if reason:
             fields["reason"] = reason
         self._emit("admin", **fields)
 
     def _command(self, command: Opcode, payload: np.void) -> dict[str, Any]:
-        """A command's fields, with what it points at if the driver has put something there."""
-        fields = explain(payload)
-        if command == Opcode.CONFIGURE_DEVICE_RESOURCES:
-            fields["queue_format"] = _name(QueueFormat, fields["queue_format"])
-        elif command == Opcode.CONFIGURE_RSS:
-            fields["hash_types"] = flag_names(RssHashType(fields["hash_types"]))
-        elif command == Opcode.VERIFY_DRIVER_COMPATIBILITY:
-            fields["driver"] = self._record(fields["address"], c.DRIVER_INFO)
-        elif command == Opcode.EXTENDED_COMMAND and fields["inner_opcode"] in _INNER:
+        """A command's queue and fields, with what it points at if the driver has put something there."""
+        declared, fields = command.command, _explained(command.command, payload)
+        if command == Opcode.VERIFY_DRIVER_COMPATIBILITY:
+            info = self._record(fields["address"], c.DRIVER_INFO)
+            fields["driver"] = None if info is None else explain(info)
+        elif command == Opcode.EXTENDED_COMMAND and fields["inner_opcode"] in set(Inner):
             opcode = Inner(fields["inner_opcode"])
             fields["inner_opcode"] = opcode.name
-            inner = self._record(fields["inner_address"], _INNER[opcode])
-            if inner is not None and opcode == Inner.CONFIGURE_DDP:
-                inner["operation"] = _name(DdpOperation, inner["operation"])
-            elif inner is not None and opcode == Inner.CONFIGURE_FLOW_RULE:
-                inner["operation"] = _name(FlowOperation, inner["operation"])
-                inner["rule"]["flow_type"] = _name(RuleFlowType, inner["rule"]["flow_type"])
-            fields["inner"] = inner
-        return fields
+            inner = self._record(fields["inner_address"], opcode.command.payload)
+            fields["inner"] = None if inner is None else _explained(opcode.command, inner)
+            if inner is not None:
+                declared, payload = opcode.command, inner
+        queue = declared.queue
+        about = {} if queue is None else {"queue": f"{queue.way}{payload[queue.number]}"}
+        return {**about, "fields": fields}
 
-    def _record(self, address: int, form: np.dtype[np.void]) -> dict[str, Any] | None:
+    def _record(self, address: int, form: np.dtype[np.void]) -> np.void | None:
         raw = peek(self._nic.state.memory_map, address, form.itemsize)
-        return None if raw is None else explain(np.frombuffer(raw, form)[0])
+        return None if raw is None else np.frombuffer(raw, form)[0]
 
     def _interrupt(self, vector: int) -> None:
         if vector == self._nic.management_vector:
@@ -378,7 +350,7 @@ class Tracer:
     def _buffer_ring(self, number: int) -> bytes | None:
         """The buffers that a receive queue has, by their places in its ring, or by identifier if they have owners."""
         state, queue = self._nic.state, self._rx[number]
-        size = _size(GQI_RX_SLOT if self._nic.gqi else RX_BUFFER)
+        size = size_of(GQI_RX_SLOT if self._nic.gqi else RX_BUFFER)
         ring = peek(state.memory_map, int(queue["buffer_ring"]), int(queue["buffer_entries"]) * size)
         if ring is None or not queue["owners"]:
             return ring
@@ -599,7 +571,7 @@ def completions(nic: Nic, queue: np.void, first: int, count: int) -> list[dict[s
     """
     form: Form = GQI_RX_DESCRIPTOR if nic.gqi else RX_COMPLETION
     entries = int(queue["completion_entries"])
-    ring = peek(nic.state.memory_map, int(queue["completion_ring"]), entries * _size(form))
+    ring = peek(nic.state.memory_map, int(queue["completion_ring"]), entries * size_of(form))
     found = list(_entries(ring, form, first, count, entries))
     if queue["deferred"] and found:
         found[0] |= next(_entries(ring, RX_DEFERRED, first, 1, entries))
@@ -629,12 +601,19 @@ def _name(enumeration: Any, value: int) -> str:
         return f"{value:#x}"
 
 
+def _explained(command: Command, payload: np.void) -> dict[str, Any]:
+    """A command's fields by name, their numbers as names where the declaration has names for them."""
+    fields = explain(payload)
+    for path, enumeration in command.enumerations.items():
+        *outer, name = path.split(".")
+        inside = reduce(getitem, outer, fields)
+        value = inside[name]
+        inside[name] = flag_names(enumeration(value)) if issubclass(enumeration, IntFlag) else _name(enumeration, value)
+    return fields
+
+
 def _entry(ring: bytes, size: int, index: int) -> bytes:
     return ring[index * size : (index + 1) * size]
-
-
-def _size(form: Form) -> int:
-    return form.size if isinstance(form, Layout) else form.itemsize
 
 
 def _decode(form: Form, raw: bytes) -> dict[str, Any]:
@@ -653,7 +632,7 @@ def _decode(form: Form, raw: bytes) -> dict[str, Any]:
 def _entries(ring: bytes | None, form: Form, first: int, count: int, entries: int) -> Iterator[dict[str, Any]]:
     """Entries of a ring, decoded, each with its index."""
     for place in range(first, first + count if ring is not None else first):
-        yield {"index": place % entries, **_decode(form, _entry(ring or b"", _size(form), place % entries))}
+        yield {"index": place % entries, **_decode(form, _entry(ring or b"", size_of(form), place % entries))}
 
 
 def _of_packet(reports: deque[dict[str, Any]], tag: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.commands import HEADER, PAYLOADS, SLOT_SIZE, Opcode, Status
+from nicmodel.gvnic.commands import HEADER, SLOT_SIZE, Opcode, Status
 from nicmodel.gvnic.registers import (
     ADMINQ_BASE_HI,
     ADMINQ_BASE_LO,
@@ -58,7 +58,7 @@ def encode_command(opcode: Opcode, **fields: int) -> bytes:
     """
     header = np.zeros((), HEADER)
     header["opcode"] = opcode
-    payload = np.zeros((), PAYLOADS[opcode])
+    payload = np.zeros((), opcode.command.payload)
     for name, value in fields.items():
         payload[name] = value
     return (header.tobytes() + payload.tobytes()).ljust(SLOT_SIZE, b"\0")
@@ -67,7 +67,7 @@ def encode_command(opcode: Opcode, **fields: int) -> bytes:
 def decode_command(slot: bytes) -> dict[str, int]:
     """The payload fields of a slot by name: what `encode_command` was given, and the others."""
     opcode = Opcode(int(np.frombuffer(slot, HEADER, 1)["opcode"][0]))
-    payload = np.frombuffer(slot, PAYLOADS[opcode], 1, HEADER.itemsize)[0]
+    payload = opcode.command.parse(slot, HEADER.itemsize)
     return {name: int(payload[name]) for name in payload.dtype.names or ()}
 
 

@@ -224,7 +224,7 @@ class Driver:
     # Admin queue
 
     def admin(self, opcode: Opcode, **fields: int) -> None:
-        """Execute one admin command; fields by their names in `nicmodel.gvnic.commands.PAYLOADS`.
+        """Execute one admin command; fields by their names in `nicmodel.gvnic.commands.Opcode`.
 
         Raises:
             AdminError: the device refused it.

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nicmodel.gvnic.commands import CONFIGURE_FLOW_RULE, OPTIONS, PAYLOADS, Inner, Opcode, OptionId
+from nicmodel.gvnic.commands import CONFIGURE_FLOW_RULE, Inner, Opcode
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import DRIVER_VERSION
-from nicmodel.observe import trace
 from nicmodel.observe.contract.checker import Checker
 from nicmodel.observe.contract.findings import MAX_FINDINGS, Journal
 from nicmodel.observe.contract.rules import AREAS, RULES
@@ -237,27 +236,6 @@ def test_a_checker_that_fails_says_so_and_goes_on(checked: Loopback, caplog: pyt
     assert "\x1b" not in str(failed)
     json.dumps([finding.as_dict() for finding in checker.findings])
     caplog.clear()
-
-
-def test_an_opcode_that_no_rule_is_about(checked: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that the checker does not know yet is passed over."""
-    checker = checked.checker
-    assert checker is not None
-    open_queues(checked.driver)
-    monkeypatch.delitem(checker._admin._checks, Opcode.REPORT_NIC_TIMESTAMP)
-    monkeypatch.delitem(PAYLOADS, Opcode.QUERY_RSS)
-    for opcode in (Opcode.REPORT_NIC_TIMESTAMP, Opcode.QUERY_RSS):
-        slot = np.zeros(64, np.uint8)
-        slot[3] = opcode
-        checker._admin.command(slot.tobytes())
-    assert not checker.failed
-
-
-def test_every_command_and_option_is_known_everywhere(checked: Loopback) -> None:
-    assert checked.checker is not None
-    assert set(checked.checker._admin._checks) == set(PAYLOADS) == set(Opcode)
-    assert set(trace._INNER) == set(Inner)
-    assert set(OPTIONS) == set(OptionId)
 
 
 def test_rss_as_windows_asks_for_it_is_no_finding(checked: Loopback) -> None:

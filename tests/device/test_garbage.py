@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nicmodel.gvnic import registers as r
-from nicmodel.gvnic.commands import PAYLOADS, SLOT_SIZE, Inner, Opcode, QueueFormat, Status
+from nicmodel.gvnic.commands import SLOT_SIZE, Inner, Opcode, QueueFormat, Status
 from nicmodel.gvnic.descriptors import (
     GQI_TX_PACKET,
     GQI_TX_SEGMENT,
@@ -167,7 +167,7 @@ def test_frames(frames: list[tuple[bytes, int, int, int, int]]) -> None:
 @st.composite
 def slots(draw: st.DrawFn) -> bytes:
     opcode = draw(st.sampled_from(list(Opcode)))
-    layout = PAYLOADS[opcode]
+    layout = opcode.command.payload
     slot = bytearray(opcode.to_bytes(4, "big") + bytes(SLOT_SIZE - 4))
     for name in layout.names or ():
         assert layout.fields is not None

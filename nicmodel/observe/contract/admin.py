@@ -19,16 +19,7 @@ from nicmodel.gvnic.commands import (
     RuleFlowType,
     Status,
 )
-from nicmodel.gvnic.descriptors import (
-    GQI_RX_DESCRIPTOR,
-    GQI_RX_SLOT,
-    GQI_SEQUENCE,
-    GQI_TX_PACKET,
-    RX_BUFFER,
-    RX_COMPLETION,
-    TX_COMPLETION,
-    TX_PACKET,
-)
+from nicmodel.gvnic.descriptors import GQI_SEQUENCE
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Layout, explain
 from nicmodel.observe.contract.findings import Journal
@@ -36,20 +27,8 @@ from nicmodel.observe.contract.mapped_memory import MappedMemory
 from nicmodel.observe.contract.rings import Ring, Rings
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
-_QUEUE_COMMANDS = {
-    Opcode.CREATE_RX_QUEUE: "rx", Opcode.DESTROY_RX_QUEUE: "rx", Opcode.CREATE_TX_QUEUE: "tx",
-    Opcode.DESTROY_TX_QUEUE: "tx",
-}  # fmt: skip
 _MIN_PAGE = 4096
-_NOTHING: np.dtype[np.void] = np.dtype([])
 _ALL_HASH_TYPES = sum(RssHashType)
-
-#: Which feature a command belongs to: whether a profile offers it, by command.
-_FEATURES: dict[Opcode, tuple[str, Callable[[Any], bool]]] = {
-    Opcode.REPORT_NIC_TIMESTAMP: ("the NIC's clock", lambda profile: profile.timestamps),
-    Opcode.QUERY_RSS: ("readable RSS settings", lambda profile: profile.rss_option),
-    Opcode.QUERY_FLOW_RULES: ("flow rules", lambda profile: profile.max_flow_rules > 0),
-}
 
 
 class Admin:
@@ -61,28 +40,13 @@ class Admin:
         self._journal = journal
         self._rings = rings
         self._described_to: object = None  # the client that has asked what the device is
-        self._checks: dict[Opcode, Callable[[np.void], None]] = {
-            Opcode.DESCRIBE_DEVICE: self._describe_device,
-            Opcode.CONFIGURE_DEVICE_RESOURCES: self._configure_device_resources,
-            Opcode.REGISTER_PAGE_LIST: self._register_page_list,
-            Opcode.UNREGISTER_PAGE_LIST: self._unregister_page_list,
-            Opcode.CREATE_TX_QUEUE: self._create_tx_queue,
-            Opcode.CREATE_RX_QUEUE: self._create_rx_queue,
-            Opcode.DESTROY_TX_QUEUE: self._destroy_queue,
-            Opcode.DESTROY_RX_QUEUE: self._destroy_queue,
-            Opcode.DECONFIGURE_DEVICE_RESOURCES: self._deconfigure_device_resources,
-            Opcode.CONFIGURE_RSS: self._configure_rss,
-            Opcode.SET_DRIVER_PARAMETER: self._set_driver_parameter,
-            Opcode.REPORT_STATS: self._report_stats,
-            Opcode.REPORT_LINK_SPEED: lambda p: self._answer(p, "address", 8),
-            Opcode.GET_PTYPE_MAP: lambda p: self._sized(p, "length", c.PTYPE_COUNT * c.PTYPE.itemsize),
-            Opcode.VERIFY_DRIVER_COMPATIBILITY: self._verify_driver_compatibility,
-            Opcode.QUERY_FLOW_RULES: self._query_flow_rules,
-            Opcode.REPORT_NIC_TIMESTAMP: lambda p: self._sized(p, "length", c.NIC_TIMESTAMP.itemsize),
-            Opcode.QUERY_RSS: lambda p: self._sized(p, "available_length", len(nic.rss.query())),
-            Opcode.EXTENDED_COMMAND: self._extended_command,
+        #: What looks at each command: the method of its name, where there is more to say than its declaration does.
+        self._checks: dict[Opcode | Inner, Callable[[np.void], object]] = {
+            command: getattr(self, f"_{command.name.lower()}", self._keeps_declaration) for command in (*Opcode, *Inner)
         }
-        self._queue: str | None = None  # what the command at hand is about
+        # The command at hand: what it is declared as, what it is about, its fields.
+        self._command = Opcode.DESCRIBE_DEVICE.command
+        self._queue: str | None = None
         self._fields: dict[str, Any] = {}
 
     def command(self, slot: bytes) -> None:
@@ -93,23 +57,20 @@ class Admin:
             self._find("ADM-CMD-001", f"the opcode is {number:#x}", slot=slot.hex())
             return
         opcode = Opcode(number)
-        form = c.PAYLOADS.get(opcode, _NOTHING)
-        payload = np.frombuffer(slot, form, 1, c.HEADER.itemsize)[0] if form else np.void(b"")
-        self._fields = explain(payload) if form else {}
-        if opcode in _QUEUE_COMMANDS and payload["queue_id"] < self._nic.profile.queues:
-            self._queue = f"{_QUEUE_COMMANDS[opcode]}{payload['queue_id']}"
+        self._command = command = opcode.command
+        payload = command.parse(slot, c.HEADER.itemsize)
+        self._fields = explain(payload)
+        if command.queue is not None and payload[command.queue.number] < self._nic.profile.queues:
+            self._queue = f"{command.queue.way}{payload[command.queue.number]}"
         self._journal.note(self._queue, opcode.name, **self._fields)
         status = int.from_bytes(slot[4:8], "big")
         if status:
             self._find("ADM-CMD-002", f"{opcode.name} has the status {status:#x} already")
         reserved = [name for name, value in self._fields.items() if name.startswith(("reserved", "padding")) and value]
-        rest = slot[c.HEADER.itemsize + form.itemsize :]
+        rest = slot[c.HEADER.itemsize + command.payload.itemsize :]
         if reserved or any(rest):
             self._find("ADM-CMD-003", f"{opcode.name} has bits set that are reserved", rest=rest.hex())
-        if opcode in _FEATURES and not _FEATURES[opcode][1](self._nic.profile):
-            self._find("ADM-CMD-005", f"{opcode.name}, but the device does not offer {_FEATURES[opcode][0]}")
-            return
-        if opcode in self._checks:  # else a command that no rule is about
+        if self._offered(opcode):
             self._checks[opcode](payload)
 
     def executed(self, opcode: int, status: Status) -> None:
@@ -121,41 +82,70 @@ class Admin:
         command = {"command": self._fields} if self._fields else {}
         self._journal.report(rule, what, self._queue, **command, **evidence)
 
-    # What commands point at.
+    # What the declarations say.
 
-    def _memory_of(self, what: str, address: int, count: int, right: int) -> bool:
-        """Whether the device may use the memory; a finding if not."""
-        if self._memory.mapped(address, count, right):
+    def _offered(self, command: Opcode | Inner) -> bool:
+        """Whether the device has the command; a finding if not."""
+        if command.offered(self._nic.profile):
             return True
-        self._find("ADM-CMD-004", f"{what}: {count} bytes at {address:#x} are not the device's to use")
+        self._find("ADM-CMD-005", f"{command.name}, but the device does not offer {command.offers}")
         return False
 
-    def _answer(self, p: np.void, field: str, count: int) -> None:
-        self._memory_of("the answer's memory", int(p[field]), count, WRITABLE)
+    def _keeps_declaration(self, p: np.void) -> bool:
+        """Whether queue and memory of the command at hand are as they have to be; a finding if not."""
+        return self._queue_fits(p) and self._memory_fits(p)
 
-    def _sized(self, p: np.void, field: str, count: int) -> None:
-        """A command whose answer of `count` bytes goes to `address`, where `field` says how many there is room for."""
-        length = int(p[field])
-        if length < count:
-            self._find("ADM-CMD-006", f"{length} bytes for an answer of {count}")
+    def _queue_fits(self, p: np.void) -> bool:
+        """Whether the queue that the command is about is there, or is not there yet if it is created."""
+        queue, queues = self._command.queue, self._nic.profile.queues
+        if queue is None:
+            return True
+        number, there = int(p[queue.number]), self._queue in self._rings.queues()
+        if queue.effect != "created":
+            if not there:
+                self._find("ADM-QUE-004", f"there is no queue {number}")
+            return there
+        if not self._nic.configured:
+            self._find("ADM-QUE-001", "a queue is created before the device is configured")
+        elif number >= queues:
+            self._find("ADM-QUE-002", f"queue {number} of {queues} is created")
+        elif there:
+            self._find("ADM-QUE-003", "the queue exists")
         else:
-            self._answer(p, "address", length)
+            return True
+        return False
+
+    def _memory_fits(self, p: np.void) -> bool:
+        """Whether the memory that the command names is long enough and the device's to use."""
+        for memory in self._command.memory:
+            address, length, least = int(p[memory.address]), memory.size(p), memory.least(self._nic.profile)
+            if length < least:
+                answer = f"{length} bytes for an answer of {least}"
+                asked = f"{memory.what} of {length} bytes, not {least}"
+                self._find("ADM-CMD-006", answer if memory.right == WRITABLE else asked)
+                return False
+            if not self._memory.mapped(address, length, memory.right):
+                what = f"the {memory.what}: {length} bytes at {address:#x} are not the device's to use"
+                self._find("ADM-CMD-004", what)
+                return False
+        return True
+
+    def _rings_named(self, p: np.void) -> list[Ring]:
+        """The rings that the command names."""
+        gqi, command = self._nic.gqi, self._command
+        unsaid = self._nic.profile.ring_entries if gqi else 0
+        return [
+            Ring(one.name, int(p[one.address]), int(p[one.entries]) or unsaid, one.entry, one.right)
+            for one in (command.gqi_rings if gqi else command.rings)
+        ]
+
+    # What there is to say besides, command by command.
 
     def _describe_device(self, p: np.void) -> None:
-        answer, available = len(self._nic.profile.describe()), int(p["available_length"])
         if p["version"] != c.DESCRIPTOR_VERSION:
             self._find("ADM-CMD-007", f"version {p['version']} of the descriptor is asked for")
-        elif available < answer:
-            self._find("ADM-CMD-006", f"{available} bytes for an answer of {answer}")
         else:
-            self._answer(p, "descriptor_address", available)
-
-    def _verify_driver_compatibility(self, p: np.void) -> None:
-        length = int(p["length"])
-        if length < c.DRIVER_INFO.itemsize:
-            self._find("ADM-CMD-006", f"driver information of {length} bytes, not {c.DRIVER_INFO.itemsize}")
-        else:
-            self._memory_of("the driver information", int(p["address"]), length, READABLE)
+            self._memory_fits(p)
 
     def _set_driver_parameter(self, p: np.void) -> None:
         kind, value, most = int(p["type"]), int(p["value"]), self._nic.profile.max_mtu
@@ -187,9 +177,8 @@ class Admin:
             self._find("ADM-RES-005", f"the blocks' first vector is {p['msix_base_index']}")
         elif counters != described:
             self._find("ADM-RES-006", f"{counters} counters, {described} are in the device descriptor")
-        elif self._memory_of("the counter array", int(p["counter_array"]), 4 * counters, WRITABLE):
-            length = (blocks - 1) * stride + 4
-            self._memory_of("the doorbell indices", int(p["irq_doorbell_address"]), length, WRITABLE)
+        else:
+            self._memory_fits(p)
 
     def _deconfigure_device_resources(self, p: np.void) -> None:
         queues = self._rings.queues()
@@ -209,7 +198,7 @@ class Admin:
         if length < needed:
             self._find("ADM-RES-010", f"a statistics region of {length} bytes, {needed} are needed")
         else:
-            self._memory_of("the statistics region", address, length, WRITABLE)
+            self._memory_fits(p)
 
     # Page lists.
 
@@ -221,7 +210,7 @@ class Admin:
             self._find("ADM-PGL-001", f"page list {number} is registered already")
         elif count == 0 or size < _MIN_PAGE or size & (size - 1) or count > left:
             self._find("ADM-PGL-004", f"{count} pages of {size} bytes, {left} are left")
-        elif self._memory_of("the page list", int(p["list_address"]), 8 * count, READABLE):
+        elif self._memory_fits(p):
             raw = self._memory.read(int(p["list_address"]), 8 * count)
             if raw is None:  # reached by messages only
                 return
@@ -243,38 +232,21 @@ class Admin:
     # Queues.
 
     def _create_tx_queue(self, p: np.void) -> None:
-        entries, completions = int(p["ring_entries"]), int(p["completion_ring_entries"])
-        ring = int(p["ring_address"])
-        if self._nic.gqi:
-            rings = [Ring("descriptor ring", ring, entries or self._nic.profile.ring_entries, GQI_TX_PACKET.itemsize)]
-        else:
-            rings = [
-                Ring("descriptor ring", ring, entries, TX_PACKET.size),
-                Ring("completion ring", int(p["completion_ring_address"]), completions, TX_COMPLETION.size, WRITABLE),
-            ]
-        if not self._new_queue(p, self._nic.state.tx) or not self._check_rings(rings):
+        rings = self._new_queue(p)
+        if not rings:
             return
         if not self._nic.gqi:
-            if completions < entries:
-                self._find("ADM-QUE-011", f"{completions} completions for {entries} descriptors")
-            self._check_unwritten(rings[1], TX_COMPLETION)
+            self._check_completions(rings, "descriptors")
+            self._check_unwritten(rings[1])
         self._rings.expect(str(self._queue), rings, int(p["page_list_id"]))
 
     def _create_rx_queue(self, p: np.void) -> None:
-        completions, buffers = int(p["completion_ring_entries"]), int(p["buffer_ring_entries"])
-        size, header = int(p["packet_buffer_size"]), int(p["header_buffer_size"])
-        if self._nic.gqi:
-            completions = buffers = completions or self._nic.profile.ring_entries
-        forms = (GQI_RX_SLOT, GQI_RX_DESCRIPTOR) if self._nic.gqi else (RX_BUFFER, RX_COMPLETION)
-        rings = [
-            Ring("buffer ring", int(p["buffer_ring_address"]), buffers, _size(forms[0])),
-            Ring("completion ring", int(p["completion_ring_address"]), completions, _size(forms[1]), WRITABLE),
-        ]
-        if not self._new_queue(p, self._nic.state.rx) or not self._check_rings(rings):
+        rings = self._new_queue(p)
+        if not rings:
             return
+        size, header = int(p["packet_buffer_size"]), int(p["header_buffer_size"])
         offered = self._nic.profile.header_buffer_size
-        if completions < buffers:
-            self._find("ADM-QUE-011", f"{completions} completions for {buffers} buffers")
+        self._check_completions(rings, "buffers")
         if not MIN_BUFFER <= size <= MAX_BUFFER and not (self._nic.gqi and size == 0):
             self._find("ADM-QUE-013", f"receive buffers of {size} bytes")
         if header > offered or (header and self._nic.queue_format != QueueFormat.DQO_RDA):
@@ -283,28 +255,27 @@ class Admin:
             self._find("ADM-QUE-016", f"enable_rsc is {p['enable_rsc']}")
         if not self._nic.gqi and p["queue_id"] == 0 and self._nic.state.rx["active"].any():
             self._find("ADM-QUE-017", "receive queue 0 is created while there are others", queues=self._rings.queues())
-        self._check_unwritten(rings[1], forms[1])
+        self._check_unwritten(rings[1])
         self._rings.expect(str(self._queue), rings, int(p["page_list_id"]))
 
-    def _new_queue(self, p: np.void, queues: np.ndarray) -> bool:
-        number, block, pages = (int(p[name]) for name in ("queue_id", "notification_block", "page_list_id"))
+    def _new_queue(self, p: np.void) -> list[Ring]:
+        """The rings of the queue that is created; none if it cannot be used at all."""
+        block, pages = int(p["notification_block"]), int(p["page_list_id"])
         registered = pages in self._nic.pages
         queue_format = self._nic.queue_format
-        if not self._nic.configured:
-            self._find("ADM-QUE-001", "a queue is created before the device is configured")
-        elif number >= len(queues):
-            self._find("ADM-QUE-002", f"queue {number} of {len(queues)} is created")
-        elif queues[number]["active"]:
-            self._find("ADM-QUE-003", "the queue exists")
-        elif block >= self._nic.blocks:
+        if not self._queue_fits(p):
+            return []
+        if block >= self._nic.blocks:
             self._find("ADM-QUE-010", f"notification block {block} of {self._nic.blocks}")
         elif queue_format in (QueueFormat.GQI_QPL, QueueFormat.DQO_QPL) and not registered:
             self._find("ADM-QUE-015", f"page list {pages} is not registered")
         elif queue_format == QueueFormat.GQI_RDA and pages != c.NO_PAGE_LIST:
             self._find("ADM-QUE-015", f"page list {pages} is named in a format without page lists")
-        else:
-            return self._memory_of("the queue resources", int(p["queue_resources_address"]), 8, WRITABLE)
-        return False
+        elif self._memory_fits(p):
+            rings = self._rings_named(p)
+            if self._check_rings(rings):
+                return rings
+        return []
 
     def _check_rings(self, rings: list[Ring]) -> bool:
         """Whether the rings can be used at all; findings if not, or if they are odd."""
@@ -331,10 +302,16 @@ class Admin:
             )  # fmt: skip
         return True
 
-    def _check_unwritten(self, ring: Ring, form: Layout | np.dtype[np.void]) -> None:
+    def _check_completions(self, rings: list[Ring], what: str) -> None:
+        entries, completions = rings[0].entries, rings[1].entries
+        if completions < entries:
+            self._find("ADM-QUE-011", f"{completions} completions for {entries} {what}")
+
+    def _check_unwritten(self, ring: Ring) -> None:
         raw = self._memory.read(ring.address, ring.size)
         if raw is None:
             return
+        form = ring.entry
         if isinstance(form, Layout):
             words = np.frombuffer(raw, "<u8")[:: form.size // 8]
             written = words & np.uint64(1 << form.generation.shift)
@@ -344,10 +321,6 @@ class Admin:
             place = int(np.flatnonzero(written)[0])
             entry = raw[place * ring.entry_size : (place + 1) * ring.entry_size]
             self._find("ADM-QUE-012", f"entry {place} of the {ring.name} looks like a completion", entry=entry.hex())
-
-    def _destroy_queue(self, p: np.void) -> None:
-        if self._queue not in self._rings.queues():
-            self._find("ADM-QUE-004", f"there is no queue {p['queue_id']}")
 
     # RSS and flow rules.
 
@@ -363,9 +336,7 @@ class Admin:
             self._find("ADM-RSS-001", f"an RSS key of {key} bytes, not {c.RSS_KEY_SIZE}")
         elif table > c.RSS_LUT_SIZE or table & table - 1:
             self._find("ADM-RSS-002", f"an RSS table of {table} entries, not a power of two up to {c.RSS_LUT_SIZE}")
-        elif self._memory_of("the RSS key", int(p["key_address"]), key, READABLE) and self._memory_of(
-            "the RSS table", int(p["lut_address"]), 4 * table, READABLE
-        ):
+        elif self._memory_fits(p):
             raw = self._memory.read(int(p["lut_address"]), 4 * table) or b""
             entries = np.frombuffer(raw, ">u4")
             wrong = np.flatnonzero(entries >= self._nic.profile.queues)
@@ -376,25 +347,30 @@ class Admin:
         if p["query"] not in set(FlowQuery):
             self._find("ADM-RUL-006", f"query {p['query']} of the flow rules")
         else:
-            self._sized(p, "available_length", c.QUERY_FLOW_RULES_HEADER.itemsize)
+            self._memory_fits(p)
 
     def _extended_command(self, p: np.void) -> None:
-        opcode, length, size = int(p["inner_opcode"]), int(p["inner_length"]), c.CONFIGURE_FLOW_RULE.itemsize
-        if opcode != Inner.CONFIGURE_FLOW_RULE and self._nic.admin.executes(opcode):
-            return  # an option of the model's own
-        if opcode == Inner.CONFIGURE_FLOW_RULE and not self._nic.profile.max_flow_rules:
-            self._find("ADM-CMD-005", "CONFIGURE_FLOW_RULE, but the device does not offer flow rules")
+        number, length = int(p["inner_opcode"]), int(p["inner_length"])
+        command = Inner(number) if number in set(Inner) else None
+        own = command is not None and command.own
+        if own and self._nic.admin.executes(number):
+            return  # no driver is held to an option of this model
+        if command is not None and not own and not self._offered(command):
             return
-        if opcode != Inner.CONFIGURE_FLOW_RULE or length < size:
-            self._find("ADM-CMD-008", f"an inner command {opcode:#x} of {length} bytes")
+        if command is None or own or length < command.command.payload.itemsize:
+            self._find("ADM-CMD-008", f"an inner command {number:#x} of {length} bytes")
             return
-        if not self._memory_of("the inner command", int(p["inner_address"]), length, READABLE):
+        if not self._memory_fits(p):
             return
-        raw = self._memory.read(int(p["inner_address"]), size)
+        raw = self._memory.read(int(p["inner_address"]), command.command.payload.itemsize)
         if raw is None:
             return
-        inner = np.frombuffer(raw, c.CONFIGURE_FLOW_RULE)[0]
+        self._command = command.command
+        inner = command.command.parse(raw)
         self._fields |= {"inner": explain(inner)}
+        self._checks[command](inner)
+
+    def _configure_flow_rule(self, inner: np.void) -> None:
         operation, location, rule = int(inner["operation"]), int(inner["location"]), inner["rule"]
         rules = self._nic.rules
         if operation not in set(FlowOperation):
@@ -407,7 +383,3 @@ class Admin:
             self._find("ADM-RUL-002", f"flow type {rule['flow_type']}")
         elif operation == FlowOperation.ADD and rule["queue"] >= self._nic.profile.queues:
             self._find("ADM-RUL-003", f"a flow rule to queue {rule['queue']} of {self._nic.profile.queues}")
-
-
-def _size(form: Layout | np.dtype[np.void]) -> int:
-    return form.size if isinstance(form, Layout) else form.itemsize

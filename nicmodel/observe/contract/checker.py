@@ -155,10 +155,9 @@ class Checker:
         if status != Status.PASSED or payload is None:
             self._registers.failed = True
             return
-        if opcode in (Opcode.CREATE_RX_QUEUE, Opcode.DESTROY_RX_QUEUE):
-            self._changed("rx", int(payload["queue_id"]), opcode == Opcode.DESTROY_RX_QUEUE)
-        elif opcode in (Opcode.CREATE_TX_QUEUE, Opcode.DESTROY_TX_QUEUE):
-            self._changed("tx", int(payload["queue_id"]), opcode == Opcode.DESTROY_TX_QUEUE)
+        queue = Opcode(opcode).command.queue
+        if queue is not None and queue.effect != "changed":
+            self._changed(queue.way, int(payload[queue.number]), queue.effect == "destroyed")
         elif opcode in (Opcode.CONFIGURE_DEVICE_RESOURCES, Opcode.DECONFIGURE_DEVICE_RESOURCES):
             self._forget_queues()
 

@@ -9,18 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.device import Nic
-from nicmodel.vfio_user.dma import READABLE
+from nicmodel.gvnic.layout import Form, size_of
 
 
 @dataclass(frozen=True)
 class Ring:
-    """A ring: what it is, its guest address, entries, bytes of each, and the right that the device needs."""
+    """A ring: what it is, its guest address, entries, the structure of each, and the right that the device needs."""
 
     name: str
     address: int
     entries: int
-    entry_size: int
-    right: int = READABLE
+    entry: Form
+    right: int
+
+    @property
+    def entry_size(self) -> int:
+        """Bytes of an entry."""
+        return size_of(self.entry)
 
     @property
     def size(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic import registers as r
-from nicmodel.gvnic.commands import HEADER, PAYLOADS, SLOT_SIZE, Inner, Opcode, QueueFormat, Status
+from nicmodel.gvnic.commands import HEADER, SLOT_SIZE, Inner, Opcode, QueueFormat, Status
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.packet.frames import Offload
 from nicmodel.testing.guest_memory import GuestMemory
@@ -61,7 +61,7 @@ def commands(rng: np.random.Generator, arena: Arena) -> npt.NDArray[np.uint8]:
     likely = rng.random(ROWS) < 0.97
     slots.view(">u4")[:, 0] = np.where(likely, opcodes, rng.integers(0, 1 << 32, ROWS))
     for opcode in Opcode:
-        layout = PAYLOADS[opcode]
+        layout = opcode.command.payload
         whose = np.flatnonzero(opcodes == opcode)
         for name in layout.names or ():
             assert layout.fields is not None
