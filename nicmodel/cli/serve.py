@@ -14,8 +14,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -31,7 +32,7 @@ from nicmodel.faults.faults import Faults
 from nicmodel.faults.scenario import Scenario
 from nicmodel.faults.wire import load as load_wire_faults
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.profile import PROFILES, Profile, named_profile, parse_mac, random_mac
+from nicmodel.gvnic.profile import PROFILES, SETTINGS, Profile, Section, named_profile, parse_mac, random_mac
 from nicmodel.nearest import Choice
 from nicmodel.observe.compiling import announce
 from nicmodel.observe.control_server import ControlServer
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from nicmodel.observe.contract.checker import Checker
     from nicmodel.observe.contract.findings import Finding
     from nicmodel.observe.metrics import MetricsServer
+
+F = TypeVar("F", bound=Callable[..., object])
 
 _CONTROL = "control"
 log = logging.getLogger(__name__)
@@ -75,15 +78,24 @@ _LISTS = {
     "Wires": {**FORMS, **JOINING_FORMS},
     "Profiles": {name: meaning for name, (meaning, _) in PROFILES.items()},
 }
+
+
+def _option(name: str) -> str:
+    """The option that sets a field of `Profile`."""
+    return SETTINGS[name].option or f"--{name.replace('_', '-')}"
+
+
+def _options_below(section: Section) -> tuple[str, ...]:
+    """The options below a heading of the help that set fields of `Profile`."""
+    return tuple(_option(name) for name, setting in SETTINGS.items() if setting.section == section)
+
+
 #: How the help groups the options.
 _SECTIONS = {
     "Sockets and wires": ("--socket", "--socket-mode", "--socket-group", "--wire", "--run-as"),
-    "The NIC": ("--profile", "--queues", "--default-queues", "--mac", "--mtu", "--revision", "--promiscuous"),
-    "Speed": ("--coalesce", "--coalesce-flows", "--coalesce-usecs", "--busy-poll"),
-    "Features that no stock driver uses": (
-        "--deferred-placement", "--deferred-queue", "--deferred-usecs", "--owners", "--owner-lookahead",
-        "--queue-flush", "--ddp-flows",
-    ),
+    Section.NIC: ("--profile", *_options_below(Section.NIC)),
+    Section.SPEED: (*_options_below(Section.SPEED), "--busy-poll"),
+    Section.OWN: _options_below(Section.OWN),
     "Looking inside and testing": (
         "--control", "--control-mode", "--control-group", "--report", "--metrics", "--check", "--strict", "--faults",
         "--below-switch", "--verbose",
@@ -96,6 +108,31 @@ def _mac(_context: click.Context, _parameter: click.Parameter, values: tuple[str
         return tuple(parse_mac(value) for value in values)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def _profile_options(function: F) -> F:
+    """An option for each field of `Profile` that has a `Setting`, in their order."""
+    for one in reversed(fields(Profile)):
+        if one.name in SETTINGS:
+            function = _profile_option(one)(function)
+    return function
+
+
+def _profile_option(one: Field[Any]) -> Callable[[F], F]:
+    setting, option = SETTINGS[one.name], _option(one.name)
+    if one.default is False:
+        return click.option(option, one.name, is_flag=True, help=setting.meaning)
+    if one.default is True:
+        both = f"{option}/--no-{option.removeprefix('--')}"
+        return click.option(both, one.name, default=True, show_default=True, help=setting.meaning)
+    # What is not given is the profile's, whatever the field's default is.
+    meaning = f"{setting.meaning}  [default: {setting.default or one.default}]"
+    if one.name == "mac":  # each NIC has its own
+        return click.option(option, "macs", multiple=True, callback=_mac, metavar=setting.metavar, help=meaning)
+    if setting.metavar:
+        return click.option(option, one.name, type=int, metavar=setting.metavar, help=meaning)
+    assert setting.range is not None
+    return click.option(option, one.name, type=click.IntRange(setting.range.low, setting.range.high), help=meaning)
 
 
 def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
@@ -124,43 +161,10 @@ def _report_file(_context: click.Context, _parameter: click.Parameter, value: Pa
                    "able to read nicmodel, and to reach what a wire connects to again later.")  # fmt: skip
 @click.option("--profile", "profile_name", type=Choice(list(PROFILES)), default="default", show_default=True,
               help="What kind of gVNIC; see above. The options below override parts of it.")  # fmt: skip
-@click.option("--queues", type=int, metavar="N",
-              help="Maximum of receive queues, and of transmit queues.  [default: 8]")  # fmt: skip
-@click.option("--default-queues", type=int, metavar="N",
-              help="How many of them the driver starts with.  [default: 4]")  # fmt: skip
-@click.option("--mac", "macs", multiple=True, callback=_mac, metavar="MAC",
-              help="Address of the NIC; repeat for several NICs.  [default: random]")  # fmt: skip
-@click.option("--mtu", "max_mtu", type=int, metavar="BYTES",
-              help="Largest MTU; the interface comes up with it.  [default: 8896]")  # fmt: skip
-@click.option("--revision", type=click.IntRange(0, 255),
-              help="PCI revision. With 0, rmmod in a guest hangs once the server is gone.  [default: 1]")  # fmt: skip
-@click.option("--promiscuous", is_flag=True, help="Take unicast frames to any address.")
-@click.option("--coalesce/--no-coalesce", default=True, show_default=True,
-              help="Merge TCP segments where the driver lets the NIC do so (ethtool: rx-gro-hw).")  # fmt: skip
-@click.option("--coalesce-flows", type=int, metavar="N", help="TCP flows merged at the same time.  [default: 16]")
-@click.option("--coalesce-usecs", type=int, metavar="USECS",
-              help="How long a frame from the wire waits for others to be merged with. 0: none waits, and only "
-                   "segments that arrive together are merged.  [default: 0]")  # fmt: skip
+@_profile_options
 @click.option("--busy-poll", type=click.IntRange(0, 1_000_000), default=0, show_default=True, metavar="USECS",
               help="How long to poll for more work before going to sleep. With a spare CPU, 50 lowers "
                    "latency.")  # fmt: skip
-@click.option("--deferred-placement", "deferred_bytes", type=int, metavar="BYTES",
-              help="Memory on the NIC in which payload waits until the driver says where it goes."
-                   "  [default: 0, off]")  # fmt: skip
-@click.option("--deferred-queue", "deferred_queue_bytes", type=int, metavar="BYTES",
-              help="How much of it one queue may use.  [default: all]")  # fmt: skip
-@click.option("--deferred-usecs", type=int, metavar="USECS",
-              help="How long payload waits there before it is dropped.  [default: 100000]")  # fmt: skip
-@click.option("--owners", type=int, metavar="N",
-              help="How many owners the buffers of a receive queue may have; flow rules say which owner a flow has."
-                   "  [default: 0, off]")  # fmt: skip
-@click.option("--owner-lookahead", type=int, metavar="N",
-              help="How many buffers of such a queue the NIC sorts by owner before they are needed."
-                   "  [default: 1024]")  # fmt: skip
-@click.option("--queue-flush", is_flag=True,
-              help="A receive queue hands its buffers back on command.")  # fmt: skip
-@click.option("--ddp-flows", type=int, metavar="N",
-              help="NVMe/TCP flows whose data the NIC can place directly.  [default: 0, off]")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), callback=_report_file, metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
 @click.option("--check", is_flag=True,
@@ -289,21 +293,10 @@ def serve(
         raise click.exceptions.Exit(BROKEN)
 
 
-#: Options that say nothing where that of another one is off.
-_NEEDS = {
-    "deferred_queue_bytes": "deferred_bytes",
-    "deferred_usecs": "deferred_bytes",
-    "owner_lookahead": "owners",
-    "coalesce_flows": "coalesce",
-    "coalesce_usecs": "coalesce",
-}
-
-
 def _check_needs(profile: Profile, given: Mapping[str, Any]) -> None:
-    options = {one.name: one.opts[0] for one in serve.params}
-    for name, needed in _NEEDS.items():
-        if name in given and not getattr(profile, needed):
-            raise click.UsageError(f"{options[name]} wants {options[needed]}")
+    for name, setting in SETTINGS.items():
+        if setting.needs and name in given and not getattr(profile, setting.needs):
+            raise click.UsageError(f"{_option(name)} wants {_option(setting.needs)}")
 
 
 def _places(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,67 @@ def parse_mac(text: str) -> bytes:
 
 
 @dataclass(frozen=True)
+class Range:
+    """The numbers that a field may be.
+
+    Attributes:
+        low: the least.
+        high: the most.
+        refusal: what is said of another, with ``{value}``, ``{low}`` and ``{high}``.
+        or_none: 0 is possible, too: it takes away what the field is about.
+    """
+
+    low: int
+    high: int
+    refusal: str
+    or_none: bool = False
+
+    def check(self, value: int) -> None:
+        """See that a number is one of them.
+
+        Raises:
+            ValueError: it is not; the text says which are.
+        """
+        if not self.low <= value <= self.high and not (self.or_none and value == 0):
+            raise ValueError(self.refusal.format(value=value, low=self.low, high=self.high))
+
+
+class Section(StrEnum):
+    """Headings in the help of ``nicmodel serve``."""
+
+    NIC = "The NIC"
+    SPEED = "Speed"
+    OWN = "Features that no stock driver uses"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How ``nicmodel serve`` sets a field of `Profile`.
+
+    Attributes:
+        section: where in its help.
+        meaning: what the help says.
+        metavar: what stands for the value there; empty: the numbers that it may be.
+        option: the option's name; empty: the field's.
+        range: the numbers that the field may be; None: it is no number, or depends on others.
+        default: the default in the help's words; empty: as it is.
+        needs: a field that has to be on for this one to say anything; empty: none.
+    """
+
+    section: Section
+    meaning: str
+    metavar: str = ""
+    option: str = ""
+    range: Range | None = None
+    default: str = ""
+    needs: str = ""
+
+
+#: Where a field's metadata have its `Setting`.
+_SETTING = "setting"
+
+
+@dataclass(frozen=True)
 class Profile:
     """Parameters of one device.
 
@@ -82,60 +144,95 @@ class Profile:
         queue_flush: a receive queue hands its buffers back on command, without being destroyed (docs/options.md).
     """
 
-    mac: bytes = field(default_factory=random_mac)
     formats: tuple[QueueFormat, ...] = (QueueFormat.DQO_RDA, QueueFormat.GQI_QPL)
-    queues: int = 8
-    default_queues: int = 4
+    queues: int = field(default=8, metadata={_SETTING: Setting(
+        Section.NIC, "Maximum of receive queues, and of transmit queues.", "N",
+        range=Range(1, MAX_QUEUES, "{value} queues: between {low} and {high} are possible"),
+    )})  # fmt: skip
+    default_queues: int = field(default=4, metadata={_SETTING: Setting(
+        Section.NIC, "How many of them the driver starts with.", "N",
+        range=Range(1, MAX_QUEUES, "{value} queues in use: between {low} and {high} are possible"),
+    )})  # fmt: skip
+    mac: bytes = field(default_factory=random_mac, metadata={_SETTING: Setting(
+        Section.NIC, "Address of the NIC; repeat for several NICs.", "MAC", default="random",
+    )})  # fmt: skip
     ring_entries: int = 1024
     min_ring: int = 256
     max_ring: int = 4096
-    max_mtu: int = 8896
+    max_mtu: int = field(default=8896, metadata={_SETTING: Setting(
+        Section.NIC, "Largest MTU; the interface comes up with it.", "BYTES", option="--mtu",
+        range=Range(MIN_MTU, MAX_MTU, "MTU {value}: between {low} and {high} is possible"),
+    )})  # fmt: skip
     packet_buffer_size: int = 4096
     header_buffer_size: int = 128
     max_flow_rules: int = 1024
     rss_option: bool = False
     timestamps: bool = True
-    revision: int = 1
-    promiscuous: bool = False
-    coalesce: bool = True
-    coalesce_flows: int = 16
-    coalesce_usecs: int = 0
-    ddp_flows: int = 0
+    revision: int = field(default=1, metadata={_SETTING: Setting(
+        Section.NIC, "PCI revision. With 0, rmmod in a guest hangs once the server is gone.",
+        range=Range(0, 255, "PCI revision {value}: between {low} and {high} is possible"),
+    )})  # fmt: skip
+    promiscuous: bool = field(default=False, metadata={_SETTING: Setting(
+        Section.NIC, "Take unicast frames to any address.",
+    )})  # fmt: skip
+    coalesce: bool = field(default=True, metadata={_SETTING: Setting(
+        Section.SPEED, "Merge TCP segments where the driver lets the NIC do so (ethtool: rx-gro-hw).",
+    )})  # fmt: skip
+    coalesce_flows: int = field(default=16, metadata={_SETTING: Setting(
+        Section.SPEED, "TCP flows merged at the same time.", "N", needs="coalesce",
+        range=Range(1, MAX_COALESCE_FLOWS, "{value} flows: between {low} and {high} can be coalesced"),
+    )})  # fmt: skip
+    coalesce_usecs: int = field(default=0, metadata={_SETTING: Setting(
+        Section.SPEED, "How long a frame from the wire waits for others to be merged with. 0: none waits, and only "
+        "segments that arrive together are merged.", "USECS", needs="coalesce",
+        range=Range(0, MAX_WAIT_USECS, "{value} µs: frames wait for {low} at least and {high} at most"),
+    )})  # fmt: skip
     link_speed: int = 100_000
     max_registered_pages: int = 65536
-    deferred_bytes: int = 0
-    deferred_queue_bytes: int = 0
-    deferred_usecs: int = 100_000
-    queue_flush: bool = False
-    owners: int = 0
-    owner_lookahead: int = 1024
+    deferred_bytes: int = field(default=0, metadata={_SETTING: Setting(
+        Section.OWN, "Memory on the NIC in which payload waits until the driver says where it goes.", "BYTES",
+        option="--deferred-placement", default="0, off",
+        range=Range(
+            NIC_PAGE, MAX_NIC_PAGES * NIC_PAGE,
+            "{value} bytes for payload on the NIC: between {low} and {high:,}", or_none=True,
+        ),
+    )})  # fmt: skip
+    deferred_queue_bytes: int = field(default=0, metadata={_SETTING: Setting(
+        Section.OWN, "How much of it one queue may use.", "BYTES",
+        option="--deferred-queue", default="all", needs="deferred_bytes",
+    )})  # fmt: skip
+    deferred_usecs: int = field(default=100_000, metadata={_SETTING: Setting(
+        Section.OWN, "How long payload waits there before it is dropped.", "USECS", needs="deferred_bytes",
+        range=Range(1, MAX_WAIT_USECS, "{value} µs: payload stays for {low} at least and {high} at most"),
+    )})  # fmt: skip
+    owners: int = field(default=0, metadata={_SETTING: Setting(
+        Section.OWN, "How many owners the buffers of a receive queue may have; flow rules say which owner a flow has.",
+        "N", default="0, off",
+        range=Range(
+            2, MAX_OWNERS, "{value} owners of a queue's buffers: between {low} and {high}, or 0 for one", or_none=True,
+        ),
+    )})  # fmt: skip
+    owner_lookahead: int = field(default=1024, metadata={_SETTING: Setting(
+        Section.OWN, "How many buffers of such a queue the NIC sorts by owner before they are needed.", "N",
+        needs="owners",
+        range=Range(1, MAX_OWNER_LOOKAHEAD, "{value} buffers ahead: between {low} and {high} are possible"),
+    )})  # fmt: skip
+    queue_flush: bool = field(default=False, metadata={_SETTING: Setting(
+        Section.OWN, "A receive queue hands its buffers back on command.",
+    )})  # fmt: skip
+    ddp_flows: int = field(default=0, metadata={_SETTING: Setting(
+        Section.OWN, "NVMe/TCP flows whose data the NIC can place directly.", "N", default="0, off",
+        range=Range(0, MAX_DDP_FLOWS, "{value} flows: data of {low} to {high} can be placed directly"),
+    )})  # fmt: skip
 
     def __post_init__(self) -> None:
-        if not 1 <= self.queues <= MAX_QUEUES:
-            raise ValueError(f"{self.queues} queues: between 1 and {MAX_QUEUES} are possible")
-        if not 1 <= self.default_queues <= MAX_QUEUES:
-            raise ValueError(f"{self.default_queues} queues in use: between 1 and {MAX_QUEUES} are possible")
-        if not MIN_MTU <= self.max_mtu <= MAX_MTU:
-            raise ValueError(f"MTU {self.max_mtu}: between {MIN_MTU} and {MAX_MTU} is possible")
+        for name, setting in SETTINGS.items():
+            if setting.range is not None:
+                setting.range.check(getattr(self, name))
         if not self.formats or not set(self.formats) <= set(QueueFormat) - {QueueFormat.UNSPECIFIED}:
             raise ValueError("a device offers at least one queue format")
-        if not 1 <= self.coalesce_flows <= MAX_COALESCE_FLOWS:
-            raise ValueError(f"{self.coalesce_flows} flows: between 1 and {MAX_COALESCE_FLOWS} can be coalesced")
-        if not 0 <= self.ddp_flows <= MAX_DDP_FLOWS:
-            raise ValueError(f"{self.ddp_flows} flows: data of 0 to {MAX_DDP_FLOWS} can be placed directly")
-        if not 0 <= self.coalesce_usecs <= MAX_WAIT_USECS:
-            raise ValueError(f"{self.coalesce_usecs} µs: frames wait for 0 at least and {MAX_WAIT_USECS} at most")
-        largest = MAX_NIC_PAGES * NIC_PAGE
-        if self.deferred_bytes and not NIC_PAGE <= self.deferred_bytes <= largest:
-            raise ValueError(f"{self.deferred_bytes} bytes for payload on the NIC: between {NIC_PAGE} and {largest:,}")
         if not 0 <= self.deferred_queue_bytes <= self.deferred_bytes:
             raise ValueError(f"{self.deferred_queue_bytes} bytes on the NIC for a queue, {self.deferred_bytes} for all")
-        if not 1 <= self.deferred_usecs <= MAX_WAIT_USECS:
-            raise ValueError(f"{self.deferred_usecs} µs: payload stays for 1 at least and {MAX_WAIT_USECS} at most")
-        if self.owners not in (0, *range(2, MAX_OWNERS + 1)):
-            raise ValueError(f"{self.owners} owners of a queue's buffers: between 2 and {MAX_OWNERS}, or 0 for one")
-        if not 1 <= self.owner_lookahead <= MAX_OWNER_LOOKAHEAD:
-            raise ValueError(f"{self.owner_lookahead} buffers ahead: between 1 and {MAX_OWNER_LOOKAHEAD} are possible")
         if len(self.mac) != 6 or self.mac[0] & 1:
             raise ValueError("a MAC address has six bytes, the first of them even")
 
@@ -191,6 +288,9 @@ class Profile:
         descriptor["total_length"] = c.DEVICE_DESCRIPTOR.itemsize + len(packed)
         return descriptor.tobytes() + packed
 
+
+#: How ``nicmodel serve`` sets the fields of a profile, in their order.
+SETTINGS: dict[str, Setting] = {one.name: one.metadata[_SETTING] for one in fields(Profile) if one.metadata}
 
 #: Profiles by name: what to change of the default for each, and what it is for.
 PROFILES: dict[str, tuple[str, dict[str, Any]]] = {
