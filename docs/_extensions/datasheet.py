@@ -25,8 +25,10 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from nicmodel.gvnic import commands, descriptors, registers
+from nicmodel.gvnic.commands import Command, Inner
 from nicmodel.gvnic.layout import Form, Layout, size_of
 from nicmodel.observe.contract.rules import AREAS, RULES, Rule
+from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +108,24 @@ def _is_little(structure: Form) -> bool:
     return any(form.base.byteorder in "<=" for form, *_ in (structure.fields or {}).values() if form.itemsize > 1)
 
 
+def _declared(command: Command) -> str:
+    """What the declaration of a command says besides its fields."""
+    told = []
+    if command.queue is not None:
+        verb = {"created": "Creates", "destroyed": "Destroys", "changed": "Is for"}[command.queue.effect]
+        way = {"rx": "receive", "tx": "transmit"}[command.queue.way]
+        told.append(f"{verb} {way} queue `{command.queue.number}`.")
+    named = [(one.right, one.what, one.address) for one in command.memory]
+    named += [(one.right, one.name, one.address) for one in command.rings]
+    for right, verb in ((READABLE, "reads"), (WRITABLE, "writes")):
+        places = [f"{what} (`{address}`)" for has, what, address in named if has == right]
+        if places:
+            told.append(f"Memory that the device {verb}: {', '.join(places)}.")
+    if command.option is not None:
+        told.append(f"Offered by the option {command.option.name}.")
+    return " ".join(told)
+
+
 class _Generated(SphinxDirective):
     """A directive whose content is Markdown, made here."""
 
@@ -135,10 +155,14 @@ class StructureDirective(_Generated):
         """The content."""
         self.shown(name)
         structure = _STRUCTURES[name]
-        return self.describe(name, list(_members(structure)), size_of(structure), little=_is_little(structure))
+        also = _declared(Inner[name].command) if name in Inner.__members__ else ""
+        little = _is_little(structure)
+        return self.describe(name, list(_members(structure)), size_of(structure), little=little, also=also)
 
-    def describe(self, name: str, members: list[tuple[str, Field]], size: int, *, little: bool, skip: int = 0) -> str:
-        """Text for a structure; the first `skip` fields are explained elsewhere."""
+    def describe(
+        self, name: str, members: list[tuple[str, Field]], size: int, *, little: bool, skip: int = 0, also: str = ""
+    ) -> str:
+        """Text for a structure; the first `skip` fields are explained elsewhere, `also` is said besides."""
         meanings = Meanings()
         drawn = (field for field_name, field in members if not _is_reserved(field_name))
         order = "little-endian" if little else "big-endian"
@@ -160,7 +184,7 @@ class StructureDirective(_Generated):
         lines = [f"({_anchor(name)})=", about, "", f"{size} bytes, {order}."]
         if rules:
             lines[-1] += f" Rules: {_rule_links(rules)}."
-        lines += ["", "```{raw} html", draw(drawn, size, big_endian=not little, title=name), "```", ""]
+        lines += ["", also, "", "```{raw} html", draw(drawn, size, big_endian=not little, title=name), "```", ""]
         if rows:
             lines += ["| byte | bits | field | meaning |", "|--:|--:|---|---|", *rows, ""]
         return "\n".join(lines)
@@ -177,7 +201,8 @@ class CommandDirective(StructureDirective):
         start = commands.HEADER.itemsize * 8
         payload = _members(opcode.command.payload)
         members += [(key, Field(key, start + field.bit, field.width)) for key, field in payload]
-        text = self.describe(name, members, commands.SLOT_SIZE, little=False, skip=2)
+        also = _declared(opcode.command)
+        text = self.describe(name, members, commands.SLOT_SIZE, little=False, skip=2, also=also)
         return text.replace(f"({_anchor(name)})=\n", f"({_anchor(name)})=\nOpcode {int(opcode):#x}. ", 1)
 
 
