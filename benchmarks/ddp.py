@@ -141,7 +141,7 @@ def speed(digests: int, seconds: float) -> dict[str, Any]:
                 bench.run()
                 batch = frames.part(0, len(frames))
                 begin = time.perf_counter()
-                bench.nic.deliver(batch)
+                bench.nic.ingress.deliver(batch)
                 times.append(time.perf_counter() - begin)
                 bench.driver.rx[0].discard()
                 bench.run()

@@ -89,7 +89,7 @@ class Bench:
     def throughput(self) -> float:
         """Seconds of the device for each frame of a batch."""
         begin = time.perf_counter()
-        self.lab.nic.deliver(self.batch)
+        self.lab.nic.ingress.deliver(self.batch)
         taken = time.perf_counter() - begin
         packets = self.take()
         assert len(packets) == self.batch.count
@@ -107,7 +107,7 @@ class Bench:
     def latency(self) -> float:
         """Seconds from the wire to the payload at its place, known to the driver."""
         begin = time.perf_counter()
-        self.lab.nic.deliver(self.one)
+        self.lab.nic.ingress.deliver(self.one)
         (packet,) = self.take()
         if self.ring is not None:
             self.request(packet)

@@ -143,7 +143,7 @@ def count(case: Case) -> None:
         for number in (BATCHES, 2 * BATCHES):
             callgrind.request(_ZERO_STATS)
             for turn in range(number):
-                bench.nic.deliver(batches[turn % len(batches)])
+                bench.nic.ingress.deliver(batches[turn % len(batches)])
             callgrind.request(_DUMP_STATS)
             callgrind.request(_STOP)
             bench.driver.rx[0].discard()

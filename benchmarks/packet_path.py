@@ -295,7 +295,7 @@ def make_batches(case: Case) -> list[Batch]:
 def deliver(nic: Nic, driver: Driver, doorbells: DirectDoorbells, batch: Batch) -> float:
     """Seconds that the device takes for a batch; the driver then takes it and posts the buffers again."""
     begin = time.perf_counter()
-    nic.deliver(batch)
+    nic.ingress.deliver(batch)
     taken = time.perf_counter() - begin
     driver.rx[0].discard()
     begin = time.perf_counter()

@@ -387,7 +387,7 @@ class _Reports:
                 _replace(self._path, json.dumps(self._snapshots(), indent=1))
         except (OSError, ValueError) as error:  # ValueError: the standard output is closed
             for nic in self._nics:
-                nic.count("reports_failed")
+                nic.diagnostics.count("reports_failed")
             complaint = getattr(error, "strerror", None) or str(error)
             if complaint != self._complaint:
                 log.error("no report: %s: %s", self._path or "the standard output", complaint)

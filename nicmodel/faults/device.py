@@ -70,7 +70,7 @@ class DeviceFaults:
         elif len(self._writes) < _KEPT_WRITES:
             self._writes.append((region, offset, data))
         else:
-            self._nic.count("fault device-hang: write lost")
+            self._nic.diagnostics.count("fault device-hang: write lost")
         return False
 
     def _catch_up(self) -> None:

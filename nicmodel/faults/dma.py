@@ -26,4 +26,4 @@ class DmaFaults:
                 ranges.append((address, address + size))
                 if not injection.hits:
                     injection.strike(address=address, size=size)
-        self._nic.set_unreachable(ranges)
+        self._nic.dma.set_unreachable(ranges)

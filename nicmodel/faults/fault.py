@@ -261,9 +261,9 @@ class Injection:
     def strike(self, **details: events.Detail) -> None:
         """Count that it has struck, and tell so; `details` say whom."""
         self.hits += 1
-        self._nic.count(f"fault {self.fault.name}")
-        if self._nic.observers:
-            self._nic.tell(events.Injected(self.fault.name, self.number, details))
+        self._nic.diagnostics.count(f"fault {self.fault.name}")
+        if self._nic.diagnostics.observers:
+            self._nic.diagnostics.tell(events.Injected(self.fault.name, self.number, details))
         if self.exhausted and not (isinstance(self.fault, Chance) and self.fault.lasting):
             self._on_exhausted(self)
 
@@ -312,7 +312,7 @@ class Late:
     def call(self, delay: float, callback: Callable[[], None]) -> bool:
         """Call back in `delay` seconds; False, and counted: too much waits already, so it has to be done at once."""
         if self._waiting >= self.LIMIT:
-            self._nic.count("fault not late: too much waits")
+            self._nic.diagnostics.count("fault not late: too much waits")
             return False
         self._waiting += 1
 

@@ -26,7 +26,7 @@ class InterruptFaults:
             if isinstance(injection.fault, IrqSpurious) and injection not in self._active:
                 self._arm(injection, injection.fault)
         self._active = active
-        self._nic.signal = self._signal if active else self._nic.signal_vector
+        self._nic.interrupts.detour = self._signal if active else None
 
     def _signal(self, vector: int) -> None:
         for injection in self._active:
@@ -38,16 +38,16 @@ class InterruptFaults:
             if (
                 isinstance(fault, IrqLate)
                 and injection.hit(vector=vector, delay=fault.delay)
-                and self._late.call(fault.delay, partial(self._nic.signal_vector, vector))
+                and self._late.call(fault.delay, partial(self._nic.interrupts.raise_vector, vector))
             ):
                 return
-        self._nic.signal_vector(vector)
+        self._nic.interrupts.raise_vector(vector)
 
     def _vectors(self, fault: IrqFault) -> range:
         """The vectors that the fault is about."""
         if fault.vector is not None:
             return range(fault.vector, fault.vector + 1)
-        return range(self._nic.vector_base, self._nic.vector_base + self._nic.blocks)
+        return range(self._nic.interrupts.base, self._nic.interrupts.base + self._nic.interrupts.blocks)
 
     def _arm(self, injection: Injection, fault: IrqSpurious) -> None:
         injection.after(fault.interval, "period", partial(self._raise, injection, fault))
@@ -57,5 +57,5 @@ class InterruptFaults:
             return
         for vector in self._vectors(fault) if self._nic.configured else ():
             if injection.hit(vector=vector):
-                self._nic.signal_vector(vector)
+                self._nic.interrupts.raise_vector(vector)
         self._arm(injection, fault)

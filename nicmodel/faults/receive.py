@@ -41,7 +41,6 @@ class ReceiveFaults:
 
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
-        self._clean = nic.receive
         self._shadow = Shadow()
         self._active: Sequence[Injection] = ()
         self._late = Late(nic)
@@ -50,7 +49,7 @@ class ReceiveFaults:
     def update(self, active: Sequence[Injection]) -> None:
         """These faults are at work from now on."""
         self._active = active
-        self._nic.receive = partial(self._receive, self._clean) if active else self._clean
+        self._nic.ingress.detour = self._receive if active else None
         if self._starved and not any(isinstance(one.fault, RxStarve) for one in active):
             self._try_again()
 
@@ -241,9 +240,9 @@ class ReceiveFaults:
     def _publish_late(self, queue: int, life: int, ring: int, place: int, words: Words) -> None:
         if self._nic.lives[f"rx{queue}"] == life:
             self._publish(queue, ring, place, words)
-            if self._nic.observers:
-                with self._nic.surviving("observer"):
-                    self._nic.tell(events.CompletedLate("rx", queue, place))
+            if self._nic.diagnostics.observers:
+                with self._nic.diagnostics.surviving("observer"):
+                    self._nic.diagnostics.tell(events.CompletedLate("rx", queue, place))
             self._nic.go_on()
 
 

@@ -29,7 +29,6 @@ class TransmitFaults:
 
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
-        self._clean = nic.transmit, nic.transmit_gqi
         self._shadow = Shadow()
         self._active: Sequence[Injection] = ()
         self._late = Late(nic)
@@ -40,9 +39,7 @@ class TransmitFaults:
     def update(self, active: Sequence[Injection]) -> None:
         """These faults are at work from now on."""
         self._active = active
-        transmit, transmit_gqi = self._clean
-        self._nic.transmit = partial(self._transmit, transmit) if active else transmit
-        self._nic.transmit_gqi = partial(self._transmit, transmit_gqi) if active else transmit_gqi
+        self._nic.egress.detour = self._transmit if active else None
 
     def _transmit(self, transmit: Callable[..., int], state: State, queue: int, *batch: Any) -> int:
         """Do what `nicmodel.gvnic.transmit.transmit` does, with the faults."""
@@ -122,9 +119,9 @@ class TransmitFaults:
         if self._nic.lives[f"tx{queue}"] == life:
             index = 0 if self._nic.gqi else int(self._nic.state.tx[queue]["completion_index"])
             self._complete(queue, completion)
-            if self._nic.observers:
-                with self._nic.surviving("observer"):
-                    self._nic.tell(events.CompletedLate("tx", queue, index))
+            if self._nic.diagnostics.observers:
+                with self._nic.diagnostics.surviving("observer"):
+                    self._nic.diagnostics.tell(events.CompletedLate("tx", queue, index))
             self._nic.go_on()
 
     def _complete(self, queue: int, completion: npt.NDArray[Any]) -> None:

@@ -48,7 +48,7 @@ class WireFaults:
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
         self._wire = FaultyWire(nic.wire)
-        nic.wire = self._wire
+        nic.port.wire = self._wire
         self._flaps: set[Injection] = set()
         self._pulled: Timer | None = None  # while the cable is out: when it is plugged in again
 

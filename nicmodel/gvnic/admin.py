@@ -101,6 +101,8 @@ class AdminQueue:
         self._commands = Budget(nic.poller, _COMMANDS_PER_TURN)
         self.executed: Counter[str] = Counter()
         self._unknown = 0  # numbers in it that are no command's
+        # The event counters' guest address, and how many the driver has given.
+        self._counter_array = self._counters = 0
         self.driver_info: np.void | None = None
         #: What executes each command: the method of its name.
         self._handlers: dict[Opcode | Inner, Callable[[np.void], None]] = {
@@ -127,7 +129,7 @@ class AdminQueue:
         """The doorbell: execute all commands up to the free-running count `producer`."""
         waiting = (producer - self.counter) & 0xFFFFFFFF
         if not self.base or waiting > self.slots:
-            self._nic.count("admin_doorbell_ignored")
+            self._nic.diagnostics.count("admin_doorbell_ignored")
             log.warning(
                 "admin doorbell %d ignored: %d commands completed, %d slots", producer, self.counter, self.slots
             )
@@ -140,14 +142,14 @@ class AdminQueue:
         while self.base and self.counter != self._producer and self._commands.spend(self.resume):
             address = self.base + self.counter % self.slots * c.SLOT_SIZE
             try:
-                slot = self._nic.dma_read(address, c.SLOT_SIZE)
+                slot = self._nic.dma.read(address, c.SLOT_SIZE)
                 status = self._answer_to(slot)
                 if status == WAIT:
                     return
-                self._nic.dma_write(address + 4, status.to_bytes(4, "big"))
+                self._nic.dma.write(address + 4, status.to_bytes(4, "big"))
             except DmaFault as fault:
                 # Nowhere to put a status: the driver sees the count move and its own 0 in the status word.
-                self._nic.count("admin_queue_fault")
+                self._nic.diagnostics.count("admin_queue_fault")
                 log.warning("admin queue: %s", fault)
             if not self.base:  # the command was the last: the device was reset underneath
                 return
@@ -169,18 +171,18 @@ class AdminQueue:
             answer = self.gate(int.from_bytes(slot[:4], "big")) if self.gate is not None else None
             return self._execute(slot) if answer is None else answer
         except Exception as error:  # whatever it is: the queue must go on
-            self._nic.fail("admin queue", error)
+            self._nic.diagnostics.fail("admin queue", error)
             return Status.INTERNAL_ERROR
 
     def _execute(self, slot: bytes) -> Status:
         number = int.from_bytes(slot[:4], "big")
-        if self._nic.observers:
-            self._nic.tell(events.CommandFetched(slot))
+        if self._nic.diagnostics.observers:
+            self._nic.diagnostics.tell(events.CommandFetched(slot))
         if number not in _OPCODES:
             log.warning("admin command %#x is not implemented", number)
             self.count(number, Status.UNIMPLEMENTED.name)
-            if self._nic.observers:
-                self._nic.tell(events.CommandExecuted(number, None, Status.UNIMPLEMENTED, ""))
+            if self._nic.diagnostics.observers:
+                self._nic.diagnostics.tell(events.CommandExecuted(number, None, Status.UNIMPLEMENTED, ""))
             return Status.UNIMPLEMENTED
         opcode = Opcode(number)
         payload = opcode.command.parse(slot, c.HEADER.itemsize)
@@ -194,14 +196,14 @@ class AdminQueue:
             status, reason = Status.INVALID_ARGUMENT, str(fault)
         except Exception as error:
             status, reason = Status.INTERNAL_ERROR, repr(error)
-            self._nic.fail(opcode.name, error)
+            self._nic.diagnostics.fail(opcode.name, error)
         self.count(number, status.name)
         if reason:
             log.warning("admin %s %s: %s: %s", opcode.name, explain(payload), status.name, reason)
         elif opcode != Opcode.REPORT_NIC_TIMESTAMP:  # comes four times a second
             log.debug("admin %s %s", opcode.name, explain(payload))
-        if self._nic.observers:
-            self._nic.tell(events.CommandExecuted(number, payload, status, reason))
+        if self._nic.diagnostics.observers:
+            self._nic.diagnostics.tell(events.CommandExecuted(number, payload, status, reason))
         return status
 
     # Commands, in the order of their opcodes.
@@ -210,7 +212,7 @@ class AdminQueue:
         _require(p["version"] == c.DESCRIPTOR_VERSION, Status.INVALID_ARGUMENT, f"descriptor version {p['version']}")
         # iPXE gives room for the descriptor and some options, and real devices write what fits.
         answer = self._nic.profile.describe()[: int(p["available_length"])]
-        self._nic.dma_write(int(p["descriptor_address"]), answer)
+        self._nic.dma.write(int(p["descriptor_address"]), answer)
 
     def _configure_device_resources(self, p: np.void) -> None:
         queue_format = self._queue_format(int(p["queue_format"]))
@@ -220,14 +222,13 @@ class AdminQueue:
         )  # fmt: skip
         _require(stride >= 4, Status.INVALID_ARGUMENT, f"interrupt doorbell stride {stride}")
         _require(base in (0, 1), Status.INVALID_ARGUMENT, f"MSI-X base index {base}")
-        counters = int(p["num_counters"])
+        array, counters = int(p["counter_array"]), int(p["num_counters"])
         _require(counters <= MAX_COUNTERS, Status.INVALID_ARGUMENT, f"{counters} counters")
         for block in range(blocks):
-            index = self._nic.irq_doorbell(block)
-            self._nic.dma_write(int(p["irq_doorbell_address"]) + block * stride, index.to_bytes(4, "big"))
-        self._nic.configure(
-            queue_format=queue_format, blocks=blocks, base=base, counters=(int(p["counter_array"]), counters)
-        )
+            index = self._nic.doorbells.irq(block)
+            self._nic.dma.write(int(p["irq_doorbell_address"]) + block * stride, index.to_bytes(4, "big"))
+        self._nic.configure(queue_format=queue_format, blocks=blocks, base=base, counters=(array, counters))
+        self._counter_array, self._counters = array, counters
 
     def _queue_format(self, number: int) -> QueueFormat:
         offered = self._nic.profile.formats
@@ -245,7 +246,7 @@ class AdminQueue:
         _require(count <= left, Status.RESOURCE_EXHAUSTED, f"{count} pages, {left} are left")
         fits = PAGE_SIZE <= size <= MAX_PAGE_SIZE and size & (size - 1) == 0
         _require(fits, Status.INVALID_ARGUMENT, f"pages of {size} bytes")
-        addresses = np.frombuffer(self._nic.dma_read(int(p["list_address"]), 8 * count), ">u8")
+        addresses = np.frombuffer(self._nic.dma.read(int(p["list_address"]), 8 * count), ">u8")
         pages.register(number, addresses.astype(np.uint64), size)
 
     def _unregister_page_list(self, p: np.void) -> None:
@@ -270,11 +271,11 @@ class AdminQueue:
         if self._nic.gqi:
             entries = entries or self._nic.profile.ring_entries
             self._check_ring("TX", int(p["ring_address"]), entries, GQI_TX_PACKET.itemsize)
-            self._queue_resources(p, self._nic.tx_doorbell(queue), queue)
-            counter = self._nic.counter_array + 4 * queue
+            self._queue_resources(p, self._nic.doorbells.tx(queue), queue)
+            counter = self._counter_array + 4 * queue
             # A new queue has nothing done (gve_tx_alloc_ring_gqi): a driver that read its predecessor's count here
             # would take packets for sent that it is about to send.
-            self._nic.dma_write(counter, bytes(4))
+            self._nic.dma.write(counter, bytes(4))
             self._nic.create_tx(
                 queue,
                 vector=int(p["notification_block"]),
@@ -286,7 +287,7 @@ class AdminQueue:
             return
         self._check_ring("TX", int(p["ring_address"]), entries, 16)
         self._check_ring("TX completion", int(p["completion_ring_address"]), completions, 8)
-        self._queue_resources(p, self._nic.tx_doorbell(queue), queue)
+        self._queue_resources(p, self._nic.doorbells.tx(queue), queue)
         self._nic.create_tx(
             queue,
             vector=int(p["notification_block"]),
@@ -306,7 +307,7 @@ class AdminQueue:
             self._check_ring("RX descriptor", int(p["completion_ring_address"]), entries, GQI_RX_DESCRIPTOR.itemsize)
             self._check_ring("RX data", int(p["buffer_ring_address"]), entries, GQI_RX_SLOT.itemsize)
             _require(MIN_BUFFER <= size <= MAX_BUFFER, Status.INVALID_ARGUMENT, f"receive buffers of {size} bytes")
-            self._queue_resources(p, self._nic.rx_doorbell(queue), self._nic.profile.queues + queue)
+            self._queue_resources(p, self._nic.doorbells.rx(queue), self._nic.profile.queues + queue)
             self._nic.create_rx(
                 queue,
                 vector=int(p["notification_block"]),
@@ -323,7 +324,7 @@ class AdminQueue:
         _require(MIN_BUFFER <= size <= MAX_BUFFER, Status.INVALID_ARGUMENT, f"receive buffers of {size} bytes")
         offered = self._nic.profile.header_buffer_size
         _require(header <= offered, Status.INVALID_ARGUMENT, f"header buffers of {header} bytes, {offered} offered")
-        self._queue_resources(p, self._nic.rx_doorbell(queue), self._nic.profile.queues + queue)
+        self._queue_resources(p, self._nic.doorbells.rx(queue), self._nic.profile.queues + queue)
         self._nic.create_rx(
             queue,
             vector=int(p["notification_block"]),
@@ -341,10 +342,10 @@ class AdminQueue:
         _require(self._nic.configured, Status.FAILED_PRECONDITION, "no device resources configured")
         _require(queue < len(queues), Status.INVALID_ARGUMENT, f"queue {queue} of {len(queues)}")
         _require(not queues[queue]["active"], Status.ALREADY_EXISTS, f"queue {queue} exists")
-        blocks = self._nic.blocks
+        blocks = self._nic.interrupts.blocks
         _require(block < blocks, Status.INVALID_ARGUMENT, f"notification block {block} of {blocks}")
         # As real devices do, to the surprise of iPXE, which had given an array of its own length.
-        counter, counters = first_counter + queue, self._nic.counters_given
+        counter, counters = first_counter + queue, self._counters
         _require(counter < counters, Status.FAILED_PRECONDITION, f"event counter {counter} of {counters}")
         return queue
 
@@ -358,7 +359,7 @@ class AdminQueue:
 
     def _queue_resources(self, p: np.void, doorbell: int, counter: int) -> None:
         resources = np.array((doorbell, counter), c.QUEUE_RESOURCES).tobytes()
-        self._nic.dma_write(int(p["queue_resources_address"]), resources)
+        self._nic.dma.write(int(p["queue_resources_address"]), resources)
 
     def _destroy_tx_queue(self, p: np.void) -> None:
         queue = int(p["queue_id"])
@@ -384,8 +385,8 @@ class AdminQueue:
         # Everything is fetched and checked before anything changes.
         _require(key_size in (0, c.RSS_KEY_SIZE), Status.INVALID_ARGUMENT, f"RSS key of {key_size} bytes")
         _require(table_size <= c.RSS_LUT_SIZE, Status.INVALID_ARGUMENT, f"RSS table of {table_size} entries")
-        key = self._nic.dma_read(int(p["key_address"]), key_size) if key_size else b""
-        table = self._nic.dma_read(int(p["lut_address"]), 4 * table_size) if table_size else b""
+        key = self._nic.dma.read(int(p["key_address"]), key_size) if key_size else b""
+        table = self._nic.dma.read(int(p["lut_address"]), 4 * table_size) if table_size else b""
         if table:
             rss.set_table(np.frombuffer(table, ">u4").astype(np.int64))
         if key:
@@ -408,7 +409,7 @@ class AdminQueue:
             self._nic.statistics.attach(address, length, int(p["interval_ms"]))
 
     def _report_link_speed(self, p: np.void) -> None:
-        self._nic.dma_write(int(p["address"]), self._nic.link_speed.to_bytes(8, "big"))
+        self._nic.dma.write(int(p["address"]), self._nic.profile.link_speed.to_bytes(8, "big"))
 
     def _get_ptype_map(self, p: np.void) -> None:
         self._answer(int(p["address"]), int(p["length"]), ptype_map())
@@ -416,7 +417,7 @@ class AdminQueue:
     def _verify_driver_compatibility(self, p: np.void) -> None:
         length = int(p["length"])
         _require(length >= c.DRIVER_INFO.itemsize, Status.INVALID_ARGUMENT, f"driver information of {length} bytes")
-        raw = self._nic.dma_read(int(p["address"]), c.DRIVER_INFO.itemsize)
+        raw = self._nic.dma.read(int(p["address"]), c.DRIVER_INFO.itemsize)
         info = self.driver_info = np.frombuffer(raw, c.DRIVER_INFO)[0]
         log.info(
             "driver: OS %d, %s %s",
@@ -444,7 +445,7 @@ class AdminQueue:
         inner = Inner(opcode)
         size = inner.command.payload.itemsize
         _require(length >= size, Status.INVALID_ARGUMENT, f"extended command of {length} bytes, {size} expected")
-        self._handlers[inner](inner.command.parse(self._nic.dma_read(int(p["inner_address"]), size)))
+        self._handlers[inner](inner.command.parse(self._nic.dma.read(int(p["inner_address"]), size)))
 
     def _configure_flow_rule(self, inner: np.void) -> None:
         location = int(inner["location"])
@@ -472,7 +473,7 @@ class AdminQueue:
         requests, completions = int(inner["request_ring_address"]), int(inner["completion_ring_address"])
         self._check_ring("placement", requests, entries, PLACEMENT_REQUEST.size)
         self._check_ring("placement completion", completions, entries, PLACEMENT_COMPLETION.size)
-        self._queue_resources(inner, self._nic.placement_doorbell(queue), 0)
+        self._queue_resources(inner, self._nic.doorbells.placement(queue), 0)
         deferred.enable(
             queue,
             headers_only=bool(inner["flags"] & c.DeferFlag.HEADERS_ONLY),
@@ -519,7 +520,7 @@ class AdminQueue:
         elif operation == DdpOperation.SET_UP:
             count = int(inner["count"])
             _require(0 < count <= MAX_DDP_PIECES, Status.INVALID_ARGUMENT, f"a buffer of {count} pieces")
-            raw = self._nic.dma_read(int(inner["address"]), count * c.DDP_PIECE.itemsize)
+            raw = self._nic.dma.read(int(inner["address"]), count * c.DDP_PIECE.itemsize)
             ddp.set_up(flow, command, np.frombuffer(raw, c.DDP_PIECE))
         elif operation == DdpOperation.TEAR_DOWN:
             ddp.tear_down(flow, command)
@@ -530,4 +531,4 @@ class AdminQueue:
 
     def _answer(self, address: int, available: int, answer: bytes) -> None:
         _require(len(answer) <= available, Status.INVALID_ARGUMENT, f"{len(answer)} bytes into {available}")
-        self._nic.dma_write(address, answer)
+        self._nic.dma.write(address, answer)

@@ -11,22 +11,19 @@ The functions that are called for a packet are compiled, as the packet path is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic import events
 from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, PlacementStatus
+from nicmodel.gvnic.diagnostics import Diagnostics
 from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
 from nicmodel.gvnic.state import MAX_SEGMENTS, NIC_PAGE, SETTINGS, Purpose, Records, State
 from nicmodel.jit.addresses import copy, load_u64, publish_u64
 from nicmodel.jit.compiled import compiled, i64, inlined, u64
-from nicmodel.vfio_user.poll import Budget
-
-if TYPE_CHECKING:
-    from nicmodel.gvnic.device import Nic
-    from nicmodel.vfio_user.poll import Timer
+from nicmodel.vfio_user.poll import Budget, EventLoop, Timer
 
 #: `RX_QUEUE.deferred`: 0 is off. A payload for which there is no room goes to the queue's buffers, or its packet is
 #: dropped.
@@ -334,26 +331,43 @@ class DeferredPlacement:
     """The option's control: which queues have it, their doorbells, and the timeout.
 
     Args:
-        nic: the device.
+        state: the NIC's.
+        queue_bytes: how much of the NIC's memory one queue may use, bytes.
+        usecs: how long payload is kept, microseconds.
+        poller: the event loop.
+        go_on: has `flush` called in a later turn of the loop.
+        diagnostics: told of what is placed.
     """
 
-    def __init__(self, nic: Nic) -> None:
-        self._nic = nic
-        self._timeout = nic.profile.deferred_usecs * 1000
+    def __init__(
+        self,
+        state: State,
+        queue_bytes: int,
+        usecs: int,
+        poller: EventLoop,
+        go_on: Callable[[], None],
+        diagnostics: Diagnostics,
+    ) -> None:
+        self._state = state
+        self._budget = queue_bytes // NIC_PAGE
+        self._timeout = usecs * 1000
+        self._poller = poller
+        self._go_on = go_on
+        self._diagnostics = diagnostics
         self._timer: Timer | None = None
         self._rung: dict[int, None] = {}
-        self._flushes = Budget(nic.poller, 1)
+        self._flushes = Budget(poller, 1)
         self._form()
 
     def load(self) -> None:
         """Run the compiled functions once on nothing (`Nic`)."""
-        place(self._nic.state, 0, 0)
-        discard(self._nic.state, 0)
-        expire(self._nic.state, 0)
+        place(self._state, 0, 0)
+        discard(self._state, 0)
+        expire(self._state, 0)
 
     def _form(self) -> None:
         """All pages free."""
-        state = self._nic.state
+        state = self._state
         pages = len(state.nic_pages)
         state.nic_pages["next"] = [*range(1, pages), -1]
         state.nic_pages["queue"] = -1
@@ -362,17 +376,17 @@ class DeferredPlacement:
 
     def enable(self, queue: int, *, headers_only: bool, request_ring: int, completion_ring: int, entries: int) -> None:
         """Have a receive queue keep its payload from now on; it ends with the queue."""
-        state = self._nic.state
+        state = self._state
         record = state.placement_rings[queue : queue + 1]
         record[SETTINGS[record.dtype]] = 0
         record["request_ring"], record["completion_ring"], record["entries"] = request_ring, completion_ring, entries
         record["generation"] = 1
-        record["budget"] = self._nic.profile.deferred_queue_budget // NIC_PAGE
+        record["budget"] = self._budget
         state.rx[queue]["deferred"] = ELSE_DROP if headers_only else ELSE_AT_ONCE
 
     def end(self, queue: int) -> None:
         """The queue has ended: what was kept for it is dropped."""
-        state = self._nic.state
+        state = self._state
         self._rung.pop(queue, None)
         record = state.placement_rings[queue : queue + 1]
         if record["entries"][0]:
@@ -381,9 +395,9 @@ class DeferredPlacement:
 
     def doorbell(self, queue: int, value: int) -> bool:
         """The placement ring's doorbell: the index of its first free entry; whether there is such a ring and entry."""
-        if queue not in range(self._nic.profile.queues):
+        if queue not in range(len(self._state.rx)):
             return False
-        placement = self._nic.state.placement_rings[queue]
+        placement = self._state.placement_rings[queue]
         if value >= placement["entries"]:
             return False
         placement["tail"] = value
@@ -392,32 +406,32 @@ class DeferredPlacement:
 
     def flush(self) -> None:
         """Execute the requests that have been posted; what is too much for this turn of the loop waits for the next."""
-        if not self._rung or not self._flushes.spend(self._nic.flush):
+        if not self._rung or not self._flushes.spend(self._go_on):
             return
         share = _BYTES_PER_TURN // len(self._rung)
         for queue in tuple(self._rung):
-            if self._nic.observers:
-                self._nic.tell(events.Placing(queue))
-            if not place(self._nic.state, queue, share):
+            if self._diagnostics.observers:
+                self._diagnostics.tell(events.Placing(queue))
+            if not place(self._state, queue, share):
                 del self._rung[queue]
-            if self._nic.observers:
-                self._nic.tell(events.Placed(queue))
+            if self._diagnostics.observers:
+                self._diagnostics.tell(events.Placed(queue))
         if self._rung:
-            self._nic.poller.next_turn(self._nic.flush)
+            self._poller.next_turn(self._go_on)
 
     def watch(self) -> None:
         """See that the oldest payload is dropped when its time is over."""
-        if self._timer is None and (oldest := self._nic.state.nic_memory["oldest"][0]) >= 0:
-            due = int(self._nic.state.nic_pages[oldest]["since"]) + self._timeout
-            self._timer = self._nic.poller.call_at(due, self._expire)
+        if self._timer is None and (oldest := self._state.nic_memory["oldest"][0]) >= 0:
+            due = int(self._state.nic_pages[oldest]["since"]) + self._timeout
+            self._timer = self._poller.call_at(due, self._expire)
 
     def _expire(self) -> None:
         self._timer = None
-        expire(self._nic.state, self._nic.clock() - self._timeout)
+        expire(self._state, self._poller.clock() - self._timeout)
         self.watch()
 
     def stop(self) -> None:
         """Cancel the timer."""
         if self._timer is not None:
-            self._nic.poller.cancel(self._timer)
+            self._poller.cancel(self._timer)
             self._timer = None

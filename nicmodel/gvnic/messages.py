@@ -22,7 +22,7 @@ from nicmodel.packet.frames import Batch
 from nicmodel.vfio_user.dma import DmaFault
 
 if TYPE_CHECKING:
-    from nicmodel.gvnic.device import Nic
+    from nicmodel.gvnic.dma_engine import DmaEngine  # which stands on the compiled functions below
 
 #: `MESSAGE.flags`: a completion, whose first word, with the generation, is stored after the others; something asked for
 #: that has come, or that the client refused or did not answer to.
@@ -88,14 +88,20 @@ def fetched(state: State, address: int, count: int) -> int:
 
 
 class Messages:
-    """What a NIC has to tell or ask its client after a call of compiled code."""
+    """What a NIC has to tell or ask its client after a call of compiled code.
 
-    def __init__(self, nic: Nic) -> None:
-        self._nic = nic
+    Args:
+        state: the NIC's, in which compiled code leaves what it posts and asks.
+        dma: reaches the client's memory.
+    """
+
+    def __init__(self, state: State, dma: DmaEngine) -> None:
+        self._state = state
+        self._dma = dma
 
     def make_room(self, batch: Batch) -> None:
         """Have room for all that receiving a batch may write: bytes, headers that are repeated, completions."""
-        state = self._nic.state
+        state = self._state
         frames = batch.frames[: batch.count]
         segments = batch.count + int((frames["length"] // np.maximum(frames["segment"], 1))[frames["gso"] != 0].sum())
         # A packet takes a header buffer and at least one data buffer; those hold 256 bytes or more.
@@ -111,12 +117,12 @@ class Messages:
 
         When it fails to, it is not asked for more: packets whose bytes are missing end in their queue with an error.
         """
-        state = self._nic.state
+        state = self._state
         device = state.device
         posted = state.posted[: int(device["posted"][0])]
         device["posted"] = device["posted_bytes"] = 0
-        link = self._nic.link
-        if link is None:
+        table = self._dma.table
+        if table is None:
             return
         works = True
         for address, count, offset, flags in posted.tolist():
@@ -124,10 +130,10 @@ class Messages:
             try:
                 if flags == COMPLETION:
                     first = int.from_bytes(data[:8], "little") | (0 if works else _RX_ERROR)
-                    link.dma.write(address + 8, data[8:])
-                    link.dma.write(address, first.to_bytes(8, "little"))
+                    table.write(address + 8, data[8:])
+                    table.write(address, first.to_bytes(8, "little"))
                 elif works:
-                    link.dma.write(address, data)
+                    table.write(address, data)
             except DmaFault:
                 works = False
                 device["faults"] += 1
@@ -135,16 +141,20 @@ class Messages:
 
     def fetch(self) -> None:
         """Get from the client what was asked for and has not come yet."""
-        state = self._nic.state
-        link = self._nic.link
-        works = link is not None
+        state = self._state
+        table = self._dma.table
+        works = table is not None
         for message in state.asked[: int(state.device["asked"][0])]:
             if message["flags"]:
                 continue
             address, count, offset = int(message["address"]), int(message["count"]), int(message["offset"])
             try:
-                if works and link is not None:
-                    state.asked_data[offset : offset + count] = np.frombuffer(link.dma.read(address, count), np.uint8)
+                if works and table is not None:
+                    state.asked_data[offset : offset + count] = np.frombuffer(table.read(address, count), np.uint8)
             except DmaFault:
                 works = False
             message["flags"] = _COME if works else _FAILED
+
+    def forget(self) -> None:
+        """Forget what was asked for, whether it has come or not: it is about to be other memory, or another queue's."""
+        self._state.device["asked"] = self._state.device["asked_bytes"] = 0

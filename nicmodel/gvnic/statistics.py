@@ -6,18 +6,17 @@ Source: Linux drivers/net/ethernet/google/gve/gve_ethtool.c, which looks for the
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import Stat
-from nicmodel.gvnic.state import Drop, Purpose
+from nicmodel.gvnic.diagnostics import Diagnostics
+from nicmodel.gvnic.dma_engine import DmaEngine
+from nicmodel.gvnic.state import Drop, Purpose, State
 from nicmodel.vfio_user.dma import DmaFault
-from nicmodel.vfio_user.poll import Timer
-
-if TYPE_CHECKING:
-    from nicmodel.gvnic.device import Nic
+from nicmodel.vfio_user.poll import EventLoop, Timer
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +25,29 @@ MIN_INTERVAL_MS, MAX_INTERVAL_MS = 10, 24 * 3600 * 1000
 
 
 class Statistics:
-    """Writes the region while one is attached."""
+    """Writes the region while one is attached.
 
-    def __init__(self, nic: Nic) -> None:
-        self._nic = nic
+    Args:
+        state: the NIC's, whose counters they are.
+        dma: reaches the region.
+        poller: the event loop.
+        is_halted: whether the device has stopped, and writes nothing.
+        diagnostics: told of failures.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        dma: DmaEngine,
+        poller: EventLoop,
+        is_halted: Callable[[], bool],
+        diagnostics: Diagnostics,
+    ) -> None:
+        self._state = state
+        self._dma = dma
+        self._poller = poller
+        self._is_halted = is_halted
+        self._diagnostics = diagnostics
         self._address = 0
         self._length = 0
         self._interval_ns = 0
@@ -41,8 +59,8 @@ class Statistics:
         Raises:
             DmaFault: what the device may write there is not all mapped; better said now than at each interval.
         """
-        most = min(length, c.STATS_ENTRY.itemsize * c.STATS_DEVICE_RX * len(self._nic.state.rx))
-        self._nic.dma_read(address + length - most, most)
+        most = min(length, c.STATS_ENTRY.itemsize * c.STATS_DEVICE_RX * len(self._state.rx))
+        self._dma.read(address + length - most, most)
         self.detach()
         self._address, self._length = address, length
         self._interval_ns = min(max(interval_ms, MIN_INTERVAL_MS), MAX_INTERVAL_MS) * 1_000_000
@@ -52,19 +70,19 @@ class Statistics:
         """Never touch the region again."""
         self._address = 0
         if self._timer is not None:
-            self._nic.poller.cancel(self._timer)
+            self._poller.cancel(self._timer)
             self._timer = None
 
     def _tick(self) -> None:
-        self._timer = self._nic.poller.call_at(self._nic.clock() + self._interval_ns, self._tick)
-        with self._nic.surviving("statistics"):
+        self._timer = self._poller.call_at(self._poller.clock() + self._interval_ns, self._tick)
+        with self._diagnostics.surviving("statistics"):
             self.write()
 
     def write(self) -> None:
         """Write the device's part now: four entries for each receive queue that exists, at the region's end."""
-        if not self._address or self._nic.halted:
+        if not self._address or self._is_halted():
             return
-        state = self._nic.state
+        state = self._state
         entries = [
             (name, queue, value)
             for queue in np.flatnonzero(state.rx["active"])
@@ -79,7 +97,7 @@ class Statistics:
         if c.STATS_HEADER_SIZE + len(raw) > self._length:
             return
         try:
-            self._nic.dma_write(self._address + self._length - len(raw), raw, Purpose.STATISTICS)
+            self._dma.write(self._address + self._length - len(raw), raw, Purpose.STATISTICS)
         except DmaFault as fault:
             log.warning("statistics region given up: %s", fault)
             self.detach()

@@ -55,11 +55,11 @@ class Capture:
         self._listener = listener
         self._queues = frozenset(queues)
         self._limit = limit
-        nic.observers = (*nic.observers, self._hear)
+        nic.diagnostics.watch(self._hear)
 
     def close(self) -> None:
         """Listen no more."""
-        self._nic.observers = tuple(one for one in self._nic.observers if one != self._hear)
+        self._nic.diagnostics.unwatch(self._hear)
 
     def _hear(self, event: events.Event) -> None:
         """The device's hook: an error here must not become its own."""
@@ -81,7 +81,7 @@ class Capture:
 
     def _sent(self, batch: Batch) -> None:
         for record in batch.frames[: batch.count]:
-            fields: dict[str, Any] = {} if self._nic.cable else {"verdict": Drop.DEVICE_DOWN.name.lower()}
+            fields: dict[str, Any] = {} if self._nic.port.cable else {"verdict": Drop.DEVICE_DOWN.name.lower()}
             if record["queue"] != NO_QUEUE:
                 fields["queue"] = f"tx{record['queue']}"
             if record["cut"]:

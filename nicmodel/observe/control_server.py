@@ -268,7 +268,7 @@ class _Client:
         frames = _frames(request)
         rx = nic.state.rx.copy()
         results = []
-        outcomes = nic.inject(Batch.of(frames))
+        outcomes = nic.ingress.inject(Batch.of(frames))
         merged = followers(outcomes)
         for number, (frame, outcome) in enumerate(zip(frames, outcomes, strict=True)):
             result = where(nic, outcome)
@@ -283,7 +283,7 @@ class _Client:
         return results
 
     def _send_frames(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"sent": self._nic(request).send(_frames(request))}
+        return {"sent": self._nic(request).egress.send(_frames(request))}
 
     def _link(self, request: dict[str, Any]) -> dict[str, Any]:
         nic, up = self._nic(request), request.get("up")

@@ -270,11 +270,11 @@ class _Part:
         fires = state.vectors["fires"].copy()
         rings = _buffer_rings(nic, queues)
         self.batch = batch
-        self.outcomes: Records = nic.inject(batch)
+        self.outcomes: Records = nic.ingress.inject(batch)
         self.gqi = nic.gqi
-        self.kinds = nic.kinds
+        self.kinds = nic.dma.kinds
         self.table_size = int(state.device["lut_size"][0])
-        self.vector_base = nic.vector_base
+        self.vector_base = nic.interrupts.base
         self.blocks = queues["vector"]
         self.vectors: Records = state.vectors.copy()
         self.fired = self.vectors["fires"] != fires

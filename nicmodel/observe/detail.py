@@ -55,7 +55,7 @@ def detail(nic: Nic) -> dict[str, Any]:
             for way, queues in (("rx", state.rx), ("tx", state.tx))
             for number in np.flatnonzero(queues["active"])
         },
-        "blocks": [_block(nic, number) for number in range(nic.blocks)],
+        "blocks": [_block(nic, number) for number in range(nic.interrupts.blocks)],
         "rss": {
             "hash_types": flag_names(nic.rss.hash_types),
             "key": nic.rss.key.hex(),
@@ -80,7 +80,7 @@ def _region(nic: Nic, region: np.void) -> dict[str, Any]:
         "address": int(region["start"]),
         "size": int(region["size"]),
         "rights": rights(int(region["flags"])),
-        "kind": nic.kinds[region["kind"]] if region["kind"] < len(nic.kinds) else "other",
+        "kind": nic.dma.kinds[region["kind"]] if region["kind"] < len(nic.dma.kinds) else "other",
         "mapped": bool(region["host"]),
     }
 
@@ -113,7 +113,7 @@ def _described(nic: Nic) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 
 def _block(nic: Nic, number: int) -> dict[str, Any]:
     record = nic.state.vectors[number]
-    vector = nic.vector_base + number
+    vector = nic.interrupts.base + number
     return {
         "vector": vector,
         "enabled": bool(record["enabled"]),

@@ -35,7 +35,7 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
         what it has touched of the guest's memory. Counters run since the server's start, ``dma`` since the client
         connected.
     """
-    state, kinds = nic.state, nic.kinds
+    state, kinds = nic.state, nic.dma.kinds
     queues = nic.profile.queues
     rules = state.rules
     info = nic.admin.driver_info
@@ -53,7 +53,7 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
             "os_build": info["os_build"].decode("latin1"),
         },
         "link_up": nic.link_up,
-        "device_status": int(nic.status),
+        "device_status": int(nic.registers.status),
         "rx_queues": [
             _queue(state.rx[queue], queue, state.drops[queue], state.ledger[queue], kinds)
             | _placement(nic, queue)
@@ -64,7 +64,7 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
             _queue(state.tx[queue], queue, state.drops[queues + queue], state.ledger[queues + queue], kinds)
             for queue in range(queues)
         ],
-        "delivered": nic.delivered,
+        "delivered": nic.ingress.delivered,
         "drops": _drops(state.drops.sum(axis=0)),
         "device_drops": _drops(state.drops[-1]),
         "dma": _ledger(state.ledger.sum(axis=0), kinds),

@@ -163,8 +163,10 @@ class Tracer:
 
     def _switch(self) -> None:
         on = bool(self._subscriptions)
-        others = tuple(observer for observer in self._nic.observers if observer != self._hear)
-        self._nic.observers = (*others, self._hear) if on else others
+        if on:
+            self._nic.diagnostics.watch(self._hear)
+        else:
+            self._nic.diagnostics.unwatch(self._hear)
         self._server.on_trace = self._hear_server if on else None
 
     def _hear(self, event: events.Event) -> None:
@@ -280,14 +282,14 @@ class Tracer:
         value, queues = int.from_bytes(data, "big" if nic.gqi else "little"), nic.profile.queues
         if len(data) != 4 or offset % 4:
             self._emit("doorbell", access="write", offset=offset, size=len(data), value=value)
-        elif (block := index - nic.irq_doorbell(0)) in range(2 * queues):
+        elif (block := index - nic.doorbells.irq(0)) in range(2 * queues):
             asked = {"flags": flag_names(GqiIrqDoorbell(value))} if nic.gqi else IRQ_DOORBELL.decode(data)
             self._emit("doorbell", **self._block(block), **asked)
-        elif (queue := index - nic.tx_doorbell(0)) in range(queues):
+        elif (queue := index - nic.doorbells.tx(0)) in range(queues):
             self._emit("doorbell", queue=f"tx{queue}", tail=value)
-        elif (queue := index - nic.rx_doorbell(0)) in range(queues):
+        elif (queue := index - nic.doorbells.rx(0)) in range(queues):
             self._emit("doorbell", queue=f"rx{queue}", tail=value)
-        elif (queue := index - nic.placement_doorbell(0)) in range(queues) and nic.deferred is not None:
+        elif (queue := index - nic.doorbells.placement(0)) in range(queues) and nic.deferred is not None:
             self._emit("doorbell", queue=f"rx{queue}", ring="placement", tail=value)
         else:
             self._emit("doorbell", access="write", offset=offset, size=len(data), value=value)
@@ -333,10 +335,10 @@ class Tracer:
         return None if raw is None else np.frombuffer(raw, form)[0]
 
     def _interrupt(self, vector: int) -> None:
-        if vector == self._nic.management_vector:
+        if vector == self._nic.interrupts.management:
             self._emit("interrupt", vector=vector, what="management")
         else:
-            self._emit("interrupt", vector=vector, **self._block(vector - self._nic.vector_base))
+            self._emit("interrupt", vector=vector, **self._block(vector - self._nic.interrupts.base))
 
     # Packets.
 

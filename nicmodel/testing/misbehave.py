@@ -408,7 +408,7 @@ def _ring_unassigned_doorbell(nic: Loopback) -> None:
 
 @_breaks("DBL-003")
 def _ring_before_creation(nic: Loopback) -> None:
-    nic.driver.doorbells.ring(nic.device.rx_doorbell(3), DOORBELL_STEP)
+    nic.driver.doorbells.ring(nic.device.doorbells.rx(3), DOORBELL_STEP)
 
 
 @_breaks("DBL-004")
@@ -626,7 +626,7 @@ _breaches |= {
 @_breaks("INT-001")
 def _ring_unconfigured_block(nic: Loopback) -> None:
     _reconfigure(nic)
-    nic.driver.doorbells.ring(nic.device.irq_doorbell(6), 1)
+    nic.driver.doorbells.ring(nic.device.doorbells.irq(6), 1)
 
 
 def _ring_block(nic: Loopback, value: int, block: int = 0) -> None:

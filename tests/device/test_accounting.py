@@ -71,7 +71,7 @@ def test_received_frames_are_delivered_held_or_dropped_by_name(seed: int, rsc: b
         for _ in range(200):
             match chance.randrange(12):
                 case 0:
-                    lab.nic.set_cable(not lab.nic.cable)
+                    lab.nic.set_cable(not lab.nic.port.cable)
                 case 1:
                     lab.driver.close()
                     lab.driver.open(rx_queues=4, ring_entries=ENTRIES, rsc=rsc)

@@ -225,7 +225,7 @@ def test_mtu(driver: Driver) -> None:
 def test_exception_in_a_command(driver: Driver, lab: Loopback, raised: Exception) -> None:
     """*Steps*: the model itself fails in a command. *Verify*: INTERNAL_ERROR, counted and told; the queue goes on."""
     told: list[events.Event] = []
-    lab.nic.observers = (told.append,)
+    lab.nic.diagnostics.observers = (told.append,)
 
     def fail(_: Any) -> None:
         raise raised
@@ -254,7 +254,7 @@ def test_observer_that_fails(driver: Driver, lab: Loopback) -> None:
         if isinstance(event, events.CommandFetched):
             raise RuntimeError(event)
 
-    lab.nic.observers = (observer,)
+    lab.nic.diagnostics.observers = (observer,)
     logging.disable(logging.ERROR)
     try:
         with pytest.raises(AdminError) as error:
@@ -262,7 +262,7 @@ def test_observer_that_fails(driver: Driver, lab: Loopback) -> None:
     finally:
         logging.disable(logging.NOTSET)
     assert error.value.status == Status.INTERNAL_ERROR
-    lab.nic.observers = ()
+    lab.nic.diagnostics.observers = ()
     assert driver.report_link_speed() == 100_000
 
 
@@ -270,13 +270,13 @@ def test_observer_that_fails(driver: Driver, lab: Loopback) -> None:
 def test_statistics_region_of_any_length(driver: Driver, lab: Loopback, length: int) -> None:
     """The device looks at what it will write, at the region's end, and at nothing else, however long the region."""
     read: list[int] = []
-    dma_read = lab.nic.dma_read
+    dma_read = lab.nic.dma.read
 
     def observed(address: int, count: int) -> bytes:
         read.append(count)
         return dma_read(address, count)
 
-    lab.nic.dma_read = observed  # type: ignore[method-assign]
+    lab.nic.dma.read = observed  # type: ignore[method-assign]
     end = driver.ram.base + driver.ram.size
     try:
         driver.admin(Opcode.REPORT_STATS, address=(end - length) % (1 << 64), length=length, interval_ms=(1 << 64) - 1)

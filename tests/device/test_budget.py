@@ -13,7 +13,8 @@ from scapy.layers.l2 import Ether
 from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import Opcode, QueueFormat
 from nicmodel.gvnic.descriptors import GQI_TX_PACKET, TX_PACKET, TX_TSO_CONTEXT, GqiTxType, TxType
-from nicmodel.gvnic.device import _OUT_FRAMES, _OUT_WORK, Nic
+from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.egress import _OUT_FRAMES, _OUT_WORK
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.registers import ADMINQ_EVENT_COUNTER, Bar
 from nicmodel.gvnic.state import Drop
@@ -233,7 +234,7 @@ def test_gqi_doorbell_beyond_the_ring(make_lab: Callable[..., Loopback], qpl: bo
     queues = GqiQueues(lab.driver, qpl, 256)
     queues.send(tcp(100))
     assert lab.wire.take() == [tcp(100)]
-    lab.nic.observers = (told.append,)
+    lab.nic.diagnostics.observers = (told.append,)
     queues.ring(queues.tx_doorbell, queues.done + ahead)
     queues.ring(queues.rx_doorbell, queues.taken + ahead)
     assert lab.nic.counters["doorbell_beyond_ring"] == 2

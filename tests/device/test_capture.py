@@ -95,7 +95,7 @@ def test_sent(make_lab: Any, offloads: Offload) -> None:
     lab.driver.send(1, udp(20), checksum=True)
     lab.driver.send(1, udp(20))
     lab.run()
-    lab.nic.send([udp(40)])
+    lab.nic.egress.send([udp(40)])
     assert [data(frame) for frame in frames] == lab.wire.take()
     assert {frame["direction"] for frame in frames} == {"out"}
     *segments, filled, plain, unasked = frames
@@ -136,7 +136,7 @@ def test_off_is_off(opened: Loopback) -> None:
     capture = Capture(opened.nic, frames.append)
     capture.close()
     opened.inject(udp())
-    assert not frames and not opened.nic.observers
+    assert not frames and not opened.nic.diagnostics.observers
 
 
 def test_the_file(tmp_path: Path) -> None:

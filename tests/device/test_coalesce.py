@@ -439,7 +439,7 @@ def test_outcomes(lab: Loopback) -> None:
     opened(lab, header_split=True, buffer_size=2048)
     frames = flow(3)
     lab.wire.inject(frames[0], udp(20), frames[1], frames[2], tcp(0, sport=1))
-    outcomes = lab.nic._outcomes
+    outcomes = lab.nic.ingress.outcomes
     assert outcomes["verdict"][:5].tolist() == [Drop.NONE] * 5
     assert outcomes["queue"][:5].tolist() == [0] * 5
     assert outcomes["completion"][:5].tolist() == [1, 0, 1, 1, 4]

@@ -213,7 +213,7 @@ def test_trace(desk: Desk) -> None:
     assert heard[1]["command"] == "DESTROY_RX_QUEUE"
     watcher.close()
     desk.lab.advance(0)
-    assert not desk.lab.nic.observers
+    assert not desk.lab.nic.diagnostics.observers
 
 
 def test_closing_ends_a_wait_for_events(desk: Desk) -> None:
@@ -380,7 +380,7 @@ def test_a_connection_follows_once(desk: Desk) -> None:
         desk.wait(watcher.request, request)
         with pytest.raises(ControlError, match=f"this connection has a {request}"):
             desk.wait(watcher.request, request)
-    assert len(desk.lab.nic.observers) == 2
+    assert len(desk.lab.nic.diagnostics.observers) == 2
     watcher.close()
 
 

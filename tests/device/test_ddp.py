@@ -194,7 +194,7 @@ def test_buffer_of_pieces(ddp: Loopback) -> None:
     for piece in runs:
         if piece.data is None:
             assert hbm.read(place + piece.offset, piece.length) == data[piece.offset : piece.offset + piece.length]
-    assert ddp.nic.state.ledger[0, Purpose.PAYLOAD, ddp.nic.kinds.index("hbm")] == placed
+    assert ddp.nic.state.ledger[0, Purpose.PAYLOAD, ddp.nic.dma.kinds.index("hbm")] == placed
 
 
 @pytest.mark.parametrize("rsc", [False, True])
@@ -211,7 +211,9 @@ def test_aggregated_frames(make_lab: Callable[..., Loopback], rsc: bool, gso: bo
         lab.run()
         for start in range(0, len(controller.data), 20 * MSS):
             frame = controller.segment(start, 20 * MSS)
-            lab.nic.inject(lab.build(frame, flags=FrameFlag.NEEDS_CSUM, gso=Gso.TCPV4, segment=MSS, header=54).batch)
+            lab.nic.ingress.inject(
+                lab.build(frame, flags=FrameFlag.NEEDS_CSUM, gso=Gso.TCPV4, segment=MSS, header=54).batch
+            )
             for packet in lab.driver.poll_all():
                 reader.take(packet)
     else:

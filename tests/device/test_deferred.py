@@ -73,7 +73,7 @@ class Bench:
         return int(self.lab.nic.state.nic_memory["free_pages"][0])
 
     def dma(self, purpose: Purpose) -> dict[str, int]:
-        return dict(zip(self.lab.nic.kinds, self.lab.nic.state.ledger[0, purpose].tolist(), strict=False))
+        return dict(zip(self.lab.nic.dma.kinds, self.lab.nic.state.ledger[0, purpose].tolist(), strict=False))
 
 
 @pytest.fixture
@@ -378,11 +378,11 @@ def test_rings_that_are_gone(bench: Bench) -> None:
     (packet,) = bench.receive(tcp(100))
     assert packet.deferred is not None
     bench.lab.run()
-    bench.lab.nic.set_unreachable([(bench.lab.ram.base, bench.lab.ram.base + bench.lab.ram.size)])
+    bench.lab.nic.dma.set_unreachable([(bench.lab.ram.base, bench.lab.ram.base + bench.lab.ram.size)])
     bench.ring.drop(packet.deferred.handle)
     bench.lab.run()
     assert bench.count("faults") == 1 and bench.ring.poll() == []
-    bench.lab.nic.set_unreachable([])
+    bench.lab.nic.dma.set_unreachable([])
     bench.lab.advance(200 * MS)
     assert bench.count("expired") == 1
 
@@ -420,7 +420,7 @@ def test_the_end_of_the_queue_ends_the_payload(bench: Bench, way: str) -> None:
 def test_a_header_that_cannot_be_written_keeps_nothing(bench: Bench) -> None:
     queue = bench.lab.driver.rx[0]
     bench.lab.run()
-    bench.lab.nic.set_unreachable([(queue.headers, queue.headers + PAGE)])
+    bench.lab.nic.dma.set_unreachable([(queue.headers, queue.headers + PAGE)])
     assert bench.receive(tcp(1000)) == []
     assert bench.lab.nic.state.drops[0, Drop.DMA_FAULT] == 1 and bench.count("kept") == 0
 
@@ -507,14 +507,14 @@ def test_an_observer_that_fails_does_not_stop_placement(bench: Bench) -> None:
 
     (packet,) = bench.receive(tcp(1000))
     assert packet.deferred is not None
-    bench.lab.nic.observers = (broken,)
+    bench.lab.nic.diagnostics.observers = (broken,)
     logging.disable(logging.ERROR)
     try:
         bench.ring.place(packet.deferred.handle, [(bench.hbm.base, 1000)])
         bench.lab.run()
     finally:
         logging.disable(logging.NOTSET)
-    bench.lab.nic.observers = ()
+    bench.lab.nic.diagnostics.observers = ()
     assert bench.lab.nic.counters["failed_placement"] > 0
     bench.lab.nic.flush()
     assert bench.answer(packet.deferred.handle) == PlacementStatus.PLACED

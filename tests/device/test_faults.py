@@ -158,7 +158,7 @@ def test_faults_that_come_and_go_leave_no_timers(lab: Loopback, driver: Driver, 
             lab.run()
             lab.faults.clear()
             lab.run()
-    assert lab.nic.cable
+    assert lab.nic.port.cable
     due = lab._poller.next_due
     assert due is None or due < lab.now + 10**15
 
@@ -191,11 +191,11 @@ def test_a_cable_pulled_again_and_again_for_long(lab: Loopback) -> None:
     """A pull while the cable is out makes it stay out longer."""
     lab.faults.add("wire-flap", period=0.01, down=0.025, count=3)  # pulled at 0, 10 and 20 ms
     lab.advance(44 * MS)
-    assert not lab.nic.cable
+    assert not lab.nic.port.cable
     lab.advance(2 * MS)
-    assert lab.nic.cable
+    assert lab.nic.port.cable
     lab.advance(1000 * MS)
-    assert lab.nic.cable and hits(lab) == {"wire-flap": 3}
+    assert lab.nic.port.cable and hits(lab) == {"wire-flap": 3}
 
 
 # Transmit.
@@ -565,7 +565,7 @@ def test_any_status(lab: Loopback, driver: Driver) -> None:
             with pytest.raises(AdminError) as raised:
                 driver.report_link_speed()
             assert raised.value.status == status
-    assert driver.report_link_speed() == lab.nic.link_speed
+    assert driver.report_link_speed() == lab.nic.profile.link_speed
 
 
 def test_a_status_for_one_command_only(lab: Loopback, driver: Driver) -> None:
@@ -601,7 +601,7 @@ def test_a_command_without_an_answer(lab: Loopback, driver: Driver, count: int |
     assert driver.registers.read(ADMINQ_EVENT_COUNTER) == done
     lab.faults.remove(fault)
     assert driver.registers.read(ADMINQ_EVENT_COUNTER) == done + 1
-    assert driver.report_link_speed() == lab.nic.link_speed
+    assert driver.report_link_speed() == lab.nic.profile.link_speed
     assert hits(lab) == {"admin-silent": 1}
 
 
@@ -636,7 +636,7 @@ def test_an_admin_queue_that_cannot_be_reached(lab: Loopback, driver: Driver) ->
     with pytest.raises(AdminError, match="UNSET"):
         driver.report_link_speed()
     lab.faults.clear()
-    assert driver.report_link_speed() == lab.nic.link_speed
+    assert driver.report_link_speed() == lab.nic.profile.link_speed
 
 
 def test_slow_memory(lab: Loopback, driver: Driver) -> None:
@@ -675,7 +675,7 @@ def test_a_device_that_hangs_does_afterwards_what_it_was_told(lab: Loopback, dri
     assert len(lab.wire.take()) == 2
     assert completed(lab) == tags
     assert lab.nic.state.drops[-1, Drop.DEVICE_DOWN] == 1
-    assert driver.report_link_speed() == lab.nic.link_speed
+    assert driver.report_link_speed() == lab.nic.profile.link_speed
     frames = numbered(2)
     lab.receive(*frames)
     assert received(lab) == frames
@@ -719,7 +719,7 @@ def test_registers_of_ones(lab: Loopback, driver: Driver) -> None:
     driver.send(0, tcp())
     lab.advance(1000 * MS)
     assert len(completed(lab)) == 1
-    assert driver.report_link_speed() == lab.nic.link_speed
+    assert driver.report_link_speed() == lab.nic.profile.link_speed
 
 
 # Scenarios.
@@ -789,7 +789,7 @@ def test_what_is_no_scenario(lab: Loopback, text: str, reason: str) -> None:
 
 def test_every_fault_is_traced_by_name(lab: Loopback, driver: Driver) -> None:
     told: list[events.Event] = []
-    lab.nic.observers = (told.append,)
+    lab.nic.diagnostics.observers = (told.append,)
     lab.faults.add("rx-unsplit", start=1, duration=1)
     for _ in range(3):
         lab.receive(tcp())
@@ -821,7 +821,11 @@ def test_late_completions_are_traced_when_they_come(lab: Loopback, driver: Drive
 def test_no_fault_is_in_the_way_when_it_is_over(lab: Loopback, driver: Driver, name: str) -> None:
     """Each may do what it likes with a second of traffic; afterwards all is as it was, after a reset if need be."""
     nic = lab.nic
-    clean = nic.receive, nic.transmit, nic.transmit_gqi, nic.signal, nic.bus, nic.unreachable, nic.halted
+
+    def detours() -> tuple[Any, ...]:
+        return nic.ingress.detour, nic.egress.detour, nic.interrupts.detour, nic.bus, nic.dma.unreachable, nic.halted
+
+    clean = detours()
     parameters: dict[str, Any] = {"duration": 1}
     if "probability" in KINDS[name].parameters():
         parameters["probability"] = 0.5
@@ -841,7 +845,7 @@ def test_no_fault_is_in_the_way_when_it_is_over(lab: Loopback, driver: Driver, n
     lab.driver = lab.connect()
     lab.driver.probe()
     lab.driver.open(rx_queues=2, tx_queues=2, ring_entries=ENTRIES, header_split=True)
-    assert (nic.receive, nic.transmit, nic.transmit_gqi, nic.signal, nic.bus, nic.unreachable, nic.halted) == clean
+    assert detours() == clean
     frames = numbered(20)
     lab.receive(*frames)
     assert sorted(frame for queue in (0, 1) for frame in received(lab, queue)) == sorted(frames)

@@ -116,9 +116,9 @@ def test_a_queue_without_buffers_and_one_out_of_reach(lab: Loopback, hbm: GuestM
     assert queue.poll() == [] and queue.visible > 0
     lab.run()
     ring = queue.buffer_ring_address
-    lab.nic.set_unreachable([(ring, ring + 4096)])
+    lab.nic.dma.set_unreachable([(ring, ring + 4096)])
     flush(lab, 1)
-    lab.nic.set_unreachable([])
+    lab.nic.dma.set_unreachable([])
     hbm.bytes[:] = CANARY
     lab.receive(tcp(500, dport=OURS))
     assert (hbm.bytes == CANARY).all() and lab.nic.state.rx[1]["held"] == 1
@@ -176,7 +176,7 @@ def test_an_observer_that_fails_does_not_stop_a_flush(lab: Loopback, hbm: GuestM
         if isinstance(event, events.Flushed):
             raise RuntimeError
 
-    lab.nic.observers = (broken,)
+    lab.nic.diagnostics.observers = (broken,)
     logging.disable(logging.ERROR)
     try:
         flush(lab, 1)

@@ -263,7 +263,7 @@ def test_interrupts_of_all_that_arrived_together_come_last(lab: Loopback, driver
 
     send = lab.wire.send
     lab.wire.send = answer  # type: ignore[method-assign]
-    nic.observers = (told.append,)
+    nic.diagnostics.observers = (told.append,)
     driver.send(0, tcp())
     lab.run()
     order = [type(event) for event in told]
@@ -276,7 +276,7 @@ def test_interrupts_of_all_that_arrived_together_come_last(lab: Loopback, driver
 def test_much_from_the_wire_is_told_at_once(lab: Loopback, driver: Driver) -> None:
     """The driver has to post buffers for more, so it does not hear of a large batch only when the wire is quiet."""
     batch = Batch.of([tcp(payload=bytes(1400))] * 20)
-    lab.nic.deliver(batch)
+    lab.nic.ingress.deliver(batch)
     assert driver.fired(driver.rx_block(0)) == 1
     lab.run()
     assert len(driver.poll(0)) == 20

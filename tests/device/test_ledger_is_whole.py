@@ -162,7 +162,7 @@ def test_an_access_of_the_admin_queue_that_crosses_memories(lab: Loopback) -> No
     with GuestMemory("other", base=driver.ram.base + driver.ram.size, size=PAGE) as other:
         driver.map(other)
         driver.probe()
-        kind = nic.kinds.index("other")
+        kind = nic.dma.kinds.index("other")
         before = nic.state.ledger[-1, Purpose.ANSWER].copy()
         driver.admin(Opcode.REPORT_LINK_SPEED, address=other.base - 3)
         moved = nic.state.ledger[-1, Purpose.ANSWER] - before

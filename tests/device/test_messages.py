@@ -61,7 +61,7 @@ def bench() -> Iterator[Bench]:
 def booked(bench: Bench, purpose: str) -> dict[str, int]:
     ledger = bench.nic.device.state.ledger
     sums = ledger[:, Purpose[purpose]].sum(axis=0)
-    return {kind: int(sums[number]) for number, kind in enumerate(bench.nic.device.kinds) if sums[number]}
+    return {kind: int(sums[number]) for number, kind in enumerate(bench.nic.device.dma.kinds) if sums[number]}
 
 
 @pytest.mark.parametrize("split", [False, True])

@@ -90,7 +90,7 @@ def test_each_flow_to_its_owners_memory(bench: Bench) -> None:
         packets = bench.receive(*owners, size=size)
         assert [packet.payload for packet in packets] == [pattern(size, owner) for owner in owners]
         assert bench.memories_of(packets) == [{("ram", "gpu0", "gpu1")[owner]} for owner in owners]
-    kinds = bench.lab.nic.kinds
+    kinds = bench.lab.nic.dma.kinds
     booked = dict(zip(kinds, bench.lab.nic.state.ledger[1, Purpose.PAYLOAD].tolist(), strict=False))
     assert booked == {"ram": 3 * 9001, "gpu0": 3 * 9001, "gpu1": 3 * 9001}
     assert [int(bench.owner(number)["packets"]) for number in range(3)] == [9, 9, 9]
@@ -189,9 +189,9 @@ def test_flush_of_one_owner(bench: Bench) -> None:
 def test_flush_of_a_ring_out_of_reach(bench: Bench) -> None:
     """What cannot be handed back is forgotten, also what had not been sorted."""
     ring = bench.queue.buffer_ring_address
-    bench.lab.nic.set_unreachable([(ring, ring + ENTRIES * 32)])
+    bench.lab.nic.dma.set_unreachable([(ring, ring + ENTRIES * 32)])
     bench.driver.extended(Inner.FLUSH_RX_QUEUE, np.array((1, 1), FLUSH_RX_QUEUE))
-    bench.lab.nic.set_unreachable([])
+    bench.lab.nic.dma.set_unreachable([])
     assert bench.receive(1) == []
 
 

@@ -86,7 +86,7 @@ def test_destroy_one(lab: Loopback, driver: Driver) -> None:
     ]
     for place in places:
         place[:] = POISON
-    driver.doorbells.ring(lab.nic.rx_doorbell(1), 0)
+    driver.doorbells.ring(lab.nic.doorbells.rx(1), 0)
     lab.receive(to(0), to(1), to(2))
     assert [packet.frame for packet in driver.poll_all()] == [to(0), to(2)]
     assert all((place == POISON).all() for place in places)

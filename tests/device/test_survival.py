@@ -54,27 +54,26 @@ def works(lab: Loopback) -> bool:
 
 
 def test_receive(lab: Loopback) -> None:
-    kept, lab.nic.receive = lab.nic.receive, broken
+    lab.nic.ingress.detour = broken
     lab.receive(tcp(1), tcp(2))
     lab.receive(tcp(3))
-    lab.nic.receive = kept
+    lab.nic.ingress.detour = None
     assert failures(lab) == {"receive": 2}
     assert works(lab)
 
 
 def test_transmit(lab: Loopback) -> None:
     """*Steps*: transmit fails for one queue. *Verify*: the other's packets leave; the first goes on with the next."""
-    kept = lab.nic.transmit
 
-    def transmit(state: Any, queue: int, *batch: Any) -> int:
-        return int(broken() if queue == 0 else kept(state, queue, *batch))
+    def detour(transmit: Callable[..., int], state: Any, queue: int, *batch: Any) -> int:
+        return int(broken() if queue == 0 else transmit(state, queue, *batch))
 
-    lab.nic.transmit = transmit
+    lab.nic.egress.detour = detour
     lab.driver.send(0, tcp(1))
     lab.driver.send(1, tcp(2))
     lab.run()
     assert lab.wire.take() == [tcp(2)]
-    lab.nic.transmit = kept
+    lab.nic.egress.detour = None
     assert failures(lab) == {"transmit": 1}
     assert works(lab)
 
@@ -107,8 +106,9 @@ def test_wire(make_lab: Callable[..., Loopback]) -> None:
 
 def test_register_access(lab: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     client = lab.driver.client
-    for name in ("_doorbell", "_write_register", "_read"):
-        monkeypatch.setattr(lab.nic, name, broken)
+    monkeypatch.setattr(lab.nic.doorbells, "write", broken)
+    monkeypatch.setattr(lab.nic.registers, "write", broken)
+    monkeypatch.setattr(lab.nic.registers, "read", broken)
     client.region_write(Bar.DOORBELLS, 4, bytes(4))
     client.region_write(Bar.REGISTERS, 0x14, bytes(4))
     assert client.region_read(Bar.REGISTERS, 0, 4) == b"\xff" * 4
@@ -119,18 +119,18 @@ def test_register_access(lab: Loopback, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_interrupt(lab: Loopback) -> None:
     """One vector cannot be raised: the others are."""
-    kept, raised = lab.nic.signal, []
+    raised: list[int] = []
 
     def signal(vector: int) -> None:
         if vector == lab.driver.tx_block(0):
             broken()
         raised.append(vector)
 
-    lab.nic.signal = signal
+    lab.nic.interrupts.detour = signal
     lab.driver.send(0, tcp(1))
     lab.driver.send(1, tcp(1))
     lab.run()
-    lab.nic.signal = kept
+    lab.nic.interrupts.detour = None
     assert raised == [lab.driver.tx_block(1)]
     assert failures(lab) == {"interrupt": 1}
     assert works(lab)
@@ -138,26 +138,25 @@ def test_interrupt(lab: Loopback) -> None:
 
 def test_timer(lab: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics that cannot be written are tried again at the next interval."""
-    kept = lab.nic.dma_write
-    monkeypatch.setattr(lab.nic, "dma_write", broken)
+    kept = lab.nic.dma.write
+    monkeypatch.setattr(lab.nic.dma, "write", broken)
     lab.advance(20_000_000_000)
-    monkeypatch.setattr(lab.nic, "dma_write", kept)
+    monkeypatch.setattr(lab.nic.dma, "write", kept)
     assert failures(lab) == {"statistics": 1}
     lab.advance(20_000_000_000)
     assert failures(lab) == {"statistics": 1}
     assert works(lab)
 
 
-STEPS = ["statistics.detach", "pages.clear", "rules.reset", "ddp.reset", "rss.reset", "deferred.end", "_retry_held"]
+STEPS = ["statistics.detach", "pages.clear", "rules.reset", "ddp.reset", "rss.reset", "deferred.end", "ingress.retry"]
 
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("how", ["release", "reset", "disconnect"])
 def test_reset(lab: Loopback, monkeypatch: pytest.MonkeyPatch, step: str, how: str) -> None:
     """*Steps*: a step of a reset fails. *Verify*: all others are done; no queue, no vector and no timer lives on."""
-    *path, name = step.split(".")
-    target = getattr(lab.nic, path[0]) if path else lab.nic
-    monkeypatch.setattr(target, name, broken)
+    part, name = step.split(".")
+    monkeypatch.setattr(getattr(lab.nic, part), name, broken)
     match how:
         case "release":
             lab.driver.release()
@@ -182,11 +181,11 @@ def test_reset(lab: Loopback, monkeypatch: pytest.MonkeyPatch, step: str, how: s
 
 def test_observer(lab: Loopback) -> None:
     """Whoever looks on, and fails at everything, has the device go on."""
-    lab.nic.observers = (broken,)
+    lab.nic.diagnostics.observers = (broken,)
     lab.receive(tcp(1))
     lab.driver.send(0, tcp(2))
     lab.run()
     lab.driver.device_status()
-    lab.nic.observers = ()
+    lab.nic.diagnostics.observers = ()
     assert lab.nic.counters["internal_error"] >= 2
     assert works(lab) or works(lab)  # the driver has packets of before to take first

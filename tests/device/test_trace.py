@@ -245,10 +245,10 @@ def test_filters(lab: Loopback) -> None:
 
 def test_nobody_listens(lab: Loopback) -> None:
     heard = Heard(lab)
-    assert lab.nic.observers and lab.server.on_trace is not None
+    assert lab.nic.diagnostics.observers and lab.server.on_trace is not None
     heard.end()
     heard.end()
-    assert not lab.nic.observers and lab.server.on_trace is None
+    assert not lab.nic.diagnostics.observers and lab.server.on_trace is None
     opened(lab)
     lab.receive(tcp())
     assert heard == []

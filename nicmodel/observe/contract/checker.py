@@ -52,11 +52,11 @@ class Checker:
         self._registers = Registers(nic, memory, self._journal, lambda: self._tx.behind, self._forget_queues)
         self._created: set[str] = set()
         self._destroyed: set[str] = set()
-        nic.observers = (*nic.observers, self._observe)
+        nic.diagnostics.watch(self._observe)
 
     def close(self) -> None:
         """Stop checking; the findings remain."""
-        self._nic.observers = tuple(observer for observer in self._nic.observers if observer != self._observe)
+        self._nic.diagnostics.unwatch(self._observe)
 
     @property
     def findings(self) -> list[Finding]:
@@ -122,13 +122,13 @@ class Checker:
             self._journal.report(
                 "REG-011", "a doorbell is written while bus mastering is off", index=index, value=value
             )
-        if (block := index - nic.irq_doorbell(0)) in range(2 * queues):
+        if (block := index - nic.doorbells.irq(0)) in range(2 * queues):
             self._interrupts.doorbell(block, value)
-        elif (number := index - nic.tx_doorbell(0)) in range(queues):
+        elif (number := index - nic.doorbells.tx(0)) in range(queues):
             self._queue_doorbell("tx", number, value)
-        elif (number := index - nic.rx_doorbell(0)) in range(queues):
+        elif (number := index - nic.doorbells.rx(0)) in range(queues):
             self._queue_doorbell("rx", number, value)
-        elif (number := index - nic.placement_doorbell(0)) in range(queues) and nic.state.rx[number]["deferred"]:
+        elif (number := index - nic.doorbells.placement(0)) in range(queues) and nic.state.rx[number]["deferred"]:
             pass  # an option of the model's own: no driver is held to it
         else:
             self._journal.report("DBL-002", f"doorbell {index} is written", value=value)

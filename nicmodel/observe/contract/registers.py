@@ -121,7 +121,7 @@ class Registers:
         nic = self._nic
         queues = [f"{way}{number}" for way, records in (("rx", nic.state.rx), ("tx", nic.state.tx))
                   for number in records["active"].nonzero()[0]]  # fmt: skip
-        excused = self.failed or bool(nic.status & DeviceStatus.RESET) or self._behind()
+        excused = self.failed or bool(nic.registers.status & DeviceStatus.RESET) or self._behind()
         if queues and not excused:
             self._journal.report("REG-010", f"the admin queue is released with {len(queues)} queues", queues=queues)
         self._on_release()

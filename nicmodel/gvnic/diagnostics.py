@@ -1,0 +1,69 @@
+"""What a NIC lets others know: events, counters of its control path, exceptions that it has survived."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from nicmodel.gvnic import events
+
+log = logging.getLogger(__name__)
+
+
+class Diagnostics:
+    """Told by every part of a NIC.
+
+    Args:
+        name: the NIC's, for logs.
+
+    Attributes:
+        observers: called with each event of `nicmodel.gvnic.events`; none is the default.
+        counters: events of the control path; ``internal_error`` and, by what has failed, ``failed_…`` are exceptions
+            that the device has survived.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.observers: tuple[events.Observer, ...] = ()
+        self.counters: Counter[str] = Counter()
+        self._name = name
+
+    def watch(self, observer: events.Observer) -> None:
+        """Have an observer called with each event from now on, after all others."""
+        self.unwatch(observer)
+        self.observers = (*self.observers, observer)
+
+    def unwatch(self, observer: events.Observer) -> None:
+        """Leave an observer alone; one that does not watch is ignored."""
+        self.observers = tuple(one for one in self.observers if one != observer)
+
+    def tell(self, event: events.Event) -> None:
+        """Let the observers know of an event. Who calls this looks first whether there are any."""
+        for observer in self.observers:
+            observer(event)
+
+    def count(self, name: str) -> None:
+        """Count an event of the control path."""
+        self.counters[name] += 1
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Note an exception that the device survives, whoever is to blame. The log tells of the first of each kind."""
+        self.counters["internal_error"] += 1
+        name = f"failed_{what.lower().replace(' ', '_')}"
+        self.counters[name] += 1
+        if self.counters[name] == 1:
+            log.error("%s: %s failed, which is counted from now on", self._name, what, exc_info=error)
+        try:
+            if self.observers:
+                self.tell(events.Failed(f"{what} failed: {error!r}"))
+        except Exception:  # an observer is what fails
+            self.counters["failed_observer"] += 1
+
+    @contextmanager
+    def surviving(self, what: str) -> Iterator[None]:
+        """Have an exception inside noted, and go on behind it."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(what, error)

@@ -1,0 +1,156 @@
+"""Receive, batch by batch: from the wire, or from the backlog once more, to the queues of the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from nicmodel.gvnic import events
+from nicmodel.gvnic.backlog import HELD_FRAMES, HELD_NS, HELD_PER_QUEUE, Backlog
+from nicmodel.gvnic.deferred import DeferredPlacement
+from nicmodel.gvnic.diagnostics import Diagnostics
+from nicmodel.gvnic.dma_engine import DmaEngine
+from nicmodel.gvnic.interrupts import Interrupts
+from nicmodel.gvnic.messages import Messages
+from nicmodel.gvnic.port import Port
+from nicmodel.gvnic.state import OUTCOME, Drop, Records, State
+from nicmodel.packet.frames import Batch
+
+#: Bytes from the wire that the driver is told of at once, whatever else waits: it has buffers to post for more.
+_LITTLE = 16 << 10
+
+
+class Ingress:
+    """Takes frames: all end in a queue, in the backlog or in a counter.
+
+    Args:
+        state: the NIC's.
+        receive: the compiled function (`nicmodel.gvnic.receive.receive`).
+        clock: current time, ns.
+        port: without a cable nothing comes.
+        dma: guest memory.
+        messages: for memory that compiled code does not reach.
+        interrupts: what tells the driver.
+        deferred: what keeps payload on the NIC; None: nothing does.
+        diagnostics: told of each batch.
+
+    Attributes:
+        delivered: frames from the wire that ended in a queue: alone, in pieces, or merged with others.
+        outcomes: where each frame of the last batch went, `OUTCOME`; its first entries are valid.
+        detour: called in place of the compiled function, which it gets as a first argument; none is the default
+            (`nicmodel.faults`).
+    """
+
+    def __init__(
+        self,
+        state: State,
+        receive: Callable[..., int],
+        clock: Callable[[], int],
+        port: Port,
+        dma: DmaEngine,
+        messages: Messages,
+        interrupts: Interrupts,
+        deferred: DeferredPlacement | None,
+        diagnostics: Diagnostics,
+    ) -> None:
+        self.delivered = 0
+        self.outcomes: Records = np.zeros(HELD_FRAMES, OUTCOME)
+        self.detour: Callable[..., int] | None = None
+        self._state = state
+        self._function = receive
+        self._clock = clock
+        self._port = port
+        self._dma = dma
+        self._messages = messages
+        self._interrupts = interrupts
+        self._deferred = deferred
+        self._diagnostics = diagnostics
+        self._backlog = Backlog(state)
+        self._has_owners = state.owners.size > 0
+
+    def load(self) -> None:
+        """Run the compiled function once on nothing (`Nic`)."""
+        self._receive(Batch(0, 0))
+
+    def deliver(self, batch: Batch) -> None:
+        """Frames from the wire: they have their end, or are in the backlog, before this returns."""
+        if not self._port.cable:
+            self._state.drops[-1, Drop.DEVICE_DOWN] += batch.count
+            return
+        try:
+            self._receive(batch)
+            if self._has_owners and self._backlog:
+                self._retry_blocked()
+        except Exception as error:  # the wire, or who sent this at its other end, has nothing to do with it
+            self._diagnostics.fail("receive", error)
+        if batch.used > _LITTLE:
+            self._interrupts.fire()
+        else:
+            self._interrupts.fire_soon()
+
+    def inject(self, batch: Batch) -> Records:
+        """Take frames as if they came from the wire.
+
+        Returns:
+            Where each went, shape (batch.count,), `OUTCOME`.
+        """
+        self.deliver(batch)
+        self._interrupts.fire()
+        if self._port.cable:
+            return self.outcomes[: batch.count].copy()
+        lost = np.zeros(batch.count, OUTCOME)
+        lost["verdict"] = Drop.DEVICE_DOWN
+        lost["queue"] = lost["rule"] = lost["next"] = -1
+        return lost
+
+    def schedule(self) -> None:
+        """The driver has posted buffers: have `flush` try the backlog again."""
+        self._backlog.due = True
+
+    def flush(self) -> None:
+        """Try the backlog again, if there is reason to."""
+        try:
+            if self._backlog.due:
+                self.retry()
+        except Exception as error:
+            self._diagnostics.fail("receive", error)
+
+    def retry(self) -> None:
+        """Try the backlog again; what still finds no buffers stays there."""
+        self._backlog.due = False
+        if self._backlog:
+            self._receive(self._backlog.take())
+
+    def _retry_blocked(self) -> None:
+        """Try the backlog again while that helps: a buffer just used may have stood before another owner's."""
+        outcomes, self.outcomes = self.outcomes, np.zeros(HELD_FRAMES, OUTCOME)  # the batch's stay for `inject`
+        delivered = -1
+        while self._backlog and self.delivered != delivered:
+            delivered = self.delivered
+            self.retry()
+        self.outcomes = outcomes
+
+    def _receive(self, batch: Batch) -> None:
+        diagnostics, backlog = self._diagnostics, self._backlog
+        if len(self.outcomes) < batch.count:
+            self.outcomes = np.zeros(len(batch.frames), OUTCOME)
+        if diagnostics.observers:
+            diagnostics.tell(events.Receiving(batch))
+        remote = self._state.device["remote"][0]
+        if remote:
+            self._messages.make_room(batch)
+        now = self._clock()
+        receive = self._function if self.detour is None else partial(self.detour, self._function)
+        self.delivered += receive(
+            self._state, batch.data, batch.frames, batch.count, now, now - HELD_NS, HELD_PER_QUEUE,
+            backlog.batch.data, backlog.batch.frames, backlog.held, self.outcomes,
+        )  # fmt: skip
+        self._dma.lost()
+        if remote:
+            self._messages.send()
+        if self._deferred is not None:
+            self._deferred.watch()
+        if diagnostics.observers:
+            diagnostics.tell(events.Received(batch, self.outcomes))
