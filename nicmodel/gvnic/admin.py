@@ -11,15 +11,15 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, OptionId, OsType, QueueFormat, Status
-from nicmodel.gvnic.ddp import DdpError
-from nicmodel.gvnic.deferred import MAX_PLACEMENT_RING
+from nicmodel.gvnic.ddp import Ddp, DdpError
+from nicmodel.gvnic.deferred import MAX_PLACEMENT_RING, DeferredPlacement
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
     GQI_RX_SLOT,
@@ -27,15 +27,19 @@ from nicmodel.gvnic.descriptors import (
     PLACEMENT_COMPLETION,
     PLACEMENT_REQUEST,
 )
+from nicmodel.gvnic.diagnostics import Diagnostics
+from nicmodel.gvnic.dma_engine import DmaEngine
+from nicmodel.gvnic.doorbells import Doorbells
+from nicmodel.gvnic.interrupts import Interrupts
 from nicmodel.gvnic.layout import explain
-from nicmodel.gvnic.state import MAX_DDP_PIECES
-from nicmodel.gvnic.steering import SteeringError
+from nicmodel.gvnic.pages import PageLists
+from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.state import MAX_DDP_PIECES, State
+from nicmodel.gvnic.statistics import Statistics
+from nicmodel.gvnic.steering import FlowRules, Rss, SteeringError
 from nicmodel.packet.headers import L3, L4
 from nicmodel.vfio_user.dma import DmaFault
-from nicmodel.vfio_user.poll import Budget
-
-if TYPE_CHECKING:
-    from nicmodel.gvnic.device import Nic
+from nicmodel.vfio_user.poll import Budget, EventLoop
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +83,65 @@ def ptype_map() -> bytes:
     return table.tobytes()
 
 
+class Commanded(Protocol):
+    """What commands act on: a NIC, as far as its driver sets it up.
+
+    What is a part's own is asked of that part. The calls are for the device as a whole, and for its queues.
+    """
+
+    profile: Profile
+    poller: EventLoop
+    #: Commands look at queues here, and change them by calls.
+    state: State
+    dma: DmaEngine
+    diagnostics: Diagnostics
+    interrupts: Interrupts
+    doorbells: Doorbells
+    pages: PageLists
+    rss: Rss
+    rules: FlowRules
+    ddp: Ddp
+    deferred: DeferredPlacement | None
+    statistics: Statistics
+
+    @property
+    def gqi(self) -> bool:
+        """Whether the driver has chosen a GQI format."""
+
+    @property
+    def configured(self) -> bool:
+        """Whether there are notification blocks, so that there can be queues."""
+
+    def configure(self, *, queue_format: QueueFormat, blocks: int, base: int, counters: tuple[int, int]) -> None:
+        """Have vectors, and counters at a guest address: address and number."""
+
+    def deconfigure(self) -> None:
+        """Take back all that commands have set up."""
+
+    def create_tx(self, queue: int, **fields: int) -> None:
+        """Start a transmit queue; `fields` are those of `TX_QUEUE`."""
+
+    def create_rx(self, queue: int, **fields: int) -> None:
+        """Start a receive queue; `fields` are those of `RX_QUEUE`."""
+
+    def destroy_tx(self, queue: int) -> None:
+        """Stop a transmit queue."""
+
+    def destroy_rx(self, queue: int) -> None:
+        """Stop a receive queue."""
+
+    def flush_rx(self, queue: int, owner: int = ...) -> None:
+        """Hand a receive queue's buffers back; those of one owner, or all."""
+
+    def set_owners(self, queue: int, owners: int) -> None:
+        """Let the buffers of a receive queue have so many owners."""
+
+
 class AdminQueue:
-    """Executes commands on a `Nic`.
+    """Executes commands.
+
+    Args:
+        nic: what they act on.
 
     Attributes:
         base: guest address of the queue; 0 while there is none.
@@ -91,8 +152,12 @@ class AdminQueue:
         executed: number of commands by name and status (`count`), for display.
     """
 
-    def __init__(self, nic: Nic) -> None:
+    def __init__(self, nic: Commanded) -> None:
         self._nic = nic
+        self._profile = nic.profile
+        self._rx, self._tx = nic.state.rx, nic.state.tx
+        self._dma = nic.dma
+        self._diagnostics = nic.diagnostics
         self.base = 0
         self.slots = 0
         self.counter = 0
@@ -115,7 +180,7 @@ class AdminQueue:
 
     def _has(self, command: Opcode | Inner) -> bool:
         # A device without flow rules has a table without room, which says so itself.
-        return command.command.option is OptionId.FLOW_STEERING or command.offered(self._nic.profile)
+        return command.command.option is OptionId.FLOW_STEERING or command.offered(self._profile)
 
     def start(self, base: int, length: int) -> None:
         """Take a queue of `length` bytes at guest address `base`."""
@@ -129,7 +194,7 @@ class AdminQueue:
         """The doorbell: execute all commands up to the free-running count `producer`."""
         waiting = (producer - self.counter) & 0xFFFFFFFF
         if not self.base or waiting > self.slots:
-            self._nic.diagnostics.count("admin_doorbell_ignored")
+            self._diagnostics.count("admin_doorbell_ignored")
             log.warning(
                 "admin doorbell %d ignored: %d commands completed, %d slots", producer, self.counter, self.slots
             )
@@ -142,14 +207,14 @@ class AdminQueue:
         while self.base and self.counter != self._producer and self._commands.spend(self.resume):
             address = self.base + self.counter % self.slots * c.SLOT_SIZE
             try:
-                slot = self._nic.dma.read(address, c.SLOT_SIZE)
+                slot = self._dma.read(address, c.SLOT_SIZE)
                 status = self._answer_to(slot)
                 if status == WAIT:
                     return
-                self._nic.dma.write(address + 4, status.to_bytes(4, "big"))
+                self._dma.write(address + 4, status.to_bytes(4, "big"))
             except DmaFault as fault:
                 # Nowhere to put a status: the driver sees the count move and its own 0 in the status word.
-                self._nic.diagnostics.count("admin_queue_fault")
+                self._diagnostics.count("admin_queue_fault")
                 log.warning("admin queue: %s", fault)
             if not self.base:  # the command was the last: the device was reset underneath
                 return
@@ -171,18 +236,18 @@ class AdminQueue:
             answer = self.gate(int.from_bytes(slot[:4], "big")) if self.gate is not None else None
             return self._execute(slot) if answer is None else answer
         except Exception as error:  # whatever it is: the queue must go on
-            self._nic.diagnostics.fail("admin queue", error)
+            self._diagnostics.fail("admin queue", error)
             return Status.INTERNAL_ERROR
 
     def _execute(self, slot: bytes) -> Status:
         number = int.from_bytes(slot[:4], "big")
-        if self._nic.diagnostics.observers:
-            self._nic.diagnostics.tell(events.CommandFetched(slot))
+        if self._diagnostics.observers:
+            self._diagnostics.tell(events.CommandFetched(slot))
         if number not in _OPCODES:
             log.warning("admin command %#x is not implemented", number)
             self.count(number, Status.UNIMPLEMENTED.name)
-            if self._nic.diagnostics.observers:
-                self._nic.diagnostics.tell(events.CommandExecuted(number, None, Status.UNIMPLEMENTED, ""))
+            if self._diagnostics.observers:
+                self._diagnostics.tell(events.CommandExecuted(number, None, Status.UNIMPLEMENTED, ""))
             return Status.UNIMPLEMENTED
         opcode = Opcode(number)
         payload = opcode.command.parse(slot, c.HEADER.itemsize)
@@ -196,14 +261,14 @@ class AdminQueue:
             status, reason = Status.INVALID_ARGUMENT, str(fault)
         except Exception as error:
             status, reason = Status.INTERNAL_ERROR, repr(error)
-            self._nic.diagnostics.fail(opcode.name, error)
+            self._diagnostics.fail(opcode.name, error)
         self.count(number, status.name)
         if reason:
             log.warning("admin %s %s: %s: %s", opcode.name, explain(payload), status.name, reason)
         elif opcode != Opcode.REPORT_NIC_TIMESTAMP:  # comes four times a second
             log.debug("admin %s %s", opcode.name, explain(payload))
-        if self._nic.diagnostics.observers:
-            self._nic.diagnostics.tell(events.CommandExecuted(number, payload, status, reason))
+        if self._diagnostics.observers:
+            self._diagnostics.tell(events.CommandExecuted(number, payload, status, reason))
         return status
 
     # Commands, in the order of their opcodes.
@@ -211,14 +276,14 @@ class AdminQueue:
     def _describe_device(self, p: np.void) -> None:
         _require(p["version"] == c.DESCRIPTOR_VERSION, Status.INVALID_ARGUMENT, f"descriptor version {p['version']}")
         # iPXE gives room for the descriptor and some options, and real devices write what fits.
-        answer = self._nic.profile.describe()[: int(p["available_length"])]
-        self._nic.dma.write(int(p["descriptor_address"]), answer)
+        answer = self._profile.describe()[: int(p["available_length"])]
+        self._dma.write(int(p["descriptor_address"]), answer)
 
     def _configure_device_resources(self, p: np.void) -> None:
         queue_format = self._queue_format(int(p["queue_format"]))
         blocks, stride, base = int(p["num_irq_doorbells"]), int(p["irq_doorbell_stride"]), int(p["msix_base_index"])
         _require(
-            0 < blocks < self._nic.profile.vectors, Status.INVALID_ARGUMENT, f"{blocks} notification blocks"
+            0 < blocks < self._profile.vectors, Status.INVALID_ARGUMENT, f"{blocks} notification blocks"
         )  # fmt: skip
         _require(stride >= 4, Status.INVALID_ARGUMENT, f"interrupt doorbell stride {stride}")
         _require(base in (0, 1), Status.INVALID_ARGUMENT, f"MSI-X base index {base}")
@@ -226,12 +291,12 @@ class AdminQueue:
         _require(counters <= MAX_COUNTERS, Status.INVALID_ARGUMENT, f"{counters} counters")
         for block in range(blocks):
             index = self._nic.doorbells.irq(block)
-            self._nic.dma.write(int(p["irq_doorbell_address"]) + block * stride, index.to_bytes(4, "big"))
+            self._dma.write(int(p["irq_doorbell_address"]) + block * stride, index.to_bytes(4, "big"))
         self._nic.configure(queue_format=queue_format, blocks=blocks, base=base, counters=(array, counters))
         self._counter_array, self._counters = array, counters
 
     def _queue_format(self, number: int) -> QueueFormat:
-        offered = self._nic.profile.formats
+        offered = self._profile.formats
         if number == QueueFormat.UNSPECIFIED:  # drivers older than the field: a page list per queue tells which GQI
             number = QueueFormat.GQI_QPL if QueueFormat.GQI_QPL in offered else QueueFormat.GQI_RDA
         _require(number in offered, Status.INVALID_ARGUMENT, f"queue format {number}")
@@ -246,14 +311,14 @@ class AdminQueue:
         _require(count <= left, Status.RESOURCE_EXHAUSTED, f"{count} pages, {left} are left")
         fits = PAGE_SIZE <= size <= MAX_PAGE_SIZE and size & (size - 1) == 0
         _require(fits, Status.INVALID_ARGUMENT, f"pages of {size} bytes")
-        addresses = np.frombuffer(self._nic.dma.read(int(p["list_address"]), 8 * count), ">u8")
+        addresses = np.frombuffer(self._dma.read(int(p["list_address"]), 8 * count), ">u8")
         pages.register(number, addresses.astype(np.uint64), size)
 
     def _unregister_page_list(self, p: np.void) -> None:
         number = int(p["page_list_id"])
         _require(number in self._nic.pages, Status.NOT_FOUND, f"no page list {number}")
         in_use = self._nic.pages.fields(number)["pages"]
-        for queues in (self._nic.state.rx, self._nic.state.tx):
+        for queues in (self._rx, self._tx):
             _require(not (queues["pages"] == in_use).any(), Status.FAILED_PRECONDITION, f"page list {number} is in use")
         self._nic.pages.unregister(number)
 
@@ -266,16 +331,16 @@ class AdminQueue:
         return self._nic.pages.fields(number)
 
     def _create_tx_queue(self, p: np.void) -> None:
-        queue = self._new_queue(p, self._nic.state.tx, 0)
+        queue = self._new_queue(p, self._tx, 0)
         entries, completions = int(p["ring_entries"]), int(p["completion_ring_entries"])
         if self._nic.gqi:
-            entries = entries or self._nic.profile.ring_entries
+            entries = entries or self._profile.ring_entries
             self._check_ring("TX", int(p["ring_address"]), entries, GQI_TX_PACKET.itemsize)
             self._queue_resources(p, self._nic.doorbells.tx(queue), queue)
             counter = self._counter_array + 4 * queue
             # A new queue has nothing done (gve_tx_alloc_ring_gqi): a driver that read its predecessor's count here
             # would take packets for sent that it is about to send.
-            self._nic.dma.write(counter, bytes(4))
+            self._dma.write(counter, bytes(4))
             self._nic.create_tx(
                 queue,
                 vector=int(p["notification_block"]),
@@ -298,16 +363,16 @@ class AdminQueue:
         )
 
     def _create_rx_queue(self, p: np.void) -> None:
-        queue = self._new_queue(p, self._nic.state.rx, self._nic.profile.queues)
+        queue = self._new_queue(p, self._rx, self._profile.queues)
         completions, buffers = int(p["completion_ring_entries"]), int(p["buffer_ring_entries"])
         size, header = int(p["packet_buffer_size"]), int(p["header_buffer_size"])
         if self._nic.gqi:
-            entries = completions or self._nic.profile.ring_entries
+            entries = completions or self._profile.ring_entries
             size = size or GQI_BUFFER
             self._check_ring("RX descriptor", int(p["completion_ring_address"]), entries, GQI_RX_DESCRIPTOR.itemsize)
             self._check_ring("RX data", int(p["buffer_ring_address"]), entries, GQI_RX_SLOT.itemsize)
             _require(MIN_BUFFER <= size <= MAX_BUFFER, Status.INVALID_ARGUMENT, f"receive buffers of {size} bytes")
-            self._queue_resources(p, self._nic.doorbells.rx(queue), self._nic.profile.queues + queue)
+            self._queue_resources(p, self._nic.doorbells.rx(queue), self._profile.queues + queue)
             self._nic.create_rx(
                 queue,
                 vector=int(p["notification_block"]),
@@ -322,9 +387,9 @@ class AdminQueue:
         self._check_ring("RX completion", int(p["completion_ring_address"]), completions, 32)
         self._check_ring("RX buffer", int(p["buffer_ring_address"]), buffers, 32)
         _require(MIN_BUFFER <= size <= MAX_BUFFER, Status.INVALID_ARGUMENT, f"receive buffers of {size} bytes")
-        offered = self._nic.profile.header_buffer_size
+        offered = self._profile.header_buffer_size
         _require(header <= offered, Status.INVALID_ARGUMENT, f"header buffers of {header} bytes, {offered} offered")
-        self._queue_resources(p, self._nic.doorbells.rx(queue), self._nic.profile.queues + queue)
+        self._queue_resources(p, self._nic.doorbells.rx(queue), self._profile.queues + queue)
         self._nic.create_rx(
             queue,
             vector=int(p["notification_block"]),
@@ -359,16 +424,16 @@ class AdminQueue:
 
     def _queue_resources(self, p: np.void, doorbell: int, counter: int) -> None:
         resources = np.array((doorbell, counter), c.QUEUE_RESOURCES).tobytes()
-        self._nic.dma.write(int(p["queue_resources_address"]), resources)
+        self._dma.write(int(p["queue_resources_address"]), resources)
 
     def _destroy_tx_queue(self, p: np.void) -> None:
         queue = int(p["queue_id"])
-        _require(queue < len(self._nic.state.tx), Status.NOT_FOUND, f"no TX queue {queue}")
+        _require(queue < len(self._tx), Status.NOT_FOUND, f"no TX queue {queue}")
         self._nic.destroy_tx(queue)
 
     def _destroy_rx_queue(self, p: np.void) -> None:
         queue = int(p["queue_id"])
-        _require(queue < len(self._nic.state.rx), Status.NOT_FOUND, f"no RX queue {queue}")
+        _require(queue < len(self._rx), Status.NOT_FOUND, f"no RX queue {queue}")
         self._nic.destroy_rx(queue)
 
     def _deconfigure_device_resources(self, _: np.void) -> None:
@@ -385,8 +450,8 @@ class AdminQueue:
         # Everything is fetched and checked before anything changes.
         _require(key_size in (0, c.RSS_KEY_SIZE), Status.INVALID_ARGUMENT, f"RSS key of {key_size} bytes")
         _require(table_size <= c.RSS_LUT_SIZE, Status.INVALID_ARGUMENT, f"RSS table of {table_size} entries")
-        key = self._nic.dma.read(int(p["key_address"]), key_size) if key_size else b""
-        table = self._nic.dma.read(int(p["lut_address"]), 4 * table_size) if table_size else b""
+        key = self._dma.read(int(p["key_address"]), key_size) if key_size else b""
+        table = self._dma.read(int(p["lut_address"]), 4 * table_size) if table_size else b""
         if table:
             rss.set_table(np.frombuffer(table, ">u4").astype(np.int64))
         if key:
@@ -399,7 +464,7 @@ class AdminQueue:
     def _set_driver_parameter(self, p: np.void) -> None:
         kind, value = int(p["type"]), int(p["value"])
         _require(kind == c.DRIVER_PARAMETER_MTU, Status.INVALID_ARGUMENT, f"driver parameter {kind}")
-        _require(value <= self._nic.profile.max_mtu, Status.INVALID_ARGUMENT, f"MTU {value}")
+        _require(value <= self._profile.max_mtu, Status.INVALID_ARGUMENT, f"MTU {value}")
 
     def _report_stats(self, p: np.void) -> None:
         address, length = int(p["address"]), int(p["length"])
@@ -409,7 +474,7 @@ class AdminQueue:
             self._nic.statistics.attach(address, length, int(p["interval_ms"]))
 
     def _report_link_speed(self, p: np.void) -> None:
-        self._nic.dma.write(int(p["address"]), self._nic.profile.link_speed.to_bytes(8, "big"))
+        self._dma.write(int(p["address"]), self._profile.link_speed.to_bytes(8, "big"))
 
     def _get_ptype_map(self, p: np.void) -> None:
         self._answer(int(p["address"]), int(p["length"]), ptype_map())
@@ -417,7 +482,7 @@ class AdminQueue:
     def _verify_driver_compatibility(self, p: np.void) -> None:
         length = int(p["length"])
         _require(length >= c.DRIVER_INFO.itemsize, Status.INVALID_ARGUMENT, f"driver information of {length} bytes")
-        raw = self._nic.dma.read(int(p["address"]), c.DRIVER_INFO.itemsize)
+        raw = self._dma.read(int(p["address"]), c.DRIVER_INFO.itemsize)
         info = self.driver_info = np.frombuffer(raw, c.DRIVER_INFO)[0]
         log.info(
             "driver: OS %d, %s %s",
@@ -433,7 +498,7 @@ class AdminQueue:
 
     def _report_nic_timestamp(self, p: np.void) -> None:
         answer = np.zeros((), c.NIC_TIMESTAMP)
-        answer["nic_ns"] = self._nic.clock()
+        answer["nic_ns"] = self._nic.poller.clock()
         self._answer(int(p["address"]), int(p["length"]), answer.tobytes())
 
     def _query_rss(self, p: np.void) -> None:
@@ -445,7 +510,7 @@ class AdminQueue:
         inner = Inner(opcode)
         size = inner.command.payload.itemsize
         _require(length >= size, Status.INVALID_ARGUMENT, f"extended command of {length} bytes, {size} expected")
-        self._handlers[inner](inner.command.parse(self._nic.dma.read(int(p["inner_address"]), size)))
+        self._handlers[inner](inner.command.parse(self._dma.read(int(p["inner_address"]), size)))
 
     def _configure_flow_rule(self, inner: np.void) -> None:
         location = int(inner["location"])
@@ -466,7 +531,7 @@ class AdminQueue:
         deferred = self._nic.deferred
         assert deferred is not None
         queue = self._live_rx_queue(inner)
-        rx, entries = self._nic.state.rx[queue], int(inner["entries"])
+        rx, entries = self._rx[queue], int(inner["entries"])
         _require(rx["header_size"] > 0, Status.FAILED_PRECONDITION, f"RX queue {queue} has no header split")
         _require(not rx["deferred"], Status.ALREADY_EXISTS, f"RX queue {queue} has a placement ring")
         _require(entries <= MAX_PLACEMENT_RING, Status.INVALID_ARGUMENT, f"placement ring of {entries} entries")
@@ -484,7 +549,7 @@ class AdminQueue:
 
     def _flush_rx_queue(self, inner: np.void) -> None:
         queue, owner = self._live_rx_queue(inner), int(inner["owner"])
-        owners = int(self._nic.state.rx[queue]["owners"])
+        owners = int(self._rx[queue]["owners"])
         if owner == c.ALL_OWNERS:
             self._nic.flush_rx(queue)
         else:
@@ -493,7 +558,7 @@ class AdminQueue:
 
     def _configure_buffer_owners(self, inner: np.void) -> None:
         queue, owners = self._live_rx_queue(inner), int(inner["owners"])
-        rx, profile = self._nic.state.rx[queue], self._nic.profile
+        rx, profile = self._rx[queue], self._profile
         _require(2 <= owners <= profile.owners, Status.INVALID_ARGUMENT, f"{owners} owners of {profile.owners}")
         entries = int(rx["buffer_entries"])
         _require(entries <= profile.max_ring, Status.INVALID_ARGUMENT, f"several owners in a ring of {entries} entries")
@@ -502,7 +567,7 @@ class AdminQueue:
         self._nic.set_owners(queue, owners)
 
     def _live_rx_queue(self, inner: np.void) -> int:
-        queue, queues = int(inner["queue_id"]), self._nic.state.rx
+        queue, queues = int(inner["queue_id"]), self._rx
         _require(not self._nic.gqi, Status.FAILED_PRECONDITION, "only the DQO formats have this")
         _require(queue < len(queues) and bool(queues[queue]["active"]), Status.NOT_FOUND, f"no RX queue {queue}")
         return queue
@@ -520,7 +585,7 @@ class AdminQueue:
         elif operation == DdpOperation.SET_UP:
             count = int(inner["count"])
             _require(0 < count <= MAX_DDP_PIECES, Status.INVALID_ARGUMENT, f"a buffer of {count} pieces")
-            raw = self._nic.dma.read(int(inner["address"]), count * c.DDP_PIECE.itemsize)
+            raw = self._dma.read(int(inner["address"]), count * c.DDP_PIECE.itemsize)
             ddp.set_up(flow, command, np.frombuffer(raw, c.DDP_PIECE))
         elif operation == DdpOperation.TEAR_DOWN:
             ddp.tear_down(flow, command)
@@ -531,4 +596,4 @@ class AdminQueue:
 
     def _answer(self, address: int, available: int, answer: bytes) -> None:
         _require(len(answer) <= available, Status.INVALID_ARGUMENT, f"{len(answer)} bytes into {available}")
-        self._nic.dma.write(address, answer)
+        self._dma.write(address, answer)
