@@ -82,7 +82,9 @@ class Host:
         """
         poller: EventLoop = self.poller
         if joined is not None:
-            poller = self._strands.setdefault(joined, Strand(self.poller))
+            if joined not in self._strands:
+                self._strands[joined] = Strand(self.poller)
+            poller = self._strands[joined]
         nic = Nic(profile, wire, poller, name=name)
         self._open.callback(nic.stop)
         self.nics.append(nic)

@@ -28,26 +28,20 @@ from nicmodel.cli.privileges import User, user
 from nicmodel.cli.sockets import Access, access_options
 from nicmodel.cli.start import no_garbage
 from nicmodel.faults.fault import FaultError
-from nicmodel.faults.faults import Faults
 from nicmodel.faults.scenario import Scenario
 from nicmodel.faults.wire import load as load_wire_faults
-from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import PROFILES, SETTINGS, Profile, Section, named_profile, parse_mac, random_mac
+from nicmodel.host import Host
 from nicmodel.nearest import Choice
 from nicmodel.observe.compiling import announce
-from nicmodel.observe.control_server import ControlServer
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.vfio_user.listener import AddressError, Listener
-from nicmodel.vfio_user.poll import EventLoop, Poller
-from nicmodel.vfio_user.server import Server
+from nicmodel.vfio_user.poll import Poller
 from nicmodel.vfio_user.signals import Signals
-from nicmodel.vfio_user.strand import Strand
 from nicmodel.wire.spec import FORMS, JOINING_FORMS, MisfitError, open_wires
 
 if TYPE_CHECKING:
-    from nicmodel.observe.contract.checker import Checker
     from nicmodel.observe.contract.findings import Finding
-    from nicmodel.observe.metrics import MetricsServer
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -225,23 +219,15 @@ def serve(
         ends, joined = open_wires(wires, len(places))
     except MisfitError as error:
         raise click.UsageError(str(error)) from None
-    # A NIC that waits for its client's answer keeps nobody waiting but those that its wire leads to.
-    each = {group: Strand(poller) for group in joined}
-    strands = [each[group] for group in joined]
-    observing = Strand(poller, behind=each.values())
-    names = [f"nic{number}" for number in range(len(places))]
+    host = Host(poller)
     with no_garbage():
-        nics = [
-            Nic(profile, wire, strand, name=name)
-            for profile, wire, strand, name in zip(profiles, ends, strands, names, strict=True)
-        ]
-    for nic in nics:
-        nic.below_switch = frozenset(peers)
-    faults = [Faults(nic) for nic in nics]
+        for number, (profile, wire, group) in enumerate(zip(profiles, ends, joined, strict=True)):
+            nic = host.add(
+                profile, wire, name=f"nic{number}", joined=group, check=check or strict, on_finding=_print_finding
+            )
+            nic.below_switch = frozenset(peers)
     load_wire_faults()
-    checkers = _make_checkers(nics) if check or strict else {}
-    servers: list[Server] = []
-    reports = _Reports(nics, servers, checkers, report)
+    reports = _Reports(host, report)
     actions: dict[signal.Signals, Callable[[], object]] = {signal.SIGUSR1: reports.write}
     actions |= dict.fromkeys((signal.SIGINT, signal.SIGTERM), poller.stop)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup(1) has it
@@ -252,32 +238,25 @@ def serve(
             # Entered before all that has to be ended: a signal that comes before the loop runs is kept for it, and one
             # that comes afterwards does not break off the end.
             stack.enter_context(Signals(poller, actions))
-            for nic in nics:
-                stack.callback(nic.stop)
-            for nic, place, strand in zip(nics, places, strands, strict=True):
-                listener = socket_access.listen(place) if isinstance(place, str) else place
-                servers.append(Server(listener, nic, poller=strand))
-                stack.callback(servers[-1].close)
+            stack.callback(host.close)
+            for nic, place in zip(host.nics, places, strict=True):
+                host.serve(nic, socket_access.listen(place) if isinstance(place, str) else place)
             if metrics is not None:
-                stack.callback(_export(metrics, list(zip(nics, servers, strict=True)), observing).close)
+                _export(host, metrics)
             if isinstance(control_place, str) and control_access.given:
                 control_place = control_access.listen(control_place)
             if control_place is not None:
-                controller = ControlServer(
-                    control_place, list(zip(nics, servers, strict=True)), observing, faults, checkers
-                )
-                stack.callback(controller.close)
-            for nic in nics:
-                nic.start()
+                host.open_control(control_place)
+            host.start()
             if scenario is not None:
-                Scenario.load(scenario).begin(faults)
+                Scenario.load(scenario).begin(host.faults)
             if run_as is not None:
                 try:
                     run_as.become()
                 except PermissionError as error:
                     raise click.ClickException(f"--run-as {run_as.name or run_as.uid}: {error.strerror}") from None
-            _announce(nics, [server.path for server in servers])
-            systemd.notify("READY=1", f"STATUS={len(nics)} NICs")
+            _announce(host)
+            systemd.notify("READY=1", f"STATUS={len(host.nics)} NICs")
             poller.serve_forever()
             systemd.notify("STOPPING=1")
             # Whatever may hang at the end, such as a file system: the stacks are printed, and the exit status is 1.
@@ -289,7 +268,7 @@ def serve(
         raise click.ClickException(str(error.strerror)) from None
     if not written:
         raise click.exceptions.Exit(1)  # the log says why
-    if strict and any(checker.findings or checker.failed for checker in checkers.values()):
+    if strict and any(checker.findings or checker.failed for checker in host.checkers.values()):
         raise click.exceptions.Exit(BROKEN)
 
 
@@ -323,29 +302,20 @@ def _places(
     return list(nics or sockets), controls[0] if controls else control
 
 
-def _make_checkers(nics: list[Nic]) -> dict[str, Checker]:
-    from nicmodel.observe.contract.checker import Checker  # a server that checks nothing starts without its rules
-
-    return {nic.name: Checker(nic, on_finding=_print_finding) for nic in nics}
-
-
 def _print_finding(finding: Finding) -> None:
     click.echo(str(finding), err=True)
 
 
-def _export(address: tuple[str, int], nics: list[tuple[Nic, Server]], poller: EventLoop) -> MetricsServer:
-    from nicmodel.observe.metrics import MetricsServer  # a server that exports nothing starts without HTTP
-
+def _export(host: Host, wanted: tuple[str, int]) -> None:
     try:
-        exporter = MetricsServer(address, nics, poller)
+        address, port = host.open_metrics(wanted).address
     except OSError as error:
-        raise click.ClickException(f"no metrics at {address[0]}:{address[1]}: {error.strerror or error}") from None
-    host, port = exporter.address
-    click.echo(f"metrics at http://{f'[{host}]' if ':' in host else host}:{port}/metrics")
-    return exporter
+        raise click.ClickException(f"no metrics at {wanted[0]}:{wanted[1]}: {error.strerror or error}") from None
+    click.echo(f"metrics at http://{f'[{address}]' if ':' in address else address}:{port}/metrics")
 
 
-def _announce(nics: list[Nic], sockets: Sequence[str]) -> None:
+def _announce(host: Host) -> None:
+    sockets = [server.path for server in host.servers]
     devices = " \\\n  ".join(
         "-device '" + json.dumps(
             {"driver": "vfio-user-pci", "rombar": 0, "socket": {"type": "unix", "path": str(Path(socket).resolve())}},
@@ -353,7 +323,7 @@ def _announce(nics: list[Nic], sockets: Sequence[str]) -> None:
         ) + "'"
         for socket in sockets
     )  # fmt: skip
-    for nic, socket in zip(nics, sockets, strict=True):
+    for nic, socket in zip(host.nics, sockets, strict=True):
         click.echo(f"{nic.name}: {nic.profile.mac.hex(':')} at {socket}, wire {nic.wire.name}")
     click.echo(
         "QEMU (10.1 or later; nicmodel config tells where from) needs, besides its own arguments:\n\n"
@@ -372,10 +342,8 @@ class _Reports:
     (``reports_failed``). Why is said once, until one has been written again.
     """
 
-    def __init__(
-        self, nics: list[Nic], servers: list[Server], checkers: Mapping[str, Checker], path: Path | None
-    ) -> None:
-        self._nics, self._servers, self._checkers, self._path = nics, servers, checkers, path
+    def __init__(self, host: Host, path: Path | None) -> None:
+        self._host, self._path = host, path
         self._complaint = ""
 
     def write(self) -> bool:
@@ -386,7 +354,7 @@ class _Reports:
             else:
                 _replace(self._path, json.dumps(self._snapshots(), indent=1))
         except (OSError, ValueError) as error:  # ValueError: the standard output is closed
-            for nic in self._nics:
+            for nic in self._host.nics:
                 nic.diagnostics.count("reports_failed")
             complaint = getattr(error, "strerror", None) or str(error)
             if complaint != self._complaint:
@@ -397,10 +365,11 @@ class _Reports:
         return True
 
     def _snapshots(self) -> list[dict[str, Any]]:
-        snapshots = [snapshot(nic, server.stats) for nic, server in zip(self._nics, self._servers, strict=True)]
+        snapshots = [snapshot(nic, server.stats) for nic, server in self._host.served]
+        checkers = self._host.checkers
         for nic in snapshots:
-            if nic["name"] in self._checkers:
-                nic["findings"] = [finding.as_dict() for finding in self._checkers[nic["name"]].findings]
+            if nic["name"] in checkers:
+                nic["findings"] = [finding.as_dict() for finding in checkers[nic["name"]].findings]
         return snapshots
 
     def _print(self) -> None:

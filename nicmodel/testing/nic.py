@@ -25,10 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from nicmodel.faults.faults import Faults
-from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import Profile
-from nicmodel.observe.contract.checker import Checker
+from nicmodel.host import Host
 from nicmodel.observe.contract.findings import Finding
 from nicmodel.observe.delivery import Deliveries, inject
 from nicmodel.packet.frames import Batch
@@ -40,7 +38,6 @@ from nicmodel.testing.sent import Match, SentFrame
 from nicmodel.testing.wire import TestWire
 from nicmodel.vfio_user.client import Client
 from nicmodel.vfio_user.poll import Poller
-from nicmodel.vfio_user.server import Server
 from nicmodel.wire.wire import Wire
 
 T = TypeVar("T")
@@ -61,6 +58,7 @@ class TestNic:
         check: watch the driver keep the contract (`nicmodel.observe.contract`); what it has broken is in `findings`.
 
     Attributes:
+        host: what the NIC and its server are part of.
         device: the NIC.
         faults: its faults on demand; on real time they are given by `call`.
         checker: the contract checker; None without `check`.
@@ -85,13 +83,14 @@ class TestNic:
         self.wire: Wire = TestWire() if wire is None else wire
         self._folder = tempfile.TemporaryDirectory(prefix="nicmodel-") if folder is None else None
         self.path = Path(self._folder.name if self._folder else str(folder), "nic.sock")
-        self._poller = Poller() if clock is None else clock.make_poller()
-        self.device = Nic(Profile() if profile is None else profile, self.wire, self._poller)
-        self.faults = Faults(self.device)
-        self.checker = Checker(self.device) if check else None
-        self.server = Server(str(self.path), self.device, poller=self._poller)
-        self._loop = None if clock else _Loop(self._poller)
-        self.call(self.device.start)
+        poller = Poller() if clock is None else clock.make_poller()
+        self.host = Host(poller)
+        self.device = self.host.add(Profile() if profile is None else profile, self.wire, check=check)
+        self.faults = self.host.faults[0]
+        self.checker = self.host.checkers.get(self.device.name)
+        self.server = self.host.serve(self.device, str(self.path))
+        self._loop = None if clock else _Loop(poller)
+        self.call(self.host.start)
 
     def __enter__(self) -> Self:
         return self
@@ -257,11 +256,10 @@ class TestNic:
         """End the server; a driver finds the connection closed."""
         if self._loop is not None:
             self._loop.stop()
-        self.server.close()
-        self.device.stop()
+        self.host.close()
         if self.clock is not None:
-            self.clock.forget(self._poller)
-        self._poller.close()
+            self.clock.forget(self.host.poller)
+        self.host.poller.close()
         if self._folder is not None:
             self._folder.cleanup()
 

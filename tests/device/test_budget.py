@@ -176,7 +176,7 @@ def test_turn_makes_one_batch(lab: Loopback) -> None:
     """*Steps*: one doorbell, thousands of segments. *Verify*: no turn makes more than a batch; all are made."""
     packets = 20
     fill(lab.driver.tx[0], tso_bomb(lab.driver), packets)
-    added = turns(lab._poller, lambda: segments(lab.nic))
+    added = turns(lab.host.poller, lambda: segments(lab.nic))
     assert sum(added) == packets * 4000
     assert max(added) <= _OUT_FRAMES
 
@@ -191,7 +191,7 @@ def test_turn_reads_so_many_descriptors(make_lab: Callable[..., Loopback]) -> No
     for queue in made:
         fill(queue, TX_PACKET.encode(dtype=TxType.PACKET, end_of_packet=1), entries - 1)
     taken = lambda: int(lab.nic.state.tx["packets"].sum())  # noqa: E731
-    added = turns(lab._poller, taken)
+    added = turns(lab.host.poller, taken)
     assert sum(added) == queues * (entries - 1)
     assert max(added) <= _OUT_WORK
     bad = lab.nic.state.drops[queues : 2 * queues, Drop.BAD_DESCRIPTOR]
@@ -204,7 +204,7 @@ def test_segments_that_the_wire_makes_count(make_lab: Callable[..., Loopback]) -
     lab.driver.probe()
     lab.driver.open(rx_queues=1, tx_queues=1, ring_entries=ENTRIES, buffer_size=1024)
     fill(lab.driver.tx[0], tso_bomb(lab.driver), 100)
-    added = turns(lab._poller, lambda: len(lab.wire.sent))
+    added = turns(lab.host.poller, lambda: len(lab.wire.sent))
     assert sum(added) == 100
     assert max(added) <= _OUT_WORK // 4000 + 1
 
@@ -212,8 +212,8 @@ def test_segments_that_the_wire_makes_count(make_lab: Callable[..., Loopback]) -
 def test_queue_can_be_destroyed_meanwhile(lab: Loopback) -> None:
     """The rest of a doorbell's work ends with its queue, and nothing of it is done to the next one."""
     fill(lab.driver.tx[0], tso_bomb(lab.driver), 1000)
-    lab._poller.run_once(0)
-    lab._poller.run_once(0)
+    lab.host.poller.run_once(0)
+    lab.host.poller.run_once(0)
     before = segments(lab.nic)
     assert 0 < before < 4_000_000
     lab.nic.destroy_tx(0)
@@ -270,7 +270,7 @@ def test_gqi_ring_may_be_full(make_lab: Callable[..., Loopback]) -> None:
 def test_others_have_their_turn(lab: Loopback) -> None:
     """*Steps*: a NIC with work for many turns. *Verify*: whoever else is in the loop is called in each of them."""
     fill(lab.driver.tx[0], tso_bomb(lab.driver), 1000)
-    poller = lab._poller
+    poller = lab.host.poller
     called: list[int] = []
     for turn in range(20):
         poller.next_turn(lambda: called.append(segments(lab.nic)))
@@ -334,7 +334,7 @@ def test_turn_executes_so_many_commands(lab: Loopback) -> None:
     nic.admin.start(ring, 0xFFFF)
     driver.client.region_write(Bar.REGISTERS, 0x14, (1000).to_bytes(4, "big"), posted=True)
     driver.client.region_write(Bar.REGISTERS, 0x14, (1023).to_bytes(4, "big"), posted=True)
-    added = turns(lab._poller, lambda: nic.admin.counter)
+    added = turns(lab.host.poller, lambda: nic.admin.counter)
     assert sum(added) == 1023
     assert max(added) <= 64
     raw = driver.client.region_read(Bar.REGISTERS, ADMINQ_EVENT_COUNTER.offset, 4)

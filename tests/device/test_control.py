@@ -18,7 +18,6 @@ import pytest
 
 from nicmodel.observe import control_server
 from nicmodel.observe.control import MAX_LINE, Control, ControlError
-from nicmodel.observe.control_server import ControlServer
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.flows import TCPv4, UDPv6
 from nicmodel.testing.loopback import Loopback
@@ -35,7 +34,7 @@ class Desk:
     def __init__(self, lab: Loopback, path: Path) -> None:
         self.lab = lab
         self.path = path
-        self.server = ControlServer(str(path), [(lab.nic, lab.server)], lab._poller, [lab.faults])
+        self.server = lab.host.open_control(str(path))
         self.control = Control(path)
         self.pool = ThreadPoolExecutor(1)
 
@@ -82,7 +81,7 @@ def test_only_its_user_may_open_it(desk: Desk) -> None:
 
 def test_a_second_server_at_the_same_path(desk: Desk) -> None:
     with pytest.raises(AddressInUse):
-        ControlServer(str(desk.path), [], desk.lab._poller)
+        desk.lab.host.open_control(str(desk.path))
     desk.server.close()
     assert not desk.path.exists()
 
@@ -334,7 +333,7 @@ def test_an_id_comes_back(desk: Desk) -> None:
 
 def test_many_requests_at_once_are_answered_one_in_a_turn(desk: Desk) -> None:
     """Between two of them the NIC gets its turn."""
-    poller = desk.lab._poller
+    poller = desk.lab.host.poller
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(desk.path))
         connection.settimeout(10)

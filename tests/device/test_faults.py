@@ -159,7 +159,7 @@ def test_faults_that_come_and_go_leave_no_timers(lab: Loopback, driver: Driver, 
             lab.faults.clear()
             lab.run()
     assert lab.nic.port.cable
-    due = lab._poller.next_due
+    due = lab.host.poller.next_due
     assert due is None or due < lab.now + 10**15
 
 

@@ -144,7 +144,7 @@ class Served:
     def __init__(self) -> None:
         self.nic = TestNic()
         self.metrics = self.nic.call(
-            lambda: MetricsServer(("127.0.0.1", 0), [(self.nic.device, self.nic.server)], self.nic._poller)
+            lambda: MetricsServer(("127.0.0.1", 0), self.nic.host.served, self.nic.host.poller)
         )
         self.port = self.metrics.address[1]
 
@@ -324,7 +324,7 @@ def test_it_ends_while_clients_wait(served: Served) -> None:
         served.connect()
     with pytest.raises(TimeoutError):
         served.metrics.snapshots()
-    served.metrics = MetricsServer(("127.0.0.1", 0), [], served.nic._poller)
+    served.metrics = MetricsServer(("127.0.0.1", 0), [], served.nic.host.poller)
 
 
 @pytest.mark.parametrize("address", ["9400", "host", ":9400", "127.0.0.1:", "127.0.0.1:99999"])

@@ -21,7 +21,6 @@ from nicmodel.cli.serve import serve
 from nicmodel.gvnic.commands import CONFIGURE_DDP, DdpOperation, Inner, Opcode, QueueFormat
 from nicmodel.gvnic.profile import PROFILES, Profile, named_profile
 from nicmodel.observe.control import Control
-from nicmodel.observe.control_server import ControlServer
 from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.observe.text import lines
@@ -79,12 +78,7 @@ class Desk:
         self.wanted = QueueFormat.DQO_RDA
         self.nic = TestNic(profile, check=True)
         self.path = str(folder / "control")
-        assert self.nic.checker is not None
-        pairs = [(self.nic.device, self.nic.server)]
-        checkers = {self.nic.device.name: self.nic.checker}
-        self.server = self.nic.call(
-            lambda: ControlServer(self.path, pairs, self.nic._poller, [self.nic.faults], checkers)
-        )
+        self.server = self.nic.call(lambda: self.nic.host.open_control(self.path))
 
     def run(self, command: click.Command, *arguments: str) -> str:
         """What a command prints."""

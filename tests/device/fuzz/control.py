@@ -11,7 +11,6 @@ from typing import Any
 
 from nicmodel.faults.kinds import KINDS
 from nicmodel.gvnic.profile import Profile, parse_mac
-from nicmodel.observe.control_server import ControlServer
 from nicmodel.observe.metrics import MetricsServer
 from nicmodel.packet.frames import Offload
 from nicmodel.testing.guest_memory import GuestMemory
@@ -54,11 +53,8 @@ class Desk:
         self.lab.driver.open(ring_entries=64, header_split=True)
         self._folder = tempfile.TemporaryDirectory()
         self.path = str(Path(self._folder.name, "control"))
-        nics = [(self.lab.nic, self.lab.server)]
-        checkers = {} if self.lab.checker is None else {self.lab.nic.name: self.lab.checker}
-        self.control = ControlServer(self.path, nics, self.lab.nic.poller, [self.lab.faults], checkers)
+        self.lab.host.open_control(self.path)
         self.metrics: MetricsServer | None = None
-        self._nics = nics
 
     def ask(self, block: Block) -> None:
         """Requests of one connection: each has one answer, beside which there are events."""
@@ -125,7 +121,7 @@ class Desk:
     def scrape(self, block: Block) -> None:
         """Requests at the metrics endpoint; whatever came, a plain one is answered. Threads work here, in real time."""
         if self.metrics is None:
-            self.metrics = MetricsServer(("127.0.0.1", 0), self._nics, self.lab.nic.poller)
+            self.metrics = self.lab.host.open_metrics(("127.0.0.1", 0))
         rng = block.rng
         for number in rng.integers(0, len(_HTTP), ROWS)[block.rows].tolist()[:8]:
             octets = bytearray(_HTTP[number])
@@ -168,9 +164,6 @@ class Desk:
         works(self.lab)
 
     def close(self) -> None:
-        if self.metrics is not None:
-            self.metrics.close()
-        self.control.close()
         self.lab.close()
         self._folder.cleanup()
 
