@@ -4,9 +4,9 @@
     python benchmarks/instructions.py --length 64
 
 The packet path runs under valgrind, which counts the instructions of a number of batches and of twice as many: the
-difference is that of the batches alone. What is counted is `Nic.deliver`, the interpreter's share included, on its way
-from the wire's batch to buffers and completions; the driver does nothing meanwhile. Valgrind knows no AVX-512, so the
-code is compiled for a processor without: one that is named, and the same everywhere.
+difference is that of the batches alone. What is counted is `Ingress.deliver`, the interpreter's share included, on its
+way from the wire's batch to buffers and completions; the driver does nothing meanwhile. Valgrind knows no AVX-512, so
+the code is compiled for a processor without: one that is named, and the same everywhere.
 
 "perf stat" would count faster, but virtual machines seldom let it.
 """

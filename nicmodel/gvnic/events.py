@@ -1,4 +1,5 @@
-"""What a NIC tells those who look on: a class for each event, built only while somebody listens (`Nic.observers`).
+"""What a NIC tells those who look on: a class for each event, built only while somebody listens
+(`nicmodel.gvnic.diagnostics`).
 
 A name that ends in -ing is told before something happens, one that ends in -ed when it has happened. Arrays and batches
 are the NIC's own, which uses them again after the call: an observer copies what it wants to keep.
