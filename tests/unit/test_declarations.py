@@ -83,7 +83,7 @@ def trace(lab: Loopback) -> Iterator[list[Event]]:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_a_command_is_executed_and_decoded(command: Opcode | Inner, lab: Loopback, trace: list[Event]) -> None:
-    """*Steps*: the command, all of it 0. *Verify*: the device knows it; the trace has its name and fields."""
+    """*Steps*: the command, all of it 0. *Verify*: the device knows it; the trace has its name, queue and fields."""
     fields = command.command.payload.names or ()
     if isinstance(command, Inner):
         place = lab.ram.allocate_zeroed(4096)
@@ -103,6 +103,8 @@ def test_a_command_is_executed_and_decoded(command: Opcode | Inner, lab: Loopbac
         event["fields"] = event["fields"]["inner"]
     else:
         assert event["command"] == command.name
+    queue = command.command.queue
+    assert event.get("queue") == (f"{queue.way}0" if queue else None)
     assert set(fields) <= set(event["fields"])
     for path in command.command.enumerations:
         value = event["fields"]
