@@ -210,10 +210,10 @@ def test_a_capture_replayed_to_a_guest_and_one_of_what_it_sends(fleet: Fleet) ->
     # Room for all of it: an emulated CPU may pause for longer than the replay takes.
     guest.run("sysctl -q net.core.rmem_max=8388608")
     sink = guest.start(f"exec socat -u UDP-RECV:{REPLAYED.port},rcvbuf=8388608 OPEN:/dev/null")
+    guest.run(f"ip link set {interface} up")  # which sends nothing yet; tcpdump wants it up
+    fleet.await_carrier(REPLAY)
     dump = guest.start(f"exec tcpdump -n -U -i {interface} -B 16384 -Q in -Z root -w /tmp/seen.pcap 2>&1")
     try:
-        guest.run(f"ip link set {interface} up")
-        fleet.await_carrier(REPLAY)
         dump.expect("listening on")
         before = udp()
         guest.run("ping -c 1 -W 0.1 10.15.0.2", check=False)
