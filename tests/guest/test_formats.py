@@ -39,7 +39,15 @@ CASES = [
 FILE_SIZE = 4 << 20
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.profile}-{case.kernel}")
+#: What is like another case but for one thing, which other tests see: addresses, options, a kernel in between.
+LONG = [case for case in CASES if case.profile in ("gqi-rda", "gce") or case.kernel == "trixie"]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, marks=pytest.mark.long if case in LONG else []) for case in CASES],
+    ids=lambda case: f"{case.profile}-{case.kernel}",
+)
 def linked(request: pytest.FixtureRequest) -> Iterator[tuple[Case, Guest, NicServer]]:
     """A guest with two NICs of one profile, back to back, the second in namespace "peer"."""
     case: Case = request.param

@@ -25,6 +25,7 @@ def serve_once(server: socket.socket, answer: bytes) -> None:
         connection.sendall(connection.recv(100) + answer)
 
 
+@pytest.mark.long
 def test_both_directions() -> None:
     """The guest reaches a server on the host's loopback, and the host one in the guest, by DHCP's addresses."""
     port = free_port()

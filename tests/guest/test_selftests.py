@@ -7,6 +7,7 @@ all of them in twenty.
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,18 +17,19 @@ pytestmark = pytest.mark.guest
 NICMODEL = [sys.executable, "-m", "nicmodel.cli", "selftests"]
 
 
-#: Of different kinds: header split, queues, statistics, interrupts, timestamps, AF_XDP, devmem.
-PROGRAMS = ("hds", "queues", "stats", "irq", "nic_timestamp", "xsk_reconfig", "devmem")
+#: Of different kinds: header split, interrupts, devmem; queues, statistics, timestamps, AF_XDP.
+FEW, MORE = ("hds", "irq", "devmem"), ("queues", "stats", "nic_timestamp", "xsk_reconfig")
 
 
-def test_programs_end_as_expected(tmp_path: Path) -> None:
-    command = [*NICMODEL, *PROGRAMS, "--quick"]
+@pytest.mark.parametrize("programs", [FEW, pytest.param(MORE, marks=pytest.mark.long)], ids=["few", "more"])
+def test_programs_end_as_expected(programs: Sequence[str], tmp_path: Path) -> None:
+    command = [*NICMODEL, *programs, "--quick"]
     command += ["--json", str(tmp_path / "cases.json"), "--logs", str(tmp_path / "logs")]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     cases = json.loads((tmp_path / "cases.json").read_text())
-    assert {case["test"] for case in cases} == set(PROGRAMS)
-    assert {log.stem for log in (tmp_path / "logs").iterdir()} == set(PROGRAMS)
+    assert {case["test"] for case in cases} == set(programs)
+    assert {log.stem for log in (tmp_path / "logs").iterdir()} == set(programs)
     assert all(case["reason"] for case in cases if case["outcome"] != "pass")
 
 

@@ -107,6 +107,7 @@ def test_a_snapshot_that_is_of_no_use_is_deleted_and_the_guest_boots(
     assert not mine.exists()
 
 
+@pytest.mark.long
 def test_a_snapshot_that_cannot_be_made_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,6 +127,7 @@ def test_device_memory_is_a_node_without_cpus() -> None:
         assert marker * 128 in memory.array.tobytes()
 
 
+@pytest.mark.long
 def test_extra_arguments_reach_qemu_and_reboot() -> None:
     arguments = ("-netdev", "user,id=n0,restrict=on", "-device", "virtio-net-pci,netdev=n0")
     with Guest(GuestConfig(arguments=arguments)) as guest:

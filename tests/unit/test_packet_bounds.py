@@ -111,6 +111,7 @@ def test_exactly_the_bytes_of_the_frame_are_enough(frame: bytes) -> None:
     everything(as_array(frame), 0, len(frame))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(JIT_DISABLED, reason="is what this test runs")
 @pytest.mark.timeout(900)  # many tests, uncompiled, in one process
 def test_interpreted_code_passes_the_same_tests() -> None:
