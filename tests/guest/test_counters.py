@@ -82,11 +82,20 @@ def ethtool_statistics(lab: Lab) -> dict[str, int]:
 
 
 def bytes_of_queues(lab: Lab) -> dict[str, list[int]]:
-    """Bytes of each queue there is: as the device counts them, and as the driver does."""
-    report, said = lab.report(TAP), ethtool_statistics(lab)
-    device = {
-        f"{way}_bytes[{queue['queue']}]": queue["bytes"] for way in ("rx", "tx") for queue in report[f"{way}_queues"]
-    }
+    """Bytes of each queue there is: as the device counts them, and as the driver does, at one moment."""
+
+    def of_device() -> dict[str, int]:
+        report = lab.report(TAP)
+        return {
+            f"{way}_bytes[{queue['queue']}]": queue["bytes"]
+            for way in ("rx", "tx")
+            for queue in report[f"{way}_queues"]
+        }
+
+    while True:  # a frame of the stack's own could come in between
+        device, said = of_device(), ethtool_statistics(lab)
+        if device == of_device():
+            break
     names = [name for name in device if name in said]
     return {"device": [device[name] for name in names], "driver": [said[name] for name in names]}
 
