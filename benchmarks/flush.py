@@ -25,7 +25,7 @@ from scapy.layers.l2 import Ether
 
 from nicmodel.gvnic.commands import ALL_OWNERS, FLUSH_RX_QUEUE, Inner, Opcode
 from nicmodel.gvnic.profile import Profile
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic.state import Drop
 from nicmodel.testing.flows import UDPv4
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback

@@ -22,7 +22,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from nicmodel.gvnic.profile import Profile
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic.state import Drop
 from nicmodel.testing.flows import UDPv4
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.loopback import Loopback

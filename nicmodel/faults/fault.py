@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
-from nicmodel.gvnic import events
 from nicmodel.gvnic.device import Nic
 from nicmodel.nearest import did_you_mean
+from nicmodel.nic import events
 from nicmodel.vfio_user.poll import Timer
 
 #: Where a fault sits, in the order of a frame's way and of a person's interest.

@@ -22,11 +22,12 @@ from nicmodel.faults.kinds import (
     RxStarve,
     RxUnsplit,
 )
-from nicmodel.gvnic import events
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, RX_BUFFER, RX_COMPLETION
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Bits
-from nicmodel.gvnic.state import Drop, Records, State
+from nicmodel.gvnic.state import State
+from nicmodel.nic import events
+from nicmodel.nic.state import Drop, Records
 
 #: How soon a frame that was starved of buffers tries again, ns.
 _RETRY_NS = 1_000_000

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from nicmodel.faults.detour import Shadow, host_address, publish
 from nicmodel.faults.fault import Injection, Late
 from nicmodel.faults.kinds import DmaSlow, TxFault, TxLate, TxNever
-from nicmodel.gvnic import events
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TxCompletionType
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.state import State
-from nicmodel.gvnic.transmit import Taken
+from nicmodel.nic import events
+from nicmodel.nic.state import Taken
 
 _GENERATION = np.uint64(1 << TX_COMPLETION.generation.shift)
 

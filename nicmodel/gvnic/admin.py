@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 
 from nicmodel.gvnic import commands as c
-from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, OptionId, OsType, QueueFormat, Status
 from nicmodel.gvnic.ddp import Ddp, DdpError
 from nicmodel.gvnic.deferred import MAX_PLACEMENT_RING, DeferredPlacement
@@ -27,16 +26,17 @@ from nicmodel.gvnic.descriptors import (
     PLACEMENT_COMPLETION,
     PLACEMENT_REQUEST,
 )
-from nicmodel.gvnic.diagnostics import Diagnostics
-from nicmodel.gvnic.dma_engine import DmaEngine
 from nicmodel.gvnic.doorbells import Doorbells
-from nicmodel.gvnic.interrupts import Interrupts
 from nicmodel.gvnic.layout import explain
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.state import MAX_DDP_PIECES, State
 from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss, SteeringError
+from nicmodel.nic import events
+from nicmodel.nic.diagnostics import Diagnostics
+from nicmodel.nic.dma_engine import DmaEngine
+from nicmodel.nic.interrupts import Interrupts
 from nicmodel.packet.headers import L3, L4
 from nicmodel.vfio_user.dma import DmaFault
 from nicmodel.vfio_user.poll import Budget, EventLoop

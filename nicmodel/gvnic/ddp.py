@@ -50,10 +50,11 @@ import numpy as np
 
 from nicmodel.gvnic.commands import DdpDigest, Status
 from nicmodel.gvnic.descriptors import PLACEMENT, RX_DDP
-from nicmodel.gvnic.dma import WRITE, accessible, fault, locate, write
-from nicmodel.gvnic.state import MAX_PLACEMENTS, Purpose, Records, State
+from nicmodel.gvnic.state import MAX_PLACEMENTS, State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
+from nicmodel.nic.dma import WRITE, accessible, fault, locate, write
+from nicmodel.nic.state import Purpose, Records
 from nicmodel.packet.headers import L4
 from nicmodel.packet.nvme_tcp import Order, Part, Sync, Verdict, advance, arrive, ask, confirm, find, lose, start
 from nicmodel.packet.words import load_be32

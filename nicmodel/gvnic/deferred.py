@@ -16,13 +16,14 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic import events
 from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, PlacementStatus
-from nicmodel.gvnic.diagnostics import Diagnostics
-from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
-from nicmodel.gvnic.state import MAX_SEGMENTS, NIC_PAGE, SETTINGS, Purpose, Records, State
+from nicmodel.gvnic.state import MAX_SEGMENTS, NIC_PAGE, SETTINGS, State
 from nicmodel.jit.addresses import copy, load_u64, publish_u64
 from nicmodel.jit.compiled import compiled, i64, inlined, u64
+from nicmodel.nic import events
+from nicmodel.nic.diagnostics import Diagnostics
+from nicmodel.nic.dma import READ, WRITE, accessible, fault, locate, write
+from nicmodel.nic.state import Purpose, Records
 from nicmodel.vfio_user.poll import Budget, EventLoop, Timer
 
 #: `RX_QUEUE.deferred`: 0 is off. A payload for which there is no room goes to the queue's buffers, or its packet is

@@ -17,25 +17,15 @@ from typing import Protocol
 
 import numpy as np
 
-from nicmodel.gvnic import events
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.admin import AdminQueue
 from nicmodel.gvnic.commands import RSS_LUT_SIZE, QueueFormat
 from nicmodel.gvnic.ddp import Ddp
 from nicmodel.gvnic.deferred import DeferredPlacement
-from nicmodel.gvnic.descriptors import GQI_RX_PAD
-from nicmodel.gvnic.diagnostics import Diagnostics
-from nicmodel.gvnic.dma import find
-from nicmodel.gvnic.dma_engine import DmaEngine
+from nicmodel.gvnic.descriptors import GQI_RX_PAD, RX_COMPLETION
 from nicmodel.gvnic.doorbells import Doorbells
-from nicmodel.gvnic.egress import Egress
-from nicmodel.gvnic.gather import Gatherer
-from nicmodel.gvnic.ingress import Ingress
-from nicmodel.gvnic.interrupts import Interrupts
-from nicmodel.gvnic.messages import Messages
 from nicmodel.gvnic.owners import NOTHING
 from nicmodel.gvnic.pages import PageLists
-from nicmodel.gvnic.port import Port
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.receive import hand_back, receive
 from nicmodel.gvnic.register_file import RegisterFile
@@ -46,6 +36,17 @@ from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit import transmit
 from nicmodel.gvnic.transmit_gqi import transmit_gqi
 from nicmodel.jit.compiled import u64
+from nicmodel.nic import events
+from nicmodel.nic.backlog import Backlog
+from nicmodel.nic.diagnostics import Diagnostics
+from nicmodel.nic.dma import find
+from nicmodel.nic.dma_engine import DmaEngine
+from nicmodel.nic.egress import Egress
+from nicmodel.nic.gather import Gatherer
+from nicmodel.nic.ingress import Ingress
+from nicmodel.nic.interrupts import Interrupts
+from nicmodel.nic.messages import Messages
+from nicmodel.nic.port import Port
 from nicmodel.packet.lost import survive_lost_memory
 from nicmodel.pci.bars import MemoryBar
 from nicmodel.pci.capabilities import Express, Msix, PowerManagement
@@ -164,7 +165,7 @@ class Nic(Device):
         self.diagnostics = diagnostics = Diagnostics(name)
         self.port = Port(wire)
         self.dma = DmaEngine(state)
-        self.messages = Messages(state, self.dma)
+        self.messages = Messages(state, self.dma, 1 << RX_COMPLETION.rx_error.shift)
         self.interrupts = Interrupts(state.vectors, self.config, poller, diagnostics)
         self.rss = Rss(state)
         self.rules = FlowRules(state)
@@ -176,8 +177,10 @@ class Nic(Device):
             budget, usecs = profile.deferred_queue_budget, profile.deferred_usecs
             self.deferred = DeferredPlacement(state, budget, usecs, poller, self.flush, diagnostics)
         self.ingress = Ingress(
-            state, receive, poller.clock, self.port, self.dma, self.messages, self.interrupts, self.deferred,
-            diagnostics,
+            state, receive, poller.clock, self.port, self.dma, self.messages, self.interrupts, diagnostics,
+            Backlog(state.rx["held"], state.owners["held"]),
+            out_of_order=state.owners.size > 0,
+            then=None if self.deferred is None else self.deferred.watch,
         )  # fmt: skip
         self._gatherer: Gatherer | None = None
         if profile.coalesce_usecs:
@@ -383,7 +386,7 @@ class Nic(Device):
         self.dma.write(address, bytes(4 * count))
         self.queue_format = queue_format
         gqi = queue_format in (QueueFormat.GQI_RDA, QueueFormat.GQI_QPL)
-        self.state.device["gqi"] = self.doorbells.gqi = gqi
+        self.state.device["gqi"] = self.state.device["mapped_only"] = self.doorbells.gqi = gqi
         self.egress.transmit = transmit_gqi if gqi else transmit
         self.interrupts.configure(blocks, base)
         self._update_running()

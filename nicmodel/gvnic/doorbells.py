@@ -8,13 +8,13 @@ Source: Linux drivers/net/ethernet/google/gve/gve_dqo.h, gve_main.c.
 
 from __future__ import annotations
 
-from nicmodel.gvnic import events
 from nicmodel.gvnic.deferred import DeferredPlacement
 from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS, GqiIrqDoorbell
-from nicmodel.gvnic.diagnostics import Diagnostics
-from nicmodel.gvnic.egress import Egress
-from nicmodel.gvnic.ingress import Ingress
 from nicmodel.gvnic.state import State
+from nicmodel.nic import events
+from nicmodel.nic.diagnostics import Diagnostics
+from nicmodel.nic.egress import Egress
+from nicmodel.nic.ingress import Ingress
 
 
 def _counts_on(head: int, entries: int, value: int) -> bool:

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_BUFFER_OWNER
-from nicmodel.gvnic.dma import READ, fault, locate
-from nicmodel.gvnic.state import Purpose, State
+from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u8, load_u16, load_u64
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
+from nicmodel.nic.dma import READ, fault, locate
+from nicmodel.nic.state import Purpose
 
 #: `hand_back` and `fetch` found nothing.
 NOTHING = -1

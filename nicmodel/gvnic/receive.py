@@ -2,7 +2,7 @@
 
 A frame's way: parse, admit (is it ours, does it fit), steer (flow rule, else RSS), coalesce (on queues with RSC),
 verify checksums, place (header and payload by DMA, completions). Interrupts are decided afterwards, once for the batch
-(`nicmodel.gvnic.moderation`).
+(`nicmodel.nic.moderation`).
 
 TCP segments of one flow that follow one another in the batch become one packet. They stay where they are until it is
 placed: each piece of payload is copied once, from the batch into the driver's buffers. Nothing is kept back when the
@@ -23,13 +23,14 @@ import numpy.typing as npt
 from nicmodel.gvnic.ddp import place_directly
 from nicmodel.gvnic.deferred import ELSE_DROP, has_room, keep
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DDP, RX_DEFERRED, RX_FLUSHED, RXDID
-from nicmodel.gvnic.dma import READ, WRITE, fault, locate, reachable, write
-from nicmodel.gvnic.messages import COMPLETION, post
 from nicmodel.gvnic.owners import NOTHING, exchange, fetch, owned, owner_of
 from nicmodel.gvnic.receive_gqi import place_gqi
-from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
+from nicmodel.gvnic.state import MAX_SEGMENTS, State
 from nicmodel.jit.addresses import copy, load_u16, load_u64, publish_u64, store_u64
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
+from nicmodel.nic.dma import READ, WRITE, fault, locate, reachable, write
+from nicmodel.nic.messages import COMPLETION, post
+from nicmodel.nic.state import Drop, Purpose, Records
 from nicmodel.packet.checksum import ChecksumError, complete, verifiable, verify
 from nicmodel.packet.coalesce import (
     MAX_IP,

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_PAD, GQI_RX_SLOT, GQI_SEQUENCE, GqiRxFlag
-from nicmodel.gvnic.dma import READ, WRITE, accessible, fault, locate, write
 from nicmodel.gvnic.pages import resolve
-from nicmodel.gvnic.state import Drop, Purpose, State
+from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u64, publish_u64, store_u64
 from nicmodel.jit.compiled import Record, compiled, i64, u64
+from nicmodel.nic.dma import READ, WRITE, accessible, fault, locate, write
+from nicmodel.nic.state import Drop, Purpose
 from nicmodel.packet.checksum import fold, ones_sum
 from nicmodel.packet.headers import L3, L4
 

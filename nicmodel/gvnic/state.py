@@ -1,23 +1,20 @@
 """The device's state: numpy records, worked on in place by the compiled packet path and shown by Python.
 
-Sizes: M is the maximum number of receive (and of transmit) queues. Rows of `State.ledger` and `State.drops` are M
-receive queues, M transmit queues and one for the device itself.
+What every NIC has of it is in `nicmodel.nic.state`.
 """
 
 from __future__ import annotations
-
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import PLACEMENT
-from nicmodel.jit.arrays import Arrays
+from nicmodel.nic import state as core
+from nicmodel.nic.state import DEVICE_FIELDS, KINDS, MESSAGE, PIECE, VECTOR, Drop, Purpose, Records
 from nicmodel.packet.coalesce import AGGREGATE
 from nicmodel.packet.headers import HEADERS
 from nicmodel.packet.match import GROUP, RULE, SLOT, slots_for
 from nicmodel.packet.nvme_tcp import TRACKER
-from nicmodel.vfio_user.dma import MAX_KINDS
 from nicmodel.vfio_user.regions import RegionMap
 
 #: The most data descriptors of one packet, in either direction; more are a driver's error.
@@ -26,67 +23,9 @@ MAX_SEGMENTS = 512
 MAX_PACKET = 262143 + 255
 
 
-class Drop(IntEnum):
-    """Why a frame or packet ended here; 0 and `HELD` mean that it did not."""
-
-    #: It was delivered, or sent.
-    NONE = 0
-    #: Waits in the backlog for buffers.
-    HELD = 1
-    #: Shorter than an Ethernet header.
-    RUNT = 2
-    #: Unicast to another station, and the device is not promiscuous.
-    NOT_OURS = 3
-    #: Longer than the maximum MTU allows.
-    OVER_MRU = 4
-    #: The queue chosen by rule or table does not exist.
-    NO_QUEUE = 5
-    #: The driver has posted too few buffers, and the backlog is full or the frame waited too long.
-    NO_BUFFERS = 6
-    #: A ring or buffer address is outside of what the guest mapped, or mapped without the right.
-    DMA_FAULT = 7
-    #: The device is not running: no queues, link down, or bus mastering off.
-    DEVICE_DOWN = 8
-    #: An aggregated frame that cannot be segmented.
-    BAD_GSO = 9
-    #: A transmit packet whose descriptors contradict each other or the contract.
-    BAD_DESCRIPTOR = 10
-    #: The NIC's memory for deferred payload is full, and the queue's buffers are for headers only.
-    NIC_MEMORY_FULL = 11
-
-
-class Purpose(IntEnum):
-    """What a DMA access is for, which also says in which direction it goes: second index of the ledger."""
-
-    #: Received bytes, into data buffers. Device writes.
-    PAYLOAD = 0
-    #: Received bytes, into header buffers. Device writes.
-    HEADER = 1
-    #: Entries of the rings that the driver fills. Device reads.
-    DESCRIPTOR = 2
-    #: Entries of the rings that the device fills, and the counters of GQI transmit queues. Device writes.
-    COMPLETION = 3
-    #: Bytes to be sent, headers included. Device reads.
-    TRANSMIT = 4
-    #: Admin commands and what they point at: rules, RSS tables, page lists. Device reads.
-    COMMAND = 5
-    #: Their statuses and answers, numbers of doorbells, event counters at their start. Device writes.
-    ANSWER = 6
-    #: The statistics region. Device writes.
-    STATISTICS = 7
-
-    @property
-    def written(self) -> bool:
-        """Whether the device writes, rather than reads."""
-        return self not in (Purpose.DESCRIPTOR, Purpose.TRANSMIT, Purpose.COMMAND)
-
-
-#: Kinds of memory that are told apart, third index of the ledger: those that `DmaTable.kinds` names, and "other".
-KINDS = MAX_KINDS + 1
-
 DEVICE = np.dtype(
     [
-        ("running", "<i4"),
+        *DEVICE_FIELDS,
         ("gqi", "<i4"),
         ("promiscuous", "<i4"),
         ("mac", "<i8"),
@@ -98,15 +37,6 @@ DEVICE = np.dtype(
         ("coalesce", "<i4"),
         ("aggregates", "<i4"),
         ("ddp_flows", "<i4"),
-        ("region", "<i4"),
-        ("region_before", "<i4"),
-        ("remote", "<i4"),
-        ("posted", "<i4"),
-        ("posted_bytes", "<i8"),
-        ("asked", "<i4"),
-        ("asked_bytes", "<i8"),
-        ("fault_address", "<u8"),
-        ("faults", "<i8"),
     ]
 )
 
@@ -169,16 +99,6 @@ TX_QUEUE = np.dtype(
         ("page_count", "<i8"),
         ("pages", "<u8"),
         *((name, "<i8") for name in _TX_COUNTERS),
-    ]
-)
-
-VECTOR = np.dtype(
-    [
-        ("enabled", "<i4"),
-        ("pending", "<i4"),
-        ("interval", "<i8"),
-        ("last_fire", "<i8"),
-        ("fires", "<i8"),
     ]
 )
 
@@ -250,30 +170,6 @@ OWNER = np.dtype(
 COUNTERS = {RX_QUEUE: _RX_COUNTERS, TX_QUEUE: _TX_COUNTERS, PLACEMENT_RING: _PLACEMENT_COUNTERS, OWNER: _OWNER_COUNTERS}
 SETTINGS = {dtype: [name for name in dtype.names or () if name not in COUNTERS[dtype]] for dtype in COUNTERS}
 
-#: Where one frame went. `verdict` is a `Drop`; `queue` -1 when none was chosen; `rule` the location of the flow rule or
-#: -1; `completion` the index of its first completion, `completions` how many (for a frame that was cut into segments:
-#: of all of them). Frames that were coalesced share their completions; `next` is the number of the frame whose payload
-#: comes next in the same packet, -1 after the last.
-OUTCOME = np.dtype(
-    [
-        ("verdict", "<i2"),
-        ("queue", "<i2"),
-        ("rule", "<i4"),
-        ("hash", "<u4"),
-        ("header", "<i4"),
-        ("completion", "<i4"),
-        ("completions", "<i4"),
-        ("next", "<i4"),
-    ]
-)
-
-#: One buffer or fragment of the packet in hand: where it is in guest memory, how long, and its buffer ID.
-PIECE = np.dtype([("address", "<u8"), ("length", "<i4"), ("identifier", "<i4")])
-
-#: Bytes for memory without a descriptor, or from it (`nicmodel.gvnic.messages`): guest address, and place in this
-#: process.
-MESSAGE = np.dtype([("address", "<u8"), ("count", "<i4"), ("offset", "<i4"), ("flags", "<i4")])
-
 #: Direct data placement: the most buffers of all flows together, pieces of one, and placements in one packet.
 MAX_DDP_BUFFERS = 1024
 MAX_DDP_PIECES = 256
@@ -308,33 +204,18 @@ DDP_FLOW = np.dtype(
 DDP_BUFFER = np.dtype([("active", "<i4"), ("flow", "<i4"), ("command", "<i4"), ("pieces", "<i4"), ("length", "<i8")])
 DDP_PIECE = np.dtype([("address", "<u8"), ("end", "<i8")])
 
-Records = npt.NDArray[np.void]
 
+class State(core.State):
+    """All that receive and transmit work on."""
 
-class State(Arrays):
-    """All that receive and transmit work on; `region_leaves` and `regions` are what `memory_map` sets."""
-
-    device: Records
-    rx: Records
-    tx: Records
-    vectors: Records
     lut: npt.NDArray[np.int32]
     hash_table: npt.NDArray[np.uint32]
     rules: Records
     rule_groups: Records
     rule_slots: Records
-    region_leaves: Records
-    regions: Records
-    ledger: npt.NDArray[np.int64]
-    drops: npt.NDArray[np.int64]
     headers: Records
     aggregates: Records
     segment: npt.NDArray[np.uint8]
-    pieces: Records
-    posted: Records
-    posted_data: npt.NDArray[np.uint8]
-    asked: Records
-    asked_data: npt.NDArray[np.uint8]
     completion: npt.NDArray[np.int64]
     nic_memory: Records
     nic_pages: Records
@@ -350,19 +231,6 @@ class State(Arrays):
     ddp_pieces: Records
     ddp_rest: npt.NDArray[np.uint8]
     placements: Records
-
-    @property
-    def memory_map(self) -> RegionMap:
-        """The guest's memory."""
-        return RegionMap(self.region_leaves, self.regions)
-
-    @memory_map.setter
-    def memory_map(self, regions: RegionMap) -> None:
-        # Most changes are made inside the arrays, and may come by the hundred thousand.
-        if regions.leaves is not self.region_leaves:
-            self.region_leaves = regions.leaves
-        if regions.records is not self.regions:
-            self.regions = regions.records
 
 
 def make_state(

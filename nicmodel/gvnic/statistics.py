@@ -12,9 +12,10 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import Stat
-from nicmodel.gvnic.diagnostics import Diagnostics
-from nicmodel.gvnic.dma_engine import DmaEngine
-from nicmodel.gvnic.state import Drop, Purpose, State
+from nicmodel.gvnic.state import State
+from nicmodel.nic.diagnostics import Diagnostics
+from nicmodel.nic.dma_engine import DmaEngine
+from nicmodel.nic.state import Drop, Purpose
 from nicmodel.vfio_user.dma import DmaFault
 from nicmodel.vfio_user.poll import EventLoop, Timer
 

@@ -8,34 +8,20 @@ Source of the grammar and the limits: Linux drivers/net/ethernet/google/gve/gve_
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TX_PACKET, TX_TSO_CONTEXT, TxCompletionType, TxType
-from nicmodel.gvnic.dma import READ, WRITE, ask_for_pieces, fault, locate, read
-from nicmodel.gvnic.state import MAX_PACKET, MAX_SEGMENTS, Drop, Purpose, Records, State
+from nicmodel.gvnic.state import MAX_PACKET, MAX_SEGMENTS, State
 from nicmodel.jit.addresses import copy, load_u64, publish_u64
 from nicmodel.jit.compiled import Record, compiled, i64, u64
+from nicmodel.nic.dma import READ, WRITE, ask_for_pieces, fault, locate, read
+from nicmodel.nic.state import Drop, Purpose, Records, Taken
 from nicmodel.packet.checksum import complete, pseudo
 from nicmodel.packet.frames import MAX_FRAME, FrameFlag, Gso, Offload
 from nicmodel.packet.headers import L3, L4
 from nicmodel.packet.parse import parse
 from nicmodel.packet.segment import segment_header
-
-
-class Taken(IntEnum):
-    """Why `transmit` takes no more packets from a queue."""
-
-    #: There are none, or the last is not complete.
-    ALL = 0
-    #: The next one does not fit the batch, or waits for bytes that were asked for: call again with an empty batch, and
-    #: with the bytes.
-    FULL = 1
-    #: The queue has had its share; there may be more.
-    SHARE = 2
-
 
 _ALL, _FULL, _SHARE = (int(reason) for reason in Taken)
 _NONE = int(Drop.NONE)

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import GQI_TX_PACKET, GQI_TX_SEGMENT, GqiTxType
-from nicmodel.gvnic.dma import READ, WRITE, fault, locate
 from nicmodel.gvnic.pages import resolve
 from nicmodel.gvnic.receive_gqi import big_endian
-from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
-from nicmodel.gvnic.transmit import Taken, plan_segments, send_plain, send_segments
+from nicmodel.gvnic.state import MAX_SEGMENTS, State
+from nicmodel.gvnic.transmit import plan_segments, send_plain, send_segments
 from nicmodel.jit.addresses import load_u64, publish_u32
 from nicmodel.jit.compiled import compiled, i64, u64
+from nicmodel.nic.dma import READ, WRITE, fault, locate
+from nicmodel.nic.state import Drop, Purpose, Records, Taken
 
 _ALL, _FULL, _SHARE = (int(reason) for reason in Taken)
 _NONE = int(Drop.NONE)

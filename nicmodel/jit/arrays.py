@@ -9,6 +9,8 @@ array from it: a load that the optimiser drops where the array is not used.
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 from typing import Any, Self
 
 import numpy as np
@@ -55,9 +57,11 @@ class Arrays:
         self._numba = ArraysType(type(self).__name__, fields)
 
     @classmethod
-    def names(cls) -> list[str]:
-        """The names of the arrays."""
-        return [name for name in cls.__annotations__ if name != "address"]
+    @functools.cache
+    def names(cls) -> tuple[str, ...]:
+        """The names of the arrays; those of a class that it is derived from come first."""
+        bases = reversed(cls.__mro__)
+        return tuple(name for base in bases for name in inspect.get_annotations(base) if name != "address")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; that of an array also for compiled code.

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from nicmodel.gvnic import events
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.state import Drop, Records
+from nicmodel.nic import events
+from nicmodel.nic.state import Drop, Records
 from nicmodel.observe.trace import check_queues, followers, where
 from nicmodel.packet.frames import NO_QUEUE, Batch, FrameFlag
 

@@ -18,7 +18,7 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Bits, explain
 from nicmodel.gvnic.owners import posted
 from nicmodel.gvnic.pages import resolve
-from nicmodel.gvnic.state import Drop, Records
+from nicmodel.nic.state import Drop, Records
 from nicmodel.observe.peek import peek_many
 from nicmodel.packet.frames import Batch
 from nicmodel.vfio_user.dma import MAX_KINDS

@@ -13,7 +13,8 @@ from nicmodel.gvnic.commands import OptionId
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import explain
 from nicmodel.gvnic.registers import Bar
-from nicmodel.gvnic.state import SETTINGS, Records
+from nicmodel.gvnic.state import SETTINGS
+from nicmodel.nic.state import Records
 from nicmodel.observe.trace import flag_names, rights
 from nicmodel.packet.match import FlowType
 from nicmodel.vfio_user.protocol import PciIrq

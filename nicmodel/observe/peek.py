@@ -7,10 +7,10 @@ import ctypes
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.dma import find
-from nicmodel.gvnic.state import Records
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import compiled, i64, u64
+from nicmodel.nic.dma import find
+from nicmodel.nic.state import Records
 from nicmodel.vfio_user.regions import RegionMap
 
 LAST_ADDRESS = (1 << 64) - 1

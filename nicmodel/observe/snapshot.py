@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.state import COUNTERS, SETTINGS, Drop, Purpose
+from nicmodel.gvnic.state import COUNTERS, SETTINGS
+from nicmodel.nic.state import Drop, Purpose
 from nicmodel.packet.match import FlowType
 
 #: Version of the dictionary's form; grows when a field changes its meaning or goes away.

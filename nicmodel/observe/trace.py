@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 from functools import partial, reduce
 from operator import getitem
 from typing import Any, assert_never
@@ -26,9 +26,8 @@ import numpy as np
 
 from nicmodel.faults.fault import shortened
 from nicmodel.gvnic import commands as c
-from nicmodel.gvnic import events
 from nicmodel.gvnic import registers as r
-from nicmodel.gvnic.commands import Command, Inner, Opcode, Status
+from nicmodel.gvnic.commands import Command, Inner, Opcode
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
     GQI_RX_SLOT,
@@ -58,8 +57,9 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Form, Layout, explain, size_of
 from nicmodel.gvnic.owners import posted
 from nicmodel.gvnic.registers import Bar
-from nicmodel.gvnic.state import Drop, Records
 from nicmodel.nearest import did_you_mean
+from nicmodel.nic import events
+from nicmodel.nic.state import Drop, Records
 from nicmodel.observe.peek import peek
 from nicmodel.packet.frames import Batch
 from nicmodel.packet.headers import L3, L4
@@ -304,7 +304,7 @@ class Tracer:
 
     # Admin queue and interrupts.
 
-    def _admin(self, opcode: int, payload: np.void | None, status: Status, reason: str) -> None:
+    def _admin(self, opcode: int, payload: np.void | None, status: IntEnum, reason: str) -> None:
         fields: dict[str, Any] = {"command": f"{opcode:#x}", "status": status.name}
         if payload is not None:
             command = Opcode(opcode)  # one that the device has executed

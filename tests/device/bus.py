@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nicmodel.gvnic import dma
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.state import Purpose
 from nicmodel.jit import addresses
+from nicmodel.nic import dma
+from nicmodel.nic.state import Purpose
 from nicmodel.vfio_user.dma import DmaTable
 
 READ, WRITE = "read", "write"

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from nicmodel.gvnic import events
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.commands import (
     DRIVER_INFO,
@@ -24,6 +23,7 @@ from nicmodel.gvnic.commands import (
     RssHashType,
     Status,
 )
+from nicmodel.nic import events
 from nicmodel.testing.adminq import AdminError, AdminTimeout, decode_command, encode_command
 from nicmodel.testing.driver import LINUX_HASH_TYPES, Driver
 from nicmodel.testing.flows import TCPv4

@@ -10,14 +10,14 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
-from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import Opcode, QueueFormat
 from nicmodel.gvnic.descriptors import GQI_TX_PACKET, TX_PACKET, TX_TSO_CONTEXT, GqiTxType, TxType
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.egress import _OUT_FRAMES, _OUT_WORK
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.registers import ADMINQ_EVENT_COUNTER, Bar
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic import events
+from nicmodel.nic.egress import _OUT_FRAMES, _OUT_WORK
+from nicmodel.nic.state import Drop
 from nicmodel.packet.frames import Offload
 from nicmodel.testing.adminq import encode_command
 from nicmodel.testing.clock import VirtualClock

@@ -15,7 +15,7 @@ from scapy.packet import Raw
 
 from nicmodel.gvnic.descriptors import RX_BUFFER
 from nicmodel.gvnic.profile import Profile
-from nicmodel.gvnic.state import Drop, Purpose
+from nicmodel.nic.state import Drop, Purpose
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.flows import TCPv4

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic.state import Drop
 from nicmodel.observe.text import lines
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.guest_memory import GuestMemory

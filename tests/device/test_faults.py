@@ -12,11 +12,11 @@ import pytest
 from nicmodel.faults import KINDS, FaultError, Scenario
 from nicmodel.faults.fault import SPAN, Late, Parameter
 from nicmodel.faults.faults import named_fault
-from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import Status
 from nicmodel.gvnic.descriptors import TxCompletionType
 from nicmodel.gvnic.registers import ADMINQ_EVENT_COUNTER, DeviceStatus
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic import events
+from nicmodel.nic.state import Drop
 from nicmodel.packet.frames import FrameFlag, Gso
 from nicmodel.testing.adminq import AdminError, AdminTimeout
 from nicmodel.testing.driver import Driver

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import ALL_OWNERS, FLUSH_RX_QUEUE, Inner, OptionId, QueueFormat, Status
 from nicmodel.gvnic.descriptors import RX_COMPLETION, RX_FLUSHED
 from nicmodel.gvnic.profile import Profile, parse_mac
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic import events
+from nicmodel.nic.state import Drop
 from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.guest_memory import GuestMemory

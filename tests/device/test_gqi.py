@@ -19,7 +19,7 @@ from nicmodel.gvnic.descriptors import (
     GqiRxFlag,
     GqiTxType,
 )
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic.state import Drop
 from nicmodel.observe.trace import Event, Tracer
 from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.gqi import BUFFER, RX_LIST, TX_LIST, GqiQueues

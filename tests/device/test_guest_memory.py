@@ -12,7 +12,7 @@ import pytest
 
 from nicmodel.gvnic.commands import Opcode
 from nicmodel.gvnic.registers import ADMINQ_PFN
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic.state import Drop
 from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.guest_memory import PAGE, GuestMemory

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import Opcode, QueueFormat
 from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE
 from nicmodel.gvnic.registers import DeviceStatus
+from nicmodel.nic import events
 from nicmodel.packet.frames import Batch
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.guest_memory import PAGE

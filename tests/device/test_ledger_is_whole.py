@@ -16,8 +16,8 @@ import pytest
 
 from nicmodel.gvnic.commands import Opcode, QueueFormat
 from nicmodel.gvnic.descriptors import RX_BUFFER
-from nicmodel.gvnic.state import Purpose
 from nicmodel.jit.compiled import JIT_DISABLED
+from nicmodel.nic.state import Purpose
 from nicmodel.packet.frames import Gso, Offload
 from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.driver import Driver

@@ -17,7 +17,7 @@ from nicmodel.cli.ledger import view as ledger_view
 from nicmodel.cli.show import print_state
 from nicmodel.cli.tables import pairs, rows, wrapped
 from nicmodel.cli.top import view
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic.state import Drop
 from nicmodel.observe.detail import detail
 from nicmodel.observe.ledger import Entry, Place, entries, since
 from nicmodel.observe.report import ledger_table, plain_console

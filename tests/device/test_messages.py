@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nicmodel.gvnic.profile import Profile, parse_mac
-from nicmodel.gvnic.state import Drop, Purpose
+from nicmodel.nic.state import Drop, Purpose
 from nicmodel.testing.driver import Driver
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.nic import TestNic

@@ -10,7 +10,7 @@ import pytest
 
 from nicmodel.gvnic.commands import ALL_OWNERS, CONFIGURE_BUFFER_OWNERS, FLUSH_RX_QUEUE, Inner, Status
 from nicmodel.gvnic.profile import Profile, parse_mac
-from nicmodel.gvnic.state import Drop, Purpose
+from nicmodel.nic.state import Drop, Purpose
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.observe.trace import Tracer
 from nicmodel.packet.frames import Gso

@@ -14,7 +14,7 @@ from scapy.packet import Packet, Raw
 
 from nicmodel.gvnic.commands import Opcode
 from nicmodel.gvnic.descriptors import RX_BUFFER
-from nicmodel.gvnic.state import Drop, Purpose
+from nicmodel.nic.state import Drop, Purpose
 from nicmodel.packet.frames import FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.adminq import decode_command

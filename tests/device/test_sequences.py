@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nicmodel.gvnic.commands import Opcode, Status
 from nicmodel.gvnic.profile import Profile, parse_mac
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic.state import Drop
 from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.guest_memory import GuestMemory

@@ -17,7 +17,7 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
 from nicmodel.gvnic.commands import FlowOperation, OsType, RssHashType
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic.state import Drop
 from nicmodel.testing.driver import DEFAULT_KEY, Driver
 from nicmodel.testing.flows import (
     AHv4,

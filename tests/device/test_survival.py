@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nicmodel.gvnic.registers import Bar
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic.state import Drop
 from nicmodel.packet.frames import Batch
 from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.wire import TestWire

@@ -20,7 +20,7 @@ from nicmodel.gvnic.descriptors import (
     TxCompletionType,
     TxType,
 )
-from nicmodel.gvnic.state import Drop
+from nicmodel.nic.state import Drop
 from nicmodel.packet.frames import FrameFlag, Gso, Offload
 from nicmodel.testing.adminq import decode_command
 from nicmodel.testing.driver import Driver

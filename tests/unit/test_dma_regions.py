@@ -8,8 +8,8 @@ from bisect import bisect_right
 import numpy as np
 import pytest
 
-from nicmodel.gvnic.dma import find
 from nicmodel.jit.compiled import u64
+from nicmodel.nic.dma import find
 from nicmodel.vfio_user.dma import without
 from nicmodel.vfio_user.regions import LEAF, REGION, RegionMap, RegionTree
 

@@ -73,7 +73,7 @@ class Admin:
         if self._offered(opcode):
             self._checks[opcode](payload)
 
-    def executed(self, opcode: int, status: Status) -> None:
+    def executed(self, opcode: int, status: int) -> None:
         """A command was executed."""
         if opcode == Opcode.DESCRIBE_DEVICE and status == Status.PASSED:
             self._described_to = self._nic.link

@@ -1,6 +1,6 @@
 """The checker: watches the driver of one NIC keep the contract.
 
-It is one of the NIC's observers (`nicmodel.gvnic.events`): it sees a write and a command before they take effect, and
+It is one of the NIC's observers (`nicmodel.nic.events`): it sees a write and a command before they take effect, and
 the rings before and after each batch and each flush. It changes nothing; without it the NIC spends no time on it.
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from enum import IntEnum
 
 import numpy as np
 
-from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import Opcode, Status
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.registers import Bar
+from nicmodel.nic import events
 from nicmodel.observe.contract.admin import Admin
 from nicmodel.observe.contract.findings import Finding, Journal
 from nicmodel.observe.contract.interrupts import Interrupts
@@ -150,7 +151,7 @@ class Checker:
             self._interrupts.polled(int(record["vector"]))
             (self._rx if way == "rx" else self._tx).doorbell(number, value)
 
-    def _executed(self, opcode: int, payload: np.void | None, status: Status) -> None:
+    def _executed(self, opcode: int, payload: np.void | None, status: IntEnum) -> None:
         self._admin.executed(opcode, status)
         if status != Status.PASSED or payload is None:
             self._registers.failed = True

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.dma import find
-from nicmodel.gvnic.state import Records
 from nicmodel.jit.compiled import compiled, u64
+from nicmodel.nic.dma import find
+from nicmodel.nic.state import Records
 from nicmodel.observe.peek import LAST_ADDRESS, peek
 from nicmodel.vfio_user.regions import RegionMap
 

@@ -23,7 +23,7 @@ from nicmodel.gvnic.descriptors import (
 from nicmodel.gvnic.layout import Bits
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.registers import Bar
-from nicmodel.gvnic.state import Drop, Purpose
+from nicmodel.nic.state import Drop, Purpose
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import Batch, Offload
 from nicmodel.testing.driver import Driver

@@ -1,5 +1,5 @@
 """What a NIC tells those who look on: a class for each event, built only while somebody listens
-(`nicmodel.gvnic.diagnostics`).
+(`nicmodel.nic.diagnostics`).
 
 A name that ends in -ing is told before something happens, one that ends in -ed when it has happened. Arrays and batches
 are the NIC's own, which uses them again after the call: an observer copies what it wants to keep.
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.commands import Status
 from nicmodel.packet.frames import Batch
 
 #: What an event of a fault says of whom it has struck.
@@ -57,13 +57,13 @@ class CommandExecuted:
     Attributes:
         opcode: its number.
         payload: its fields, a record of the command's type; None if no such command is known.
-        status: what the driver is answered.
+        status: what the driver is answered: a number and a name.
         reason: why it was refused; empty if it was not.
     """
 
     opcode: int
     payload: np.void | None
-    status: Status
+    status: IntEnum
     reason: str
 
 

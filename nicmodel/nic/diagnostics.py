@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nicmodel.gvnic import events
+from nicmodel.nic import events
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class Diagnostics:
         name: the NIC's, for logs.
 
     Attributes:
-        observers: called with each event of `nicmodel.gvnic.events`; none is the default.
+        observers: called with each event of `nicmodel.nic.events`; none is the default.
         counters: events of the control path; ``internal_error`` and, by what has failed, ``failed_…`` are exceptions
             that the device has survived.
     """

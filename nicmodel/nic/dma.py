@@ -4,15 +4,15 @@ The map (`State.region_leaves` and `State.regions`) is that of `nicmodel.vfio_us
 into one of the two regions that were used last, rings in one and payload in the other, so those are tried first; what
 has become of them since does not matter, as their records are looked at again. A range may cross borders: behind a
 vIOMMU each page is a region of its own. Memory without a descriptor is reached by messages
-(`nicmodel.gvnic.messages`), but not by rings.
+(`nicmodel.nic.messages`), but not by rings.
 """
 
 from __future__ import annotations
 
-from nicmodel.gvnic.messages import ask, fetched, post
-from nicmodel.gvnic.state import Records, State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import compiled, i64, inlined, u32, u64
+from nicmodel.nic.messages import ask, fetched, post
+from nicmodel.nic.state import Records, State
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
 #: Rights to a region.
@@ -114,7 +114,7 @@ def accessible(state: State, address: int, count: int, right: int) -> bool:
         if found < 0:
             return False
         region = state.regions[found]
-        if region.flags & right == 0 or (region.host == _NOWHERE and state.device[0].gqi != 0):
+        if region.flags & right == 0 or (region.host == _NOWHERE and state.device[0].mapped_only != 0):
             return False
         piece = region.size - (position - region.start)
         if piece >= left:

@@ -5,7 +5,7 @@ together with the completions that must not be seen before them, until `Messages
 order. What it would read of such memory it *asks* for, and leaves the packet where it is; `Messages.fetch` gets the
 bytes, and the packet is tried again.
 
-That is for the buffers of DQO queues, header buffers included. Rings have to be in memory with a descriptor.
+That is for buffers, header buffers included. Rings have to be in memory with a descriptor.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nicmodel.gvnic.descriptors import RX_COMPLETION
-from nicmodel.gvnic.state import MESSAGE, State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import compiled, i64, u64
+from nicmodel.nic.state import MESSAGE, State
 from nicmodel.packet.frames import Batch
 from nicmodel.vfio_user.dma import DmaFault
 
 if TYPE_CHECKING:
-    from nicmodel.gvnic.dma_engine import DmaEngine  # which stands on the compiled functions below
+    from nicmodel.nic.dma_engine import DmaEngine  # which stands on the compiled functions below
 
 #: `MESSAGE.flags`: a completion, whose first word, with the generation, is stored after the others; something asked for
 #: that has come, or that the client refused or did not answer to.
 COMPLETION, _COME, _FAILED = 1, 2, 4
-_RX_ERROR = 1 << RX_COMPLETION.rx_error.shift
 
 _NOWHERE = u64(0)
 
@@ -93,11 +91,13 @@ class Messages:
     Args:
         state: the NIC's, in which compiled code leaves what it posts and asks.
         dma: reaches the client's memory.
+        error: what is set in a completion's first word if the client has not stored the packet's bytes.
     """
 
-    def __init__(self, state: State, dma: DmaEngine) -> None:
+    def __init__(self, state: State, dma: DmaEngine, error: int) -> None:
         self._state = state
         self._dma = dma
+        self._error = error
 
     def make_room(self, batch: Batch) -> None:
         """Have room for all that receiving a batch may write: bytes, headers that are repeated, completions."""
@@ -129,7 +129,7 @@ class Messages:
             data = state.posted_data[offset : offset + count].tobytes()
             try:
                 if flags == COMPLETION:
-                    first = int.from_bytes(data[:8], "little") | (0 if works else _RX_ERROR)
+                    first = int.from_bytes(data[:8], "little") | (0 if works else self._error)
                     table.write(address + 8, data[8:])
                     table.write(address, first.to_bytes(8, "little"))
                 elif works:

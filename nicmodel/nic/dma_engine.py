@@ -1,4 +1,4 @@
-"""DMA of the device itself: commands, answers, statistics. The packet path does its own (`nicmodel.gvnic.dma`).
+"""DMA of the device itself: commands, answers, statistics. The packet path does its own (`nicmodel.nic.dma`).
 
 Both know guest memory by one map, which is kept here, and both book their accesses in one ledger.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nicmodel.gvnic.dma import find
-from nicmodel.gvnic.state import Purpose, State
 from nicmodel.jit.compiled import u64
+from nicmodel.nic.dma import find
+from nicmodel.nic.state import Purpose, State
 from nicmodel.vfio_user.dma import DmaFault, DmaTable, without
 from nicmodel.vfio_user.regions import RegionMap
 

@@ -1,4 +1,4 @@
-"""MSI-X vectors of a NIC: those of the notification blocks, which are moderated, and the management vector."""
+"""MSI-X vectors of a NIC: those of the queues, which are moderated, and the management vector."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nicmodel.gvnic import events
-from nicmodel.gvnic.diagnostics import Diagnostics
-from nicmodel.gvnic.moderation import NEVER, moderate
-from nicmodel.gvnic.state import Records
+from nicmodel.nic import events
+from nicmodel.nic.diagnostics import Diagnostics
+from nicmodel.nic.moderation import NEVER, moderate
+from nicmodel.nic.state import Records
 from nicmodel.pci.config import Command, ConfigSpace
 from nicmodel.vfio_user.irq import InterruptSet
 from nicmodel.vfio_user.poll import EventLoop, Timer
@@ -19,13 +19,13 @@ class Interrupts:
     """Decides when vectors fire, and has the client raise them.
 
     Args:
-        vectors: the notification blocks' state (`VECTOR`); the packet path marks in it what is pending.
+        vectors: the queues' vectors (`VECTOR`); the packet path marks in it what is pending.
         config: the device's configuration space: without bus mastering it raises nothing.
         poller: the event loop.
         diagnostics: told of each interrupt.
 
     Attributes:
-        blocks: notification blocks that the driver has set up; 0 while the device is not configured.
+        blocks: vectors of queues that the driver has set up; 0 while the device is not configured.
         base: the MSI-X vector of the first of them.
         detour: called with each vector in place of `raise_vector`, which it may call; none is the default
             (`nicmodel.faults`).
@@ -57,7 +57,7 @@ class Interrupts:
         self._irqs = None
 
     def configure(self, blocks: int, base: int) -> None:
-        """The driver sets up `blocks` notification blocks, whose MSI-X vectors begin at `base`."""
+        """The driver sets up `blocks` vectors of queues, which begin at MSI-X vector `base`."""
         self.blocks, self.base = blocks, base
 
     def release(self) -> None:

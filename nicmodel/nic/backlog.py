@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.state import State
 from nicmodel.packet.frames import Batch
 
 #: Bytes and frames in all, frames for one queue, and how long a frame may wait.
@@ -20,7 +19,7 @@ class Backlog:
     other.
 
     Args:
-        state: the NIC's, which counts the frames that wait for each queue and each owner of buffers.
+        counts: arrays in which the packet path counts the frames that wait, such as those for each queue.
 
     Attributes:
         batch: the frames that wait, in the order in which they came; the packet path adds to them.
@@ -28,12 +27,12 @@ class Backlog:
         due: the driver has posted buffers since they were tried.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, *counts: npt.NDArray[np.int32]) -> None:
         self.batch = Batch(HELD_BYTES, HELD_FRAMES)
         self.held: npt.NDArray[np.int64] = np.zeros(2, np.int64)
         self.due = False
         self._spare = Batch(HELD_BYTES, HELD_FRAMES)
-        self._state = state
+        self._counts = counts
 
     def __len__(self) -> int:
         return int(self.held[0])
@@ -43,6 +42,6 @@ class Backlog:
         taken, self.batch, self._spare = self.batch, self._spare, self.batch
         taken.count = int(self.held[0])
         self.held[:] = 0
-        self._state.rx["held"] = 0
-        self._state.owners["held"] = 0
+        for counts in self._counts:
+            counts[:] = 0
         return taken

@@ -1,4 +1,4 @@
-"""Interrupt moderation of the notification blocks, DQO style.
+"""Interrupt moderation.
 
 A vector masks itself when it fires and is re-enabled by its doorbell; an event while it is masked stays pending. The
 driver does not look again after re-enabling, so what is pending must fire then. At most one interrupt per interval.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.state import Records
 from nicmodel.jit.compiled import compiled
+from nicmodel.nic.state import Records
 
 #: `moderate` found no vector that has to be looked at later.
 NEVER = np.iinfo(np.int64).max
@@ -21,7 +21,7 @@ def moderate(vectors: Records, now: int, fired: npt.NDArray[np.int32]) -> tuple[
     """Decide which vectors fire at `now` (ns on the device's clock).
 
     Args:
-        vectors: the notification blocks' state (`VECTOR`).
+        vectors: the vectors' state (`VECTOR`).
         now: the time.
         fired: filled with the numbers of the vectors to signal; as long as `vectors`.
 

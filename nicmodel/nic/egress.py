@@ -7,14 +7,13 @@ from functools import partial
 
 import numpy as np
 
-from nicmodel.gvnic import events
-from nicmodel.gvnic.diagnostics import Diagnostics
-from nicmodel.gvnic.dma_engine import DmaEngine
-from nicmodel.gvnic.interrupts import Interrupts
-from nicmodel.gvnic.messages import Messages
-from nicmodel.gvnic.port import Port
-from nicmodel.gvnic.state import Drop, State
-from nicmodel.gvnic.transmit import Taken
+from nicmodel.nic import events
+from nicmodel.nic.diagnostics import Diagnostics
+from nicmodel.nic.dma_engine import DmaEngine
+from nicmodel.nic.interrupts import Interrupts
+from nicmodel.nic.messages import Messages
+from nicmodel.nic.port import Port
+from nicmodel.nic.state import Drop, State, Taken
 from nicmodel.packet.frames import NO_QUEUE, Batch
 from nicmodel.vfio_user.poll import EventLoop
 
@@ -31,7 +30,7 @@ class Egress:
 
     Args:
         state: the NIC's.
-        transmit: the compiled function (`nicmodel.gvnic.transmit.transmit`).
+        transmit: the compiled function.
         poller: the event loop.
         port: the wire.
         dma: guest memory.

@@ -7,15 +7,14 @@ from functools import partial
 
 import numpy as np
 
-from nicmodel.gvnic import events
-from nicmodel.gvnic.backlog import HELD_FRAMES, HELD_NS, HELD_PER_QUEUE, Backlog
-from nicmodel.gvnic.deferred import DeferredPlacement
-from nicmodel.gvnic.diagnostics import Diagnostics
-from nicmodel.gvnic.dma_engine import DmaEngine
-from nicmodel.gvnic.interrupts import Interrupts
-from nicmodel.gvnic.messages import Messages
-from nicmodel.gvnic.port import Port
-from nicmodel.gvnic.state import OUTCOME, Drop, Records, State
+from nicmodel.nic import events
+from nicmodel.nic.backlog import HELD_FRAMES, HELD_NS, HELD_PER_QUEUE, Backlog
+from nicmodel.nic.diagnostics import Diagnostics
+from nicmodel.nic.dma_engine import DmaEngine
+from nicmodel.nic.interrupts import Interrupts
+from nicmodel.nic.messages import Messages
+from nicmodel.nic.port import Port
+from nicmodel.nic.state import OUTCOME, Drop, Records, State
 from nicmodel.packet.frames import Batch
 
 #: Bytes from the wire that the driver is told of at once, whatever else waits: it has buffers to post for more.
@@ -27,14 +26,17 @@ class Ingress:
 
     Args:
         state: the NIC's.
-        receive: the compiled function (`nicmodel.gvnic.receive.receive`).
+        receive: the compiled function.
         clock: current time, ns.
         port: without a cable nothing comes.
         dma: guest memory.
         messages: for memory that compiled code does not reach.
         interrupts: what tells the driver.
-        deferred: what keeps payload on the NIC; None: nothing does.
         diagnostics: told of each batch.
+        backlog: frames that wait for buffers.
+        out_of_order: buffers are not used in the order in which they were posted: one just used may have stood before
+            what a frame of the backlog waits for.
+        then: called after each batch.
 
     Attributes:
         delivered: frames from the wire that ended in a queue: alone, in pieces, or merged with others.
@@ -52,8 +54,11 @@ class Ingress:
         dma: DmaEngine,
         messages: Messages,
         interrupts: Interrupts,
-        deferred: DeferredPlacement | None,
         diagnostics: Diagnostics,
+        backlog: Backlog,
+        *,
+        out_of_order: bool = False,
+        then: Callable[[], None] | None = None,
     ) -> None:
         self.delivered = 0
         self.outcomes: Records = np.zeros(HELD_FRAMES, OUTCOME)
@@ -65,10 +70,10 @@ class Ingress:
         self._dma = dma
         self._messages = messages
         self._interrupts = interrupts
-        self._deferred = deferred
         self._diagnostics = diagnostics
-        self._backlog = Backlog(state)
-        self._has_owners = state.owners.size > 0
+        self._backlog = backlog
+        self._out_of_order = out_of_order
+        self._then = then
 
     def load(self) -> None:
         """Run the compiled function once on nothing (`Nic`)."""
@@ -81,7 +86,7 @@ class Ingress:
             return
         try:
             self._receive(batch)
-            if self._has_owners and self._backlog:
+            if self._out_of_order and self._backlog:
                 self._retry_blocked()
         except Exception as error:  # the wire, or who sent this at its other end, has nothing to do with it
             self._diagnostics.fail("receive", error)
@@ -124,7 +129,7 @@ class Ingress:
             self._receive(self._backlog.take())
 
     def _retry_blocked(self) -> None:
-        """Try the backlog again while that helps: a buffer just used may have stood before another owner's."""
+        """Try the backlog again while that helps."""
         outcomes, self.outcomes = self.outcomes, np.zeros(HELD_FRAMES, OUTCOME)  # the batch's stay for `inject`
         delivered = -1
         while self._backlog and self.delivered != delivered:
@@ -150,7 +155,7 @@ class Ingress:
         self._dma.lost()
         if remote:
             self._messages.send()
-        if self._deferred is not None:
-            self._deferred.watch()
+        if self._then is not None:
+            self._then()
         if diagnostics.observers:
             diagnostics.tell(events.Received(batch, self.outcomes))
