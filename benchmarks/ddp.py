@@ -22,12 +22,12 @@ from rich.progress import track
 
 from nicmodel.gvnic.commands import DdpDigest
 from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.nvme_tcp import Reader, data_pdu, response
 from nicmodel.packet.frames import FrameFlag
-from nicmodel.testing.driver import Driver
 from nicmodel.testing.frames import Frames
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.nvme_tcp import Reader, data_pdu, response
 from nicmodel.testing.tcp_stream import TcpStream, arrivals
 
 MAC = bytes([2, 0, 0, 0, 0, 1])

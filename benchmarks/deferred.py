@@ -28,10 +28,10 @@ from scapy.layers.l2 import Ether
 
 from nicmodel.gvnic.descriptors import RX_COMPLETION, RX_DEFERRED
 from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
-from nicmodel.testing.driver import Driver
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
 
 LENGTHS = (64, 256, 1514, 4096 + HEADER, 9014, 65226)
 RING, BUFFER = 1024, 4096

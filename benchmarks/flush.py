@@ -25,10 +25,10 @@ from scapy.layers.l2 import Ether
 
 from nicmodel.gvnic.commands import ALL_OWNERS, FLUSH_RX_QUEUE, Inner, Opcode
 from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.testing.flows import UDPv4
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic.state import Drop
-from nicmodel.testing.flows import UDPv4
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
 
 MAC = bytes([2, 0, 0, 0, 0, 1])
 QUEUES, RING, QUEUE = 4, 1024, 3

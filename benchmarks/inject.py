@@ -23,8 +23,8 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
 from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.testing.clock import VirtualClock
-from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.nic import TestNic
 
 

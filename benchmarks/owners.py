@@ -22,10 +22,10 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.testing.flows import UDPv4
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic.state import Drop
-from nicmodel.testing.flows import UDPv4
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
 
 MAC = bytes([2, 0, 0, 0, 0, 1])
 A, B = 0, 1

@@ -31,15 +31,15 @@ from nicmodel.gvnic.descriptors import RX_BUFFER
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import Bar
+from nicmodel.gvnic.testing.bars import Doorbells
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.rx import RxQueue
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import compiled, i64, u64
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
-from nicmodel.testing.bars import Doorbells
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.guest_memory import PAGE, GuestMemory
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.rx import RxQueue
 
 #: Addresses in this process, shape (buffers,).
 Addresses: TypeAlias = npt.NDArray[np.uint64]

@@ -29,7 +29,7 @@ from plot import Plot, Series
 from report import Column, output_option, write
 from testbed import OURS, Testbed, cpu_seconds, enter_namespace
 
-from nicmodel.testing.driver import Driver
+from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.vfio_user.client import Client
 from nicmodel.vm.server import NicServer
 

@@ -29,8 +29,8 @@ from nicmodel.vfio_user.strand import Strand
 from nicmodel.wire.wire import Wire
 
 if TYPE_CHECKING:
-    from nicmodel.observe.contract.checker import Checker
-    from nicmodel.observe.contract.findings import Finding
+    from nicmodel.gvnic.contract.checker import Checker
+    from nicmodel.observe.findings import Finding
     from nicmodel.observe.metrics import MetricsServer
 
 
@@ -77,7 +77,7 @@ class Host:
             name: what it is called; each has its own.
             joined: NICs for which this is equal are on one strand: one that waits for its client keeps nobody waiting
                 but those that its wire leads to. None: it is on the event loop itself, and everybody waits.
-            check: watch its driver keep the contract (`nicmodel.observe.contract`).
+            check: watch its driver keep the contract (`nicmodel.gvnic.contract`).
             on_finding: called with each new finding.
         """
         poller: EventLoop = self.poller
@@ -90,7 +90,7 @@ class Host:
         self.nics.append(nic)
         self.faults.append(Faults(nic))
         if check:
-            from nicmodel.observe.contract.checker import Checker  # who checks nothing starts without its rules
+            from nicmodel.gvnic.contract.checker import Checker  # who checks nothing starts without its rules
 
             self.checkers[name] = Checker(nic, on_finding)
         return nic

@@ -12,9 +12,9 @@ import click
 
 from nicmodel.cli.options import control_option, nic_option
 from nicmodel.cli.tables import wrapped
+from nicmodel.client.control import Control
+from nicmodel.client.text import escaped
 from nicmodel.nearest import Choice
-from nicmodel.observe.control import Control
-from nicmodel.observe.text import escaped
 from nicmodel.testing.frames import PEER_MAC, encode, read_capture
 
 _FRAMES = click.argument("frames", nargs=-1, required=True, metavar="FRAME...")

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import click
 
 from nicmodel.cli.options import control_option
-from nicmodel.observe.control import Control
-from nicmodel.observe.pcapng import PcapngWriter
+from nicmodel.client.control import Control
+from nicmodel.client.pcapng import PcapngWriter
 from nicmodel.packet.frames import MAX_FRAME
 
 

@@ -8,11 +8,11 @@ import click
 
 from nicmodel.cli.options import BROKEN, control_option
 from nicmodel.cli.tables import plain_table, wrapped
+from nicmodel.client.control import Control
+from nicmodel.client.report import plain_console
+from nicmodel.gvnic.contract.rules import AREAS, RULES
 from nicmodel.nearest import did_you_mean
-from nicmodel.observe.contract.findings import as_text
-from nicmodel.observe.contract.rules import AREAS, RULES, Rule
-from nicmodel.observe.control import Control
-from nicmodel.observe.report import plain_console
+from nicmodel.observe.findings import Rule, as_text
 
 
 @click.command()

@@ -15,11 +15,11 @@ import click
 from rich.table import Table
 
 from nicmodel.cli.progress import console, step
+from nicmodel.client.control import Control
+from nicmodel.client.ledger import Entry, Place, entries, since, total
+from nicmodel.client.report import ledger_table, named, size
+from nicmodel.client.topology import places
 from nicmodel.installation import in_wheel
-from nicmodel.observe.control import Control
-from nicmodel.observe.ledger import Entry, Place, entries, since, total
-from nicmodel.observe.report import ledger_table, named, size
-from nicmodel.observe.topology import places
 from nicmodel.vm.devmem import send_pattern, set_up_devmem
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig, parse_size

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from nicmodel.cli.help import HelpGroup
 from nicmodel.cli.progress import console, step
+from nicmodel.client.experiment import COPY, DEVMEM, MODES, QUANTITIES, Experiment, as_json
+from nicmodel.client.report import size
 from nicmodel.installation import pip_install
 from nicmodel.nearest import Choice
-from nicmodel.observe.experiment import COPY, DEVMEM, MODES, QUANTITIES, Experiment, as_json
-from nicmodel.observe.report import size
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.experiment import ACCELERATORS, SWITCH, run, set_up
 from nicmodel.vm.guest import parse_size

@@ -10,11 +10,11 @@ from rich.table import Table
 from nicmodel.cli.help import HelpGroup
 from nicmodel.cli.options import control_option, nic_option
 from nicmodel.cli.tables import wrapped
+from nicmodel.client.control import Control
+from nicmodel.client.report import plain_console
+from nicmodel.client.text import escaped, fields
 from nicmodel.faults.kinds import KINDS
 from nicmodel.nearest import did_you_mean
-from nicmodel.observe.control import Control
-from nicmodel.observe.report import plain_console
-from nicmodel.observe.text import escaped, fields
 
 
 @click.command()

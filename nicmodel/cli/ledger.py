@@ -18,10 +18,10 @@ from rich.live import Live
 
 from nicmodel.cli.options import control_option, interval_option
 from nicmodel.cli.tables import as_many_as_fit
-from nicmodel.observe.control import Control
-from nicmodel.observe.ledger import Entry, Place, entries, since
-from nicmodel.observe.report import ledger_table, plain_console
-from nicmodel.observe.topology import places
+from nicmodel.client.control import Control
+from nicmodel.client.ledger import Entry, Place, entries, since
+from nicmodel.client.report import ledger_table, plain_console
+from nicmodel.client.topology import places
 from nicmodel.vm.qmp import Qmp
 
 #: Each NIC's ledger, by name.

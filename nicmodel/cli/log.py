@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
-from nicmodel.observe.text import printable
+from nicmodel.client.text import printable
 
 #: Warnings from one line of the source that are printed within so many seconds.
 BURST, SECONDS = 20, 10.0

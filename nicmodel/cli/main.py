@@ -15,9 +15,9 @@ from nicmodel.cli import stopping
 from nicmodel.cli.help import HelpGroup
 from nicmodel.cli.plain import plain_where_needed
 from nicmodel.cli.start import no_garbage
+from nicmodel.client.control import ControlError
+from nicmodel.client.text import printable
 from nicmodel.nearest import did_you_mean
-from nicmodel.observe.control import ControlError
-from nicmodel.observe.text import printable
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.host import explain
 from nicmodel.wire.wire import WireError

@@ -41,7 +41,7 @@ from nicmodel.vfio_user.signals import Signals
 from nicmodel.wire.spec import FORMS, JOINING_FORMS, MisfitError, open_wires
 
 if TYPE_CHECKING:
-    from nicmodel.observe.contract.findings import Finding
+    from nicmodel.observe.findings import Finding
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -373,7 +373,7 @@ class _Reports:
         return snapshots
 
     def _print(self) -> None:
-        from nicmodel.observe.report import show  # a server that writes a file starts without rich
+        from nicmodel.client.report import show  # a server that writes a file starts without rich
 
         if sys.stdout is None:
             return

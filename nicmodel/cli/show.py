@@ -13,9 +13,9 @@ from rich.text import Text
 
 from nicmodel.cli.options import control_option, nic_option
 from nicmodel.cli.tables import heading, pairs, rows
-from nicmodel.observe.control import Control
-from nicmodel.observe.report import plain_console, size
-from nicmodel.observe.text import escaped, fields
+from nicmodel.client.control import Control
+from nicmodel.client.report import plain_console, size
+from nicmodel.client.text import escaped, fields
 
 #: Memory regions that are listed; behind an IOMMU every page is one.
 _MAX_REGIONS = 32

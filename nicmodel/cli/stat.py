@@ -7,8 +7,8 @@ import json
 import click
 
 from nicmodel.cli.options import control_option
-from nicmodel.observe.control import Control
-from nicmodel.observe.report import show
+from nicmodel.client.control import Control
+from nicmodel.client.report import show
 
 
 @click.command()

@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nicmodel.observe.text import is_reserved, value_text
+from nicmodel.client.text import is_reserved, value_text
 
 #: Characters between two columns of a table, with its box, and of a list of pairs; what such a list is indented by.
 _GAP, _PAIRS_GAP, _INDENT = 3, 2, 2

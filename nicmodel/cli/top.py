@@ -17,9 +17,9 @@ from rich.text import Text
 
 from nicmodel.cli.options import control_option, interval_option
 from nicmodel.cli.tables import as_many_as_fit, lines_of
-from nicmodel.observe.control import Control
-from nicmodel.observe.report import named, plain_console, rate, size
-from nicmodel.observe.text import escaped
+from nicmodel.client.control import Control
+from nicmodel.client.report import named, plain_console, rate, size
+from nicmodel.client.text import escaped
 
 #: From this width on there is room for whole headings, and for the drops of each queue by name.
 _WIDE = 100

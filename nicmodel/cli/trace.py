@@ -12,8 +12,8 @@ import click
 
 from nicmodel.cli.options import control_option
 from nicmodel.cli.tables import wrapped
-from nicmodel.observe.control import Control
-from nicmodel.observe.text import lines
+from nicmodel.client.control import Control
+from nicmodel.client.text import lines
 
 
 @click.command()

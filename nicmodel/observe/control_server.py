@@ -1,4 +1,4 @@
-"""The server's side of the control socket; the language is that of `nicmodel.observe.control`."""
+"""The server's side of the control socket; the language is that of `nicmodel.client.control`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from nicmodel.client.control import MAX_LINE, VERSION
 from nicmodel.faults.fault import shortened
 from nicmodel.faults.faults import Faults, named_fault
 from nicmodel.faults.scenario import Scenario
 from nicmodel.gvnic.device import Nic
 from nicmodel.observe.capture import Capture
-from nicmodel.observe.control import MAX_LINE, VERSION
 from nicmodel.observe.detail import detail
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.observe.trace import Event, Tracer, check_queues, completions, followers, where
@@ -28,7 +28,7 @@ from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.vfio_user.server import Server
 
 if TYPE_CHECKING:
-    from nicmodel.observe.contract.checker import Checker
+    from nicmodel.gvnic.contract.checker import Checker
 
 log = logging.getLogger(__name__)
 

@@ -26,10 +26,10 @@ from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from nicmodel.client.ledger import entries
+from nicmodel.client.text import printable
 from nicmodel.gvnic.device import Nic
-from nicmodel.observe.ledger import entries
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.observe.text import printable
 from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.vfio_user.server import Server
 

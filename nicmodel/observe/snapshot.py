@@ -28,7 +28,7 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
 
     Returns:
         JSON-ready: identity and link; per queue its settings, counters, ``drops`` by name and ``dma`` bytes by purpose
-        and kind of memory (`nicmodel.observe.ledger` adds direction and path); the same for the device as a whole, and
+        and kind of memory (`nicmodel.client.ledger` adds direction and path); the same for the device as a whole, and
         what of it belongs to no queue; flow rules with hits; admin commands by name and status; wire and server
         counters; ``delivered``, the frames from the wire that ended in a queue, alone or merged with others, while all
         others are among the ``drops`` or ``held`` for buffers; ``ddp``, what direct data placement counts;

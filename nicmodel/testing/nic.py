@@ -26,12 +26,12 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.host import Host
-from nicmodel.observe.contract.findings import Finding
 from nicmodel.observe.delivery import Deliveries, inject
+from nicmodel.observe.findings import Finding
 from nicmodel.packet.frames import Batch
 from nicmodel.testing.clock import VirtualClock
-from nicmodel.testing.driver import Driver
 from nicmodel.testing.frames import Frames, Source, build, is_one
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.sent import Match, SentFrame
@@ -55,7 +55,7 @@ class TestNic:
         clock: virtual time: nobody has to wait, the NIC runs whenever the driver waits for an answer, and in every call
             of this object. None: real time, and a thread of the NIC's own, which is what a guest needs.
         folder: where the socket is; a temporary folder if None.
-        check: watch the driver keep the contract (`nicmodel.observe.contract`); what it has broken is in `findings`.
+        check: watch the driver keep the contract (`nicmodel.gvnic.contract`); what it has broken is in `findings`.
 
     Attributes:
         host: what the NIC and its server are part of.

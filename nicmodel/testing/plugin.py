@@ -9,7 +9,7 @@
 
 What the NIC offers, a marker says: ``@pytest.mark.nic(queues=2, max_mtu=1500)``, fields of
 `nicmodel.gvnic.profile.Profile`. It holds for `nic` and for both ends of `link`, as does ``@pytest.mark.contract``: the
-drivers are watched (`nicmodel.observe.contract`), and a test whose driver breaks a rule fails; with ``strict=False``
+drivers are watched (`nicmodel.gvnic.contract`), and a test whose driver breaks a rule fails; with ``strict=False``
 the test looks into `TestNic.findings` itself.
 
 Nothing is imported before a fixture is used: pytest loads this file in every project where nicmodel is installed.
@@ -27,8 +27,8 @@ import pytest
 
 if TYPE_CHECKING:
     from nicmodel.gvnic.profile import Profile
+    from nicmodel.gvnic.testing.driver import Driver
     from nicmodel.testing.clock import VirtualClock
-    from nicmodel.testing.driver import Driver
     from nicmodel.testing.nic import TestNic
     from nicmodel.vm.guest import Guest, GuestConfig
 

@@ -1,4 +1,4 @@
-"""The experiment of the devmem TCP series (`nicmodel.observe.experiment`), run in a guest.
+"""The experiment of the devmem TCP series (`nicmodel.client.experiment`), run in a guest.
 
 Both ways of the transfer use the same NIC, queue, flow rule and header split, take turns, and end with the same: the
 whole stream in the accelerator's memory, checked byte by byte when the clock has stopped.
@@ -15,10 +15,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from nicmodel.observe.control import Control
-from nicmodel.observe.experiment import COPY, MODES, Run
-from nicmodel.observe.ledger import Place, entries, since
-from nicmodel.observe.topology import places
+from nicmodel.client.control import Control
+from nicmodel.client.experiment import COPY, MODES, Run
+from nicmodel.client.ledger import Place, entries, since
+from nicmodel.client.topology import places
 from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.devmem import send_pattern, set_up_devmem
 from nicmodel.vm.errors import VmError

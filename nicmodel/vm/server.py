@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from nicmodel.client.control import Control, ControlError
 from nicmodel.observe.compiling import BEGINS, PROGRESS
-from nicmodel.observe.contract.findings import as_text
-from nicmodel.observe.control import Control, ControlError
+from nicmodel.observe.findings import as_text
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.progress import step, still
 from nicmodel.vm.qemu import spawn
@@ -37,7 +37,7 @@ class NicServer:
 
     Attributes:
         sockets: where QEMU connects, one path per NIC.
-        control: its control socket, for `nicmodel.observe.control.Control`.
+        control: its control socket, for `nicmodel.client.control.Control`.
         pid: its process.
 
     Raises:

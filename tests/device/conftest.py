@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from nicmodel.gvnic.profile import Profile, parse_mac
-from nicmodel.testing.driver import Driver
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.wire import TestWire
 
 from .frames import NIC_MAC

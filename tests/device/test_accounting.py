@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import Gso, Offload
-from nicmodel.testing.flows import TCPv4
-from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.wire import TestWire
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.wire.link import link

@@ -23,13 +23,13 @@ from nicmodel.gvnic.commands import (
     RssHashType,
     Status,
 )
+from nicmodel.gvnic.testing.adminq import AdminError, AdminTimeout, decode_command, encode_command
+from nicmodel.gvnic.testing.driver import LINUX_HASH_TYPES, Driver
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.rx import RxConfig
 from nicmodel.nic import events
-from nicmodel.testing.adminq import AdminError, AdminTimeout, decode_command, encode_command
-from nicmodel.testing.driver import LINUX_HASH_TYPES, Driver
-from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.guest_memory import PAGE
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.rx import RxConfig
 
 from .conftest import ENTRIES
 from .frames import tcp

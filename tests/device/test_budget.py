@@ -15,18 +15,18 @@ from nicmodel.gvnic.descriptors import GQI_TX_PACKET, TX_PACKET, TX_TSO_CONTEXT,
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.registers import ADMINQ_EVENT_COUNTER, Bar
+from nicmodel.gvnic.testing.adminq import encode_command
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.gqi import GqiQueues
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.tx import TxQueue
 from nicmodel.nic import events
 from nicmodel.nic.egress import _OUT_FRAMES, _OUT_WORK
 from nicmodel.nic.state import Drop
 from nicmodel.packet.frames import Offload
-from nicmodel.testing.adminq import encode_command
 from nicmodel.testing.clock import VirtualClock
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.gqi import GqiQueues
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.nic import TestNic
-from nicmodel.testing.tx import TxQueue
 from nicmodel.testing.wire import TestWire
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.wire.switch import Switch

@@ -13,13 +13,13 @@ import pytest
 from scapy.utils import RawPcapNgReader
 
 from nicmodel.cli.capture import describe
+from nicmodel.client.control import Control
+from nicmodel.client.pcapng import PcapngWriter
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.observe.capture import Capture
-from nicmodel.observe.control import Control
-from nicmodel.observe.pcapng import PcapngWriter
 from nicmodel.packet.frames import Offload
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.flows import TCPv4
-from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.wire import TestWire
 from nicmodel.vm.server import NicServer
 

@@ -15,13 +15,13 @@ from scapy.packet import Raw
 
 from nicmodel.gvnic.descriptors import RX_BUFFER
 from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.rx import RxPacket, RxQueue
 from nicmodel.nic.state import Drop, Purpose
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
-from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.rx import RxPacket, RxQueue
 from nicmodel.testing.wire import make_batch
 
 from .frames import ETHERNET, arp, ip, pattern, tcp, udp

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.pci.config import SIZE
-from nicmodel.testing.loopback import Loopback
 
 #: What is not zero after power-on, by offset; with 8 queues and revision 1.
 POWER_ON = {

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from nicmodel.gvnic.commands import CONFIGURE_FLOW_RULE, Inner, Opcode
+from nicmodel.gvnic.contract.checker import Checker
+from nicmodel.gvnic.contract.rules import AREAS, RULES
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import DRIVER_VERSION
-from nicmodel.observe.contract.checker import Checker
-from nicmodel.observe.contract.findings import MAX_FINDINGS, Journal
-from nicmodel.observe.contract.rules import AREAS, RULES
-from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.flows import TCPv4
-from nicmodel.testing.gqi import GqiQueues
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.gqi import GqiQueues
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.misbehave import misbehave, open_queues, profile, rules
+from nicmodel.observe.findings import MAX_FINDINGS, Journal
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.misbehave import misbehave, open_queues, profile, rules
 
 from .frames import icmp, tcp, udp
 
@@ -261,7 +261,7 @@ def test_findings_do_not_grow_with_what_a_guest_names(checked: Loopback) -> None
 
 
 def test_findings_beyond_a_number_are_counted() -> None:
-    journal = Journal("nic", lambda: 0, None)
+    journal = Journal("nic", lambda: 0, RULES, None)
     for number in range(MAX_FINDINGS + 50):
         for _ in range(2):
             journal.report("DBL-005", "too far", f"rx{number}")

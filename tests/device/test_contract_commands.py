@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nicmodel.observe.contract.rules import AREAS, RULES
-from nicmodel.observe.control import Control, ControlError
-from nicmodel.testing.driver import Driver
+from nicmodel.client.control import Control, ControlError
+from nicmodel.gvnic.contract.rules import AREAS, RULES
+from nicmodel.gvnic.testing.driver import Driver
 
 
 def run(*arguments: str, status: int = 0) -> str:

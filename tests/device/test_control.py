@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nicmodel.client.control import MAX_LINE, Control, ControlError
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.flows import TCPv4, UDPv6
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.observe import control_server
-from nicmodel.observe.control import MAX_LINE, Control, ControlError
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.flows import TCPv4, UDPv6
-from nicmodel.testing.loopback import Loopback
 from nicmodel.vfio_user.listener import AddressInUse
 from nicmodel.vfio_user.regions import REGION, RegionMap
 

@@ -17,10 +17,10 @@ from scapy.layers.l2 import Ether
 from scapy.utils import wrpcap
 
 from nicmodel.cli.act import parse_frames
-from nicmodel.observe.control import Control
-from nicmodel.observe.report import rate
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.flows import TCPv4
+from nicmodel.client.control import Control
+from nicmodel.client.report import rate
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.testing.frames import read_capture
 from nicmodel.vm.server import NicServer
 

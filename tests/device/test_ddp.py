@@ -17,16 +17,16 @@ from scapy.layers.l2 import Ether
 from nicmodel.gvnic.commands import CONFIGURE_DDP, DDP_PIECE, DdpDigest, DdpOperation, Inner, OptionId, Status
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.state import MAX_DDP_PIECES
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.nvme_tcp import Reader, data_pdu, response, unfold
+from nicmodel.gvnic.testing.rx import RxPacket
 from nicmodel.nic.state import Purpose
 from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.observe.trace import Tracer
 from nicmodel.packet.frames import FrameFlag, Gso
 from nicmodel.packet.nvme_tcp import Sync
-from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.nvme_tcp import Reader, data_pdu, response, unfold
-from nicmodel.testing.rx import RxPacket
 from nicmodel.testing.tcp_stream import TcpStream, arrivals
 
 from .frames import NIC_MAC, pattern

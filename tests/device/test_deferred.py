@@ -13,16 +13,16 @@ from nicmodel.gvnic.commands import Inner, OptionId, Status
 from nicmodel.gvnic.descriptors import PlacementStatus
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.state import NIC_PAGE
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.placement import PlacementRing
+from nicmodel.gvnic.testing.rx import Deferred, RxPacket
 from nicmodel.nic import events
 from nicmodel.nic.state import Drop, Purpose
 from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import Gso
-from nicmodel.testing.adminq import AdminError
 from nicmodel.testing.guest_memory import PAGE, GuestMemory
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.placement import PlacementRing
-from nicmodel.testing.rx import Deferred, RxPacket
 
 from .conftest import ENTRIES
 from .frames import NIC_MAC, arp, pattern, tcp

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from nicmodel.client.text import lines
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic.state import Drop
-from nicmodel.observe.text import lines
-from nicmodel.testing.driver import Driver
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
 from nicmodel.vfio_user.protocol import DmaFlag
 
 from .conftest import ENTRIES

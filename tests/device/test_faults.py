@@ -15,13 +15,13 @@ from nicmodel.faults.faults import named_fault
 from nicmodel.gvnic.commands import Status
 from nicmodel.gvnic.descriptors import TxCompletionType
 from nicmodel.gvnic.registers import ADMINQ_EVENT_COUNTER, DeviceStatus
+from nicmodel.gvnic.testing.adminq import AdminError, AdminTimeout
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.violation import ContractViolation
 from nicmodel.nic import events
 from nicmodel.nic.state import Drop
 from nicmodel.packet.frames import FrameFlag, Gso
-from nicmodel.testing.adminq import AdminError, AdminTimeout
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.violation import ContractViolation
 from nicmodel.vfio_user.protocol import PciRegion
 
 from .conftest import ENTRIES

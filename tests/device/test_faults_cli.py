@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from nicmodel.client.control import Control, ControlError
 from nicmodel.faults import KINDS, Scenario
-from nicmodel.observe.control import Control, ControlError
-from nicmodel.testing.driver import Driver
+from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.vm.server import NicServer
 
 from .frames import NIC_MAC, tcp

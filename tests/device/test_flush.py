@@ -11,12 +11,12 @@ import pytest
 from nicmodel.gvnic.commands import ALL_OWNERS, FLUSH_RX_QUEUE, Inner, OptionId, QueueFormat, Status
 from nicmodel.gvnic.descriptors import RX_COMPLETION, RX_FLUSHED
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic import events
 from nicmodel.nic.state import Drop
-from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
 
 from .conftest import ENTRIES, RAM_SIZE
 from .frames import NIC_MAC, pattern, tcp

@@ -27,11 +27,11 @@ from nicmodel.gvnic.descriptors import (
     TxType,
 )
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.gqi import GqiQueues
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
-from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.gqi import GqiQueues
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
 
 from .conftest import ENTRIES, RAM_SIZE
 from .frames import NIC_MAC, PEER_MAC, tcp, udp

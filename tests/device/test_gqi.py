@@ -19,12 +19,12 @@ from nicmodel.gvnic.descriptors import (
     GqiRxFlag,
     GqiTxType,
 )
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.gqi import BUFFER, RX_LIST, TX_LIST, GqiQueues
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic.state import Drop
 from nicmodel.observe.trace import Event, Tracer
-from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.gqi import BUFFER, RX_LIST, TX_LIST, GqiQueues
 from nicmodel.testing.guest_memory import PAGE
-from nicmodel.testing.loopback import Loopback
 
 from .frames import icmp, tcp, udp
 

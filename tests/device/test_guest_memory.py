@@ -12,11 +12,11 @@ import pytest
 
 from nicmodel.gvnic.commands import Opcode
 from nicmodel.gvnic.registers import ADMINQ_PFN
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic.state import Drop
-from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.driver import Driver
 from nicmodel.testing.guest_memory import PAGE, GuestMemory
-from nicmodel.testing.loopback import Loopback
 from nicmodel.vfio_user.protocol import PciRegion
 
 from .frames import tcp
@@ -190,7 +190,7 @@ def test_the_other_nics_do_not_notice(make_lab: Callable[..., Loopback]) -> None
 
 _OTHERS = """
 import ctypes, os, signal, sys
-from nicmodel.testing.loopback import Loopback
+from nicmodel.gvnic.testing.loopback import Loopback
 lab = Loopback()
 if sys.argv[1] == "touch":
     ctypes.string_at(8, 1)

@@ -9,12 +9,12 @@ import pytest
 from nicmodel.gvnic.commands import Opcode, QueueFormat
 from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE
 from nicmodel.gvnic.registers import DeviceStatus
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.rx import RxConfig
 from nicmodel.nic import events
 from nicmodel.packet.frames import Batch
-from nicmodel.testing.driver import Driver
 from nicmodel.testing.guest_memory import PAGE
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.rx import RxConfig
 from nicmodel.vfio_user.protocol import PciIrq
 
 from .conftest import ENTRIES

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from nicmodel.client.ledger import Entry, Place, entries, since, total
+from nicmodel.client.topology import places
 from nicmodel.gvnic.registers import Bar
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.observe.detail import detail
-from nicmodel.observe.ledger import Entry, Place, entries, since, total
 from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.observe.topology import places
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.flows import TCPv4
-from nicmodel.testing.loopback import Loopback
 from nicmodel.vm.server import NicServer
 
 from .conftest import ENTRIES

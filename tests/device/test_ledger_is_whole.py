@@ -16,15 +16,15 @@ import pytest
 
 from nicmodel.gvnic.commands import Opcode, QueueFormat
 from nicmodel.gvnic.descriptors import RX_BUFFER
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.gqi import GqiQueues
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.jit.compiled import JIT_DISABLED
 from nicmodel.nic.state import Purpose
 from nicmodel.packet.frames import Gso, Offload
-from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.flows import TCPv4
-from nicmodel.testing.gqi import GqiQueues
 from nicmodel.testing.guest_memory import PAGE, GuestMemory
-from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.wire import TestWire
 from nicmodel.vfio_user.protocol import DmaFlag
 

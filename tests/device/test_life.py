@@ -13,11 +13,11 @@ import pytest
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.commands import DEVICE_DESCRIPTOR, Feature, Opcode, OptionId, QueueFormat
 from nicmodel.gvnic.registers import Bar, DeviceStatus
+from nicmodel.gvnic.testing.adminq import AdminTimeout, encode_command
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.packet.headers import L3, L4
-from nicmodel.testing.adminq import AdminTimeout, encode_command
-from nicmodel.testing.driver import Driver
 from nicmodel.testing.guest_memory import PAGE
-from nicmodel.testing.loopback import Loopback
 from nicmodel.vfio_user.protocol import DeviceFlag, PciIrq, PciRegion
 
 from .conftest import ENTRIES

@@ -17,13 +17,13 @@ from nicmodel.cli.ledger import view as ledger_view
 from nicmodel.cli.show import print_state
 from nicmodel.cli.tables import pairs, rows, wrapped
 from nicmodel.cli.top import view
+from nicmodel.client.ledger import Entry, Place, entries, since
+from nicmodel.client.report import ledger_table, plain_console
+from nicmodel.gvnic.testing.flows import TCPv4, TCPv6
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic.state import Drop
 from nicmodel.observe.detail import detail
-from nicmodel.observe.ledger import Entry, Place, entries, since
-from nicmodel.observe.report import ledger_table, plain_console
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.testing.flows import TCPv4, TCPv6
-from nicmodel.testing.loopback import Loopback
 
 WIDTHS = (60, 80, 100, 200)
 QUEUES = 20

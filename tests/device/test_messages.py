@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.rx import RxPacket
 from nicmodel.nic.state import Drop, Purpose
-from nicmodel.testing.driver import Driver
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.nic import TestNic
-from nicmodel.testing.rx import RxPacket
 from nicmodel.vfio_user.dma import BY_MESSAGE
 
 from .frames import NIC_MAC, pattern, tcp

@@ -18,17 +18,17 @@ from click.testing import CliRunner
 
 from nicmodel.cli import capture, contract, ledger, show, stat, top
 from nicmodel.cli.serve import serve
+from nicmodel.client.control import Control
+from nicmodel.client.text import lines
 from nicmodel.gvnic.commands import CONFIGURE_DDP, DdpOperation, Inner, Opcode, QueueFormat
 from nicmodel.gvnic.profile import PROFILES, Profile, named_profile
-from nicmodel.observe.control import Control
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.gqi import GqiQueues
+from nicmodel.gvnic.testing.violation import ContractViolation
 from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.observe.text import lines
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.flows import TCPv4
-from nicmodel.testing.gqi import GqiQueues
 from nicmodel.testing.nic import TestNic
-from nicmodel.testing.violation import ContractViolation
 
 from .frames import tcp, udp
 

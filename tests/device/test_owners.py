@@ -10,16 +10,16 @@ import pytest
 
 from nicmodel.gvnic.commands import ALL_OWNERS, CONFIGURE_BUFFER_OWNERS, FLUSH_RX_QUEUE, Inner, Status
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.rx import RxPacket
+from nicmodel.gvnic.testing.shared import SharedRxQueue
 from nicmodel.nic.state import Drop, Purpose
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.observe.trace import Tracer
 from nicmodel.packet.frames import Gso
-from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.rx import RxPacket
-from nicmodel.testing.shared import SharedRxQueue
 
 from .frames import NIC_MAC, pattern, tcp
 

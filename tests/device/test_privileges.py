@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import nicmodel
 from nicmodel.cli.main import cli
-from nicmodel.testing.driver import Driver
+from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.vm.server import NicServer
 
 NOBODY = pwd.getpwnam("nobody")

@@ -9,13 +9,13 @@ import pytest
 
 from nicmodel.gvnic.commands import Opcode, Stat
 from nicmodel.gvnic.descriptors import RX_COMPLETION
-from nicmodel.testing.adminq import decode_command
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.flows import TCPv4
+from nicmodel.gvnic.testing.adminq import decode_command
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.rx import RxConfig
+from nicmodel.gvnic.testing.tx import TxCompletion
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.rx import RxConfig
-from nicmodel.testing.tx import TxCompletion
 
 from .conftest import ENTRIES
 from .frames import arp, pattern, tcp

@@ -46,11 +46,11 @@ from scapy.packet import Packet, Raw, fuzz
 
 from nicmodel.gvnic.commands import RssHashType
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.driver import DEFAULT_KEY
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.jit.compiled import JIT_DISABLED
 from nicmodel.observe.delivery import Delivery
 from nicmodel.packet.headers import L3, L4
-from nicmodel.testing.driver import DEFAULT_KEY
-from nicmodel.testing.loopback import Loopback
 
 from .frames import NIC_MAC, PEER_MAC
 

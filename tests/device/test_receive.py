@@ -14,14 +14,14 @@ from scapy.packet import Packet, Raw
 
 from nicmodel.gvnic.commands import Opcode
 from nicmodel.gvnic.descriptors import RX_BUFFER
+from nicmodel.gvnic.testing.adminq import decode_command
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.rx import RxConfig, RxPacket, RxQueue
 from nicmodel.nic.state import Drop, Purpose
 from nicmodel.packet.frames import FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
-from nicmodel.testing.adminq import decode_command
-from nicmodel.testing.driver import Driver
 from nicmodel.testing.guest_memory import PAGE, GuestMemory
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.rx import RxConfig, RxPacket, RxQueue
 from nicmodel.vfio_user.protocol import DmaFlag
 
 from .conftest import ENTRIES

@@ -12,12 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nicmodel.gvnic.commands import Opcode, Status
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.rx import RxConfig
 from nicmodel.nic.state import Drop
-from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.flows import TCPv4
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.rx import RxConfig
 
 from .conftest import ENTRIES, RAM_SIZE
 from .frames import NIC_MAC, pattern, tcp

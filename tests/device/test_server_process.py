@@ -17,7 +17,7 @@ from nicmodel.gvnic.registers import (
     DriverStatus,
     Register,
 )
-from nicmodel.testing.adminq import encode_command
+from nicmodel.gvnic.testing.adminq import encode_command
 from nicmodel.vfio_user import Client
 from nicmodel.vm.server import NicServer
 

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from nicmodel.cli.serve import serve
-from nicmodel.observe.control import Control
+from nicmodel.client.control import Control
 from nicmodel.vfio_user import Client
 
 _SERVE = [sys.executable, "-m", "nicmodel.cli", "serve"]

@@ -17,9 +17,8 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
 from nicmodel.gvnic.commands import FlowOperation, OsType, RssHashType
-from nicmodel.nic.state import Drop
-from nicmodel.testing.driver import DEFAULT_KEY, Driver
-from nicmodel.testing.flows import (
+from nicmodel.gvnic.testing.driver import DEFAULT_KEY, Driver
+from nicmodel.gvnic.testing.flows import (
     AHv4,
     AHv6,
     ESPv4,
@@ -32,7 +31,8 @@ from nicmodel.testing.flows import (
     UDPv4,
     UDPv6,
 )
-from nicmodel.testing.loopback import Loopback
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.nic.state import Drop
 
 from .conftest import ENTRIES
 from .frames import ETHERNET, NIC_MAC, PEER_MAC, arp, icmp, ip, tcp, toeplitz, udp

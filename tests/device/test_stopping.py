@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from scapy.utils import RawPcapNgReader
 
-from nicmodel.observe.control import Control
+from nicmodel.client.control import Control
 from nicmodel.vm.server import NicServer
 
 LIMIT = 60

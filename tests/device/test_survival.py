@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nicmodel.gvnic.registers import Bar
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic.state import Drop
 from nicmodel.packet.frames import Batch
-from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.wire import TestWire
 from nicmodel.vfio_user.protocol import PciIrq
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from nicmodel.client.text import lines
 from nicmodel.gvnic.commands import Opcode
-from nicmodel.observe.text import lines
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.tx import Tso
 from nicmodel.observe.trace import Event, Tracer
-from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.flows import TCPv4
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.tx import Tso
 
 from .conftest import ENTRIES
 from .frames import tcp, udp

@@ -20,13 +20,13 @@ from nicmodel.gvnic.descriptors import (
     TxCompletionType,
     TxType,
 )
+from nicmodel.gvnic.testing.adminq import decode_command
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.tx import QueueFull, TxQueue
 from nicmodel.nic.state import Drop
 from nicmodel.packet.frames import FrameFlag, Gso, Offload
-from nicmodel.testing.adminq import decode_command
-from nicmodel.testing.driver import Driver
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.tx import QueueFull, TxQueue
 from nicmodel.testing.wire import TestWire
 
 from .frames import NIC_MAC, PEER_MAC, arp, icmp, pattern, tcp, udp

@@ -11,8 +11,8 @@ import struct
 from types import TracebackType
 from typing import Self
 
+from nicmodel.gvnic.testing.nvme_tcp import digest
 from nicmodel.packet.nvme_tcp import DIGEST_SIZE, HEADER_SIZE, PduFlag, PduType
-from nicmodel.testing.nvme_tcp import digest
 
 _IC_SIZE = 128
 _SQE_SIZE = 64

@@ -20,7 +20,7 @@ from lab import DEVMEM_PORT, LINK0, PLAIN_PORT, USER, Lab, wait_until
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
-from nicmodel.observe.control import Control, ControlError
+from nicmodel.client.control import Control, ControlError
 from nicmodel.vm.channel import Process
 from nicmodel.vm.devmem import send_pattern
 from nicmodel.vm.tools import install_guest_tools

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from lab import HBM, connect_pair, free_ports, wait_until
 
-from nicmodel.observe.control import Control
+from nicmodel.client.control import Control
 from nicmodel.vm.devmem import send_pattern
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import Nic

@@ -17,8 +17,8 @@ from lab import LINK0, connect_pair, ping
 
 from nicmodel.gvnic.commands import SLOT_SIZE, Opcode
 from nicmodel.gvnic.registers import Bar
-from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.driver import Driver
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.testing.guest_memory import PAGE
 from nicmodel.vfio_user import Client, Command
 from nicmodel.vfio_user.protocol import HEADER, MAX_MESSAGE, REGION_ACCESS, PciRegion

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from lab import TROUBLE, Footprint, connect_pair, flood, footprint, load_driver, nics_of, ping, wait_until
 
-from nicmodel.testing.driver import Driver
+from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.vfio_user import Client
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.server import NicServer

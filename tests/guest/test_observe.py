@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from lab import LINK0, LINK1, Lab, wait_until
 
-from nicmodel.observe.control import Control
+from nicmodel.client.control import Control
 from nicmodel.vm.qemu import spawn
 
 pytestmark = pytest.mark.guest

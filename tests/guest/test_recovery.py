@@ -16,7 +16,7 @@ from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import Ether
 from streams import Traffic, streams
 
-from nicmodel.observe.control import Control
+from nicmodel.client.control import Control
 
 pytestmark = pytest.mark.guest
 

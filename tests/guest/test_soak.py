@@ -20,7 +20,7 @@ from fleet import DOUBLE, QUAD, SWITCH_A, SWITCH_B, SWITCH_C, Fleet, Station
 from lab import account, footprint, frames_dropped, wait_until
 from streams import Streams, exchange
 
-from nicmodel.observe.control import Control
+from nicmodel.client.control import Control
 from nicmodel.vm.tools import install_guest_tools
 
 pytestmark = [pytest.mark.guest, pytest.mark.long]

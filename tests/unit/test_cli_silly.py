@@ -21,8 +21,8 @@ import nicmodel.vm.cli
 import nicmodel.vm.guest
 from nicmodel.cli.main import cli
 from nicmodel.cli.serve import serve
+from nicmodel.client.control import ControlError
 from nicmodel.gvnic.profile import named_profile
-from nicmodel.observe.control import ControlError
 from nicmodel.vm.errors import VmError
 from nicmodel.wire.spec import KINDS, open_wire
 from nicmodel.wire.wire import WireError

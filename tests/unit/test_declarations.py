@@ -16,15 +16,15 @@ import pytest
 
 from nicmodel.gvnic import commands, registers
 from nicmodel.gvnic.commands import Inner, Opcode, OptionId, QueueFormat, Status
+from nicmodel.gvnic.contract.admin import Admin
+from nicmodel.gvnic.contract.rules import RULES
 from nicmodel.gvnic.layout import Form
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import REGISTERS, Bar, Register
-from nicmodel.observe.contract.admin import Admin
-from nicmodel.observe.contract.rules import RULES
+from nicmodel.gvnic.testing.adminq import encode_command
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.observe.detail import detail
 from nicmodel.observe.trace import Event, Tracer
-from nicmodel.testing.adminq import encode_command
-from nicmodel.testing.loopback import Loopback
 
 ROOT = Path(__file__).parents[2]
 #: A device that has everything that there is.
@@ -49,7 +49,7 @@ def used_in(folder: str) -> set[str]:
     return found
 
 
-EXECUTED, CHECKED = used_in("gvnic"), used_in("observe/contract")
+EXECUTED, CHECKED = used_in("gvnic"), used_in("gvnic/contract")
 
 
 def unexplained(name: str, fields: Form) -> list[str]:

@@ -14,8 +14,8 @@ import pytest
 
 from nicmodel import __version__
 from nicmodel.cli.main import cli
+from nicmodel.gvnic.contract.rules import RULES
 from nicmodel.gvnic.descriptors import RX_COMPLETION
-from nicmodel.observe.contract.rules import RULES
 
 # Two builds of some fifteen seconds each, on a machine that is not busy.
 pytestmark = pytest.mark.timeout(1500)

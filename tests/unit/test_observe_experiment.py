@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from nicmodel.cli import experiment as cli
-from nicmodel.observe.experiment import COPY, DEVMEM, Experiment, Run, as_json
-from nicmodel.observe.ledger import Entry, Place
+from nicmodel.client.experiment import COPY, DEVMEM, Experiment, Run, as_json
+from nicmodel.client.ledger import Entry, Place
 
 MIB = 1 << 20
 

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from nicmodel.cli.log import BURST, SECONDS, LogHandler
 from nicmodel.cli.options import interval_option
-from nicmodel.observe.contract.findings import as_text
-from nicmodel.observe.ledger import Entry, Place
-from nicmodel.observe.report import ledger_table, named, plain_console
-from nicmodel.observe.text import escaped, fields, lines, printable
+from nicmodel.client.ledger import Entry, Place
+from nicmodel.client.report import ledger_table, named, plain_console
+from nicmodel.client.text import escaped, fields, lines, printable
+from nicmodel.observe.findings import as_text
 
 #: An operator's terminal would change its title, clear the screen, take something for its clipboard, go back a line.
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x1b]52;c;cHduZWQ=\x07\r\n\x9b31m\u202e\udce4\x00[/bold][red]:smile:"

@@ -21,11 +21,11 @@ from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap
 
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.packet.checksum import complete
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.packet.headers import HEADERS
 from nicmodel.packet.parse import parse
-from nicmodel.testing.loopback import Loopback
 from nicmodel.testing.wire import TestWire
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.wire.dgram import DgramWire

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.commands import HEADER, SLOT_SIZE, Inner, Opcode, QueueFormat, Status
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.packet.frames import Offload
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
 
 from ..frames import NIC_MAC, tcp, udp
 from .campaign import ROWS, Block, Example, Run

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
 from nicmodel.wire.pcap import PcapWire
 from nicmodel.wire.wire import WireError
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from nicmodel.faults.kinds import KINDS
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.observe.metrics import MetricsServer
 from nicmodel.packet.frames import Offload
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
 
 from ..frames import NIC_MAC, tcp, udp
 from .campaign import ROWS, Block, Example, Run

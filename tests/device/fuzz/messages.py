@@ -9,9 +9,9 @@ import struct
 import numpy as np
 
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.packet.frames import Offload
 from nicmodel.testing.guest_memory import PAGE, GuestMemory
-from nicmodel.testing.loopback import Loopback
 from nicmodel.vfio_user.client import Client
 from nicmodel.vfio_user.protocol import (
     DMA_MAP,

@@ -23,14 +23,14 @@ from nicmodel.gvnic.descriptors import (
 from nicmodel.gvnic.layout import Bits
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.registers import Bar
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.gqi import BUFFER, GqiQueues
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.rx import RxConfig
 from nicmodel.nic.state import Drop, Purpose
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import Batch, Offload
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.gqi import BUFFER, GqiQueues
 from nicmodel.testing.guest_memory import PAGE, GuestMemory
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.rx import RxConfig
 from nicmodel.testing.wire import TestWire
 
 from ..frames import NIC_MAC, tcp

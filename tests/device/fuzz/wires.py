@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import MAX_FRAME, Batch, Offload
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.loopback import Loopback
 from nicmodel.wire.dgram import DgramWire
 from nicmodel.wire.stream import StreamWire
 from nicmodel.wire.tap import TapWire

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_BUFFER_OWNER
+from nicmodel.gvnic.testing.rx import RxConfig, RxPacket, RxQueue
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.rx import RxConfig, RxPacket, RxQueue
 
 
 class SharedRxQueue(RxQueue):

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from nicmodel.gvnic.commands import CONFIGURE_DEFERRED_PLACEMENT, DeferFlag
 from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, PlacementStatus
+from nicmodel.gvnic.testing.queue import Queue
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.queue import Queue
 
 
 class Placement(NamedTuple):

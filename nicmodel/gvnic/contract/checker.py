@@ -13,17 +13,18 @@ from enum import IntEnum
 import numpy as np
 
 from nicmodel.gvnic.commands import Opcode, Status
+from nicmodel.gvnic.contract.admin import Admin
+from nicmodel.gvnic.contract.interrupts import Interrupts
+from nicmodel.gvnic.contract.receive import Receive
+from nicmodel.gvnic.contract.registers import Registers
+from nicmodel.gvnic.contract.rings import Rings
+from nicmodel.gvnic.contract.rules import RULES
+from nicmodel.gvnic.contract.transmit import Transmit
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.registers import Bar
 from nicmodel.nic import events
-from nicmodel.observe.contract.admin import Admin
-from nicmodel.observe.contract.findings import Finding, Journal
-from nicmodel.observe.contract.interrupts import Interrupts
-from nicmodel.observe.contract.mapped_memory import MappedMemory
-from nicmodel.observe.contract.receive import Receive
-from nicmodel.observe.contract.registers import Registers
-from nicmodel.observe.contract.rings import Rings
-from nicmodel.observe.contract.transmit import Transmit
+from nicmodel.observe.findings import Finding, Journal
+from nicmodel.observe.mapped_memory import MappedMemory
 from nicmodel.pci.config import Command
 from nicmodel.vfio_user.protocol import PciRegion
 
@@ -44,7 +45,7 @@ class Checker:
     def __init__(self, nic: Nic, on_finding: Callable[[Finding], None] | None = None) -> None:
         self.failed = False
         self._nic = nic
-        self._journal = Journal(nic.name, nic.clock, on_finding)
+        self._journal = Journal(nic.name, nic.clock, RULES, on_finding)
         memory, self._rings = MappedMemory(nic), Rings(nic)
         self._admin = Admin(nic, memory, self._journal, self._rings)
         self._rx = Receive(nic, memory, self._journal, self._rings)

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from nicmodel.observe.ledger import GROUPS, Entry, Place, entries, total
-from nicmodel.observe.text import escaped, printable
+from nicmodel.client.ledger import GROUPS, Entry, Place, entries, total
+from nicmodel.client.text import escaped, printable
 
 #: The queue that the sums are shown for.
 _ALL = "all"

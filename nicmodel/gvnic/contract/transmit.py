@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nicmodel.gvnic.contract.rings import Rings
 from nicmodel.gvnic.descriptors import (
     GQI_TX_PACKET,
     GQI_TX_SEGMENT,
@@ -25,9 +26,8 @@ from nicmodel.gvnic.descriptors import (
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Layout, explain
 from nicmodel.gvnic.state import MAX_PACKET
-from nicmodel.observe.contract.findings import Journal
-from nicmodel.observe.contract.mapped_memory import MappedMemory
-from nicmodel.observe.contract.rings import Rings
+from nicmodel.observe.findings import Journal
+from nicmodel.observe.mapped_memory import MappedMemory
 from nicmodel.packet.headers import HEADERS, L4
 from nicmodel.packet.parse import parse
 from nicmodel.vfio_user.dma import READABLE

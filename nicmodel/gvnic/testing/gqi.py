@@ -1,6 +1,6 @@
 """One GQI queue each way, driver's side, in a few lines: enough to see every descriptor, and to write wrong ones.
 
-`nicmodel.testing.driver` speaks DQO-RDA. Source: Linux drivers/net/ethernet/google/gve/gve_rx.c and gve_tx.c.
+`nicmodel.gvnic.testing.driver` speaks DQO-RDA. Source: Linux drivers/net/ethernet/google/gve/gve_rx.c and gve_tx.c.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nicmodel.gvnic.descriptors import (
     GqiTxType,
 )
 from nicmodel.gvnic.registers import Bar
-from nicmodel.testing.driver import Driver
+from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.testing.guest_memory import PAGE
 
 #: Bytes of a receive buffer: half a page.

@@ -25,7 +25,7 @@ from nicmodel.gvnic.registers import (
     DeviceStatus,
     DriverStatus,
 )
-from nicmodel.testing.bars import Registers
+from nicmodel.gvnic.testing.bars import Registers
 from nicmodel.testing.guest_memory import GuestMemory
 
 _COUNTER_MASK = 0xFFFF_FFFF

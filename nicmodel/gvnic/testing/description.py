@@ -21,7 +21,7 @@ from nicmodel.gvnic.commands import (
     Feature,
     OptionId,
 )
-from nicmodel.testing.violation import ContractViolation
+from nicmodel.gvnic.testing.violation import ContractViolation
 
 
 @dataclass(frozen=True)

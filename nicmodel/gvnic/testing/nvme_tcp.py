@@ -23,13 +23,13 @@ import numpy as np
 
 from nicmodel.gvnic.commands import CONFIGURE_DDP, DDP_PIECE, DdpDigest, DdpOperation, Inner
 from nicmodel.gvnic.descriptors import PLACEMENT
+from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.rx import RxPacket
+from nicmodel.gvnic.testing.violation import ContractViolation
 from nicmodel.jit.compiled import u64
 from nicmodel.packet.crc32c import crc32c
 from nicmodel.packet.nvme_tcp import COMMON_HEADER_SIZE, DATA_HEADER, DIGEST_SIZE, HEADER_SIZE, PduFlag, PduType
-from nicmodel.testing.adminq import AdminError
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.rx import RxPacket
-from nicmodel.testing.violation import ContractViolation
 
 _SEQUENCES = 0xFFFF_FFFF
 #: Offset of the command identifier in a response: in its completion queue entry, which follows the common header.

@@ -45,13 +45,13 @@ from nicmodel.gvnic.descriptors import (
 )
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.registers import Bar, DriverStatus
-from nicmodel.testing.adminq import AdminError, decode_command, encode_command
-from nicmodel.testing.driver import Driver
-from nicmodel.testing.flows import TCPv4
-from nicmodel.testing.gqi import RX_LIST, GqiQueues
+from nicmodel.gvnic.testing.adminq import AdminError, decode_command, encode_command
+from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.gqi import RX_LIST, GqiQueues
+from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.rx import DOORBELL_STEP, RxConfig, RxQueue
 from nicmodel.testing.guest_memory import PAGE, GuestMemory
-from nicmodel.testing.loopback import Loopback
-from nicmodel.testing.rx import DOORBELL_STEP, RxConfig, RxQueue
 
 _MAC = "02:00:00:00:00:01"
 _PORT = 5201

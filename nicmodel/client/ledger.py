@@ -2,7 +2,7 @@
 
 The device books by queue, purpose and kind of memory (`nicmodel.nic.state.Purpose`), and the purpose says in which
 direction. Which way a byte goes depends on where in the guest's PCI topology the memory is: the user says so, or QEMU
-(`nicmodel.observe.topology`). Peer-to-peer DMA between two devices below one switch turns round at the switch; all
+(`nicmodel.client.topology`). Peer-to-peer DMA between two devices below one switch turns round at the switch; all
 other DMA passes the root complex (PCI Express Base 5.0, section 1.3).
 """
 

@@ -7,42 +7,7 @@ Linux' drivers/net/ethernet/google/gve. FreeBSD's driver is sys/dev/gve, DPDK's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
-
-
-class Severity(StrEnum):
-    """What a violation does."""
-
-    #: Traffic or memory is corrupted, or the device refuses to go on.
-    ERROR = "error"
-    #: This device bears it, another may not.
-    WARNING = "warning"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule.
-
-    Attributes:
-        name: its identifier, such as ``RX-BUF-003``; the first part is the area.
-        says: what a driver has to do.
-        why: what happens otherwise.
-        source: where it is written down.
-        severity: what a violation does.
-    """
-
-    name: str
-    says: str
-    why: str
-    source: str
-    severity: Severity = Severity.ERROR
-
-    @property
-    def area(self) -> str:
-        """First part of its name."""
-        return self.name.split("-", 1)[0]
-
+from nicmodel.observe.findings import Rule, Severity
 
 #: Areas by the first part of a rule's name.
 AREAS = {

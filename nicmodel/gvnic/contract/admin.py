@@ -19,12 +19,12 @@ from nicmodel.gvnic.commands import (
     RuleFlowType,
     Status,
 )
+from nicmodel.gvnic.contract.rings import Ring, Rings
 from nicmodel.gvnic.descriptors import GQI_SEQUENCE
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Layout, explain
-from nicmodel.observe.contract.findings import Journal
-from nicmodel.observe.contract.mapped_memory import MappedMemory
-from nicmodel.observe.contract.rings import Ring, Rings
+from nicmodel.observe.findings import Journal
+from nicmodel.observe.mapped_memory import MappedMemory
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
 _MIN_PAGE = 4096

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from nicmodel.observe.ledger import Place
+from nicmodel.client.ledger import Place
 
 #: A PCI device as QEMU describes it, and the bridges above it, from the root port down, by their place in the answer.
 _Found = tuple[Mapping[str, Any], tuple[int, ...]]

@@ -22,10 +22,10 @@ from nicmodel.gvnic.descriptors import (
     TxCompletionType,
     TxType,
 )
-from nicmodel.testing.adminq import encode_command
+from nicmodel.gvnic.testing.adminq import encode_command
+from nicmodel.gvnic.testing.queue import RAW_ADDRESSING, Queue
+from nicmodel.gvnic.testing.violation import ContractViolation
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.queue import RAW_ADDRESSING, Queue
-from nicmodel.testing.violation import ContractViolation
 
 #: `report_event` is set this many descriptors after the last one, at the earliest (GVE_TX_MIN_RE_INTERVAL).
 REPORT_INTERVAL = 32

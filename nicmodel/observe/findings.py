@@ -6,11 +6,11 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
-from nicmodel.observe.contract.rules import RULES, Rule
-from nicmodel.observe.text import escaped
-from nicmodel.observe.text import fields as fields_as_text
+from nicmodel.client.text import escaped
+from nicmodel.client.text import fields as fields_as_text
 
 log = logging.getLogger(__name__)
 
@@ -20,18 +20,52 @@ _RECENT = 8
 #: Findings that are kept of a NIC.
 MAX_FINDINGS = 1000
 
+
+class Severity(StrEnum):
+    """What a violation does."""
+
+    #: Traffic or memory is corrupted, or the device refuses to go on.
+    ERROR = "error"
+    #: This device bears it, another may not.
+    WARNING = "warning"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        name: its identifier, such as ``RX-BUF-003``; the first part is the area.
+        says: what a driver has to do.
+        why: what happens otherwise.
+        source: where it is written down.
+        severity: what a violation does.
+    """
+
+    name: str
+    says: str
+    why: str
+    source: str
+    severity: Severity = Severity.ERROR
+
+    @property
+    def area(self) -> str:
+        """First part of its name."""
+        return self.name.split("-", 1)[0]
+
+
 #: What a report says of the checker itself, in the form of findings, so that nobody takes its silence for praise.
 FAILED = Rule(
     "CHECKER-001",
     "The checker is able to judge what the driver does.",
     "What it could not look at may be right or wrong.",
-    "this model: nicmodel/observe/contract",
+    "this model: nicmodel/observe/findings.py",
 )
 MORE = Rule(
     "CHECKER-002",
     f"A driver has no more than {MAX_FINDINGS} findings.",
     "Further ones are only counted: a guest could make them without end.",
-    "this model: nicmodel/observe/contract",
+    "this model: nicmodel/observe/findings.py",
 )
 
 
@@ -101,12 +135,20 @@ class Journal:
     Args:
         nic: its name.
         clock: its clock.
+        rules: the contract, by the rules' names.
         on_finding: called with each finding when it is new.
     """
 
-    def __init__(self, nic: str, clock: Callable[[], int], on_finding: Callable[[Finding], None] | None) -> None:
+    def __init__(
+        self,
+        nic: str,
+        clock: Callable[[], int],
+        rules: Mapping[str, Rule],
+        on_finding: Callable[[Finding], None] | None,
+    ) -> None:
         self._nic = nic
         self._clock = clock
+        self._rules = rules
         self._on_finding = on_finding
         self._found: dict[tuple[str, str | None], Finding] = {}
         self._events: defaultdict[str | None, deque[tuple[int, str, dict[str, Any]]]] = defaultdict(
@@ -128,7 +170,7 @@ class Journal:
 
     def report(self, rule: str, what: str, queue: str | None = None, **evidence: Any) -> None:
         """A rule is broken; if it was before on the same queue, that is only counted."""
-        self._add(RULES[rule], what, queue, evidence)
+        self._add(self._rules[rule], what, queue, evidence)
 
     def failed(self, event: str, error: Exception) -> None:
         """The checker itself has failed at an event of the device."""

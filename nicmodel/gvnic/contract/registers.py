@@ -9,8 +9,8 @@ from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.commands import SLOT_SIZE
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.registers import DeviceStatus, DriverStatus
-from nicmodel.observe.contract.findings import Journal
-from nicmodel.observe.contract.mapped_memory import MappedMemory
+from nicmodel.observe.findings import Journal
+from nicmodel.observe.mapped_memory import MappedMemory
 from nicmodel.pci.config import Command
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 

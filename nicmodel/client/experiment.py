@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nicmodel.observe.ledger import ROOT_COMPLEX, Entry, Place, total
+from nicmodel.client.ledger import ROOT_COMPLEX, Entry, Place, total
 
 COPY, DEVMEM = "copy", "devmem"
 MODES = {COPY: "TCP, then copy", DEVMEM: "devmem TCP"}

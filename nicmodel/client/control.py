@@ -19,7 +19,7 @@ fault      nic, fault, parameters, seed                 the same of a new one, s
 fault_end  nic, injection (all if it is left out)       {}
 scenario   text (TOML, see `nicmodel.faults.scenario`)  {}; its faults have been given to all NICs
 findings   nic (all if it is left out)                  a list: how the driver has broken the contract, see
-                                                        `nicmodel.observe.contract.findings.Finding`
+                                                        `nicmodel.observe.findings.Finding`
 trace      kinds, queues, nic (all if it is left out)   {}; from now on lines ``{"event": …}`` come, see
                                                         `nicmodel.observe.trace`
 capture    queues, limit (bytes of a frame), nic (all   {"epoch": …, "wires": …}, see `Control.capture`; from now on

@@ -6,7 +6,7 @@ import numpy as np
 
 from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE, GqiIrqDoorbell
 from nicmodel.gvnic.device import Nic
-from nicmodel.observe.contract.findings import Journal
+from nicmodel.observe.findings import Journal
 
 #: Seconds that a vector waits masked, while the driver is seen to live, until it counts as forgotten.
 _FORGOTTEN_SECONDS = 30

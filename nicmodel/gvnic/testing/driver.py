@@ -62,18 +62,18 @@ from nicmodel.gvnic.registers import (
     MAX_TX_QUEUES,
     DeviceStatus,
 )
+from nicmodel.gvnic.testing.adminq import AdminError, AdminQueue, encode_command
+from nicmodel.gvnic.testing.bars import Doorbells, Registers
+from nicmodel.gvnic.testing.description import Description
+from nicmodel.gvnic.testing.flows import FlowSpec
+from nicmodel.gvnic.testing.placement import PlacementRing
+from nicmodel.gvnic.testing.queue import Queue
+from nicmodel.gvnic.testing.rx import RxConfig, RxPacket, RxQueue
+from nicmodel.gvnic.testing.shared import SharedRxQueue
+from nicmodel.gvnic.testing.tx import Tso, TxCompletion, TxQueue
+from nicmodel.gvnic.testing.violation import ContractViolation
 from nicmodel.pci.config import COMMAND, Command
-from nicmodel.testing.adminq import AdminError, AdminQueue, encode_command
-from nicmodel.testing.bars import Doorbells, Registers
-from nicmodel.testing.description import Description
-from nicmodel.testing.flows import FlowSpec
 from nicmodel.testing.guest_memory import PAGE, GuestMemory, memory_of
-from nicmodel.testing.placement import PlacementRing
-from nicmodel.testing.queue import Queue
-from nicmodel.testing.rx import RxConfig, RxPacket, RxQueue
-from nicmodel.testing.shared import SharedRxQueue
-from nicmodel.testing.tx import Tso, TxCompletion, TxQueue
-from nicmodel.testing.violation import ContractViolation
 from nicmodel.vfio_user.client import Client
 from nicmodel.vfio_user.protocol import DmaFlag, PciIrq, PciRegion
 

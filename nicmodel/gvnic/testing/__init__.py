@@ -1,0 +1,1 @@
+"""gVNIC in the hands of a test: its driver in Python, and drivers that break its contract."""
