@@ -17,7 +17,7 @@ settings.load_profile("nicmodel")
 #: Starts a NIC, which compiles the packet path, and says so.
 _COMPILE = """
 from nicmodel.observe.compiling import announce
-from nicmodel.testing.loopback import Loopback
+from nicmodel.gvnic.testing.loopback import Loopback
 announce()
 Loopback().close()
 """

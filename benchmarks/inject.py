@@ -24,8 +24,8 @@ from scapy.layers.l2 import Ether
 
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.testing.clock import VirtualClock
-from nicmodel.testing.nic import TestNic
 
 
 @click.command()

@@ -1,7 +1,7 @@
 """The host: NICs of one process, and all that surrounds them.
 
     host = Host(poller)
-    nic = host.add(Profile(), open_wire("tap:nic0"), name="nic0")
+    nic = host.add(Gvnic(), open_wire("tap:nic0"), name="nic0")
     host.serve(nic, "/run/nic0.sock")
     host.open_control("/run/nicmodel.sock")
     host.start()
@@ -16,11 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from nicmodel.faults.faults import Faults
-from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.profile import Profile
+from nicmodel.nic.nic import Nic
 from nicmodel.observe.control_server import ControlServer
 from nicmodel.vfio_user.listener import Listener
 from nicmodel.vfio_user.poll import EventLoop, Poller
@@ -29,9 +28,30 @@ from nicmodel.vfio_user.strand import Strand
 from nicmodel.wire.wire import Wire
 
 if TYPE_CHECKING:
-    from nicmodel.gvnic.contract.checker import Checker
-    from nicmodel.observe.findings import Finding
+    from nicmodel.observe.findings import Checker, Finding
     from nicmodel.observe.metrics import MetricsServer
+
+
+N = TypeVar("N", bound=Nic)
+
+
+class Model(Protocol[N]):
+    """A NIC to be made: its personality, and what it offers."""
+
+    def make(self, wire: Wire, poller: EventLoop, *, name: str) -> N:
+        """Make it.
+
+        Args:
+            wire: where its frames go.
+            poller: the event loop, whose clock is also the NIC's.
+            name: for logs.
+        """
+
+    def faults(self, nic: N) -> Faults:
+        """Have faults on demand for it."""
+
+    def check(self, nic: N, on_finding: Callable[[Finding], None] | None) -> Checker:
+        """Watch its driver keep the contract; `on_finding` is called with each new finding."""
 
 
 class Host:
@@ -61,23 +81,23 @@ class Host:
 
     def add(
         self,
-        profile: Profile,
+        model: Model[N],
         wire: Wire,
         *,
         name: str = "nic",
         joined: Hashable = None,
         check: bool = False,
         on_finding: Callable[[Finding], None] | None = None,
-    ) -> Nic:
+    ) -> N:
         """Make a NIC, which from now on is stopped by `close`.
 
         Args:
-            profile: what it offers.
+            model: what it is, and what it offers.
             wire: where its frames go; the NIC's from now on.
             name: what it is called; each has its own.
             joined: NICs for which this is equal are on one strand: one that waits for its client keeps nobody waiting
                 but those that its wire leads to. None: it is on the event loop itself, and everybody waits.
-            check: watch its driver keep the contract (`nicmodel.gvnic.contract`).
+            check: watch its driver keep the contract (`nicmodel.observe.findings`).
             on_finding: called with each new finding.
         """
         poller: EventLoop = self.poller
@@ -85,14 +105,12 @@ class Host:
             if joined not in self._strands:
                 self._strands[joined] = Strand(self.poller)
             poller = self._strands[joined]
-        nic = Nic(profile, wire, poller, name=name)
+        nic = model.make(wire, poller, name=name)
         self._open.callback(nic.stop)
         self.nics.append(nic)
-        self.faults.append(Faults(nic))
+        self.faults.append(model.faults(nic))
         if check:
-            from nicmodel.gvnic.contract.checker import Checker  # who checks nothing starts without its rules
-
-            self.checkers[name] = Checker(nic, on_finding)
+            self.checkers[name] = model.check(nic, on_finding)
         return nic
 
     def serve(self, nic: Nic, place: str | Listener) -> Server:

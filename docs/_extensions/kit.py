@@ -15,7 +15,7 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 from nicmodel.faults.fault import Chance
-from nicmodel.faults.kinds import KINDS
+from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.profile import PROFILES
 from nicmodel.testing import plugin
 

@@ -13,7 +13,7 @@ from nicmodel.cli.tables import wrapped
 from nicmodel.client.control import Control
 from nicmodel.client.report import plain_console
 from nicmodel.client.text import escaped, fields
-from nicmodel.faults.kinds import KINDS
+from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.nearest import did_you_mean
 
 

@@ -30,6 +30,8 @@ from nicmodel.cli.start import no_garbage
 from nicmodel.faults.fault import FaultError
 from nicmodel.faults.scenario import Scenario
 from nicmodel.faults.wire import load as load_wire_faults
+from nicmodel.gvnic.faults.kinds import KINDS
+from nicmodel.gvnic.model import Gvnic
 from nicmodel.gvnic.profile import PROFILES, SETTINGS, Profile, Section, named_profile, parse_mac, random_mac
 from nicmodel.host import Host
 from nicmodel.nearest import Choice
@@ -222,10 +224,15 @@ def serve(
     host = Host(poller)
     with no_garbage():
         for number, (profile, wire, group) in enumerate(zip(profiles, ends, joined, strict=True)):
-            nic = host.add(
-                profile, wire, name=f"nic{number}", joined=group, check=check or strict, on_finding=_print_finding
+            made = host.add(
+                Gvnic(profile),
+                wire,
+                name=f"nic{number}",
+                joined=group,
+                check=check or strict,
+                on_finding=_print_finding,
             )
-            nic.below_switch = frozenset(peers)
+            made.below_switch = frozenset(peers)
     load_wire_faults()
     reports = _Reports(host, report)
     actions: dict[signal.Signals, Callable[[], object]] = {signal.SIGUSR1: reports.write}
@@ -249,7 +256,7 @@ def serve(
                 host.open_control(control_place)
             host.start()
             if scenario is not None:
-                Scenario.load(scenario).begin(host.faults)
+                Scenario.load(scenario, KINDS).begin(host.faults)
             if run_as is not None:
                 try:
                     run_as.become()

@@ -195,7 +195,7 @@ class Control:
         """Have a fault begin, at once or after its ``start``.
 
         Args:
-            fault: its name, one of `nicmodel.faults.KINDS`.
+            fault: its name (``nicmodel faults``).
             nic: the NIC that it is for.
             seed: of its random numbers.
             **parameters: its own.

@@ -6,7 +6,6 @@ Nothing of it is on the packet path while no fault is at work. What there is, an
 
 from nicmodel.faults.fault import Fault, FaultError, Injection
 from nicmodel.faults.faults import Faults
-from nicmodel.faults.kinds import KINDS
 from nicmodel.faults.scenario import Scenario
 
-__all__ = ["KINDS", "Fault", "FaultError", "Faults", "Injection", "Scenario"]
+__all__ = ["Fault", "FaultError", "Faults", "Injection", "Scenario"]

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.state import State
 from nicmodel.jit.compiled import u64
 from nicmodel.nic.dma import find
+from nicmodel.nic.state import State
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 from nicmodel.vfio_user.regions import REGION, RegionMap
 

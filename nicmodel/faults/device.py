@@ -7,8 +7,7 @@ from functools import partial
 
 from nicmodel.faults.fault import Injection
 from nicmodel.faults.kinds import DeviceGone, DeviceHang, DeviceOnes, DeviceReset
-from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.registers import Bar
+from nicmodel.nic.seams import Seams
 from nicmodel.vfio_user.protocol import PciRegion
 
 #: Writes that a device keeps while it hangs, doorbells not counted: of those only the last of each matters.
@@ -20,7 +19,7 @@ class DeviceFaults:
 
     kinds = (DeviceReset, DeviceHang, DeviceGone, DeviceOnes)
 
-    def __init__(self, nic: Nic) -> None:
+    def __init__(self, nic: Seams) -> None:
         self._nic = nic
         self._resets: set[Injection] = set()
         self._hung = self._gone = self._ones = False
@@ -54,18 +53,18 @@ class DeviceFaults:
             nic.halt(self._hung or self._gone)
 
     def read(self, region: int, offset: int, count: int) -> bytes | None:
-        """See `nicmodel.gvnic.device.Bus`."""
+        """See `nicmodel.nic.seams.Bus`."""
         if self._gone or (self._ones and region != PciRegion.CONFIG):
             return b"\xff" * count
         return None
 
     def write(self, region: int, offset: int, data: bytes) -> bool:
-        """See `nicmodel.gvnic.device.Bus`."""
+        """See `nicmodel.nic.seams.Bus`."""
         if self._gone:
             return False
         if not self._hung or region == PciRegion.CONFIG:
             return True
-        if region == Bar.DOORBELLS:
+        if region == self._nic.doorbell_region:
             self._doorbells[offset] = data
         elif len(self._writes) < _KEPT_WRITES:
             self._writes.append((region, offset, data))
@@ -83,7 +82,7 @@ class DeviceFaults:
             self._nic.region_write(*write)
         if self._nic.lives["device"] == self._life:
             for offset, data in doorbells.items():
-                self._nic.region_write(Bar.DOORBELLS, offset, data)
+                self._nic.region_write(self._nic.doorbell_region, offset, data)
 
     def _request_reset(self, injection: Injection, fault: DeviceReset) -> None:
         if injection not in self._resets or injection.state != "active":

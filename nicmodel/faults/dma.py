@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nicmodel.faults.fault import Injection
 from nicmodel.faults.kinds import DmaFault
-from nicmodel.gvnic.device import Nic
+from nicmodel.nic.seams import Seams
 
 
 class DmaFaults:
@@ -14,7 +14,7 @@ class DmaFaults:
 
     kinds = (DmaFault,)
 
-    def __init__(self, nic: Nic) -> None:
+    def __init__(self, nic: Seams) -> None:
         self._nic = nic
 
     def update(self, active: Sequence[Injection]) -> None:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
-from nicmodel.gvnic.device import Nic
 from nicmodel.nearest import did_you_mean
 from nicmodel.nic import events
+from nicmodel.nic.seams import Seams
 from nicmodel.vfio_user.poll import Timer
 
 #: Where a fault sits, in the order of a frame's way and of a person's interest.
@@ -42,9 +42,9 @@ class Range:
     """The numbers that a parameter may be, both ends included; the last may depend on the NIC."""
 
     low: float
-    high: float | Callable[[Nic], int]
+    high: float | Callable[[Seams], int]
 
-    def check(self, value: float, nic: Nic | None) -> None:
+    def check(self, value: float, nic: Seams | None) -> None:
         """See that a number is one of them; without a NIC, as far as that can be said.
 
         Raises:
@@ -91,7 +91,7 @@ class Parameter:
             return ""
         return f"{_number(self.range.low)} to {_number(self.range.high)}"
 
-    def check(self, value: Any, nic: Nic | None = None) -> None:
+    def check(self, value: Any, nic: Seams | None = None) -> None:
         """See that it may be `value`, on `nic`.
 
         Raises:
@@ -156,7 +156,7 @@ class Fault:
     def __post_init__(self) -> None:
         self.check()
 
-    def check(self, nic: Nic | None = None) -> None:
+    def check(self, nic: Seams | None = None) -> None:
         """See that its parameters are what they may be, on `nic` if it is given.
 
         Raises:
@@ -236,7 +236,7 @@ class Injection:
     """
 
     def __init__(
-        self, number: int, fault: Fault, nic: Nic, seed: str, on_exhausted: Callable[[Injection], None]
+        self, number: int, fault: Fault, nic: Seams, seed: str, on_exhausted: Callable[[Injection], None]
     ) -> None:  # fmt: skip
         self.number = number
         self.fault = fault
@@ -305,7 +305,7 @@ class Late:
     #: Things that may wait.
     LIMIT = 4096
 
-    def __init__(self, nic: Nic) -> None:
+    def __init__(self, nic: Seams) -> None:
         self._nic = nic
         self._waiting = 0
 

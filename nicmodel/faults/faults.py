@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from nicmodel.faults.admin import AdminFaults
 from nicmodel.faults.device import DeviceFaults
 from nicmodel.faults.dma import DmaFaults
 from nicmodel.faults.fault import Fault, FaultError, Injection, make, shortened
 from nicmodel.faults.interrupts import InterruptFaults
-from nicmodel.faults.kinds import KINDS
-from nicmodel.faults.receive import ReceiveFaults
-from nicmodel.faults.transmit import TransmitFaults
 from nicmodel.faults.wire import WireFaults
-from nicmodel.gvnic.device import Nic
 from nicmodel.nearest import did_you_mean
+from nicmodel.nic.seams import Seams
+
+#: Faults that there are, by name.
+Kinds = Mapping[str, type[Fault]]
 
 #: Faults of a NIC that are at work or wait.
 _MAX_FAULTS = 100
@@ -32,46 +31,47 @@ class Site(Protocol):
         """Just these faults of its kinds are at work from now on."""
 
 
-def named_fault(name: str, parameters: Mapping[str, Any]) -> Fault:
-    """A fault by its name, its parameters as a person or a file gives them.
+def named_fault(name: str, parameters: Mapping[str, Any], kinds: Kinds) -> Fault:
+    """A fault by its name, one of `kinds`, its parameters as a person or a file gives them.
 
     Raises:
         FaultError: there is no such fault, or it takes no such parameter or value.
     """
-    if name not in KINDS:
-        raise FaultError(f"there is no fault {shortened(name)}, but {', '.join(KINDS)}{did_you_mean(name, KINDS)}")
-    return make(KINDS[name], parameters)
+    if name not in kinds:
+        raise FaultError(f"there is no fault {shortened(name)}, but {', '.join(kinds)}{did_you_mean(name, kinds)}")
+    return make(kinds[name], parameters)
 
 
 class Faults:
-    """Faults on demand for a NIC; make it before the NIC is started.
+    """Faults on demand for a NIC; made before the NIC is started.
 
-        faults = Faults(nic, seed=7)
         faults.add("wire-drop", probability=0.01, duration=10)
 
     Args:
         nic: the device.
+        kinds: the faults that it may have.
+        sites: where those of its personality sit.
         seed: of all dice: the same seed, faults and traffic give the same strikes.
 
     Attributes:
         injections: all that were added and are not over, by number.
     """
 
-    def __init__(self, nic: Nic, *, seed: int = 0) -> None:
+    def __init__(self, nic: Seams, kinds: Kinds, sites: Iterable[Site], *, seed: int = 0) -> None:
         self.nic = nic
+        self.kinds = kinds
         self.seed = seed
         self.injections: dict[int, Injection] = {}
         self._added = 0
         self._sites: list[Site] = [
-            WireFaults(nic), ReceiveFaults(nic), TransmitFaults(nic), InterruptFaults(nic), AdminFaults(nic),
-            DmaFaults(nic), DeviceFaults(nic),
+            WireFaults(nic), *sites, InterruptFaults(nic), DmaFaults(nic), DeviceFaults(nic),
         ]  # fmt: skip
 
     def add(self, fault: Fault | str, /, *, seed: str | None = None, **parameters: Any) -> Injection:
         """Have a fault begin, at once or after its `start`.
 
         Args:
-            fault: one of `nicmodel.faults.kinds`, or its name.
+            fault: one of `kinds`, or its name.
             seed: of its random numbers; None: made of the seed of this object and the number of the fault.
             **parameters: with a name, those of the fault; text that reads as a number will do.
 
@@ -79,7 +79,7 @@ class Faults:
             FaultError: there is no such fault, or it takes no such parameter or value.
         """
         if isinstance(fault, str):
-            fault = named_fault(fault, parameters)
+            fault = named_fault(fault, parameters, self.kinds)
         self.check([fault])
         self._added += 1
         number = self._added

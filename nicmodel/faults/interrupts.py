@@ -7,7 +7,7 @@ from functools import partial
 
 from nicmodel.faults.fault import Injection, Late
 from nicmodel.faults.kinds import IrqFault, IrqLate, IrqLost, IrqSpurious
-from nicmodel.gvnic.device import Nic
+from nicmodel.nic.seams import Seams
 
 
 class InterruptFaults:
@@ -15,7 +15,7 @@ class InterruptFaults:
 
     kinds = (IrqLost, IrqLate, IrqSpurious)
 
-    def __init__(self, nic: Nic) -> None:
+    def __init__(self, nic: Seams) -> None:
         self._nic = nic
         self._active: Sequence[Injection] = ()
         self._late = Late(nic)

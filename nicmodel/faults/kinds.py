@@ -1,7 +1,7 @@
-"""Every fault there is: what it does, its parameters, and what a stock driver makes of it.
+"""The faults that any NIC may have: what each does, its parameters, and what a stock driver makes of it.
 
-`KINDS` is the registry that the command line, scenarios, the documentation's table and the tests go by. What a fault
-does is done where it sits: the other modules of this package.
+What a fault does is done where it sits: in the other modules of this package, and where rings are written, by the
+personality. It may have more of them; what a NIC has is in `Faults.kinds`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nicmodel.faults.fault import SPAN, Chance, Fault, Range
-from nicmodel.gvnic.commands import Opcode, Status
 
 #: Which way frames go, as the NIC sees it.
 Direction = Literal["rx", "tx", "both"]
@@ -267,50 +266,6 @@ class IrqSpurious(IrqFault):
     interval: Annotated[float, "seconds from one to the next", _PERIOD] = 0.01
 
 
-# -------------------------------------------------------------------------------------------------------- admin queue
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdminFault(Chance):
-    """A fault of commands."""
-
-    where = "admin queue"
-
-    opcode: Annotated[Literal[tuple(Opcode.__members__)] | None, "only this command; none: any"] = None  # type: ignore[valid-type]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdminStatus(AdminFault):
-    """A command is not executed but answered with a status."""
-
-    name = "admin-status"
-    effect = (
-        'The log says "AQ command failed with status", and whoever asked gets the error of that status: '
-        "ethtool or ip says so, a queue's creation fails and the interface stays down."
-    )
-
-    status: Annotated[Literal[tuple(Status.__members__)], "the status"] = "INTERNAL_ERROR"  # type: ignore[valid-type]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdminSlow(AdminFault):
-    """A command is executed later; those behind it wait."""
-
-    name = "admin-slow"
-    effect = "The caller sleeps as long; beyond 2 s see admin-silent."
-
-    delay: Annotated[float, "seconds", SPAN] = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdminSilent(AdminFault):
-    """A command is not executed as long as the fault lasts; those behind it wait."""
-
-    name = "admin-silent"
-    lasting = True
-    effect = 'After 2 s the log says "AQ commands timed out, need to reset AQ", and the caller gets ENOTRECOVERABLE.'
-
-
 # ---------------------------------------------------------------------------------------------------------------- DMA
 
 
@@ -393,7 +348,7 @@ class DeviceOnes(Fault):
     )
 
 
-#: All of them by name.
+#: All of these by name.
 KINDS: dict[str, type[Fault]] = {
     kind.name: kind
     for kind in (
@@ -401,7 +356,6 @@ KINDS: dict[str, type[Fault]] = {
         RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxStarve, RxLate,
         TxLate, TxNever,
         IrqLost, IrqLate, IrqSpurious,
-        AdminStatus, AdminSlow, AdminSilent,
         DmaFault, DmaSlow,
         DeviceReset, DeviceHang, DeviceGone, DeviceOnes,
     )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from nicmodel.faults.fault import Fault, FaultError, shortened
-from nicmodel.faults.faults import Faults, named_fault
+from nicmodel.faults.faults import Faults, Kinds, named_fault
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Scenario:
     faults: tuple[tuple[str | None, Fault], ...]
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read a scenario.
+    def parse(cls, text: str, kinds: Kinds) -> Self:
+        """Read a scenario of faults of these kinds.
 
         Raises:
             FaultError: it is not TOML, or not a scenario; the text says where.
@@ -56,14 +56,14 @@ class Scenario:
             raise FaultError(f"the seed is {shortened(seed)}; it is a whole number")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise FaultError("faults are tables: [[fault]]")
-        return cls(seed, tuple(_read(number, entry) for number, entry in enumerate(entries, 1)))
+        return cls(seed, tuple(_read(number, entry, kinds) for number, entry in enumerate(entries, 1)))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str], kinds: Kinds) -> Self:
         """Read a file; raises as `parse`, and OSError."""
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             try:
-                return cls.parse(file.read())
+                return cls.parse(file.read(), kinds)
             except FaultError as error:
                 raise FaultError(f"{os.fspath(path)}: {error}") from None
 
@@ -85,7 +85,7 @@ class Scenario:
                     faults.add(fault, seed=f"{self.seed} {number} {name}")
 
 
-def _read(number: int, entry: dict[str, Any]) -> tuple[str | None, Fault]:
+def _read(number: int, entry: dict[str, Any], kinds: Kinds) -> tuple[str | None, Fault]:
     parameters = dict(entry)
     name, nic = parameters.pop("name", None), parameters.pop("nic", None)
     try:
@@ -93,6 +93,6 @@ def _read(number: int, entry: dict[str, Any]) -> tuple[str | None, Fault]:
             raise FaultError("it has no name")
         if nic is not None and not isinstance(nic, str):
             raise FaultError(f"nic is {shortened(nic)}; it is a name such as nic0")
-        return nic, named_fault(name, parameters)
+        return nic, named_fault(name, parameters, kinds)
     except FaultError as error:
         raise FaultError(f"fault {number}: {error}") from None

@@ -26,7 +26,7 @@ from nicmodel.faults.kinds import (
     WireRate,
     WireReorder,
 )
-from nicmodel.gvnic.device import Nic
+from nicmodel.nic.seams import Seams
 from nicmodel.packet.checksum import complete
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.packet.headers import HEADERS
@@ -45,7 +45,7 @@ class WireFaults:
 
     kinds = (WireDrop, WireCorrupt, WireDuplicate, WireReorder, WireDelay, WireRate, WireFlap)
 
-    def __init__(self, nic: Nic) -> None:
+    def __init__(self, nic: Seams) -> None:
         self._nic = nic
         self._wire = FaultyWire(nic.wire)
         nic.port.wire = self._wire

@@ -10,17 +10,19 @@ and go, reset, and the queues that the driver sets up.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from nicmodel.gvnic import registers as r
+from nicmodel.gvnic import report
 from nicmodel.gvnic.admin import AdminQueue
+from nicmodel.gvnic.buffers import Buffers
 from nicmodel.gvnic.commands import RSS_LUT_SIZE, QueueFormat
 from nicmodel.gvnic.ddp import Ddp
+from nicmodel.gvnic.decoder import Decoder, completions
 from nicmodel.gvnic.deferred import DeferredPlacement
 from nicmodel.gvnic.descriptors import GQI_RX_PAD, RX_COMPLETION
 from nicmodel.gvnic.doorbells import Doorbells
@@ -36,24 +38,18 @@ from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit import transmit
 from nicmodel.gvnic.transmit_gqi import transmit_gqi
 from nicmodel.jit.compiled import u64
-from nicmodel.nic import events
+from nicmodel.nic import events, nic
 from nicmodel.nic.backlog import Backlog
-from nicmodel.nic.diagnostics import Diagnostics
 from nicmodel.nic.dma import find
-from nicmodel.nic.dma_engine import DmaEngine
 from nicmodel.nic.egress import Egress
 from nicmodel.nic.gather import Gatherer
 from nicmodel.nic.ingress import Ingress
-from nicmodel.nic.interrupts import Interrupts
-from nicmodel.nic.messages import Messages
-from nicmodel.nic.port import Port
+from nicmodel.nic.view import Listeners
 from nicmodel.packet.lost import survive_lost_memory
 from nicmodel.pci.bars import MemoryBar
 from nicmodel.pci.capabilities import Express, Msix, PowerManagement
-from nicmodel.pci.config import SIZE as CONFIG_SIZE
-from nicmodel.pci.config import Command, ConfigSpace
+from nicmodel.pci.config import ConfigSpace
 from nicmodel.pci.msix import MsixTable
-from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
 from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.vfio_user.protocol import PciIrq, PciRegion
 from nicmodel.vfio_user.windows import WINDOWS
@@ -67,16 +63,6 @@ _BARS: dict[int, MemoryBar] = {
     Bar.MSIX: MemoryBar(0x1000),
     Bar.DOORBELLS: MemoryBar(r.DOORBELLS_SIZE),
 }
-
-
-class Bus(Protocol):
-    """What stands between the NIC and its registers (`nicmodel.faults`)."""
-
-    def read(self, region: int, offset: int, count: int) -> bytes | None:
-        """What the driver reads; None: what the NIC says."""
-
-    def write(self, region: int, offset: int, data: bytes) -> bool:
-        """Whether the write goes through."""
 
 
 def _clear(queue: np.ndarray) -> None:
@@ -106,7 +92,7 @@ def _make_state(profile: Profile) -> State:
     return state
 
 
-class Nic(Device):
+class Nic(nic.Nic):
     """A gVNIC.
 
     Args:
@@ -116,34 +102,17 @@ class Nic(Device):
         name: for logs.
 
     Attributes:
-        state: what receive and transmit work on.
-        diagnostics: observers, counters and failures.
-        port: the wire, and the cable to it.
-        dma: guest memory.
-        interrupts, ingress, egress, doorbells, registers, admin: the parts of which the NIC is made, and on which
-            others may act: each says how.
-        lives: by name, such as ``rx3``, how many lives of a queue have ended, or of the ``device``, which ends with its
-            resources: what was kept for one is void then.
-        link: the client; None: there is none.
-        bus: what stands between the NIC and its registers; None is the default (`nicmodel.faults`).
-        halted: whether the device has stopped: what it is told waits until it goes on.
-        below_switch: names of the kinds of memory that lie in a BAR below the same PCIe switch as the NIC: DMA there
-            does not pass the root complex.
+        doorbells, registers, admin: the parts of a gVNIC besides those of any NIC, on which others may act: each says
+            how.
     """
 
+    profile: Profile
+    state: State
+
     def __init__(self, profile: Profile, wire: Wire, poller: EventLoop, *, name: str = "nic") -> None:
-        self.profile = profile
-        self.poller = poller
-        self.clock = poller.clock
-        self.name = name
-        self.link: ClientLink | None = None
-        self.lives: Counter[str] = Counter()
-        self.bus: Bus | None = None
-        self.halted = False
-        self.below_switch: frozenset[str] = frozenset()
         self.queue_format = QueueFormat.UNSPECIFIED
         self._msix = MsixTable(profile.vectors, Bar.MSIX, table=0, pba=0x800)
-        self.config = ConfigSpace(
+        config = ConfigSpace(
             vendor=r.VENDOR_GOOGLE,
             device=r.DEVICE_GVNIC,
             subsystem=r.SUBSYSTEM_GVNIC,
@@ -153,20 +122,10 @@ class Nic(Device):
             capabilities=(PowerManagement(), Msix(self._msix), Express()),
             on_reset=self.reset,
         )
-        self.regions = [RegionInfo(0)] * len(PciRegion)
-        for number, bar in _BARS.items():
-            self.regions[number] = RegionInfo(bar.size)
-        self.regions[PciRegion.CONFIG] = RegionInfo(CONFIG_SIZE)
-        self.irq_counts = list(Device.irq_counts)
-        self.irq_counts[PciIrq.MSIX] = profile.vectors
-        self.resettable = True
-
-        self.state = state = _make_state(profile)
-        self.diagnostics = diagnostics = Diagnostics(name)
-        self.port = Port(wire)
-        self.dma = DmaEngine(state)
-        self.messages = Messages(state, self.dma, 1 << RX_COMPLETION.rx_error.shift)
-        self.interrupts = Interrupts(state.vectors, self.config, poller, diagnostics)
+        state = _make_state(profile)
+        error = 1 << RX_COMPLETION.rx_error.shift
+        super().__init__(name, profile, state, config, _BARS, wire, poller, error=error)
+        diagnostics = self.diagnostics
         self.rss = Rss(state)
         self.rules = FlowRules(state)
         self.ddp = Ddp(state)
@@ -182,9 +141,8 @@ class Nic(Device):
             out_of_order=state.owners.size > 0,
             then=None if self.deferred is None else self.deferred.watch,
         )  # fmt: skip
-        self._gatherer: Gatherer | None = None
         if profile.coalesce_usecs:
-            self._gatherer = Gatherer(poller, profile.coalesce_usecs, self.ingress.deliver)
+            self.gatherer = Gatherer(poller, profile.coalesce_usecs, self.ingress.deliver)
         self.egress = Egress(
             state, transmit, poller, self.port, self.dma, self.messages, self.interrupts, diagnostics
         )  # fmt: skip
@@ -209,74 +167,17 @@ class Nic(Device):
         if self.deferred is not None:
             self.deferred.load()
 
-    @property
-    def wire(self) -> Wire:
-        """Where its frames go."""
-        return self.port.wire
-
-    @property
-    def counters(self) -> Counter[str]:
-        """Events of the control path, by name (`Diagnostics`)."""
-        return self.diagnostics.counters
-
-    def start(self) -> None:
-        """Begin to take frames from the wire."""
-        self.wire.start(
-            self.poller,
-            self.ingress.deliver if self._gatherer is None else self._gatherer.take,
-            self.egress.go_on,
-            self._link_changed,
-        )
-        self._link_changed()
-
     def stop(self) -> None:
-        """Leave the wire."""
-        self.wire.stop()
-        self.interrupts.cancel()
-        if self._gatherer is not None:
-            self._gatherer.stop()
+        """Leave the wire, and its driver's memory alone."""
+        super().stop()
         self.statistics.detach()
         if self.deferred is not None:
             self.deferred.stop()
 
-    # The client and its memory.
-
-    def attach(self, link: ClientLink) -> None:
-        """A client has come: its memory and interrupts are this device's now."""
-        self.link = link
-        self.dma.attach(link.dma)
-        self.interrupts.attach(link.irqs[PciIrq.MSIX])
-        log.info("%s: %s has connected", self.name, link.name)
-
-    def detach(self) -> None:
-        """The client has gone: as if power had been cut."""
-        if self.link is not None:
-            log.info("%s: %s has gone", self.name, self.link.name)
-        self.reset()
-        self.link = None
-        self.interrupts.detach()
-        self.dma.detach()
-
-    def dma_changed(self) -> None:
-        """The guest's memory map is another."""
-        self.dma.update()
-        self.messages.forget()
-
-    def memory_lost(self) -> None:
-        """Guest memory was taken away: what the device has taken from there is worth nothing, so it starts over.
-
-        Not at once, as it may be in the midst of a batch, which will meet DMA faults only.
-        """
-        self.diagnostics.count("memory_lost")
-        log.warning("%s: memory of %s was taken away; the device is reset", self.name, self.link and self.link.name)
-        self.poller.when_idle(partial(self._start_over, self.link))
-
-    def _start_over(self, link: ClientLink | None) -> None:
-        if self.link is link:
-            self.reset()
-
-    def before_unmap(self, start: int, size: int) -> None:
-        """Nothing is under way between two calls into the device, so there is nothing to stop."""
+    @property
+    def doorbell_region(self) -> int:
+        """The region in which of several writes to one place only the last matters."""
+        return Bar.DOORBELLS
 
     # Registers and doorbells.
 
@@ -331,12 +232,31 @@ class Nic(Device):
                 self.dma.lost()
         self.interrupts.fire_soon()
 
-    def go_on(self, queue: int | None = None) -> None:
-        """Look again at frames that wait for buffers, and at transmit queue `queue`, without a doorbell."""
-        self.ingress.schedule()
-        if queue is not None and self.state.tx[queue]["active"]:
-            self.egress.schedule(queue)
-        self.flush()
+    # What it shows (`nicmodel.nic.view.View`).
+
+    def queue(self, way: Literal["rx", "tx"], number: int) -> dict[str, Any]:
+        """Settings and counters of a queue."""
+        return report.queue(self, way, number)
+
+    def report(self) -> dict[str, Any]:
+        """What a snapshot has besides."""
+        return report.report(self)
+
+    def detail(self) -> dict[str, Any]:
+        """What its detail has besides."""
+        return report.detail(self)
+
+    def decoder(self, listeners: Listeners) -> Decoder:
+        """What decodes its events."""
+        return Decoder(self, listeners)
+
+    def completions(self, queue: np.void, first: int, count: int) -> list[dict[str, Any]]:
+        """Completions of a receive queue, decoded; in the GQI formats its descriptors, which say the same."""
+        return completions(self, queue, first, count)
+
+    def buffers(self) -> Buffers:
+        """The buffers that its receive queues have now."""
+        return Buffers(self)
 
     # Life of the device: reset, running, configured.
 
@@ -355,11 +275,6 @@ class Nic(Device):
             self.diagnostics.tell(events.ResetRequested())
         self.registers.show(DeviceStatus.RESET, True)
         self.interrupts.notify()
-
-    @property
-    def configured(self) -> bool:
-        """Whether CONFIGURE_DEVICE_RESOURCES has been done."""
-        return self.interrupts.blocks > 0
 
     @property
     def gqi(self) -> bool:
@@ -410,22 +325,6 @@ class Nic(Device):
                 step()
         self.interrupts.release()
         self._update_running()
-
-    def _update_running(self) -> None:
-        running = self.configured and bool(self.config.command & Command.BUS_MASTER)
-        self.state.device["running"] = running and not self.halted
-
-    def halt(self, halted: bool) -> None:
-        """Stop the device, which then moves no packet, or let it go on with what it was told meanwhile."""
-        self.halted = halted
-        self._update_running()
-        self.interrupts.halt(halted)
-        if not halted and self.link is not None:
-            self.interrupts.notify()  # the status may have changed meanwhile
-            self.ingress.schedule()
-            for queue in np.flatnonzero(self.state.tx["active"]).tolist():
-                self.egress.schedule(queue)
-            self.flush()
 
     # Queues.
 
@@ -499,16 +398,6 @@ class Nic(Device):
         self.messages.forget()
 
     # Link.
-
-    @property
-    def link_up(self) -> bool:
-        """Whether frames pass."""
-        return self.port.up
-
-    def set_cable(self, plugged: bool) -> None:
-        """Plug the cable in or pull it."""
-        self.port.cable = plugged
-        self._link_changed()
 
     def _link_changed(self) -> None:
         up = self.port.up

@@ -32,7 +32,6 @@ DEVICE = np.dtype(
         ("max_frame", "<i4"),
         ("timestamps", "<i4"),
         ("hash_types", "<i4"),
-        ("lut_size", "<i4"),
         ("rule_groups", "<i4"),
         ("coalesce", "<i4"),
         ("aggregates", "<i4"),

@@ -90,12 +90,14 @@ class Taken(IntEnum):
 KINDS = MAX_KINDS + 1
 
 #: Fields of the one record in `State.device` that every NIC has. `running`: packets are moved. `mapped_only`: memory
-#: without a descriptor is out of the packet path's reach. `region` and `region_before` are the regions of memory that
-#: were used last; `remote`: there is memory without a descriptor. What is `posted` to it and `asked` of it, in number
-#: and bytes (`nicmodel.nic.messages`); DMA `faults`, and where the last one was.
+#: without a descriptor is out of the packet path's reach. `lut_size`: entries of the RSS table. `region` and
+#: `region_before` are the regions of memory that were used last; `remote`: there is memory without a descriptor. What
+#: is `posted` to it and `asked` of it, in number and bytes (`nicmodel.nic.messages`); DMA `faults`, and where the last
+#: one was.
 DEVICE_FIELDS = [
     ("running", "<i4"),
     ("mapped_only", "<i4"),
+    ("lut_size", "<i4"),
     ("region", "<i4"),
     ("region_before", "<i4"),
     ("remote", "<i4"),

@@ -4,7 +4,7 @@ A frame is a dictionary, ready for JSON:
 
 - ``time``: the NIC's clock, ns; ``nic``: its name; ``direction``: ``in`` or ``out``;
 - ``length`` in bytes, ``data`` in base64: all of it, or as much as was asked for;
-- received: what `nicmodel.observe.trace.where` tells: ``verdict``, ``queue``, ``hash``, ``rule`` or ``table_entry``,
+- received: what `nicmodel.nic.plain.where` tells: ``verdict``, ``queue``, ``hash``, ``rule`` or ``table_entry``,
   ``header`` (bytes that went to the header buffer); ``coalesced`` if it continues the packet of a frame before it. One
   that waits for buffers is told of when it is delivered or dropped;
 - sent: ``queue`` unless no driver has sent it; of a piece of a longer packet its number, ``segment``, and the ``mss``;
@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from nicmodel.gvnic.device import Nic
 from nicmodel.nic import events
+from nicmodel.nic.plain import followers, where
 from nicmodel.nic.state import Drop, Records
-from nicmodel.observe.trace import check_queues, followers, where
+from nicmodel.nic.view import View
+from nicmodel.observe.trace import check_queues
 from nicmodel.packet.frames import NO_QUEUE, Batch, FrameFlag
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Capture:
 
     def __init__(
         self,
-        nic: Nic,
+        nic: View,
         listener: Callable[[dict[str, Any]], None],
         queues: Collection[str] = (),
         limit: int | None = None,
@@ -77,7 +78,7 @@ class Capture:
         for number, outcome in enumerate(outcomes[: batch.count]):
             if outcome["verdict"] != Drop.HELD:
                 coalesced = {"coalesced": True} if number in merged else {}
-                self._tell("in", batch, batch.frames[number], where(self._nic, outcome) | coalesced)
+                self._tell("in", batch, batch.frames[number], where(self._nic.state, outcome) | coalesced)
 
     def _sent(self, batch: Batch) -> None:
         for record in batch.frames[: batch.count]:

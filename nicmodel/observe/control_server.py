@@ -17,18 +17,19 @@ from nicmodel.client.control import MAX_LINE, VERSION
 from nicmodel.faults.fault import shortened
 from nicmodel.faults.faults import Faults, named_fault
 from nicmodel.faults.scenario import Scenario
-from nicmodel.gvnic.device import Nic
+from nicmodel.nic.plain import followers, where
+from nicmodel.nic.view import View
 from nicmodel.observe.capture import Capture
 from nicmodel.observe.detail import detail
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.observe.trace import Event, Tracer, check_queues, completions, followers, where
+from nicmodel.observe.trace import Event, Tracer, check_queues
 from nicmodel.packet.frames import MAX_FRAME, Batch
 from nicmodel.vfio_user.listener import Acceptor, Listener
 from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.vfio_user.server import Server
 
 if TYPE_CHECKING:
-    from nicmodel.gvnic.contract.checker import Checker
+    from nicmodel.observe.findings import Checker
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class ControlServer:
     def __init__(
         self,
         path: str | Listener,
-        nics: Sequence[tuple[Nic, Server]],
+        nics: Sequence[tuple[View, Server]],
         poller: EventLoop,
         faults: Sequence[Faults] = (),
         checkers: Mapping[str, Checker] | None = None,
@@ -242,7 +243,7 @@ class _Client:
 
     # Requests.
 
-    def _nic(self, request: dict[str, Any]) -> Nic:
+    def _nic(self, request: dict[str, Any]) -> View:
         nics, name = self._server.nics, request.get("nic")
         if name is None and len(nics) == 1:
             name = next(iter(nics))
@@ -253,7 +254,7 @@ class _Client:
             )
         return nics[name][0]
 
-    def _nics(self, request: dict[str, Any]) -> list[Nic]:
+    def _nics(self, request: dict[str, Any]) -> list[View]:
         """The one that is named, or all."""
         return [self._nic(request)] if "nic" in request else [nic for nic, _ in self._server.nics.values()]
 
@@ -271,14 +272,14 @@ class _Client:
         outcomes = nic.ingress.inject(Batch.of(frames))
         merged = followers(outcomes)
         for number, (frame, outcome) in enumerate(zip(frames, outcomes, strict=True)):
-            result = where(nic, outcome)
+            result = where(nic.state, outcome)
             if number in merged:
                 result["coalesced"] = True
             count = int(outcome["completions"])
             if count:
                 result["payload"] = len(frame) - result["header"]
                 queue = rx[outcome["queue"]]
-                result["completions"] = completions(nic, queue, int(outcome["completion"]), count)
+                result["completions"] = nic.completions(queue, int(outcome["completion"]), count)
             results.append(result)
         return results
 
@@ -321,7 +322,9 @@ class _Client:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise _Refused("seed is a whole number")
         faults = self._faults(request)
-        return faults.add(named_fault(name, parameters), seed=None if seed is None else str(seed)).describe()
+        return faults.add(
+            named_fault(name, parameters, faults.kinds), seed=None if seed is None else str(seed)
+        ).describe()
 
     def _end_faults(self, request: dict[str, Any]) -> dict[str, Any]:
         faults, number = self._faults(request), request.get("injection")
@@ -339,7 +342,9 @@ class _Client:
             raise _Refused("text is the scenario's TOML")
         if len(text) > _MAX_SCENARIO:
             raise _Refused(f"a scenario of {len(text)} characters; at most {_MAX_SCENARIO} are read")
-        Scenario.parse(text).begin(self._server.faults.values())
+        faults = self._server.faults.values()
+        kinds = {name: kind for one in faults for name, kind in one.kinds.items()}
+        Scenario.parse(text, kinds).begin(faults)
         return {}
 
     def _trace(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -363,7 +368,7 @@ class _Client:
         epoch = time.time_ns() - nics[0].clock()
         return {"epoch": epoch, "wires": {nic.name: nic.wire.name for nic in nics}}
 
-    def _follow(self, what: str, nics: Sequence[Nic], queues: Sequence[str]) -> None:
+    def _follow(self, what: str, nics: Sequence[View], queues: Sequence[str]) -> None:
         """See that this connection may follow all these NICs, before it follows the first."""
         for nic in nics:
             check_queues(nic, queues)

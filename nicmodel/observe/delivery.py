@@ -11,21 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
-import numpy.typing as npt
 
-from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_PAD, GQI_RX_SLOT, RX_BUFFER, RX_COMPLETION
-from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.layout import Bits, explain
-from nicmodel.gvnic.owners import posted
-from nicmodel.gvnic.pages import resolve
+from nicmodel.nic.peek import peek_many
 from nicmodel.nic.state import Drop, Records
-from nicmodel.observe.peek import peek_many
+from nicmodel.nic.view import Buffers, Numbers, View
 from nicmodel.packet.frames import Batch
 from nicmodel.vfio_user.dma import MAX_KINDS
 from nicmodel.vfio_user.regions import RegionMap
-
-Words = npt.NDArray[np.uint64]
-Numbers = npt.NDArray[np.int64]
 
 
 class Place(NamedTuple):
@@ -103,16 +95,13 @@ class Delivery:
 
     @property
     def completions(self) -> tuple[dict[str, Any], ...]:
-        """Its completions, decoded (`RX_COMPLETION`; in the GQI formats the descriptors, `GQI_RX_DESCRIPTOR`)."""
-        raws = (self._part.completions[piece].tobytes() for piece in self._pieces)
-        if self._part.gqi:
-            return tuple(explain(np.frombuffer(raw, GQI_RX_DESCRIPTOR)[0]) for raw in raws)
-        return tuple(RX_COMPLETION.decode(raw) for raw in raws)
+        """Its completions, decoded; of a gVNIC in the GQI formats the descriptors, which say the same."""
+        return tuple(self._part.pieces.decode(piece) for piece in self._pieces)
 
     @property
     def split(self) -> bool:
         """Whether the header went to a buffer of its own."""
-        return any(self._part.header_lengths[piece] for piece in self._pieces)
+        return any(self._part.pieces.header_lengths[piece] for piece in self._pieces)
 
     @property
     def header(self) -> bytes:
@@ -127,18 +116,18 @@ class Delivery:
     @property
     def header_buffers(self) -> tuple[Place, ...]:
         """Where the header is: one place, none without split, one for each segment the frame was cut into."""
-        part = self._part
+        part, found = self._part, self._part.pieces
         return tuple(
-            part.place(len(part.addresses) + piece, part.header_addresses[piece], part.header_lengths[piece])
+            part.place(len(found.addresses) + piece, found.header_addresses[piece], found.header_lengths[piece])
             for piece in self._pieces
-            if part.header_lengths[piece]
+            if found.header_lengths[piece]
         )
 
     @property
     def payload_buffers(self) -> tuple[Place, ...]:
         """Where the payload is, in order."""
-        part = self._part
-        return tuple(part.place(piece, part.addresses[piece], part.lengths[piece]) for piece in self._pieces)
+        part, found = self._part, self._part.pieces
+        return tuple(part.place(piece, found.addresses[piece], found.lengths[piece]) for piece in self._pieces)
 
     @property
     def vector(self) -> int | None:
@@ -264,21 +253,20 @@ class _Part:
     another from `first` on.
     """
 
-    def __init__(self, nic: Nic, batch: Batch) -> None:
+    def __init__(self, nic: View, batch: Batch) -> None:
         state = nic.state
         queues = state.rx.copy()
         fires = state.vectors["fires"].copy()
-        rings = _buffer_rings(nic, queues)
+        had = nic.buffers()
         self.batch = batch
         self.outcomes: Records = nic.ingress.inject(batch)
-        self.gqi = nic.gqi
         self.kinds = nic.dma.kinds
         self.table_size = int(state.device["lut_size"][0])
         self.vector_base = nic.interrupts.base
         self.blocks = queues["vector"]
         self.vectors: Records = state.vectors.copy()
         self.fired = self.vectors["fires"] != fires
-        self._take_pieces(state.memory_map, queues, rings)
+        self._take_pieces(state.memory_map, queues, had)
 
     def place(self, number: int, address: np.uint64, length: np.int64) -> Place:
         """The place of which read `number` was."""
@@ -289,14 +277,14 @@ class _Part:
     def payload(self, piece: int) -> bytes:
         """The bytes that a completion brings."""
         start = int(self._begins[piece])
-        return self._data[start : start + int(self.lengths[piece])].tobytes()
+        return self._data[start : start + int(self.pieces.lengths[piece])].tobytes()
 
     def header(self, piece: int) -> bytes:
         """The bytes in its header buffer."""
-        start = int(self._begins[len(self.lengths) + piece])
-        return self._data[start : start + int(self.header_lengths[piece])].tobytes()
+        start = int(self._begins[len(self.pieces.lengths) + piece])
+        return self._data[start : start + int(self.pieces.header_lengths[piece])].tobytes()
 
-    def _take_pieces(self, memory: RegionMap, queues: Records, rings: dict[int, npt.NDArray[np.uint8]]) -> None:
+    def _take_pieces(self, memory: RegionMap, queues: Records, had: Buffers) -> None:
         outcomes = self.outcomes
         numbers = np.arange(len(outcomes))
         self.leaders = numbers.copy()
@@ -310,81 +298,18 @@ class _Part:
         entries = queues["completion_entries"][queue].astype(np.int64)
         index = (outcomes["completion"][owners] + np.arange(len(owners)) - self.first[owners]) % np.maximum(entries, 1)
 
-        size = GQI_RX_DESCRIPTOR.itemsize if self.gqi else RX_COMPLETION.size
-        addresses = queues["completion_ring"][queue] + (index * size).astype(np.uint64)
-        raw, _, _ = peek_many(memory, addresses, np.full(len(owners), size))
-        self.completions: npt.NDArray[np.uint8] = raw.reshape(-1, size)
-
-        # Every completion is of one buffer, and buffers are used in the order of their ring, unless they have owners:
-        # then `rings` has them by their identifiers.
-        slot = index
-        if not self.gqi:
-            used = (index - queues["completion_index"][queue]) % np.maximum(entries, 1)
-            slot = (queues["buffer_head"][queue] + used) % np.maximum(queues["buffer_entries"][queue], 1)
-            identifiers = _field(self.completions.view("<u8"), RX_COMPLETION.buffer_id)
-            slot = np.where(queues["owners"][queue] > 0, identifiers, slot)
-        buffers = np.zeros((len(owners), GQI_RX_SLOT.itemsize if self.gqi else RX_BUFFER.size), np.uint8)
-        for number in np.unique(queue).tolist():
-            chosen = queue == number
-            buffers[chosen] = rings[number][slot[chosen]]
-        if self.gqi:
-            self._read_gqi(queues, queue, buffers, self.first[owners] == np.arange(len(owners)))
-        else:
-            self._read_dqo(buffers)
+        self.pieces = pieces = had.used(queue, index, self.first[owners] == np.arange(len(owners)))
         self._data, self._begins, self._kinds = peek_many(
             memory,
-            np.concatenate([self.addresses, self.header_addresses]),
-            np.concatenate([self.lengths, self.header_lengths]),
+            np.concatenate([pieces.addresses, pieces.header_addresses]),
+            np.concatenate([pieces.lengths, pieces.header_lengths]),
         )
 
-    def _read_dqo(self, buffers: npt.NDArray[np.uint8]) -> None:
-        completions, descriptors = self.completions.view("<u8"), buffers.view("<u8")
-        self.lengths: Numbers = _field(completions, RX_COMPLETION.packet_length)
-        self.header_lengths: Numbers = _field(completions, RX_COMPLETION.header_length) * _field(
-            completions, RX_COMPLETION.split_header
-        )
-        self.addresses: Words = descriptors[:, RX_BUFFER.buffer_address.word].astype(np.uint64)
-        self.header_addresses: Words = descriptors[:, RX_BUFFER.header_address.word].astype(np.uint64)
 
-    def _read_gqi(
-        self, queues: Records, queue: Numbers, buffers: npt.NDArray[np.uint8], starts: npt.NDArray[np.bool_]
-    ) -> None:
-        """GQI: no headers, and two bytes of padding before a packet."""
-        pads = np.where(starts, GQI_RX_PAD, 0)
-        self.lengths = self.completions.view(GQI_RX_DESCRIPTOR)["length"].reshape(-1).astype(np.int64) - pads
-        self.header_lengths = np.zeros(len(pads), np.int64)
-        self.header_addresses = np.zeros(len(pads), np.uint64)
-        slots = buffers.view(">u8").reshape(-1).tolist()
-        places = [resolve(queues[number], slot, 1)[0] for number, slot in zip(queue.tolist(), slots, strict=True)]
-        self.addresses = np.array(places, np.uint64) + pads.astype(np.uint64)
-
-
-def inject(nic: Nic, batch: Batch) -> Deliveries:
+def inject(nic: View, batch: Batch) -> Deliveries:
     """Have a NIC receive a batch, as if its wire had brought it; called in its thread.
 
     The bytes of headers and payload are copied out at once, before the driver can use the buffers for anything else;
     all the same a guest with CPUs of its own may be faster.
     """
     return Deliveries([_Part(nic, batch)])
-
-
-def _field(words: npt.NDArray[Any], bits: Bits) -> Numbers:
-    """A bit field of many descriptors; shape (n,)."""
-    return (words[:, bits.word] >> np.uint64(bits.shift) & np.uint64(bits.mask)).astype(np.int64)
-
-
-def _buffer_rings(nic: Nic, queues: Records) -> dict[int, npt.NDArray[np.uint8]]:
-    """What the drivers have put into the buffer rings, by queue; shape (entries, bytes of a descriptor).
-
-    For a queue whose buffers have several owners: what the device holds of it (`posted`).
-    """
-    active = np.flatnonzero(queues["active"])
-    size = GQI_RX_SLOT.itemsize if nic.gqi else RX_BUFFER.size
-    counts = queues["buffer_entries"][active].astype(np.int64) * size
-    data, starts, _ = peek_many(nic.state.memory_map, queues["buffer_ring"][active], counts)
-    rings = {
-        number: data[start : start + count].reshape(-1, size)
-        for number, start, count in zip(active.tolist(), starts.tolist(), counts.tolist(), strict=True)
-    }
-    shared = np.flatnonzero(queues["owners"]).tolist()
-    return rings | {number: posted(nic.state, number, rings[number]) for number in shared}

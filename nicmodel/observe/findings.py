@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from nicmodel.client.text import escaped
 from nicmodel.client.text import fields as fields_as_text
@@ -127,6 +127,20 @@ def as_text(finding: Mapping[str, Any]) -> str:
         lines.append(f"  {name.replace('_', ' ')}: {text}")
     lines += [f"  before  {event}" for event in finding["recent"]]
     return "\n".join(lines)
+
+
+class Checker(Protocol):
+    """Watches a driver keep the contract of its NIC.
+
+    Attributes:
+        failed: it has met an error of its own, of which there is a finding; it goes on with what follows.
+    """
+
+    failed: bool
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found, in the order in which it was."""
 
 
 class Journal:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from nicmodel.jit.compiled import compiled, u64
 from nicmodel.nic.dma import find
+from nicmodel.nic.peek import LAST_ADDRESS, peek
 from nicmodel.nic.state import Records
-from nicmodel.observe.peek import LAST_ADDRESS, peek
+from nicmodel.nic.view import View
 from nicmodel.vfio_user.regions import RegionMap
-
-if TYPE_CHECKING:
-    from nicmodel.gvnic.device import Nic
 
 Addresses = npt.NDArray[np.uint64]
 
@@ -26,7 +23,7 @@ class MappedMemory:
     It is what the client has mapped: the device's own view of it may be without some of it, by a fault on demand.
     """
 
-    def __init__(self, nic: Nic) -> None:
+    def __init__(self, nic: View) -> None:
         self._nic = nic
         self._seen = (0, 0)
         #: The region of the last access, which is nearly always that of the next: start, end, host address, rights.

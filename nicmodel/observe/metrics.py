@@ -28,7 +28,7 @@ from prometheus_client.registry import Collector
 
 from nicmodel.client.ledger import entries
 from nicmodel.client.text import printable
-from nicmodel.gvnic.device import Nic
+from nicmodel.nic.view import View
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.vfio_user.server import Server
@@ -169,7 +169,7 @@ class MetricsServer:
         OSError: it cannot listen there.
     """
 
-    def __init__(self, address: tuple[str, int], nics: Sequence[tuple[Nic, Server]], poller: EventLoop) -> None:
+    def __init__(self, address: tuple[str, int], nics: Sequence[tuple[View, Server]], poller: EventLoop) -> None:
         self.nics = nics
         self._poller = poller
         self._asked: deque[Future[Snapshots]] = deque()

@@ -6,20 +6,18 @@ import re
 import resource
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.state import COUNTERS, SETTINGS
 from nicmodel.nic.state import Drop, Purpose
-from nicmodel.packet.match import FlowType
+from nicmodel.nic.view import View
 
 #: Version of the dictionary's form; grows when a field changes its meaning or goes away.
 VERSION = 2
 
 
-def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, Any]:
+def snapshot(nic: View, protocol: Mapping[str, int] | None = None) -> dict[str, Any]:
     """All that is known of a NIC.
 
     Args:
@@ -37,34 +35,14 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
         connected.
     """
     state, kinds = nic.state, nic.dma.kinds
-    queues = nic.profile.queues
-    rules = state.rules
-    info = nic.admin.driver_info
     return {
         "version": VERSION,
         "name": nic.name,
         "mac": nic.profile.mac.hex(":"),
         "client": nic.link.name if nic.link else None,
-        "driver": None
-        if info is None
-        else {
-            "os_type": int(info["os_type"]),
-            "version": ".".join(str(info[f"driver_{part}"]) for part in ("major", "minor", "sub")),
-            "os_version": info["os_version"].decode("latin1"),
-            "os_build": info["os_build"].decode("latin1"),
-        },
         "link_up": nic.link_up,
-        "device_status": int(nic.registers.status),
-        "rx_queues": [
-            _queue(state.rx[queue], queue, state.drops[queue], state.ledger[queue], kinds)
-            | _placement(nic, queue)
-            | _owners(nic, queue)
-            for queue in range(queues)
-        ],
-        "tx_queues": [
-            _queue(state.tx[queue], queue, state.drops[queues + queue], state.ledger[queues + queue], kinds)
-            for queue in range(queues)
-        ],
+        "rx_queues": [_queue(nic, "rx", queue) for queue in range(nic.profile.queues)],
+        "tx_queues": [_queue(nic, "tx", queue) for queue in range(nic.profile.queues)],
         "delivered": nic.ingress.delivered,
         "drops": _drops(state.drops.sum(axis=0)),
         "device_drops": _drops(state.drops[-1]),
@@ -74,18 +52,8 @@ def snapshot(nic: Nic, protocol: Mapping[str, int] | None = None) -> dict[str, A
         "dma_faults": int(state.device["faults"][0]),
         "interrupts": state.vectors["fires"].tolist(),
         "vectors": {name: state.vectors[name].tolist() for name in ("enabled", "pending", "interval", "last_fire")},
-        "rules": [
-            {
-                "location": int(location),
-                "flow_type": FlowType(rules[location]["flow_type"]).name,
-                "queue": int(rules[location]["action"]),
-                "hits": int(rules[location]["hits"]),
-            }
-            for location in nic.rules.locations()
-        ],
-        "ddp": dict(nic.ddp.counters) if nic.ddp.capacity else {},
         "events": dict(nic.counters),
-        "admin": dict(nic.admin.executed),
+        **nic.report(),
         "wire": {"name": nic.wire.name, **nic.wire.counters},
         "vfio_user": dict(protocol or {}),
         "own_memory": _own_memory(),
@@ -99,39 +67,14 @@ def _own_memory() -> int:
     return int(found[1]) << 10 if found else 0
 
 
-def _queue(record: np.void, number: int, drops: np.ndarray, ledger: np.ndarray, kinds: list[str]) -> dict[str, Any]:
-    fields = [*SETTINGS[record.dtype], *COUNTERS[record.dtype]]
+def _queue(nic: View, way: Literal["rx", "tx"], number: int) -> dict[str, Any]:
+    row = number if way == "rx" else nic.profile.queues + number
     return {
         "queue": number,
-        **{name: int(record[name]) for name in fields},
-        "drops": _drops(drops),
-        "dma": _ledger(ledger, kinds),
+        **nic.queue(way, number),
+        "drops": _drops(nic.state.drops[row]),
+        "dma": _ledger(nic.state.ledger[row], nic.dma.kinds),
     }
-
-
-def _placement(nic: Nic, queue: int) -> dict[str, Any]:
-    """What a receive queue has kept on a NIC with deferred placement, and what became of it."""
-    if nic.deferred is None:
-        return {}
-    record = nic.state.placement_rings[queue]
-    return {"placement": {name: int(record[name]) for name in ("pages", "budget", *COUNTERS[record.dtype])}}
-
-
-def _owners(nic: Nic, queue: int) -> dict[str, Any]:
-    """What came to each owner of a receive queue's buffers, how many of them are there, how many frames wait."""
-    rx = nic.state.rx[queue]
-    owners = nic.state.owners[queue, : int(rx["owners"])]
-    return (
-        {}
-        if not len(owners)
-        else {
-            "by_owner": [
-                {"buffers": int(owner["tail"] - owner["head"]) % int(rx["buffer_entries"]), "held": int(owner["held"])}
-                | {name: int(owner[name]) for name in COUNTERS[owners.dtype]}
-                for owner in owners
-            ]
-        }
-    )
 
 
 def _drops(row: np.ndarray) -> dict[str, int]:

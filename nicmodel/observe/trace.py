@@ -1,70 +1,29 @@
 """What happens between driver and device, decoded: registers, doorbells, admin commands, descriptors, interrupts.
 
-Every structure is decoded from its one definition in `nicmodel.gvnic`. An event is a dictionary, ready for JSON:
+What is the device's own is decoded by its personality (`nicmodel.nic.view.Decoder`). An event is a dictionary, ready
+for JSON:
 
 - ``time``: the NIC's clock, ns; ``nic``: its name; ``kind``: one of `KINDS`;
 - ``queue``, where there is one: ``rx3`` or ``tx0``;
-- what else there is, the methods of `Tracer` show, one for each thing that the device or its server reports.
-
-A ring is read twice: what a batch, or a flush, will consume before the compiled call, what it has written after it. The
-driver may reuse a slot as soon as its completion is there.
+- what else there is, the methods of `Tracer` and of the decoder show, one for each thing that the device or its server
+  reports.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
-from functools import partial, reduce
-from operator import getitem
-from typing import Any, assert_never
-
-import numpy as np
+from functools import partial
+from typing import Any
 
 from nicmodel.faults.fault import shortened
-from nicmodel.gvnic import commands as c
-from nicmodel.gvnic import registers as r
-from nicmodel.gvnic.commands import Command, Inner, Opcode
-from nicmodel.gvnic.descriptors import (
-    GQI_RX_DESCRIPTOR,
-    GQI_RX_SLOT,
-    GQI_SEQUENCE,
-    GQI_TX_PACKET,
-    GQI_TX_SEGMENT,
-    IRQ_DOORBELL,
-    PLACEMENT_COMPLETION,
-    PLACEMENT_REQUEST,
-    RX_BUFFER,
-    RX_COMPLETION,
-    RX_DDP,
-    RX_DEFERRED,
-    RX_FLUSHED,
-    TX_COMPLETION,
-    TX_GENERAL_CONTEXT,
-    TX_PACKET,
-    TX_TSO_CONTEXT,
-    GqiIrqDoorbell,
-    GqiRxFlag,
-    GqiTxType,
-    PlacementStatus,
-    TxCompletionType,
-    TxType,
-)
-from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.layout import Form, Layout, explain, size_of
-from nicmodel.gvnic.owners import posted
-from nicmodel.gvnic.registers import Bar
 from nicmodel.nearest import did_you_mean
 from nicmodel.nic import events
-from nicmodel.nic.state import Drop, Records
-from nicmodel.observe.peek import peek
-from nicmodel.packet.frames import Batch
-from nicmodel.packet.headers import L3, L4
-from nicmodel.vfio_user.dma import READABLE, WRITABLE
-from nicmodel.vfio_user.protocol import PciIrq, PciRegion
+from nicmodel.nic.plain import rights, served
+from nicmodel.nic.view import View
+from nicmodel.vfio_user.protocol import PciIrq
 from nicmodel.vfio_user.server import Server
 
 log = logging.getLogger(__name__)
@@ -76,10 +35,6 @@ KINDS = (
     "client", "config", "register", "msix", "doorbell", "admin", "interrupt", "vectors", "map", "unmap", "reset",
     "link", "rx", "tx", "fault", "injected", "error",
 )  # fmt: skip
-
-_TX_LAYOUTS = {
-    TxType.PACKET: TX_PACKET, TxType.TSO_CONTEXT: TX_TSO_CONTEXT, TxType.GENERAL_CONTEXT: TX_GENERAL_CONTEXT,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,29 +66,22 @@ class Tracer:
         server: its vfio-user server, for register accesses and memory maps.
     """
 
-    def __init__(self, nic: Nic, server: Server) -> None:
+    def __init__(self, nic: View, server: Server) -> None:
         self._nic = nic
         self._server = server
         self._subscriptions: list[Subscription] = []
-        # As they were before the batch: the queues' records, and the rings that it consumes (None: not readable).
-        self._rx: Records = nic.state.rx
-        self._tx: Records = nic.state.tx
-        self._tx_drops = nic.state.drops[0].copy()
-        self._buffer_rings: dict[int, bytes | None] = {}
-        self._tx_ring: bytes | None = None
-        self._placement: np.void = np.void(b"")
-        self._placement_ring: bytes | None = None
+        self._decoder = nic.decoder(self)
         self._of_server: dict[str, Callable[..., None]] = {
             "attach": self._attach,
-            "detach": partial(self._emit, "client", what="detach"),
-            "drop": partial(self._emit, "client", what="drop"),
-            "region_read": partial(self._access, "read"),
-            "region_write": partial(self._access, "write"),
+            "detach": partial(self.emit, "client", what="detach"),
+            "drop": partial(self.emit, "client", what="drop"),
+            "region_read": partial(self._decoder.access, "read"),
+            "region_write": partial(self._decoder.access, "write"),
             "dma_map": self._dma_map,
-            "dma_unmap": partial(self._emit, "unmap"),
+            "dma_unmap": partial(self.emit, "unmap"),
             "set_irqs": self._set_irqs,
-            "dma_fault": partial(self._emit, "fault"),
-            "error": partial(self._emit, "error"),
+            "dma_fault": partial(self.emit, "fault"),
+            "error": partial(self.emit, "error"),
             "reset": lambda: None,  # the device says so itself, whatever the cause
         }
 
@@ -185,42 +133,22 @@ class Tracer:
             yield
         except Exception:
             log.exception("%s: the trace failed at %s", self._nic.name, event)
-            self._emit("error", command=f"the trace failed at {event}")
+            self.emit("error", command=f"the trace failed at {event}")
 
     def _of_device(self, event: events.Event) -> None:
         match event:
-            case events.Receiving():
-                self._receive()
-            case events.Received(batch, outcomes):
-                self._received(batch, outcomes)
-            case events.Transmitting(queue):
-                self._transmit(queue)
-            case events.Transmitted(queue):
-                self._transmitted(queue)
-            case events.CommandExecuted(opcode, payload, status, reason):
-                self._admin(opcode, payload, status, reason)
             case events.Interrupting(vector):
                 self._interrupt(vector)
             case events.LinkChanged(up):
-                self._emit("link", up=up)
+                self.emit("link", up=up)
             case events.Resetting():
-                self._emit("reset", what="reset")
+                self.emit("reset", what="reset")
             case events.ResetRequested():
-                self._emit("reset", what="requested of the driver")
+                self.emit("reset", what="requested of the driver")
             case events.Injected(fault, injection, details):
-                self._emit("injected", fault=fault, injection=injection, **details)
+                self.emit("injected", fault=fault, injection=injection, **details)
             case events.Failed(reason, name):
-                self._emit("error", **({"queue": name} if name else {}), reason=reason)
-            case events.Flushing(queue):
-                self._flushing(queue)
-            case events.Flushed(queue):
-                self._handed_back(queue)
-            case events.Placing(queue):
-                self._placing(queue)
-            case events.Placed(queue):
-                self._placed(queue)
-            case events.CompletedLate(way, queue, index):
-                self._completed_late(way, queue, index)
+                self.emit("error", **({"queue": name} if name else {}), reason=reason)
             case events.Write():
                 pass  # told by the server, together with what is read
             case events.CommandFetched():
@@ -228,12 +156,14 @@ class Tracer:
             case events.Sending():
                 pass  # its frames are for captures
             case _:
-                assert_never(event)
+                self._decoder.hear(event)
 
-    def _wanted(self, kind: str, queue: str | None = None) -> bool:
+    def wants(self, kind: str, queue: str | None = None) -> bool:
+        """Whether anybody listens to such events, of that queue, if it is about one."""
         return any(one.wants(kind, queue) for one in self._subscriptions)
 
-    def _emit(self, kind: str, **fields: Any) -> None:
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Tell an event to all who listen to such."""
         event = {"time": self._nic.clock(), "nic": self._nic.name, "kind": kind, **fields}
         for subscription in tuple(self._subscriptions):
             if subscription.wants(kind, fields.get("queue")):
@@ -242,293 +172,25 @@ class Tracer:
     # The client: who it is, its memory and interrupts.
 
     def _attach(self, client: str, capabilities: Any) -> None:
-        self._emit("client", what="attach", client=client)
+        self.emit("client", what="attach", client=client)
 
     def _dma_map(self, address: int, size: int, offset: int, flags: int, descriptor: bool) -> None:
-        self._emit("map", address=address, size=size, offset=offset, rights=rights(flags), descriptor=descriptor)
+        self.emit("map", address=address, size=size, offset=offset, rights=rights(flags), descriptor=descriptor)
 
     def _set_irqs(self, index: int, start: int, count: int, flags: int, eventfds: int) -> None:
-        self._emit("vectors", type=PciIrq(index).name, start=start, count=count, flags=flags, eventfds=eventfds)
-
-    # Register accesses.
-
-    def _access(self, access: str, region: int, offset: int, data: bytes) -> None:
-        if region == Bar.REGISTERS:
-            self._register(access, offset, data)
-        elif region == Bar.DOORBELLS and access == "write":
-            self._doorbell(offset, data)
-        else:
-            kind = {PciRegion.CONFIG: "config", Bar.MSIX: "msix", Bar.DOORBELLS: "doorbell"}.get(region, "register")  # type: ignore[call-overload]
-            value = int.from_bytes(data, "little")
-            self._emit(kind, access=access, offset=offset, size=len(data), value=value)
-
-    def _register(self, access: str, offset: int, data: bytes) -> None:
-        found = False
-        for register in r.REGISTERS.values():
-            place = register.offset - offset
-            if 0 <= place <= len(data) - register.size:
-                found = True
-                value = int.from_bytes(data[place : place + register.size], "big")
-                fields: dict[str, Any] = {"register": register.name, "access": access, "value": value}
-                if register.flags is not None:
-                    fields["flags"] = flag_names(register.flags(value))
-                self._emit("register", **fields)
-        if not found:
-            value = int.from_bytes(data, "big")
-            self._emit("register", register=f"{offset:#x}", access=access, value=value)
-
-    def _doorbell(self, offset: int, data: bytes) -> None:
-        nic, index = self._nic, offset // 4
-        value, queues = int.from_bytes(data, "big" if nic.gqi else "little"), nic.profile.queues
-        if len(data) != 4 or offset % 4:
-            self._emit("doorbell", access="write", offset=offset, size=len(data), value=value)
-        elif (block := index - nic.doorbells.irq(0)) in range(2 * queues):
-            asked = {"flags": flag_names(GqiIrqDoorbell(value))} if nic.gqi else IRQ_DOORBELL.decode(data)
-            self._emit("doorbell", **self._block(block), **asked)
-        elif (queue := index - nic.doorbells.tx(0)) in range(queues):
-            self._emit("doorbell", queue=f"tx{queue}", tail=value)
-        elif (queue := index - nic.doorbells.rx(0)) in range(queues):
-            self._emit("doorbell", queue=f"rx{queue}", tail=value)
-        elif (queue := index - nic.doorbells.placement(0)) in range(queues) and nic.deferred is not None:
-            self._emit("doorbell", queue=f"rx{queue}", ring="placement", tail=value)
-        else:
-            self._emit("doorbell", access="write", offset=offset, size=len(data), value=value)
-
-    def _block(self, block: int) -> dict[str, Any]:
-        """A notification block and the queue that it serves; the first, if a driver has several share one."""
-        for way, queues in (("rx", self._nic.state.rx), ("tx", self._nic.state.tx)):
-            served = np.flatnonzero((queues["active"] != 0) & (queues["vector"] == block))
-            if len(served):
-                return {"block": block, "queue": f"{way}{served[0]}"}
-        return {"block": block}
-
-    # Admin queue and interrupts.
-
-    def _admin(self, opcode: int, payload: np.void | None, status: IntEnum, reason: str) -> None:
-        fields: dict[str, Any] = {"command": f"{opcode:#x}", "status": status.name}
-        if payload is not None:
-            command = Opcode(opcode)  # one that the device has executed
-            fields |= {"command": command.name, **self._command(command, payload)}
-        if reason:
-            fields["reason"] = reason
-        self._emit("admin", **fields)
-
-    def _command(self, command: Opcode, payload: np.void) -> dict[str, Any]:
-        """A command's queue and fields, with what it points at if the driver has put something there."""
-        declared, fields = command.command, _explained(command.command, payload)
-        if command == Opcode.VERIFY_DRIVER_COMPATIBILITY:
-            info = self._record(fields["address"], c.DRIVER_INFO)
-            fields["driver"] = None if info is None else explain(info)
-        elif command == Opcode.EXTENDED_COMMAND and fields["inner_opcode"] in set(Inner):
-            opcode = Inner(fields["inner_opcode"])
-            fields["inner_opcode"] = opcode.name
-            inner = self._record(fields["inner_address"], opcode.command.payload)
-            fields["inner"] = None if inner is None else _explained(opcode.command, inner)
-            if inner is not None:
-                declared, payload = opcode.command, inner
-        queue = declared.queue
-        about = {} if queue is None else {"queue": f"{queue.way}{payload[queue.number]}"}
-        return {**about, "fields": fields}
-
-    def _record(self, address: int, form: np.dtype[np.void]) -> np.void | None:
-        raw = peek(self._nic.state.memory_map, address, form.itemsize)
-        return None if raw is None else np.frombuffer(raw, form)[0]
+        self.emit("vectors", type=PciIrq(index).name, start=start, count=count, flags=flags, eventfds=eventfds)
 
     def _interrupt(self, vector: int) -> None:
-        if vector == self._nic.interrupts.management:
-            self._emit("interrupt", vector=vector, what="management")
-        else:
-            self._emit("interrupt", vector=vector, **self._block(vector - self._nic.interrupts.base))
-
-    # Packets.
-
-    def _receive(self) -> None:
-        self._rx = self._nic.state.rx.copy()
-        if any(not one.kinds or "rx" in one.kinds for one in self._subscriptions):
-            self._buffer_rings = {
-                number: self._buffer_ring(number) for number in np.flatnonzero(self._rx["active"]).tolist()
-            }
-
-    def _buffer_ring(self, number: int) -> bytes | None:
-        """The buffers that a receive queue has, by their places in its ring, or by identifier if they have owners."""
-        state, queue = self._nic.state, self._rx[number]
-        size = size_of(GQI_RX_SLOT if self._nic.gqi else RX_BUFFER)
-        ring = peek(state.memory_map, int(queue["buffer_ring"]), int(queue["buffer_entries"]) * size)
-        if ring is None or not queue["owners"]:
-            return ring
-        return posted(state, number, np.frombuffer(ring, np.uint8).reshape(-1, size)).tobytes()
-
-    def _received(self, batch: Batch, outcomes: Records) -> None:
-        merged = followers(outcomes[: batch.count])
-        for place, (frame, outcome) in enumerate(zip(batch.frames[: batch.count], outcomes, strict=False)):
-            number, count = int(outcome["queue"]), int(outcome["completions"])
-            if not self._wanted("rx", f"rx{number}" if number >= 0 else None):
-                continue
-            fields: dict[str, Any] = {"length": int(frame["length"]), **where(self._nic, outcome)}
-            if frame["time"]:
-                fields["waited"] = self._nic.clock() - int(frame["time"])
-            if place in merged:
-                fields["coalesced"] = True  # its descriptors are those of the frame that it continues
-            elif count:
-                fields["completions"], fields["buffers"] = self._completed(number, int(outcome["completion"]), count)
-                if not self._nic.gqi:
-                    kind = fields["completions"][0]["packet_type"] if fields["completions"] else 0
-                    fields["protocol"] = f"{L3(kind >> 3).name}/{L4(kind & 7).name}"
-            self._emit("rx", **fields)
-        for number in np.flatnonzero(self._rx["owners"]).tolist():  # what names no owner comes back for no frame
-            self._handed_back(number, outcomes[: batch.count])
-
-    def _completed(self, number: int, first: int, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Completions of a receive queue from index `first` on, and the buffers that they are of.
-
-        A completion that a fault has not written yet is left out.
-        """
-        queue, ring = self._rx[number], self._buffer_rings.get(number)
-        found = completions(self._nic, queue, first, count)
-        if self._nic.gqi:
-            return found, list(_entries(ring, GQI_RX_SLOT, first, count, int(queue["buffer_entries"])))
-        start, generation = int(queue["completion_index"]), int(queue["generation"])
-        found = [one for one in found if one["generation"] == generation ^ (one["index"] < start)]
-        if queue["owners"]:
-            entries = (_entries(ring, RX_BUFFER, completion["buffer_id"], 1, 1 << 16) for completion in found)
-            return found, [buffer for entry in entries for buffer in entry]
-        # Each completion has a buffer: as many of either since the batch began.
-        done = (first - start) % int(queue["completion_entries"])
-        head = int(queue["buffer_head"]) + done
-        return found, list(_entries(ring, RX_BUFFER, head, count, int(queue["buffer_entries"])))
-
-    def _handed_back(self, number: int, outcomes: Records | None = None) -> None:
-        """One event for each buffer that a flush, or a batch besides its frames' of these `outcomes`, has handed back.
-
-        Its ``verdict`` is ``flushed``, or ``refused``: it was nobody's.
-        """
-        if not self._wanted("rx", f"rx{number}"):
+        interrupts = self._nic.interrupts
+        if vector == interrupts.management:
+            self.emit("interrupt", vector=vector, what="management")
             return
-        before, after = self._rx[number], self._nic.state.rx[number]
-        first, entries = int(before["completion_index"]), int(before["completion_entries"])
-        count = (int(after["completion_index"]) - first) % entries
-        if count == 0 and after["generation"] != before["generation"]:  # a whole lap
-            count = entries
-        of_frames = set()
-        for outcome in outcomes[outcomes["queue"] == number] if outcomes is not None else ():
-            of_frames |= {(int(outcome["completion"]) + k) % entries for k in range(int(outcome["completions"]))}
-        if len(of_frames) == count:
-            return
-        found, buffers = self._completed(number, first, count)
-        for k, completion in enumerate(found):
-            if completion["index"] not in of_frames:
-                verdict = "flushed" if completion.get("flushed") else "refused"
-                self._emit(
-                    "rx", queue=f"rx{number}", verdict=verdict, completions=[completion], buffers=buffers[k : k + 1]
-                )  # fmt: skip
-
-    def _flushing(self, queue: int) -> None:
-        self._rx = self._nic.state.rx.copy()
-        if self._wanted("rx", f"rx{queue}"):
-            self._buffer_rings[queue] = self._buffer_ring(queue)
-
-    def _placing(self, queue: int) -> None:
-        state = self._nic.state
-        self._placement = state.placement_rings[queue].copy()
-        if self._wanted("rx", f"rx{queue}"):
-            address, entries = int(self._placement["request_ring"]), int(self._placement["entries"])
-            self._placement_ring = peek(state.memory_map, address, entries * PLACEMENT_REQUEST.size)
-
-    def _placed(self, queue: int) -> None:
-        """One event for each placement request: its descriptors, its completion, whose status is the ``verdict``."""
-        if not self._wanted("rx", f"rx{queue}"):
-            return
-        state, before = self._nic.state, self._placement
-        head, first, entries = (int(before[name]) for name in ("head", "completion_index", "entries"))
-        count = (int(state.placement_rings[queue]["completion_index"]) - first) % entries
-        ring = peek(state.memory_map, int(before["completion_ring"]), entries * PLACEMENT_COMPLETION.size)
-        for reply in _entries(ring, PLACEMENT_COMPLETION, first, count, entries):
-            done = (reply["head"] - head) % entries
-            requests = list(_entries(self._placement_ring, PLACEMENT_REQUEST, head, done, entries))
-            verdict = reply["status"].lower()
-            self._emit("rx", queue=f"rx{queue}", verdict=verdict, descriptors=requests, completions=[reply])
-            head = reply["head"]
-
-    def _completed_late(self, way: str, number: int, index: int) -> None:
-        state, name = self._nic.state, f"{way}{number}"
-        if way == "rx":
-            found = completions(self._nic, state.rx[number], index, 1)
-            self._emit("rx", queue=name, verdict="late", completions=found)
-            return
-        queue = state.tx[number]
-        if self._nic.gqi:
-            raw = peek(state.memory_map, int(queue["completion_ring"]), 4)
-            self._emit("tx", queue=name, verdict="late", counter=int.from_bytes(raw or b"", "big"))
-            return
-        entries = int(queue["completion_entries"])
-        ring = peek(state.memory_map, int(queue["completion_ring"]), entries * TX_COMPLETION.size)
-        self._emit("tx", queue=name, verdict="late", completions=list(_entries(ring, TX_COMPLETION, index, 1, entries)))
-
-    def _transmit(self, queue: int) -> None:
-        state = self._nic.state
-        self._tx = state.tx.copy()
-        self._tx_drops = state.drops[len(state.rx) + queue].copy()
-        if self._wanted("tx", f"tx{queue}"):
-            size = int(state.tx[queue]["entries"]) * TX_PACKET.size  # GQI's are as long
-            self._tx_ring = peek(state.memory_map, int(state.tx[queue]["ring"]), size)
-
-    def _transmitted(self, queue: int) -> None:
-        if not self._wanted("tx", f"tx{queue}"):
-            return
-        if self._tx_ring is not None:
-            before, after = self._tx[queue], self._nic.state.tx[queue]
-            head, entries = int(before["head"]), int(before["entries"])
-            taken = (int(after["head"]) - head) & int(before["position_mask"])
-            ring = self._tx_ring
-            raws = [(place, _entry(ring, TX_PACKET.size, place % entries)) for place in range(head, head + taken)]
-            if self._nic.gqi:
-                self._gqi_packets(queue, raws, entries)
-            else:
-                self._dqo_packets(queue, raws, entries)
-        self._dropped_packets(queue)
-
-    def _dqo_packets(self, queue: int, raws: list[tuple[int, bytes]], entries: int) -> None:
-        """One event for each packet: its descriptors up to the end of the packet, its completions."""
-        before, after = self._tx[queue], self._nic.state.tx[queue]
-        first, rounds = int(before["completion_index"]), int(before["completion_entries"])
-        written = (int(after["completion_index"]) - first) % rounds if rounds else 0
-        ring = peek(self._nic.state.memory_map, int(before["completion_ring"]), rounds * TX_COMPLETION.size)
-        reports = deque(_entries(ring, TX_COMPLETION, first, written, rounds))
-        packet: list[dict[str, Any]] = []
-        for place, raw in raws:
-            dtype = TX_PACKET.dtype.get(raw)
-            layout = _TX_LAYOUTS.get(dtype)  # type: ignore[call-overload]
-            fields = layout.decode(raw) if layout else {"raw": raw.hex()}
-            packet.append({"index": place % entries, "type": _name(TxType, dtype), **fields})
-            if dtype == TxType.PACKET and TX_PACKET.end_of_packet.get(raw):
-                done = _of_packet(reports, TX_PACKET.completion_tag.get(raw))
-                self._emit("tx", queue=f"tx{queue}", descriptors=packet, completions=done)
-                packet = []
-
-    def _dropped_packets(self, queue: int) -> None:
-        """One event for each reason why packets of the batch were not sent: ``verdict``, how many ``packets``."""
-        state = self._nic.state
-        for reason, count in enumerate((state.drops[len(state.rx) + queue] - self._tx_drops).tolist()):
-            if not count:
-                continue
-            place = {"address": int(state.device["fault_address"][0])} if reason == Drop.DMA_FAULT else {}
-            self._emit("tx", queue=f"tx{queue}", verdict=Drop(reason).name.lower(), packets=count, **place)
-
-    def _gqi_packets(self, queue: int, raws: list[tuple[int, bytes]], entries: int) -> None:
-        """One event for each packet: its descriptors, and the count of descriptors by which it is completed."""
-        packet: list[dict[str, Any]] = []
-        left = 0
-        for place, raw in raws:
-            kind = raw[0] >> 4
-            form = GQI_TX_SEGMENT if kind == GqiTxType.SEGMENT else GQI_TX_PACKET
-            packet.append({"index": place % entries, "type": _name(GqiTxType, kind), **_decode(form, raw)})
-            left = (left or max(1, packet[0].get("descriptors", 1))) - 1
-            if left == 0:
-                self._emit("tx", queue=f"tx{queue}", counter=(place + 1) & 0xFFFFFFFF, descriptors=packet)
-                packet = []
+        block = vector - interrupts.base
+        queue = served(self._nic.state, block)
+        self.emit("interrupt", vector=vector, block=block, **({"queue": queue} if queue else {}))
 
 
-def check_queues(nic: Nic, queues: Collection[str]) -> None:
+def check_queues(nic: View, queues: Collection[str]) -> None:
     """See that these are names of queues.
 
     Raises:
@@ -539,109 +201,3 @@ def check_queues(nic: Nic, queues: Collection[str]) -> None:
     for queue in queues:
         if queue not in names:
             raise ValueError(f"there is no queue {shortened(queue)}, but rx0 to rx{last} and tx0 to tx{last}")
-
-
-def where(nic: Nic, outcome: np.void) -> dict[str, Any]:
-    """Where a received frame went and why, from its `OUTCOME`.
-
-    Returns:
-        ``verdict`` (`Drop` by name, ``delivered`` or ``held``); once it was steered ``queue``, the flow ``rule``'s
-        location or else the ``table_entry`` that the ``hash`` chose; the bytes that went to the ``header`` buffer.
-    """
-    verdict = Drop(int(outcome["verdict"]))
-    fields: dict[str, Any] = {"verdict": "delivered" if verdict == Drop.NONE else verdict.name.lower()}
-    if outcome["queue"] >= 0:
-        fields["queue"] = f"rx{outcome['queue']}"
-        fields["hash"] = int(outcome["hash"])
-        if outcome["rule"] >= 0:
-            fields["rule"] = int(outcome["rule"])
-        else:
-            fields["table_entry"] = int(outcome["hash"]) % int(nic.state.device["lut_size"][0])
-        fields["header"] = max(0, int(outcome["header"]))
-    return fields
-
-
-def followers(outcomes: Records) -> set[int]:
-    """Numbers of the frames that were coalesced with one before them."""
-    return {int(number) for number in outcomes["next"] if number >= 0}
-
-
-def completions(nic: Nic, queue: np.void, first: int, count: int) -> list[dict[str, Any]]:
-    """`count` completions of a receive queue from index `first` on, decoded; none if the ring cannot be read.
-
-    In the GQI formats these are the queue's descriptors, which say the same.
-    """
-    form: Form = GQI_RX_DESCRIPTOR if nic.gqi else RX_COMPLETION
-    entries = int(queue["completion_entries"])
-    ring = peek(nic.state.memory_map, int(queue["completion_ring"]), entries * size_of(form))
-    found = list(_entries(ring, form, first, count, entries))
-    if queue["deferred"] and found:
-        found[0] |= next(_entries(ring, RX_DEFERRED, first, 1, entries))
-    if nic.profile.ddp_flows and not nic.gqi:
-        for completion, more in zip(found, _entries(ring, RX_DDP, first, count, entries), strict=True):
-            completion |= more
-    if nic.profile.queue_flush and not nic.gqi:
-        for completion, more in zip(found, _entries(ring, RX_FLUSHED, first, count, entries), strict=True):
-            completion |= more
-    return found
-
-
-def rights(flags: int) -> str:
-    """``rw``, ``r-``, ``-w`` or ``--``."""
-    return ("r" if flags & READABLE else "-") + ("w" if flags & WRITABLE else "-")
-
-
-def flag_names(flags: Any) -> list[str]:
-    """Names of the bits that are set, in lower case; a bit without a name as a number."""
-    return [name.lower() for name in flags.name.split("|")] if flags.name else ([f"{int(flags):#x}"] if flags else [])
-
-
-def _name(enumeration: Any, value: int) -> str:
-    try:
-        return str(enumeration(value).name)
-    except ValueError:
-        return f"{value:#x}"
-
-
-def _explained(command: Command, payload: np.void) -> dict[str, Any]:
-    """A command's fields by name, their numbers as names where the declaration has names for them."""
-    fields = explain(payload)
-    for path, enumeration in command.enumerations.items():
-        *outer, name = path.split(".")
-        inside = reduce(getitem, outer, fields)
-        value = inside[name]
-        inside[name] = flag_names(enumeration(value)) if issubclass(enumeration, IntFlag) else _name(enumeration, value)
-    return fields
-
-
-def _entry(ring: bytes, size: int, index: int) -> bytes:
-    return ring[index * size : (index + 1) * size]
-
-
-def _decode(form: Form, raw: bytes) -> dict[str, Any]:
-    """A descriptor's fields by name."""
-    fields: dict[str, Any] = form.decode(raw) if isinstance(form, Layout) else explain(np.frombuffer(raw, form)[0])
-    if form is TX_COMPLETION:
-        fields["type"] = _name(TxCompletionType, fields["type"])
-    elif form is PLACEMENT_COMPLETION:
-        fields["status"] = _name(PlacementStatus, fields["status"])
-    elif form is GQI_RX_DESCRIPTOR:
-        both = fields.pop("flags_seq")
-        fields |= {"sequence": both & GQI_SEQUENCE, "flags": flag_names(GqiRxFlag(both & ~GQI_SEQUENCE))}
-    return fields
-
-
-def _entries(ring: bytes | None, form: Form, first: int, count: int, entries: int) -> Iterator[dict[str, Any]]:
-    """Entries of a ring, decoded, each with its index."""
-    for place in range(first, first + count if ring is not None else first):
-        yield {"index": place % entries, **_decode(form, _entry(ring or b"", size_of(form), place % entries))}
-
-
-def _of_packet(reports: deque[dict[str, Any]], tag: int) -> list[dict[str, Any]]:
-    """Take the completions of one packet: any number for descriptors, then its own, unless a fault keeps that."""
-    found = []
-    while reports and reports[0]["type"] != TxCompletionType.PACKET.name:
-        found.append(reports.popleft())
-    if reports and reports[0]["tag_or_head"] == tag:
-        found.append(reports.popleft())
-    return found

@@ -1,12 +1,4 @@
-"""A NIC at a socket, its wire in the hands of a test.
-
-    nic = TestNic(clock=VirtualClock())
-    driver = nic.connect()
-    driver.probe()
-    driver.open(rx_queues=4, header_split=True)
-    delivery = nic.inject(Ether() / IP() / TCP(dport=5201) / (b"x" * 1000))
-    driver.send(0, frame)
-    sent = nic.expect(TCP)
+"""A NIC at a socket, its wire in the hands of a test, whatever its personality.
 
 The device is the one that a guest gets, behind the same socket and the same messages.
 """
@@ -18,22 +10,20 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
-from nicmodel.gvnic.profile import Profile
-from nicmodel.gvnic.testing.driver import Driver
-from nicmodel.host import Host
+from nicmodel.host import Host, Model
+from nicmodel.nic.nic import Nic
 from nicmodel.observe.delivery import Deliveries, inject
 from nicmodel.observe.findings import Finding
 from nicmodel.packet.frames import Batch
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.frames import Frames, Source, build, is_one
-from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.sent import Match, SentFrame
 from nicmodel.testing.wire import TestWire
 from nicmodel.vfio_user.client import Client
@@ -41,21 +31,45 @@ from nicmodel.vfio_user.poll import Poller
 from nicmodel.wire.wire import Wire
 
 T = TypeVar("T")
+N = TypeVar("N", bound=Nic)
 
 #: Turns of the event loop that may come before a call from another thread is answered.
 _TURNS = 100
 
 
-class TestNic:
+class RxQueue(Protocol):
+    """A receive queue of a driver, as far as `TestNic.inject` uses it."""
+
+    @property
+    def visible(self) -> int:
+        """Buffers that the device knows of."""
+
+    @property
+    def buffer_size(self) -> int:
+        """Bytes of each."""
+
+    def discard(self) -> object:
+        """Take and forget what has come, and post the buffers again."""
+
+
+class Consumer(Protocol):
+    """A driver that takes what comes."""
+
+    @property
+    def rx(self) -> Mapping[int, RxQueue]:
+        """Its receive queues, by number."""
+
+
+class TestNic(Generic[N]):
     """A NIC and its server.
 
     Args:
-        profile: what the NIC offers.
+        model: what the NIC is, and what it offers.
         wire: its wire; a plain `TestWire` if None. With another wire there is nothing in `sent`.
         clock: virtual time: nobody has to wait, the NIC runs whenever the driver waits for an answer, and in every call
             of this object. None: real time, and a thread of the NIC's own, which is what a guest needs.
         folder: where the socket is; a temporary folder if None.
-        check: watch the driver keep the contract (`nicmodel.gvnic.contract`); what it has broken is in `findings`.
+        check: watch the driver keep the contract (`nicmodel.observe.findings`); what it has broken is in `findings`.
 
     Attributes:
         host: what the NIC and its server are part of.
@@ -72,7 +86,7 @@ class TestNic:
 
     def __init__(
         self,
-        profile: Profile | None = None,
+        model: Model[N],
         *,
         wire: Wire | None = None,
         clock: VirtualClock | None = None,
@@ -85,7 +99,7 @@ class TestNic:
         self.path = Path(self._folder.name if self._folder else str(folder), "nic.sock")
         poller = Poller() if clock is None else clock.make_poller()
         self.host = Host(poller)
-        self.device = self.host.add(Profile() if profile is None else profile, self.wire, check=check)
+        self.device = self.host.add(model, self.wire, check=check)
         self.faults = self.host.faults[0]
         self.checker = self.host.checkers.get(self.device.name)
         self.server = self.host.serve(self.device, str(self.path))
@@ -120,10 +134,9 @@ class TestNic:
         """The NIC's address."""
         return self.device.profile.mac.hex(":")
 
-    def connect(self, *, scheme: Literal["base", "pfn"] = "base", ram: GuestMemory | None = None) -> Driver:
-        """A driver for it (see `Driver`); the device serves one at a time, and the next when that has disconnected."""
-        idle = (lambda: None) if self.clock is None else self.clock.turn
-        return Driver(Client(str(self.path), idle=idle), scheme=scheme, ram=ram)
+    def client(self) -> Client:
+        """A client of its server, for a driver; the device serves one, and the next when that has disconnected."""
+        return Client(str(self.path), idle=(lambda: None) if self.clock is None else self.clock.turn)
 
     # Receive: what the wire brings.
 
@@ -131,7 +144,7 @@ class TestNic:
         """Build frames that are injected later or several times; see `nicmodel.testing.frames.build`."""
         return build(source, self.mac, **fields)
 
-    def inject(self, source: Source, *, consumer: Driver | None = None, **fields: Any) -> Any:
+    def inject(self, source: Source, *, consumer: Consumer | None = None, **fields: Any) -> Any:
         """Let the NIC receive frames, after it has handled everything that the driver did before.
 
         Args:
@@ -152,7 +165,7 @@ class TestNic:
         deliveries = self._inject(build(source, self.mac, **fields), consumer)
         return deliveries[0] if is_one(source) else deliveries
 
-    def _inject(self, frames: Frames, consumer: Driver | None) -> Deliveries:
+    def _inject(self, frames: Frames, consumer: Consumer | None) -> Deliveries:
         batches = [frames.part(0, len(frames))] if consumer is None else _feed(frames, consumer)
         return Deliveries.joined(self.call(partial(inject, self.device, batch)) for batch in batches)
 
@@ -264,13 +277,13 @@ class TestNic:
             self._folder.cleanup()
 
 
-def _feed(frames: Frames, consumer: Driver) -> Iterator[Batch]:
+def _feed(frames: Frames, consumer: Consumer) -> Iterator[Batch]:
     """Frames in batches for which there are buffers; the driver takes each before the next."""
     largest = int(frames.batch.frames["length"][: len(frames)].max(initial=0))
     start = 0
     while start < len(frames):
         queues = consumer.rx.values()
-        room = min((queue.visible // -(-largest // queue.config.buffer_size) for queue in queues), default=len(frames))
+        room = min((queue.visible // -(-largest // queue.buffer_size) for queue in queues), default=len(frames))
         stop = start + max(room, 1)
         yield frames.part(start, stop)
         start = stop

@@ -28,8 +28,8 @@ import pytest
 if TYPE_CHECKING:
     from nicmodel.gvnic.profile import Profile
     from nicmodel.gvnic.testing.driver import Driver
+    from nicmodel.gvnic.testing.nic import TestNic
     from nicmodel.testing.clock import VirtualClock
-    from nicmodel.testing.nic import TestNic
     from nicmodel.vm.guest import Guest, GuestConfig
 
 
@@ -57,7 +57,7 @@ def clock() -> VirtualClock:
 @pytest.fixture
 def nic(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[TestNic]:
     """A NIC (02:00:00:00:00:01) behind a real socket, in virtual time; its wire is the test: `TestNic`."""
-    from nicmodel.testing.nic import TestNic
+    from nicmodel.gvnic.testing.nic import TestNic
 
     announce_compiling(request.config)
     with TestNic(_profile(request, 1), clock=clock, check=_checked(request)) as made:
@@ -76,7 +76,7 @@ def driver(nic: TestNic) -> Iterator[Driver]:
 @pytest.fixture
 def link(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[tuple[Station, Station]]:
     """Two NICs back to back (02:00:00:00:00:01 and :02), each with a driver: two `Station`."""
-    from nicmodel.testing.nic import TestNic
+    from nicmodel.gvnic.testing.nic import TestNic
     from nicmodel.wire.link import link as make_link
 
     announce_compiling(request.config)
@@ -104,7 +104,7 @@ def guest_config() -> GuestConfig:
 @pytest.fixture(scope="session")
 def guest_nic(pytestconfig: pytest.Config) -> Iterator[TestNic]:
     """The NIC of `guest` (02:00:00:00:00:01, eth0), in real time; its wire is the test."""
-    from nicmodel.testing.nic import TestNic
+    from nicmodel.gvnic.testing.nic import TestNic
 
     announce_compiling(pytestconfig)
     with TestNic(_numbered(1)) as made:

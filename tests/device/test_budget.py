@@ -19,6 +19,7 @@ from nicmodel.gvnic.testing.adminq import encode_command
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.gqi import GqiQueues
 from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.gvnic.testing.tx import TxQueue
 from nicmodel.nic import events
 from nicmodel.nic.egress import _OUT_FRAMES, _OUT_WORK
@@ -26,7 +27,6 @@ from nicmodel.nic.state import Drop
 from nicmodel.packet.frames import Offload
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.nic import TestNic
 from nicmodel.testing.wire import TestWire
 from nicmodel.vfio_user.poll import Poller
 from nicmodel.wire.switch import Switch

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from nicmodel.faults import KINDS, FaultError, Scenario
+from nicmodel.faults import FaultError, Scenario
 from nicmodel.faults.fault import SPAN, Late, Parameter
 from nicmodel.faults.faults import named_fault
 from nicmodel.gvnic.commands import Status
 from nicmodel.gvnic.descriptors import TxCompletionType
+from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.registers import ADMINQ_EVENT_COUNTER, DeviceStatus
 from nicmodel.gvnic.testing.adminq import AdminError, AdminTimeout
 from nicmodel.gvnic.testing.driver import Driver
@@ -84,7 +85,7 @@ WORDS = [(name, one) for name, kind in KINDS.items() for one in kind.parameters(
 
 
 def add(lab: Loopback, fault: str, parameters: dict[str, Any]) -> None:
-    lab.faults.add(named_fault(fault, parameters))
+    lab.faults.add(named_fault(fault, parameters, KINDS))
 
 
 def last(lab: Loopback, parameter: Parameter) -> int:
@@ -129,7 +130,7 @@ def test_every_parameter_is_a_word_or_has_a_range() -> None:
 def test_a_nic_has_so_many_faults_and_no_more(lab: Loopback) -> None:
     for _ in range(99):
         lab.faults.add("wire-drop", start=1000)
-    scenario = Scenario.parse("[[fault]]\nname = 'wire-drop'\n[[fault]]\nname = 'wire-drop'\n")
+    scenario = Scenario.parse("[[fault]]\nname = 'wire-drop'\n[[fault]]\nname = 'wire-drop'\n", KINDS)
     with pytest.raises(FaultError, match="can have 100 faults at a time"):
         scenario.begin([lab.faults])
     assert len(lab.faults.injections) == 99, "nothing of it has begun"
@@ -141,11 +142,11 @@ def test_a_nic_has_so_many_faults_and_no_more(lab: Loopback) -> None:
 def test_a_scenario_about_what_a_nic_does_not_have(lab: Loopback) -> None:
     text = "[[fault]]\nname = 'wire-drop'\n[[fault]]\nname = 'irq-lost'\nvector = 17\n"
     with pytest.raises(FaultError, match="irq-lost: vector is 17; it is 0 to 16"):
-        Scenario.parse(text).begin([lab.faults])
+        Scenario.parse(text, KINDS).begin([lab.faults])
     assert lab.faults.injections == {}
     for value in ("nan", "inf", "-inf", "1e300", "-1", "true", "[]", "1979-05-27"):
         with pytest.raises(FaultError, match="fault 1: wire-drop: start is"):
-            Scenario.parse(f"[[fault]]\nname = 'wire-drop'\nstart = {value}")
+            Scenario.parse(f"[[fault]]\nname = 'wire-drop'\nstart = {value}", KINDS)
 
 
 @pytest.mark.parametrize("fault", list(KINDS))
@@ -750,7 +751,7 @@ def test_a_scenario(make_lab: Callable[..., Loopback]) -> None:
         lab = make_lab()
         lab.driver.probe()
         lab.driver.open(rx_queues=1, tx_queues=1, ring_entries=ENTRIES)
-        Scenario.parse(SCENARIO).begin([lab.faults])
+        Scenario.parse(SCENARIO, KINDS).begin([lab.faults])
         seconds = []
         for _ in range(4):
             lab.receive(*numbered(20))
@@ -780,7 +781,7 @@ def test_a_scenario(make_lab: Callable[..., Loopback]) -> None:
 )
 def test_what_is_no_scenario(lab: Loopback, text: str, reason: str) -> None:
     with pytest.raises(FaultError, match=reason):
-        Scenario.parse(text).begin([lab.faults])
+        Scenario.parse(text, KINDS).begin([lab.faults])
     assert lab.faults.injections == {}
 
 

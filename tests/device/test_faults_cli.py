@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from nicmodel.client.control import Control, ControlError
-from nicmodel.faults import KINDS, Scenario
+from nicmodel.faults import Scenario
+from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.vm.server import NicServer
 
@@ -95,7 +96,9 @@ def test_the_scenario_of_the_page_plays(control: str, tmp_path: Path) -> None:
     file.write_text(SCENARIO)
     run("fault", "play", str(file), "--control", control)
     listed = run("fault", "list", "--control", control)
-    assert [name for name in (fault.name for _, fault in Scenario.parse(SCENARIO).faults) if name not in listed] == []
+    assert [
+        name for name in (fault.name for _, fault in Scenario.parse(SCENARIO, KINDS).faults) if name not in listed
+    ] == []
 
 
 def test_the_commands_of_the_page_work(control: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.model import Gvnic
 from nicmodel.host import Host
 from nicmodel.observe.control_server import ControlServer
 from nicmodel.observe.metrics import MetricsServer
@@ -28,7 +28,7 @@ def host() -> Iterator[Host]:
 
 def add(host: Host, count: int, **options: Any) -> None:
     for number in range(count):
-        host.add(Profile(), TestWire(), name=f"nic{number}", **options)
+        host.add(Gvnic(), TestWire(), name=f"nic{number}", **options)
 
 
 def test_closed_in_reverse_order(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_closed_in_reverse_order(host: Host, tmp_path: Path, monkeypatch: pytest
 def test_joined_nics_share_a_strand(host: Host) -> None:
     """One that waits for its client keeps those waiting that its wire leads to, and no other."""
     for number, joined in enumerate(("a", "a", "b", None)):
-        host.add(Profile(), TestWire(), name=f"nic{number}", joined=joined)
+        host.add(Gvnic(), TestWire(), name=f"nic{number}", joined=joined)
     first, second, third, fourth = (nic.poller for nic in host.nics)
     assert first is second and first is not third
     assert fourth is host.poller

@@ -13,13 +13,13 @@ from scapy.utils import wrpcap
 
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.flows import TCPv4
+from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.gvnic.testing.rx import RxPacket
 from nicmodel.nic.state import Drop
 from nicmodel.observe.delivery import Delivery
 from nicmodel.packet.frames import FrameFlag, Gso
 from nicmodel.testing import plugin
 from nicmodel.testing.clock import VirtualClock
-from nicmodel.testing.nic import TestNic
 
 from .frames import pattern, toeplitz
 

@@ -11,10 +11,10 @@ import pytest
 
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.gvnic.testing.rx import RxPacket
 from nicmodel.nic.state import Drop, Purpose
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.nic import TestNic
 from nicmodel.vfio_user.dma import BY_MESSAGE
 
 from .frames import NIC_MAC, pattern, tcp

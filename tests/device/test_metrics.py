@@ -24,10 +24,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.observe import metrics
 from nicmodel.observe.metrics import MetricsServer, exposition
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.testing.nic import TestNic
 from nicmodel.vm.server import NicServer
 
 from .conftest import ENTRIES

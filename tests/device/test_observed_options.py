@@ -25,10 +25,10 @@ from nicmodel.gvnic.profile import PROFILES, Profile, named_profile
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.gqi import GqiQueues
+from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.gvnic.testing.violation import ContractViolation
 from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.testing.nic import TestNic
 
 from .frames import tcp, udp
 

@@ -8,7 +8,7 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
-from nicmodel.testing.nic import TestNic
+from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.vm.guest import Guest
 
 pytestmark = pytest.mark.guest

@@ -16,9 +16,9 @@ from lab import PLAIN_PORT, USER, Lab
 from nvme_initiator import BLOCK, Queue
 
 from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.gvnic.testing.nvme_tcp import Reader
 from nicmodel.testing.clock import VirtualClock
-from nicmodel.testing.nic import TestNic
 from nicmodel.testing.tcp_stream import TcpStream, arrivals
 
 pytestmark = pytest.mark.guest

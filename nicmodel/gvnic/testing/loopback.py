@@ -7,9 +7,9 @@ from typing import Literal
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.guest_memory import GuestMemory
-from nicmodel.testing.nic import TestNic
 from nicmodel.testing.wire import TestWire
 
 

@@ -275,6 +275,11 @@ class RxQueue(Queue):
         self._name_buffers()
 
     @property
+    def buffer_size(self) -> int:
+        """Bytes of a data buffer."""
+        return self.config.buffer_size
+
+    @property
     def visible(self) -> int:
         """Buffers that the device may use."""
         return int(self.state.doorbell - self.state.head) % self.config.entries

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nicmodel.faults.kinds import KINDS
+from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.observe.metrics import MetricsServer

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nicmodel.faults.fault import Injection
-from nicmodel.faults.kinds import AdminFault, AdminSilent, AdminSlow, AdminStatus
 from nicmodel.gvnic.admin import WAIT
 from nicmodel.gvnic.commands import Opcode, Status
 from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.faults.kinds import AdminFault, AdminSilent, AdminSlow, AdminStatus
 from nicmodel.vfio_user.poll import Timer
 
 

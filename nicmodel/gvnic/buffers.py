@@ -1,0 +1,102 @@
+"""The buffers of a gVNIC's receive queues as an onlooker finds them in guest memory, before a batch and after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_PAD, GQI_RX_SLOT, RX_BUFFER, RX_COMPLETION
+from nicmodel.gvnic.layout import Bits, explain
+from nicmodel.gvnic.owners import posted
+from nicmodel.gvnic.pages import resolve
+from nicmodel.nic.peek import peek_many
+from nicmodel.nic.view import Numbers, Pieces
+
+if TYPE_CHECKING:
+    from nicmodel.gvnic.device import Nic  # which shows its buffers
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Buffers:
+    """See `nicmodel.nic.view.Buffers`."""
+
+    def __init__(self, nic: Nic) -> None:
+        self._nic = nic
+        self._gqi = nic.gqi
+        self._queues = nic.state.rx.copy()
+        self._rings = self._read_rings()
+
+    def used(self, queue: Numbers, index: Numbers, is_first: npt.NDArray[np.bool_]) -> Pieces:
+        """See `nicmodel.nic.view.Buffers`."""
+        queues = self._queues
+        size = GQI_RX_DESCRIPTOR.itemsize if self._gqi else RX_COMPLETION.size
+        addresses = queues["completion_ring"][queue] + (index * size).astype(np.uint64)
+        raw, _, _ = peek_many(self._nic.state.memory_map, addresses, np.full(len(queue), size))
+        completions: Bytes = raw.reshape(-1, size)
+
+        # Every completion is of one buffer, and buffers are used in the order of their ring, unless they have owners:
+        # then the rings have them by their identifiers.
+        slot = index
+        if not self._gqi:
+            entries = np.maximum(queues["completion_entries"][queue].astype(np.int64), 1)
+            used = (index - queues["completion_index"][queue]) % entries
+            slot = (queues["buffer_head"][queue] + used) % np.maximum(queues["buffer_entries"][queue], 1)
+            identifiers = _field(completions.view("<u8"), RX_COMPLETION.buffer_id)
+            slot = np.where(queues["owners"][queue] > 0, identifiers, slot)
+        buffers = np.zeros((len(queue), GQI_RX_SLOT.itemsize if self._gqi else RX_BUFFER.size), np.uint8)
+        for number in np.unique(queue).tolist():
+            chosen = queue == number
+            buffers[chosen] = self._rings[number][slot[chosen]]
+        return self._read_gqi(completions, queue, buffers, is_first) if self._gqi else _read_dqo(completions, buffers)
+
+    def _read_gqi(
+        self, completions: Bytes, queue: Numbers, buffers: Bytes, is_first: npt.NDArray[np.bool_]
+    ) -> Pieces:  # fmt: skip
+        """GQI: no headers, and two bytes of padding before a packet."""
+        pads = np.where(is_first, GQI_RX_PAD, 0)
+        slots = buffers.view(">u8").reshape(-1).tolist()
+        places = [resolve(self._queues[one], slot, 1)[0] for one, slot in zip(queue.tolist(), slots, strict=True)]
+        return Pieces(
+            decode=lambda piece: explain(np.frombuffer(completions[piece].tobytes(), GQI_RX_DESCRIPTOR)[0]),
+            addresses=np.array(places, np.uint64) + pads.astype(np.uint64),
+            lengths=completions.view(GQI_RX_DESCRIPTOR)["length"].reshape(-1).astype(np.int64) - pads,
+            header_addresses=np.zeros(len(pads), np.uint64),
+            header_lengths=np.zeros(len(pads), np.int64),
+        )
+
+    def _read_rings(self) -> dict[int, Bytes]:
+        """What the drivers have put into the buffer rings, by queue; shape (entries, bytes of a descriptor).
+
+        For a queue whose buffers have several owners: what the device holds of it (`posted`).
+        """
+        queues, state = self._queues, self._nic.state
+        active = np.flatnonzero(queues["active"])
+        size = GQI_RX_SLOT.itemsize if self._gqi else RX_BUFFER.size
+        counts = queues["buffer_entries"][active].astype(np.int64) * size
+        data, starts, _ = peek_many(state.memory_map, queues["buffer_ring"][active], counts)
+        rings = {
+            number: data[start : start + count].reshape(-1, size)
+            for number, start, count in zip(active.tolist(), starts.tolist(), counts.tolist(), strict=True)
+        }
+        shared = np.flatnonzero(queues["owners"]).tolist()
+        return rings | {number: posted(state, number, rings[number]) for number in shared}
+
+
+def _read_dqo(completions: Bytes, buffers: Bytes) -> Pieces:
+    words, descriptors = completions.view("<u8"), buffers.view("<u8")
+    split = _field(words, RX_COMPLETION.split_header)
+    return Pieces(
+        decode=lambda piece: RX_COMPLETION.decode(completions[piece].tobytes()),
+        addresses=descriptors[:, RX_BUFFER.buffer_address.word].astype(np.uint64),
+        lengths=_field(words, RX_COMPLETION.packet_length),
+        header_addresses=descriptors[:, RX_BUFFER.header_address.word].astype(np.uint64),
+        header_lengths=_field(words, RX_COMPLETION.header_length) * split,
+    )
+
+
+def _field(words: npt.NDArray[Any], bits: Bits) -> Numbers:
+    """A bit field of many descriptors; shape (n,)."""
+    return (words[:, bits.word] >> np.uint64(bits.shift) & np.uint64(bits.mask)).astype(np.int64)

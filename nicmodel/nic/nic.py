@@ -1,0 +1,254 @@
+"""A NIC, as far as all are alike: the parts of the core, and the life of the device.
+
+A personality derives from it, and adds its registers, its commands and its stages of the packet path.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from nicmodel.nic.diagnostics import Diagnostics
+from nicmodel.nic.dma_engine import DmaEngine
+from nicmodel.nic.egress import Egress
+from nicmodel.nic.gather import Gatherer
+from nicmodel.nic.ingress import Ingress
+from nicmodel.nic.interrupts import Interrupts
+from nicmodel.nic.messages import Messages
+from nicmodel.nic.port import Port
+from nicmodel.nic.seams import Bus
+from nicmodel.nic.state import State
+from nicmodel.nic.view import Buffers, Decoder, Listeners, Offer
+from nicmodel.pci.bars import MemoryBar
+from nicmodel.pci.config import SIZE as CONFIG_SIZE
+from nicmodel.pci.config import Command, ConfigSpace
+from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
+from nicmodel.vfio_user.poll import EventLoop
+from nicmodel.vfio_user.protocol import PciIrq, PciRegion
+from nicmodel.wire.wire import Wire
+
+log = logging.getLogger(__name__)
+
+
+class Nic(Device, ABC):
+    """What others see of it is `nicmodel.nic.view.View`, what they may stand in front of `nicmodel.nic.seams.Seams`.
+
+    Args:
+        name: for logs.
+        profile: what it offers.
+        state: what receive and transmit work on.
+        config: its configuration space.
+        bars: its BARs, by number.
+        wire: where its frames go; started by `start`.
+        poller: the event loop, whose clock is also the NIC's.
+        error: see `Messages`.
+
+    Attributes:
+        diagnostics: observers, counters and failures.
+        port: the wire, and the cable to it.
+        dma: guest memory.
+        messages: guest memory that only the client itself reaches.
+        interrupts: vectors.
+        ingress: the way of frames that come; the personality makes it, with its stage of receive.
+        egress: the way of frames that leave; likewise.
+        gatherer: what frames from the wire wait in for others; None: they do not.
+        lives: by name, such as ``rx3``, how many lives of a queue have ended, or of the ``device``, which ends with its
+            resources: what was kept for one is void then.
+        link: the client; None: there is none.
+        bus: what stands between the NIC and its registers; None is the default.
+        halted: whether the device has stopped: what it is told waits until it goes on.
+        below_switch: names of the kinds of memory that lie in a BAR below the same PCIe switch as the NIC: DMA there
+            does not pass the root complex.
+    """
+
+    ingress: Ingress
+    egress: Egress
+
+    def __init__(
+        self,
+        name: str,
+        profile: Offer,
+        state: State,
+        config: ConfigSpace,
+        bars: Mapping[int, MemoryBar],
+        wire: Wire,
+        poller: EventLoop,
+        *,
+        error: int,
+    ) -> None:
+        self.name = name
+        self.profile = profile
+        self.state = state
+        self.config = config
+        self.poller = poller
+        self.clock = poller.clock
+        self.link: ClientLink | None = None
+        self.lives: Counter[str] = Counter()
+        self.bus: Bus | None = None
+        self.halted = False
+        self.below_switch: frozenset[str] = frozenset()
+        self.regions = [RegionInfo(0)] * len(PciRegion)
+        for number, bar in bars.items():
+            self.regions[number] = RegionInfo(bar.size)
+        self.regions[PciRegion.CONFIG] = RegionInfo(CONFIG_SIZE)
+        self.irq_counts = list(Device.irq_counts)
+        self.irq_counts[PciIrq.MSIX] = profile.vectors
+        self.diagnostics = Diagnostics(name)
+        self.port = Port(wire)
+        self.dma = DmaEngine(state)
+        self.messages = Messages(state, self.dma, error)
+        self.interrupts = Interrupts(state.vectors, config, poller, self.diagnostics)
+        self.gatherer: Gatherer | None = None
+
+    @property
+    def wire(self) -> Wire:
+        """Where its frames go."""
+        return self.port.wire
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Events of the control path, by name (`Diagnostics`)."""
+        return self.diagnostics.counters
+
+    def start(self) -> None:
+        """Begin to take frames from the wire."""
+        self.wire.start(
+            self.poller,
+            self.ingress.deliver if self.gatherer is None else self.gatherer.take,
+            self.egress.go_on,
+            self._link_changed,
+        )
+        self._link_changed()
+
+    def stop(self) -> None:
+        """Leave the wire."""
+        self.wire.stop()
+        self.interrupts.cancel()
+        if self.gatherer is not None:
+            self.gatherer.stop()
+
+    # The client and its memory.
+
+    def attach(self, link: ClientLink) -> None:
+        """A client has come: its memory and interrupts are this device's now."""
+        self.link = link
+        self.dma.attach(link.dma)
+        self.interrupts.attach(link.irqs[PciIrq.MSIX])
+        log.info("%s: %s has connected", self.name, link.name)
+
+    def detach(self) -> None:
+        """The client has gone: as if power had been cut."""
+        if self.link is not None:
+            log.info("%s: %s has gone", self.name, self.link.name)
+        self.reset()
+        self.link = None
+        self.interrupts.detach()
+        self.dma.detach()
+
+    def dma_changed(self) -> None:
+        """The guest's memory map is another."""
+        self.dma.update()
+        self.messages.forget()
+
+    def memory_lost(self) -> None:
+        """Guest memory was taken away: what the device has taken from there is worth nothing, so it starts over.
+
+        Not at once, as it may be in the midst of a batch, which will meet DMA faults only.
+        """
+        self.diagnostics.count("memory_lost")
+        log.warning("%s: memory of %s was taken away; the device is reset", self.name, self.link and self.link.name)
+        self.poller.when_idle(partial(self._start_over, self.link))
+
+    def _start_over(self, link: ClientLink | None) -> None:
+        if self.link is link:
+            self.reset()
+
+    def before_unmap(self, start: int, size: int) -> None:
+        """Nothing is under way between two calls into the device, so there is nothing to stop."""
+
+    # Life of the device.
+
+    @property
+    def configured(self) -> bool:
+        """Whether the driver has set vectors up, so that there can be queues."""
+        return self.interrupts.blocks > 0
+
+    def _update_running(self) -> None:
+        running = self.configured and bool(self.config.command & Command.BUS_MASTER)
+        self.state.device["running"] = running and not self.halted
+
+    def halt(self, halted: bool) -> None:
+        """Stop the device, which then moves no packet, or let it go on with what it was told meanwhile."""
+        self.halted = halted
+        self._update_running()
+        self.interrupts.halt(halted)
+        if not halted and self.link is not None:
+            self.interrupts.notify()  # the status may have changed meanwhile
+            self.ingress.schedule()
+            for queue in np.flatnonzero(self.state.tx["active"]).tolist():
+                self.egress.schedule(queue)
+            self.flush()
+
+    def go_on(self, queue: int | None = None) -> None:
+        """Look again at frames that wait for buffers, and at transmit queue `queue`, without a doorbell."""
+        self.ingress.schedule()
+        if queue is not None and self.state.tx[queue]["active"]:
+            self.egress.schedule(queue)
+        self.flush()
+
+    # Link.
+
+    @property
+    def link_up(self) -> bool:
+        """Whether frames pass."""
+        return self.port.up
+
+    def set_cable(self, plugged: bool) -> None:
+        """Plug the cable in or pull it."""
+        self.port.cable = plugged
+        self._link_changed()
+
+    @abstractmethod
+    def _link_changed(self) -> None:
+        """Tell the driver if frames pass, and did not before, or the other way round."""
+
+    # What the personality does and tells.
+
+    @abstractmethod
+    def request_reset(self) -> None:
+        """Ask the driver to reset the device and start over."""
+
+    @property
+    @abstractmethod
+    def doorbell_region(self) -> int:
+        """See `nicmodel.nic.seams.Seams`."""
+
+    @abstractmethod
+    def queue(self, way: Literal["rx", "tx"], number: int) -> dict[str, Any]:
+        """See `nicmodel.nic.view.View`."""
+
+    @abstractmethod
+    def report(self) -> dict[str, Any]:
+        """See `nicmodel.nic.view.View`."""
+
+    @abstractmethod
+    def detail(self) -> dict[str, Any]:
+        """See `nicmodel.nic.view.View`."""
+
+    @abstractmethod
+    def decoder(self, listeners: Listeners) -> Decoder:
+        """See `nicmodel.nic.view.View`."""
+
+    @abstractmethod
+    def completions(self, queue: np.void, first: int, count: int) -> list[dict[str, Any]]:
+        """See `nicmodel.nic.view.View`."""
+
+    @abstractmethod
+    def buffers(self) -> Buffers:
+        """See `nicmodel.nic.view.View`."""
