@@ -18,8 +18,6 @@ import numpy as np
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, OptionId, OsType, QueueFormat, Status
-from nicmodel.gvnic.ddp import Ddp, DdpError
-from nicmodel.gvnic.deferred import MAX_PLACEMENT_RING, DeferredPlacement
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
     GQI_RX_SLOT,
@@ -32,6 +30,8 @@ from nicmodel.gvnic.dma_engine import DmaEngine
 from nicmodel.gvnic.doorbells import Doorbells
 from nicmodel.gvnic.interrupts import Interrupts
 from nicmodel.gvnic.layout import explain
+from nicmodel.gvnic.options.ddp.control import Ddp, DdpError
+from nicmodel.gvnic.options.deferred.control import MAX_PLACEMENT_RING, DeferredPlacement
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.state import MAX_DDP_PIECES, State

@@ -21,8 +21,6 @@ from nicmodel.gvnic import events
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.admin import AdminQueue
 from nicmodel.gvnic.commands import RSS_LUT_SIZE, QueueFormat
-from nicmodel.gvnic.ddp import Ddp
-from nicmodel.gvnic.deferred import DeferredPlacement
 from nicmodel.gvnic.descriptors import GQI_RX_PAD
 from nicmodel.gvnic.diagnostics import Diagnostics
 from nicmodel.gvnic.dma import find
@@ -33,11 +31,16 @@ from nicmodel.gvnic.gather import Gatherer
 from nicmodel.gvnic.ingress import Ingress
 from nicmodel.gvnic.interrupts import Interrupts
 from nicmodel.gvnic.messages import Messages
-from nicmodel.gvnic.owners import NOTHING
+from nicmodel.gvnic.options.ddp.control import Ddp
+from nicmodel.gvnic.options.deferred.control import DeferredPlacement
+from nicmodel.gvnic.options.flush.hand_back import hand_back, hand_back_owned
+from nicmodel.gvnic.options.owners.lists import NOTHING
+from nicmodel.gvnic.options.receive import receive_with_options
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.port import Port
 from nicmodel.gvnic.profile import Profile
-from nicmodel.gvnic.receive import hand_back, receive
+from nicmodel.gvnic.receive_dqo import receive_dqo
+from nicmodel.gvnic.receive_gqi import receive_gqi
 from nicmodel.gvnic.register_file import RegisterFile
 from nicmodel.gvnic.registers import Bar, DeviceStatus
 from nicmodel.gvnic.state import NIC_PAGE, SETTINGS, State, make_state
@@ -175,8 +178,11 @@ class Nic(Device):
         if profile.deferred_bytes:
             budget, usecs = profile.deferred_queue_budget, profile.deferred_usecs
             self.deferred = DeferredPlacement(state, budget, usecs, poller, self.flush, diagnostics)
+        # A NIC without these options has a receive path without them.
+        optional = profile.deferred_bytes or profile.owners or profile.ddp_flows
+        self._receive_dqo = receive_with_options if optional else receive_dqo
         self.ingress = Ingress(
-            state, receive, poller.clock, self.port, self.dma, self.messages, self.interrupts, self.deferred,
+            state, self._receive_dqo, poller.clock, self.port, self.dma, self.messages, self.interrupts, self.deferred,
             diagnostics,
         )  # fmt: skip
         self._gatherer: Gatherer | None = None
@@ -197,12 +203,14 @@ class Nic(Device):
         """
         survive_lost_memory(WINDOWS.words)
         find(*self.state.memory_map, u64(0))
-        self.ingress.load()
+        self.ingress.load(self._receive_dqo, receive_gqi)
         self.egress.load(transmit, transmit_gqi)
         self.interrupts.load()
         self.rules.reset()
         if self.profile.queue_flush:
-            hand_back(self.state, 0, NOTHING)
+            hand_back(self.state, 0)
+            if self.profile.owners:
+                hand_back_owned(self.state, 0, NOTHING)
         if self.deferred is not None:
             self.deferred.load()
 
@@ -384,6 +392,7 @@ class Nic(Device):
         self.queue_format = queue_format
         gqi = queue_format in (QueueFormat.GQI_RDA, QueueFormat.GQI_QPL)
         self.state.device["gqi"] = self.doorbells.gqi = gqi
+        self.ingress.receive = receive_gqi if gqi else self._receive_dqo
         self.egress.transmit = transmit_gqi if gqi else transmit
         self.interrupts.configure(blocks, base)
         self._update_running()
@@ -468,7 +477,10 @@ class Nic(Device):
         whose = None if owner == NOTHING else owner
         if self.diagnostics.observers:
             self.diagnostics.tell(events.Flushing(queue, whose))
-        hand_back(self.state, queue, owner)
+        if self.state.rx[queue]["owners"]:
+            hand_back_owned(self.state, queue, owner)
+        else:
+            hand_back(self.state, queue)
         if self.diagnostics.observers:
             with self.diagnostics.surviving("observer"):  # what waits for these buffers must go, whoever looks on
                 self.diagnostics.tell(events.Flushed(queue, whose))

@@ -9,11 +9,11 @@ Source: Linux drivers/net/ethernet/google/gve/gve_dqo.h, gve_main.c.
 from __future__ import annotations
 
 from nicmodel.gvnic import events
-from nicmodel.gvnic.deferred import DeferredPlacement
 from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS, GqiIrqDoorbell
 from nicmodel.gvnic.diagnostics import Diagnostics
 from nicmodel.gvnic.egress import Egress
 from nicmodel.gvnic.ingress import Ingress
+from nicmodel.gvnic.options.deferred.control import DeferredPlacement
 from nicmodel.gvnic.state import State
 
 

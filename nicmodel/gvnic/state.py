@@ -97,6 +97,7 @@ DEVICE = np.dtype(
         ("rule_groups", "<i4"),
         ("coalesce", "<i4"),
         ("aggregates", "<i4"),
+        ("trailers", "<i4"),
         ("ddp_flows", "<i4"),
         ("region", "<i4"),
         ("region_before", "<i4"),
@@ -182,7 +183,7 @@ VECTOR = np.dtype(
     ]
 )
 
-#: Bytes of a page of the NIC's own memory, where payload waits for its place (`nicmodel.gvnic.deferred`).
+#: Bytes of a page of the NIC's own memory, where payload waits for its place (`nicmodel.gvnic.options.deferred`).
 NIC_PAGE = 2048
 #: The most pages: a handle has 16 bits for the first page of its payload.
 MAX_NIC_PAGES = 1 << 16
@@ -312,7 +313,12 @@ Records = npt.NDArray[np.void]
 
 
 class State(Arrays):
-    """All that receive and transmit work on; `region_leaves` and `regions` are what `memory_map` sets."""
+    """All that receive and transmit work on; `region_leaves` and `regions` are what `memory_map` sets.
+
+    `headers` are those of the frame that was parsed last. Of each of `aggregates` there are the first frame's headers
+    in `aggregate_headers`; `open` are the numbers of those that are open, oldest first, and then of the others;
+    `merged` are the headers of the one that is being delivered.
+    """
 
     device: Records
     rx: Records
@@ -329,6 +335,9 @@ class State(Arrays):
     drops: npt.NDArray[np.int64]
     headers: Records
     aggregates: Records
+    aggregate_headers: Records
+    open: npt.NDArray[np.int32]
+    merged: Records
     segment: npt.NDArray[np.uint8]
     pieces: Records
     posted: Records
@@ -378,8 +387,10 @@ def make_state(
     rows = 2 * queues + 1
     nothing = RegionMap.empty()
     ddp_buffers = MAX_DDP_BUFFERS if ddp_flows else 0
+    device = np.zeros(1, DEVICE)
+    device["trailers"] = 1
     return State(
-        device=np.zeros(1, DEVICE),
+        device=device,
         rx=np.zeros(queues, RX_QUEUE),
         tx=np.zeros(queues, TX_QUEUE),
         vectors=np.zeros(vectors, VECTOR),
@@ -394,6 +405,9 @@ def make_state(
         drops=np.zeros((rows, len(Drop)), np.int64),
         headers=np.zeros(1, HEADERS),
         aggregates=np.zeros(flows + 1, AGGREGATE),
+        aggregate_headers=np.zeros(flows + 1, HEADERS),
+        open=np.arange(flows + 1, dtype=np.int32),
+        merged=np.zeros(1, HEADERS),
         # As long as any packet: headers in it are parsed within the packet's length, also where only they are gathered.
         segment=np.zeros(MAX_PACKET, np.uint8),
         pieces=np.zeros(MAX_SEGMENTS, PIECE),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TX_PACKET, TX_TSO_CONTEXT, TxCompletionType, TxType
-from nicmodel.gvnic.dma import READ, WRITE, ask_for_pieces, fault, locate, read
+from nicmodel.gvnic.dma import READ, WRITE, ask_for_pieces, book, fault, locate, read
 from nicmodel.gvnic.state import MAX_PACKET, MAX_SEGMENTS, Drop, Purpose, Records, State
 from nicmodel.jit.addresses import copy, load_u64, publish_u64
 from nicmodel.jit.compiled import Record, compiled, i64, u64
@@ -95,13 +95,13 @@ def _report(state: State, queue: int, fields: int) -> None:
     tx = state.tx[queue]
     index = i64(tx.completion_index)
     address = tx.completion_ring + u64(index * _COMPLETION_SIZE)
-    host = locate(state, address, _COMPLETION_SIZE, WRITE)
+    host, region = locate(state, address, _COMPLETION_SIZE, WRITE)
     if host == 0:
         fault(state, address)
     else:
         publish_u64(host, u64(queue | fields | i64(tx.generation) << _GENERATION))
         row = len(state.rx) + queue
-        state.ledger[row, _COMPLETION, state.regions[state.device[0].region].kind] += _COMPLETION_SIZE
+        book(state, row, _COMPLETION, region, _COMPLETION_SIZE)
     index += 1
     if index == tx.completion_entries:
         index = 0
@@ -335,7 +335,7 @@ def transmit(
         ended = False
         while position != tail and not ended:
             address = tx.ring + u64(position * _SIZE)
-            host = locate(state, address, _SIZE, READ)
+            host, region = locate(state, address, _SIZE, READ)
             if host == 0:
                 # Without its ring the queue cannot go on: skip what was posted.
                 fault(state, address)
@@ -375,7 +375,7 @@ def transmit(
             out[2] = work
             return _FULL
 
-        state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += descriptors * _SIZE
+        book(state, row, _DESCRIPTOR, region, descriptors * _SIZE)
         header = 0
         payload = total
         mss = 0
@@ -425,10 +425,10 @@ def transmit(
         if reports > 0:
             at = head
             while at != position:
-                host = locate(state, tx.ring + u64(at * _SIZE), _SIZE, READ)
+                host, region = locate(state, tx.ring + u64(at * _SIZE), _SIZE, READ)
                 at = (at + 1) & mask
                 if host != 0:
-                    state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _SIZE
+                    book(state, row, _DESCRIPTOR, region, _SIZE)
                     high = load_u64(host + _U8)
                     if i64(high >> _DTYPE & _DTYPE_MASK) == _TYPE_PACKET and high & _REPORT != 0:
                         _report(state, queue, _DONE_DESCRIPTOR | at << _VALUE)

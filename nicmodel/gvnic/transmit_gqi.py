@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import GQI_TX_PACKET, GQI_TX_SEGMENT, GqiTxType
-from nicmodel.gvnic.dma import READ, WRITE, fault, locate
+from nicmodel.gvnic.dma import READ, WRITE, book, fault, locate
 from nicmodel.gvnic.pages import resolve
 from nicmodel.gvnic.receive_gqi import big_endian
 from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
@@ -98,14 +98,14 @@ def transmit_gqi(
         position = 0
         while position < descriptors:
             address = tx.ring + u64(((head + position) & mask) * _SIZE)
-            host = locate(state, address, _SIZE, READ)
+            host, region = locate(state, address, _SIZE, READ)
             if host == 0:
                 # Without its ring the queue cannot go on: skip what was posted.
                 fault(state, address)
                 state.drops[row, _DMA_FAULT] += 1
                 tx.head = tx.tail
                 return _ALL
-            state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _SIZE
+            book(state, row, _DESCRIPTOR, region, _SIZE)
             low = big_endian(load_u64(host))
             high = big_endian(load_u64(host + _U8))
             this = i64(low >> _TYPE & _BYTE) >> 4
@@ -172,10 +172,10 @@ def transmit_gqi(
     if head == before:
         return ended
     # The count of descriptors done is all that the driver learns.
-    host = locate(state, tx.completion_ring, 4, WRITE)
+    host, region = locate(state, tx.completion_ring, 4, WRITE)
     if host == 0:
         fault(state, tx.completion_ring)
     else:
         publish_u32(host, big_endian(u64(head)) >> u64(32))
-        state.ledger[row, _COMPLETION, state.regions[state.device[0].region].kind] += 4
+        book(state, row, _COMPLETION, region, 4)
     return ended

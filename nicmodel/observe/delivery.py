@@ -16,7 +16,7 @@ import numpy.typing as npt
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_PAD, GQI_RX_SLOT, RX_BUFFER, RX_COMPLETION
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Bits, explain
-from nicmodel.gvnic.owners import posted
+from nicmodel.gvnic.options.owners.lists import posted
 from nicmodel.gvnic.pages import resolve
 from nicmodel.gvnic.state import Drop, Records
 from nicmodel.observe.peek import peek_many

@@ -56,7 +56,7 @@ from nicmodel.gvnic.descriptors import (
 )
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Form, Layout, explain, size_of
-from nicmodel.gvnic.owners import posted
+from nicmodel.gvnic.options.owners.lists import posted
 from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.state import Drop, Records
 from nicmodel.nearest import did_you_mean

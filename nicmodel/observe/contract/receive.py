@@ -16,7 +16,7 @@ import numpy.typing as npt
 from nicmodel.gvnic.descriptors import GQI_RX_SLOT, RX_BUFFER, RX_BUFFER_OWNER
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Bits
-from nicmodel.gvnic.owners import identifiers, in_lists
+from nicmodel.gvnic.options.owners.lists import identifiers, in_lists
 from nicmodel.observe.contract.findings import Journal
 from nicmodel.observe.contract.mapped_memory import Addresses, MappedMemory
 from nicmodel.observe.contract.rings import Rings
