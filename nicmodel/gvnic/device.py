@@ -33,8 +33,9 @@ from nicmodel.gvnic.interrupts import Interrupts
 from nicmodel.gvnic.messages import Messages
 from nicmodel.gvnic.options.ddp.control import Ddp
 from nicmodel.gvnic.options.deferred.control import DeferredPlacement
-from nicmodel.gvnic.options.flush.hand_back import hand_back, hand_back_owned
-from nicmodel.gvnic.options.owners.lists import NOTHING
+from nicmodel.gvnic.options.flush.control import QueueFlush
+from nicmodel.gvnic.options.option import Option
+from nicmodel.gvnic.options.owners.control import BufferOwners
 from nicmodel.gvnic.options.receive import receive_with_options
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.port import Port
@@ -43,7 +44,7 @@ from nicmodel.gvnic.receive_dqo import receive_dqo
 from nicmodel.gvnic.receive_gqi import receive_gqi
 from nicmodel.gvnic.register_file import RegisterFile
 from nicmodel.gvnic.registers import Bar, DeviceStatus
-from nicmodel.gvnic.state import NIC_PAGE, SETTINGS, State, make_state
+from nicmodel.gvnic.state import SETTINGS, State, make_state
 from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit import transmit
@@ -94,9 +95,9 @@ def _make_state(profile: Profile) -> State:
         profile.max_flow_rules,
         RSS_LUT_SIZE,
         profile.coalesce_flows,
-        nic_pages=profile.deferred_bytes // NIC_PAGE,
+        deferred_bytes=profile.deferred_bytes,
         owners=profile.owners,
-        owned=profile.max_ring if profile.owners else 0,
+        owned=profile.max_ring,
         ddp_flows=profile.ddp_flows,
     )
     device = state.device
@@ -192,9 +193,24 @@ class Nic(Device):
             state, transmit, poller, self.port, self.dma, self.messages, self.interrupts, diagnostics
         )  # fmt: skip
         self.doorbells = Doorbells(state, self.ingress, self.egress, self.deferred, diagnostics)
-        self.admin = AdminQueue(self)
+        self._options = self._make_options()
+        self.admin = AdminQueue(self, self._options)
         self.registers = RegisterFile(name, profile.queues, self.admin, self.flush, self.deconfigure)
         self._load_packet_path()
+
+    def _make_options(self) -> tuple[Option, ...]:
+        """The options of the model's own that this NIC has."""
+        profile, state = self.profile, self.state
+        options: list[Option] = []
+        if self.deferred is not None:
+            options.append(self.deferred)
+        if profile.queue_flush:
+            options.append(QueueFlush(state, self.ingress, self.diagnostics))
+        if profile.owners:
+            options.append(BufferOwners(state, profile))
+        if profile.ddp_flows:
+            options.append(self.ddp)
+        return tuple(options)
 
     def _load_packet_path(self) -> None:
         """Run the compiled functions once on nothing: compiled at the first start ever, loaded from the cache later.
@@ -207,12 +223,8 @@ class Nic(Device):
         self.egress.load(transmit, transmit_gqi)
         self.interrupts.load()
         self.rules.reset()
-        if self.profile.queue_flush:
-            hand_back(self.state, 0)
-            if self.profile.owners:
-                hand_back_owned(self.state, 0, NOTHING)
-        if self.deferred is not None:
-            self.deferred.load()
+        for option in self._options:
+            option.load()
 
     @property
     def wire(self) -> Wire:
@@ -241,8 +253,8 @@ class Nic(Device):
         if self._gatherer is not None:
             self._gatherer.stop()
         self.statistics.detach()
-        if self.deferred is not None:
-            self.deferred.stop()
+        for option in self._options:
+            option.stop()
 
     # The client and its memory.
 
@@ -407,7 +419,7 @@ class Nic(Device):
             self.statistics.detach,
             self.pages.clear,
             self.rules.reset,
-            self.ddp.reset,
+            *(option.reset for option in self._options),
             self.rss.reset,
             self.interrupts.cancel,
         )
@@ -458,38 +470,6 @@ class Nic(Device):
         self._drop_rx(queue)
         self.ingress.retry()
 
-    def set_owners(self, queue: int, owners: int) -> None:
-        """Let the buffers of a receive queue, which has none yet, have `owners` owners; this ends with the queue."""
-        entries = self.state.owners[queue]
-        entries[SETTINGS[entries.dtype]] = 0
-        rx = self.state.rx[queue : queue + 1]
-        rx["owners"], rx["lookahead"] = owners, self.profile.owner_lookahead
-
-    def flush_rx(self, queue: int, owner: int = NOTHING) -> None:
-        """Hand a receive queue's buffers back, which the device does not touch again; the queue and its rings stay.
-
-        Frames that wait for these buffers are dropped: the next ones may be somebody else's.
-
-        Args:
-            queue: the queue.
-            owner: whose buffers; `NOTHING`: all.
-        """
-        whose = None if owner == NOTHING else owner
-        if self.diagnostics.observers:
-            self.diagnostics.tell(events.Flushing(queue, whose))
-        if self.state.rx[queue]["owners"]:
-            hand_back_owned(self.state, queue, owner)
-        else:
-            hand_back(self.state, queue)
-        if self.diagnostics.observers:
-            with self.diagnostics.surviving("observer"):  # what waits for these buffers must go, whoever looks on
-                self.diagnostics.tell(events.Flushed(queue, whose))
-        gate = self.state.rx[queue : queue + 1] if owner == NOTHING else self.state.owners[queue, owner : owner + 1]
-        name, shut = ("active", 0) if owner == NOTHING else ("closed", 1)
-        gate[name] = shut
-        self.ingress.retry()
-        gate[name] = 1 - shut
-
     def destroy_tx(self, queue: int) -> None:
         """Stop a transmit queue; what was posted and not fetched is forgotten."""
         self._drop_tx(queue)
@@ -497,8 +477,8 @@ class Nic(Device):
     def _drop_rx(self, queue: int) -> None:
         self.lives[f"rx{queue}"] += 1
         _clear(self.state.rx[queue : queue + 1])
-        if self.deferred is not None:
-            self.deferred.end(queue)
+        for option in self._options:
+            option.end(queue)
 
     def _drop_tx(self, queue: int) -> None:
         self.lives[f"tx{queue}"] += 1

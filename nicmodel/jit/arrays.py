@@ -29,7 +29,7 @@ _WORD = ir.IntType(64)
 class Arrays:
     """Named C-contiguous arrays, passed to compiled code by reference.
 
-    An attribute is set once to each of the arrays that the class annotates, in the order of the annotations. It may be
+    An attribute is set once to each of the arrays that the class annotates, or one that it is derived from. It may be
     set again, to an array of the same type, but not while compiled code runs.
 
     Attributes:
@@ -57,7 +57,8 @@ class Arrays:
     @classmethod
     def names(cls) -> list[str]:
         """The names of the arrays."""
-        return [name for name in cls.__annotations__ if name != "address"]
+        classes = [one for one in reversed(cls.__mro__) if issubclass(one, Arrays) and one is not Arrays]
+        return [name for one in classes for name in one.__annotations__]
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; that of an array also for compiled code.

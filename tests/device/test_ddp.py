@@ -15,8 +15,9 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
 from nicmodel.gvnic.commands import CONFIGURE_DDP, DDP_PIECE, DdpDigest, DdpOperation, Inner, OptionId, Status
+from nicmodel.gvnic.options.ddp.state import MAX_DDP_PIECES
 from nicmodel.gvnic.profile import Profile, parse_mac
-from nicmodel.gvnic.state import MAX_DDP_PIECES, Purpose
+from nicmodel.gvnic.state import Purpose
 from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.observe.trace import Tracer

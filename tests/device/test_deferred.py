@@ -12,8 +12,9 @@ import pytest
 from nicmodel.gvnic import events
 from nicmodel.gvnic.commands import Inner, OptionId, Status
 from nicmodel.gvnic.descriptors import PlacementStatus
+from nicmodel.gvnic.options.deferred.state import NIC_PAGE
 from nicmodel.gvnic.profile import Profile, parse_mac
-from nicmodel.gvnic.state import NIC_PAGE, Drop, Purpose
+from nicmodel.gvnic.state import Drop, Purpose
 from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import Gso

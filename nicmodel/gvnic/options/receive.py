@@ -11,7 +11,8 @@ import numpy.typing as npt
 from nicmodel.gvnic.descriptors import RX_DDP, RX_DEFERRED
 from nicmodel.gvnic.dma import fault
 from nicmodel.gvnic.options.ddp.engine import place_directly
-from nicmodel.gvnic.options.deferred.payload import ELSE_DROP, has_room, keep
+from nicmodel.gvnic.options.deferred.payload import has_room, keep
+from nicmodel.gvnic.options.deferred.state import ELSE_DROP
 from nicmodel.gvnic.options.owners.lists import owned, owner_of, reject_owned, turn_back, turn_to_owner
 from nicmodel.gvnic.receive import (
     Batch,

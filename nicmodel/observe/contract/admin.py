@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nicmodel.gvnic import commands as c
-from nicmodel.gvnic.admin import MAX_BUFFER, MAX_RING, MIN_BUFFER
+from nicmodel.gvnic.admin import MAX_BUFFER, MIN_BUFFER
 from nicmodel.gvnic.commands import (
     FlowOperation,
     FlowQuery,
@@ -22,6 +22,7 @@ from nicmodel.gvnic.commands import (
 from nicmodel.gvnic.descriptors import GQI_SEQUENCE
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Layout, explain
+from nicmodel.gvnic.refusal import MAX_RING
 from nicmodel.observe.contract.findings import Journal
 from nicmodel.observe.contract.mapped_memory import MappedMemory
 from nicmodel.observe.contract.rings import Ring, Rings

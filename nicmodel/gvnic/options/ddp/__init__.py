@@ -38,6 +38,7 @@ in a buffer is never relied upon without a record.
 
 The device writes inside of the pieces of the buffer that was set up for the command, and nowhere else: a run of an
 unknown command, or one that would leave the buffer, or a buffer that is not mapped (or shared without a descriptor),
-stays in the packet and is counted (`nicmodel.gvnic.state.DDP`). Frames whose TCP checksum is wrong are not looked at.
-The queue is one of a DQO format; headers and digests have to be read, so its buffers belong into ordinary memory.
+stays in the packet and is counted (`nicmodel.gvnic.options.ddp.state.DDP`). Frames whose TCP checksum is wrong are not
+looked at. The queue is one of a DQO format; headers and digests have to be read, so its buffers belong into ordinary
+memory.
 """

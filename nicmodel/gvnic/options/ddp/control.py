@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nicmodel.gvnic.commands import DdpDigest, Status
+from nicmodel.gvnic.commands import DDP_PIECE, DdpDigest, DdpOperation, Inner, Status
+from nicmodel.gvnic.options.ddp.state import MAX_DDP_PIECES
+from nicmodel.gvnic.options.option import Handlers, Option
+from nicmodel.gvnic.refusal import AdminError, require
 from nicmodel.gvnic.state import Records, State
 from nicmodel.packet.nvme_tcp import confirm, start
 
-
-class DdpError(Exception):
-    """A setting that cannot be; `status` is what the admin command gets."""
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+if TYPE_CHECKING:
+    from nicmodel.gvnic.admin import AdminQueue
 
 
-class Ddp:
+class Ddp(Option):
     """Flows and buffers as the admin queue sets them; the packet path reads the arrays in `State`."""
 
     def __init__(self, state: State) -> None:
         self._state = state
+
+    def handlers(self, admin: AdminQueue) -> Handlers:
+        """See `Option`."""
+        return {Inner.CONFIGURE_DDP: lambda inner: self._configure(admin, inner)}
+
+    def _configure(self, admin: AdminQueue, inner: np.void) -> None:
+        operation = int(inner["operation"])
+        flow, command, sequence = int(inner["flow"]), int(inner["command"]), int(inner["sequence"])
+        if operation in (DdpOperation.ADD_FLOW4, DdpOperation.ADD_FLOW6):
+            size = 4 if operation == DdpOperation.ADD_FLOW4 else 16
+            addresses = inner["source"].tobytes()[:size], inner["destination"].tobytes()[:size]
+            ports = int(inner["source_port"]), int(inner["destination_port"])
+            self.add_flow(flow, *addresses, *ports, sequence, int(inner["digests"]))
+        elif operation == DdpOperation.DELETE_FLOW:
+            self.delete_flow(flow)
+        elif operation == DdpOperation.SET_UP:
+            count = int(inner["count"])
+            require(0 < count <= MAX_DDP_PIECES, Status.INVALID_ARGUMENT, f"a buffer of {count} pieces")
+            raw = admin.nic.dma.read(int(inner["address"]), count * DDP_PIECE.itemsize)
+            self.set_up(flow, command, np.frombuffer(raw, DDP_PIECE))
+        elif operation == DdpOperation.TEAR_DOWN:
+            self.tear_down(flow, command)
+        elif operation == DdpOperation.RESYNC:
+            self.resync(flow, sequence)
+        else:
+            raise AdminError(Status.INVALID_ARGUMENT, f"operation {operation} of direct data placement")
 
     @property
     def capacity(self) -> int:
@@ -32,12 +56,12 @@ class Ddp:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What was counted since the server's start, by the names of `nicmodel.gvnic.state.DDP`."""
+        """What was counted since the server's start, by the names of `nicmodel.gvnic.options.ddp.state.DDP`."""
         counts = self._state.ddp
         return {name: int(counts[name][0]) for name in counts.dtype.names or ()}
 
     def reset(self) -> None:
-        """Forget all flows and buffers."""
+        """See `Option`: all flows and buffers are forgotten."""
         state = self._state
         for flow in np.flatnonzero(state.ddp_flows["active"]).tolist():
             self.delete_flow(flow)
@@ -58,13 +82,13 @@ class Ddp:
             digests: those in use, `DdpDigest`.
 
         Raises:
-            DdpError: the number is taken or there is none such, the flow is there already, or unknown digests.
+            AdminError: the number is taken or there is none such, the flow is there already, or unknown digests.
         """
         state = self._state
         if flow >= self.capacity:
-            raise DdpError(Status.OUT_OF_RANGE, f"flow {flow} of {self.capacity}")
+            raise AdminError(Status.OUT_OF_RANGE, f"flow {flow} of {self.capacity}")
         if digests & ~int(DdpDigest.HEADER | DdpDigest.DATA):
-            raise DdpError(Status.INVALID_ARGUMENT, f"digests {digests:#x}")
+            raise AdminError(Status.INVALID_ARGUMENT, f"digests {digests:#x}")
         new = np.zeros(1, state.ddp_flows.dtype)
         new["active"] = 1
         new["address_size"] = len(source)
@@ -74,7 +98,7 @@ class Ddp:
         active = state.ddp_flows["active"] != 0
         keys = ["address_size", "ports", "words"]
         if active[flow] or (state.ddp_flows[active][keys] == new[keys]).any():
-            raise DdpError(Status.ALREADY_EXISTS, f"flow {flow}, or its addresses, are in use")
+            raise AdminError(Status.ALREADY_EXISTS, f"flow {flow}, or its addresses, are in use")
         state.ddp_flows[flow] = new[0]
         start(self._tracker(flow), sequence, bool(digests & DdpDigest.HEADER), bool(digests & DdpDigest.DATA))
         self._look_at_flows()
@@ -83,7 +107,7 @@ class Ddp:
         """Forget a flow and its buffers.
 
         Raises:
-            DdpError: there is none of that number.
+            AdminError: there is none of that number.
         """
         self._require(flow)
         state = self._state
@@ -102,21 +126,21 @@ class Ddp:
             pieces: what the buffer consists of, `nicmodel.gvnic.commands.DDP_PIECE`, at most `MAX_DDP_PIECES`.
 
         Raises:
-            DdpError: no such flow, the command has a buffer already, a piece is empty or wraps around, or no more
+            AdminError: no such flow, the command has a buffer already, a piece is empty or wraps around, or no more
                 buffers can be.
         """
         self._require(flow)
         state = self._state
         if state.ddp_index[flow, command]:
-            raise DdpError(Status.ALREADY_EXISTS, f"command {command} of flow {flow} has a buffer already")
+            raise AdminError(Status.ALREADY_EXISTS, f"command {command} of flow {flow} has a buffer already")
         places, lengths = pieces["address"].astype(object), pieces["length"].astype(object)
         if any(length == 0 or place + length > 1 << 64 for place, length in zip(places, lengths, strict=True)):
-            raise DdpError(Status.INVALID_ARGUMENT, "a piece that is empty, or ends beyond the last address")
+            raise AdminError(Status.INVALID_ARGUMENT, "a piece that is empty, or ends beyond the last address")
         if lengths.sum() >= 1 << 32:
-            raise DdpError(Status.INVALID_ARGUMENT, f"a buffer of {lengths.sum()} bytes")
+            raise AdminError(Status.INVALID_ARGUMENT, f"a buffer of {lengths.sum()} bytes")
         free = np.flatnonzero(state.ddp_buffers["active"] == 0)
         if not len(free):
-            raise DdpError(Status.RESOURCE_EXHAUSTED, f"there are {len(state.ddp_buffers)} buffers already")
+            raise AdminError(Status.RESOURCE_EXHAUSTED, f"there are {len(state.ddp_buffers)} buffers already")
         number = int(free[0])
         ends = np.cumsum(pieces["length"].astype(np.int64))
         state.ddp_pieces[number, : len(pieces)]["address"] = pieces["address"]
@@ -128,25 +152,25 @@ class Ddp:
         """Have nothing more written to the buffer of a command.
 
         Raises:
-            DdpError: no such flow, or the command has no buffer.
+            AdminError: no such flow, or the command has no buffer.
         """
         self._require(flow)
         number = int(self._state.ddp_index[flow, command]) - 1
         if number < 0:
-            raise DdpError(Status.NOT_FOUND, f"command {command} of flow {flow} has no buffer")
+            raise AdminError(Status.NOT_FOUND, f"command {command} of flow {flow} has no buffer")
         self._free(number)
 
     def resync(self, flow: int, sequence: int) -> None:
         """Learn that a PDU begins at a sequence number.
 
         Raises:
-            DdpError: no such flow, or that does not help any more (`nicmodel.packet.nvme_tcp.confirm`).
+            AdminError: no such flow, or that does not help any more (`nicmodel.packet.nvme_tcp.confirm`).
         """
         self._require(flow)
         counts = self._state.ddp
         if not confirm(self._tracker(flow), sequence):
             counts["refused"] += 1
-            raise DdpError(Status.FAILED_PRECONDITION, f"sequence number {sequence} of flow {flow} has passed")
+            raise AdminError(Status.FAILED_PRECONDITION, f"sequence number {sequence} of flow {flow} has passed")
         counts["confirmed"] += 1
 
     def _look_at_flows(self) -> None:
@@ -160,7 +184,7 @@ class Ddp:
 
     def _require(self, flow: int) -> None:
         if flow >= self.capacity or not self._state.ddp_flows["active"][flow]:
-            raise DdpError(Status.NOT_FOUND, f"no flow {flow}")
+            raise AdminError(Status.NOT_FOUND, f"no flow {flow}")
 
     def _free(self, number: int) -> None:
         buffer = self._state.ddp_buffers[number]

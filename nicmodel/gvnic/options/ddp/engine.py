@@ -6,8 +6,9 @@ import numpy as np
 
 from nicmodel.gvnic.descriptors import PLACEMENT, RX_DDP
 from nicmodel.gvnic.dma import WRITE, accessible, fault, locate, write
+from nicmodel.gvnic.options.ddp.state import MAX_PLACEMENTS
 from nicmodel.gvnic.receive import Batch, Packet
-from nicmodel.gvnic.state import MAX_PLACEMENTS, Purpose, Records, State
+from nicmodel.gvnic.state import Purpose, Records, State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.packet.headers import L4

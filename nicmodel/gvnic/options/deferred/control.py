@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from nicmodel.gvnic import events
+from nicmodel.gvnic.commands import DeferFlag, Inner, Status
+from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST
 from nicmodel.gvnic.diagnostics import Diagnostics
-from nicmodel.gvnic.options.deferred.payload import ELSE_AT_ONCE, ELSE_DROP, discard, expire
+from nicmodel.gvnic.options.deferred.payload import discard, expire
 from nicmodel.gvnic.options.deferred.requests import place
-from nicmodel.gvnic.state import NIC_PAGE, SETTINGS, State
+from nicmodel.gvnic.options.deferred.state import ELSE_AT_ONCE, ELSE_DROP, NIC_PAGE
+from nicmodel.gvnic.options.option import Handlers, Option
+from nicmodel.gvnic.refusal import check_ring, require
+from nicmodel.gvnic.state import SETTINGS, State
 from nicmodel.vfio_user.poll import Budget, EventLoop, Timer
+
+if TYPE_CHECKING:
+    from nicmodel.gvnic.admin import AdminQueue
 
 #: The most entries of a placement ring.
 MAX_PLACEMENT_RING = 4096
@@ -18,7 +29,7 @@ MAX_PLACEMENT_RING = 4096
 _BYTES_PER_TURN = 1 << 22
 
 
-class DeferredPlacement:
+class DeferredPlacement(Option):
     """The option's control: which queues have it, their doorbells, and the timeout.
 
     Args:
@@ -48,35 +59,37 @@ class DeferredPlacement:
         self._timer: Timer | None = None
         self._rung: dict[int, None] = {}
         self._flushes = Budget(poller, 1)
-        self._form()
 
     def load(self) -> None:
-        """Run the compiled functions once on nothing (`Nic`)."""
+        """See `Option`."""
         place(self._state, 0, 0)
         discard(self._state, 0)
         expire(self._state, 0)
 
-    def _form(self) -> None:
-        """All pages free."""
-        state = self._state
-        pages = len(state.nic_pages)
-        state.nic_pages["next"] = [*range(1, pages), -1]
-        state.nic_pages["queue"] = -1
-        state.nic_memory["free"], state.nic_memory["free_pages"] = 0, pages
-        state.nic_memory["oldest"] = state.nic_memory["newest"] = -1
+    def handlers(self, admin: AdminQueue) -> Handlers:
+        """See `Option`."""
+        return {Inner.CONFIGURE_DEFERRED_PLACEMENT: lambda inner: self._configure(admin, inner)}
 
-    def enable(self, queue: int, *, headers_only: bool, request_ring: int, completion_ring: int, entries: int) -> None:
+    def _configure(self, admin: AdminQueue, inner: np.void) -> None:
         """Have a receive queue keep its payload from now on; it ends with the queue."""
-        state = self._state
+        queue, entries, state = admin.live_rx_queue(inner), int(inner["entries"]), self._state
+        rx = state.rx[queue]
+        require(rx["header_size"] > 0, Status.FAILED_PRECONDITION, f"RX queue {queue} has no header split")
+        require(not rx["deferred"], Status.ALREADY_EXISTS, f"RX queue {queue} has a placement ring")
+        require(entries <= MAX_PLACEMENT_RING, Status.INVALID_ARGUMENT, f"placement ring of {entries} entries")
+        requests, completions = int(inner["request_ring_address"]), int(inner["completion_ring_address"])
+        check_ring("placement", requests, entries, PLACEMENT_REQUEST.size)
+        check_ring("placement completion", completions, entries, PLACEMENT_COMPLETION.size)
+        admin.answer_resources(inner, admin.nic.doorbells.placement(queue), 0)
         record = state.placement_rings[queue : queue + 1]
         record[SETTINGS[record.dtype]] = 0
-        record["request_ring"], record["completion_ring"], record["entries"] = request_ring, completion_ring, entries
+        record["request_ring"], record["completion_ring"], record["entries"] = requests, completions, entries
         record["generation"] = 1
         record["budget"] = self._budget
-        state.rx[queue]["deferred"] = ELSE_DROP if headers_only else ELSE_AT_ONCE
+        rx["deferred"] = ELSE_DROP if inner["flags"] & DeferFlag.HEADERS_ONLY else ELSE_AT_ONCE
 
     def end(self, queue: int) -> None:
-        """The queue has ended: what was kept for it is dropped."""
+        """See `Option`: what was kept for the queue is dropped."""
         state = self._state
         self._rung.pop(queue, None)
         record = state.placement_rings[queue : queue + 1]
@@ -122,7 +135,7 @@ class DeferredPlacement:
         self.watch()
 
     def stop(self) -> None:
-        """Cancel the timer."""
+        """See `Option`."""
         if self._timer is not None:
             self._poller.cancel(self._timer)
             self._timer = None

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from nicmodel.gvnic.options.deferred.state import NIC_PAGE
 from nicmodel.gvnic.receive import Batch, Packet
-from nicmodel.gvnic.state import NIC_PAGE, State
+from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import compiled, i64, inlined, u64
-
-#: `RX_QUEUE.deferred`: 0 is off. A payload for which there is no room goes to the queue's buffers, or its packet is
-#: dropped.
-ELSE_AT_ONCE, ELSE_DROP = 1, 2
 
 #: `expire` found nothing that is kept.
 NEVER = np.iinfo(np.int64).max

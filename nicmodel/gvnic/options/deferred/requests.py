@@ -5,7 +5,8 @@ from __future__ import annotations
 from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, PlacementStatus
 from nicmodel.gvnic.dma import READ, WRITE, accessible, book, fault, locate, write
 from nicmodel.gvnic.options.deferred.payload import GENERATION_SHIFT, PAGE_MASK, free
-from nicmodel.gvnic.state import MAX_SEGMENTS, NIC_PAGE, Purpose, State
+from nicmodel.gvnic.options.deferred.state import NIC_PAGE
+from nicmodel.gvnic.state import MAX_SEGMENTS, Purpose, State
 from nicmodel.jit.addresses import load_u64, publish_u64
 from nicmodel.jit.compiled import compiled, i64, inlined, u64
 
