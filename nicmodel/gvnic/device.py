@@ -47,7 +47,7 @@ from nicmodel.gvnic.registers import Bar, DeviceStatus
 from nicmodel.gvnic.state import SETTINGS, State, make_state
 from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
-from nicmodel.gvnic.transmit import transmit
+from nicmodel.gvnic.transmit_dqo import transmit_dqo
 from nicmodel.gvnic.transmit_gqi import transmit_gqi
 from nicmodel.jit.compiled import u64
 from nicmodel.packet.lost import survive_lost_memory
@@ -190,7 +190,7 @@ class Nic(Device):
         if profile.coalesce_usecs:
             self._gatherer = Gatherer(poller, profile.coalesce_usecs, self.ingress.deliver)
         self.egress = Egress(
-            state, transmit, poller, self.port, self.dma, self.messages, self.interrupts, diagnostics
+            state, transmit_dqo, poller, self.port, self.dma, self.messages, self.interrupts, diagnostics
         )  # fmt: skip
         self.doorbells = Doorbells(state, self.ingress, self.egress, self.deferred, diagnostics)
         self._options = self._make_options()
@@ -220,7 +220,7 @@ class Nic(Device):
         survive_lost_memory(WINDOWS.words)
         find(*self.state.memory_map, u64(0))
         self.ingress.load(self._receive_dqo, receive_gqi)
-        self.egress.load(transmit, transmit_gqi)
+        self.egress.load(transmit_dqo, transmit_gqi)
         self.interrupts.load()
         self.rules.reset()
         for option in self._options:
@@ -405,7 +405,7 @@ class Nic(Device):
         gqi = queue_format in (QueueFormat.GQI_RDA, QueueFormat.GQI_QPL)
         self.state.device["gqi"] = self.doorbells.gqi = gqi
         self.ingress.receive = receive_gqi if gqi else self._receive_dqo
-        self.egress.transmit = transmit_gqi if gqi else transmit
+        self.egress.transmit = transmit_gqi if gqi else transmit_dqo
         self.interrupts.configure(blocks, base)
         self._update_running()
 

@@ -82,6 +82,13 @@ def reachable(state: State, address: int, count: int, right: int) -> bool:
 
 
 @inlined
+def reachable_at_once(state: State, address: int, count: int, right: int) -> bool:
+    """The same as `reachable`, but false for memory without a descriptor, which is reached by messages only."""
+    host, _ = locate(state, address, count, right)
+    return host != _NOWHERE or (state.device[0].remote == 0 and accessible(state, address, count, right))
+
+
+@inlined
 def locate(state: State, address: int, count: int, right: int) -> tuple[int, int]:
     """Where `count` bytes at guest address `address` are, if one region holds them all.
 

@@ -31,7 +31,7 @@ class Egress:
 
     Args:
         state: the NIC's.
-        transmit: the compiled function (`nicmodel.gvnic.transmit.transmit`).
+        transmit: the compiled function (such as `nicmodel.gvnic.transmit_dqo.transmit_dqo`).
         poller: the event loop.
         port: the wire.
         dma: guest memory.

@@ -303,9 +303,9 @@ def receive_dqo(
 
     Args:
         state: the device.
-        data: see `Batch`, also for the others.
-        frames: records of the batch.
-        count: number of frames in the batch.
+        data: the batch's bytes; for what they and the others are see `nicmodel.gvnic.receive.Batch`.
+        frames: its records.
+        count: number of frames in it.
         now: time in ns.
         oldest: since when frames from the backlog may have waited.
         limit: most frames in the backlog for one queue.

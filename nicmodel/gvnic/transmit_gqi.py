@@ -1,4 +1,6 @@
-"""Transmit on a GQI queue: descriptors say the offsets that DQO leaves to be parsed, completion is a counter.
+"""Transmit on the queues of the GQI formats.
+
+Descriptors say the offsets that DQO leaves to be parsed, and completion is a counter.
 
 Source: Linux drivers/net/ethernet/google/gve/gve_tx.c.
 """
@@ -13,7 +15,7 @@ from nicmodel.gvnic.dma import READ, WRITE, book, fault, locate
 from nicmodel.gvnic.pages import resolve
 from nicmodel.gvnic.receive_gqi import big_endian
 from nicmodel.gvnic.state import MAX_SEGMENTS, Drop, Purpose, Records, State
-from nicmodel.gvnic.transmit import Taken, plan_segments, send_plain, send_segments
+from nicmodel.gvnic.transmit import Taken, begin, plan, room, send
 from nicmodel.jit.addresses import load_u64, publish_u32
 from nicmodel.jit.compiled import compiled, i64, u64
 
@@ -68,24 +70,22 @@ def _add_pieces(state: State, queue: int, count: int, address: int, length: int)
 
 @compiled
 def transmit_gqi(
-    state: State, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records, out: npt.NDArray[np.int64],
+    state: State, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records, used: npt.NDArray[np.int64],
     share: npt.NDArray[np.int64], headroom: int, offloads: int,
 ) -> int:  # fmt: skip
-    """As `nicmodel.gvnic.transmit.transmit`, for a queue of a GQI format."""
+    """As `nicmodel.gvnic.transmit_dqo.transmit_dqo`, for a queue of a GQI format."""
+    out = begin(out_data, out_frames, used, share, headroom, offloads)
     tx = state.tx[queue]
     row = len(state.rx) + queue
     mask = i64(tx.entries - 1)
     head = i64(tx.head)
     before = head
     ended = _ALL
-    most_frames = min(out[0] + share[0], len(out_frames))
-    most_bytes = min(out[1] + share[1], len(out_data))
-    most_work = out[2] + share[2]
     while True:
         waiting = (i64(tx.tail) - head) & _COUNT_MASK
         if waiting == 0:
             break
-        if out[2] >= most_work:
+        if used[2] >= out.most_work:
             ended = _SHARE
             break
         verdict = _NONE
@@ -129,7 +129,7 @@ def transmit_gqi(
                     verdict = _BAD_DESCRIPTOR
                     pieces = 0
             position += 1
-        out[2] += position
+        used[2] += position
         if descriptors > waiting:
             break
 
@@ -138,30 +138,15 @@ def transmit_gqi(
             gathered += state.pieces[k].length
         if verdict == _NONE and (gathered != total or total == 0):
             verdict = _BAD_DESCRIPTOR
-        frames = 1
-        needed = headroom + total
-        header = 0
-        whole = False
-        if verdict == _NONE and kind == _TSO:
-            verdict, header, whole = plan_segments(state, queue, total, 0, mss, offloads)
-            if verdict == _NONE:
-                frames = (total - header + mss - 1) // mss
-                needed = frames * (headroom + header) + total - header
-        if verdict == _NONE and (out[1] + needed > most_bytes or out[0] + frames > most_frames):
-            fits = out[1] + needed <= len(out_data) and out[0] + frames <= len(out_frames)
-            if out[0] > 0 and (not fits or head != before):
-                ended = _SHARE if fits else _FULL
-                break
-            if not fits:
-                verdict = _BAD_DESCRIPTOR
         if verdict == _NONE:
-            if kind == _TSO:
-                out[2] += frames
-                verdict = send_segments(
-                    state, queue, header, total - header, mss, whole, out_data, out_frames, out, headroom, offloads
-                )
-            else:
-                verdict = send_plain(state, queue, total, checksum, out_data, out_frames, out, headroom, offloads)
+            planned = plan(state, queue, out, total, kind == _TSO, 0, mss, total)
+            verdict = planned.verdict
+            if verdict == _NONE:
+                ended, verdict = room(out, planned, head == before)
+                if ended != _ALL:
+                    break
+            if verdict == _NONE:
+                verdict = send(state, queue, out, planned, checksum)
         if verdict != _NONE:
             state.drops[row, verdict] += 1
         tx.packets += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nicmodel.gvnic.descriptors import PLACEMENT, RX_DDP
-from nicmodel.gvnic.dma import WRITE, accessible, fault, locate, write
+from nicmodel.gvnic.dma import WRITE, fault, reachable_at_once, write
 from nicmodel.gvnic.options.ddp.state import MAX_PLACEMENTS
 from nicmodel.gvnic.receive import Batch, Packet
 from nicmodel.gvnic.state import Purpose, Records, State
@@ -85,9 +85,7 @@ def _write_run(state: State, queue: int, number: int, offset: int, source: int, 
             address = pieces[piece].address + u64(offset + done - before)
             if writing == 0:
                 # Messages, for memory without a descriptor, are few: pieces may be small.
-                if locate(state, address, length, WRITE)[0] == 0 and (
-                    state.device[0].remote != 0 or not accessible(state, address, length, WRITE)
-                ):
+                if not reachable_at_once(state, address, length, WRITE):
                     fault(state, address)
                     return False
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, PlacementStatus
-from nicmodel.gvnic.dma import READ, WRITE, accessible, book, fault, locate, write
+from nicmodel.gvnic.dma import READ, WRITE, book, fault, locate, reachable_at_once, write
 from nicmodel.gvnic.options.deferred.payload import GENERATION_SHIFT, PAGE_MASK, free
 from nicmodel.gvnic.options.deferred.state import NIC_PAGE
 from nicmodel.gvnic.state import MAX_SEGMENTS, Purpose, State
@@ -26,14 +26,6 @@ _DROP_SHIFT, _END_SHIFT = PLACEMENT_REQUEST.drop.shift, PLACEMENT_REQUEST.end_of
 _REPLY_SIZE = PLACEMENT_COMPLETION.size
 _REPLY_HANDLE, _REPLY_HEAD = PLACEMENT_COMPLETION.handle.shift, PLACEMENT_COMPLETION.head.shift
 _REPLY_STATUS, _REPLY_GENERATION = PLACEMENT_COMPLETION.status.shift, PLACEMENT_COMPLETION.generation.shift
-
-
-@inlined
-def _in_reach(state: State, address: int, count: int) -> bool:
-    """Whether `count` bytes can be written at once: memory without a descriptor is reached by messages only."""
-    if locate(state, address, count, WRITE)[0] != 0:
-        return True
-    return bool(state.device[0].remote == 0 and accessible(state, address, count, WRITE))
 
 
 @inlined
@@ -61,7 +53,7 @@ def _execute(state: State, queue: int, handle: int, pieces: int, total: int, dro
         free(state, first)
         return _DROPPED
     for k in range(pieces):
-        if not _in_reach(state, state.pieces[k].address, i64(state.pieces[k].length)):
+        if not reachable_at_once(state, state.pieces[k].address, i64(state.pieces[k].length), WRITE):
             fault(state, state.pieces[k].address)
             placement.faults += 1
             return _DMA_FAULT
