@@ -7,7 +7,7 @@ but its program gives nothing back. Asked is what A has of it, and whose memory 
 
 - *plain*: the ring knows nothing of owners, as today's;
 - *tagged, in order*: the NIC obeys the owners' tags, but looks no further than the ring's next buffer;
-- *tagged, sorted*: it looks ahead and keeps a list for each owner (`nicmodel.gvnic.owners`).
+- *tagged, sorted*: it looks ahead and keeps a list for each owner (`nicmodel.gvnic.options.owners`).
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ from nicmodel.faults.scenario import Scenario
 from nicmodel.faults.wire import load as load_wire_faults
 from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.model import Gvnic
-from nicmodel.gvnic.profile import PROFILES, SETTINGS, Profile, Section, named_profile, parse_mac, random_mac
+from nicmodel.gvnic.profile import PROFILES, SETTINGS, Profile, named_profile, parse_mac, random_mac
+from nicmodel.gvnic.setting import Section
 from nicmodel.host import Host
 from nicmodel.nearest import Choice
 from nicmodel.observe.compiling import announce

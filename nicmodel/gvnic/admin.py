@@ -10,27 +10,25 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
 
 from nicmodel.gvnic import commands as c
-from nicmodel.gvnic.commands import DdpOperation, FlowOperation, Inner, Opcode, OptionId, OsType, QueueFormat, Status
-from nicmodel.gvnic.ddp import Ddp, DdpError
-from nicmodel.gvnic.deferred import MAX_PLACEMENT_RING, DeferredPlacement
+from nicmodel.gvnic.commands import FlowOperation, Inner, Opcode, OptionId, OsType, QueueFormat, Status
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
     GQI_RX_SLOT,
     GQI_TX_PACKET,
-    PLACEMENT_COMPLETION,
-    PLACEMENT_REQUEST,
 )
 from nicmodel.gvnic.doorbells import Doorbells
 from nicmodel.gvnic.layout import explain
+from nicmodel.gvnic.options.option import Option
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
-from nicmodel.gvnic.state import MAX_DDP_PIECES, State
+from nicmodel.gvnic.refusal import AdminError, check_ring, require
+from nicmodel.gvnic.state import State
 from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss, SteeringError
 from nicmodel.nic import events
@@ -45,7 +43,6 @@ log = logging.getLogger(__name__)
 
 #: Smallest and largest receive buffer that is accepted, bytes: what the length field of a completion can say.
 MIN_BUFFER, MAX_BUFFER = 256, 16256
-MAX_RING = 1 << 15
 #: Receive buffers of the GQI formats, and the size of a registered page, where an old driver does not say them.
 GQI_BUFFER, PAGE_SIZE = 2048, 4096
 #: Largest page of a page list: 1 GiB, the largest page that a processor has.
@@ -59,19 +56,6 @@ MAX_UNKNOWN = 16
 _OPCODES, _INNER = frozenset(Opcode), frozenset(Inner)
 #: The device descriptor has 16 bits for their number.
 MAX_COUNTERS = 0xFFFF
-
-
-class AdminError(Exception):
-    """A command that cannot be done: its status, and why for the log."""
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-def _require(condition: bool, status: Status, reason: str) -> None:
-    if not condition:
-        raise AdminError(status, reason)
 
 
 def ptype_map() -> bytes:
@@ -100,8 +84,6 @@ class Commanded(Protocol):
     pages: PageLists
     rss: Rss
     rules: FlowRules
-    ddp: Ddp
-    deferred: DeferredPlacement | None
     statistics: Statistics
 
     @property
@@ -130,20 +112,16 @@ class Commanded(Protocol):
     def destroy_rx(self, queue: int) -> None:
         """Stop a receive queue."""
 
-    def flush_rx(self, queue: int, owner: int = ...) -> None:
-        """Hand a receive queue's buffers back; those of one owner, or all."""
-
-    def set_owners(self, queue: int, owners: int) -> None:
-        """Let the buffers of a receive queue have so many owners."""
-
 
 class AdminQueue:
     """Executes commands.
 
     Args:
         nic: what they act on.
+        options: the options of the model's own that it has; they execute their commands themselves.
 
     Attributes:
+        nic: see above.
         base: guest address of the queue; 0 while there is none.
         slots: its number of commands.
         counter: commands completed, 32 bits, as the event counter register shows it.
@@ -152,8 +130,8 @@ class AdminQueue:
         executed: number of commands by name and status (`count`), for display.
     """
 
-    def __init__(self, nic: Commanded) -> None:
-        self._nic = nic
+    def __init__(self, nic: Commanded, options: Iterable[Option] = ()) -> None:
+        self.nic = nic
         self._profile = nic.profile
         self._rx, self._tx = nic.state.rx, nic.state.tx
         self._dma = nic.dma
@@ -169,10 +147,12 @@ class AdminQueue:
         # The event counters' guest address, and how many the driver has given.
         self._counter_array = self._counters = 0
         self.driver_info: np.void | None = None
-        #: What executes each command: the method of its name.
+        #: What executes each command: the method of its name, or an option.
         self._handlers: dict[Opcode | Inner, Callable[[np.void], None]] = {
-            command: getattr(self, f"_{command.name.lower()}") for command in (*Opcode, *Inner)
+            command: getattr(self, f"_{command.name.lower()}") for command in (*Opcode, *Inner) if not command.own
         }
+        for option in options:
+            self._handlers.update(option.handlers(self))
 
     def executes(self, inner: int) -> bool:
         """Whether the device has this inner command."""
@@ -253,9 +233,9 @@ class AdminQueue:
         payload = opcode.command.parse(slot, c.HEADER.itemsize)
         status, reason = Status.PASSED, ""
         try:
-            _require(self._has(opcode), Status.UNIMPLEMENTED, f"this device does not offer {opcode.offers}")
+            require(self._has(opcode), Status.UNIMPLEMENTED, f"this device does not offer {opcode.offers}")
             self._handlers[opcode](payload)
-        except (AdminError, SteeringError, DdpError) as error:
+        except (AdminError, SteeringError) as error:
             status, reason = error.status, str(error)
         except DmaFault as fault:
             status, reason = Status.INVALID_ARGUMENT, str(fault)
@@ -274,7 +254,7 @@ class AdminQueue:
     # Commands, in the order of their opcodes.
 
     def _describe_device(self, p: np.void) -> None:
-        _require(p["version"] == c.DESCRIPTOR_VERSION, Status.INVALID_ARGUMENT, f"descriptor version {p['version']}")
+        require(p["version"] == c.DESCRIPTOR_VERSION, Status.INVALID_ARGUMENT, f"descriptor version {p['version']}")
         # iPXE gives room for the descriptor and some options, and real devices write what fits.
         answer = self._profile.describe()[: int(p["available_length"])]
         self._dma.write(int(p["descriptor_address"]), answer)
@@ -282,66 +262,66 @@ class AdminQueue:
     def _configure_device_resources(self, p: np.void) -> None:
         queue_format = self._queue_format(int(p["queue_format"]))
         blocks, stride, base = int(p["num_irq_doorbells"]), int(p["irq_doorbell_stride"]), int(p["msix_base_index"])
-        _require(
+        require(
             0 < blocks < self._profile.vectors, Status.INVALID_ARGUMENT, f"{blocks} notification blocks"
         )  # fmt: skip
-        _require(stride >= 4, Status.INVALID_ARGUMENT, f"interrupt doorbell stride {stride}")
-        _require(base in (0, 1), Status.INVALID_ARGUMENT, f"MSI-X base index {base}")
+        require(stride >= 4, Status.INVALID_ARGUMENT, f"interrupt doorbell stride {stride}")
+        require(base in (0, 1), Status.INVALID_ARGUMENT, f"MSI-X base index {base}")
         array, counters = int(p["counter_array"]), int(p["num_counters"])
-        _require(counters <= MAX_COUNTERS, Status.INVALID_ARGUMENT, f"{counters} counters")
+        require(counters <= MAX_COUNTERS, Status.INVALID_ARGUMENT, f"{counters} counters")
         for block in range(blocks):
-            index = self._nic.doorbells.irq(block)
+            index = self.nic.doorbells.irq(block)
             self._dma.write(int(p["irq_doorbell_address"]) + block * stride, index.to_bytes(4, "big"))
-        self._nic.configure(queue_format=queue_format, blocks=blocks, base=base, counters=(array, counters))
+        self.nic.configure(queue_format=queue_format, blocks=blocks, base=base, counters=(array, counters))
         self._counter_array, self._counters = array, counters
 
     def _queue_format(self, number: int) -> QueueFormat:
         offered = self._profile.formats
         if number == QueueFormat.UNSPECIFIED:  # drivers older than the field: a page list per queue tells which GQI
             number = QueueFormat.GQI_QPL if QueueFormat.GQI_QPL in offered else QueueFormat.GQI_RDA
-        _require(number in offered, Status.INVALID_ARGUMENT, f"queue format {number}")
+        require(number in offered, Status.INVALID_ARGUMENT, f"queue format {number}")
         return QueueFormat(number)
 
     def _register_page_list(self, p: np.void) -> None:
         number, count, size = int(p["page_list_id"]), int(p["num_pages"]), int(p["page_size"]) or PAGE_SIZE
-        pages = self._nic.pages
-        _require(number not in pages, Status.ALREADY_EXISTS, f"page list {number} exists")
+        pages = self.nic.pages
+        require(number not in pages, Status.ALREADY_EXISTS, f"page list {number} exists")
         left = pages.capacity - pages.pages
-        _require(count > 0, Status.INVALID_ARGUMENT, "a page list without pages")
-        _require(count <= left, Status.RESOURCE_EXHAUSTED, f"{count} pages, {left} are left")
+        require(count > 0, Status.INVALID_ARGUMENT, "a page list without pages")
+        require(count <= left, Status.RESOURCE_EXHAUSTED, f"{count} pages, {left} are left")
         fits = PAGE_SIZE <= size <= MAX_PAGE_SIZE and size & (size - 1) == 0
-        _require(fits, Status.INVALID_ARGUMENT, f"pages of {size} bytes")
+        require(fits, Status.INVALID_ARGUMENT, f"pages of {size} bytes")
         addresses = np.frombuffer(self._dma.read(int(p["list_address"]), 8 * count), ">u8")
         pages.register(number, addresses.astype(np.uint64), size)
 
     def _unregister_page_list(self, p: np.void) -> None:
         number = int(p["page_list_id"])
-        _require(number in self._nic.pages, Status.NOT_FOUND, f"no page list {number}")
-        in_use = self._nic.pages.fields(number)["pages"]
+        require(number in self.nic.pages, Status.NOT_FOUND, f"no page list {number}")
+        in_use = self.nic.pages.fields(number)["pages"]
         for queues in (self._rx, self._tx):
-            _require(not (queues["pages"] == in_use).any(), Status.FAILED_PRECONDITION, f"page list {number} is in use")
-        self._nic.pages.unregister(number)
+            require(not (queues["pages"] == in_use).any(), Status.FAILED_PRECONDITION, f"page list {number} is in use")
+        self.nic.pages.unregister(number)
 
     def _page_list(self, p: np.void) -> dict[str, int]:
         """What a GQI queue's record says of its page list; nothing for raw addressing."""
         number = int(p["page_list_id"])
         if number == c.NO_PAGE_LIST:
             return {}
-        _require(number in self._nic.pages, Status.INVALID_ARGUMENT, f"page list {number} is not registered")
-        return self._nic.pages.fields(number)
+        require(number in self.nic.pages, Status.INVALID_ARGUMENT, f"page list {number} is not registered")
+        return self.nic.pages.fields(number)
 
     def _create_tx_queue(self, p: np.void) -> None:
         queue = self._new_queue(p, self._tx, 0)
         entries, completions = int(p["ring_entries"]), int(p["completion_ring_entries"])
-        if self._nic.gqi:
+        if self.nic.gqi:
             entries = entries or self._profile.ring_entries
-            self._check_ring("TX", int(p["ring_address"]), entries, GQI_TX_PACKET.itemsize)
-            self._queue_resources(p, self._nic.doorbells.tx(queue), queue)
+            check_ring("TX", int(p["ring_address"]), entries, GQI_TX_PACKET.itemsize)
+            self.answer_resources(p, self.nic.doorbells.tx(queue), queue)
             counter = self._counter_array + 4 * queue
             # A new queue has nothing done (gve_tx_alloc_ring_gqi): a driver that read its predecessor's count here
             # would take packets for sent that it is about to send.
             self._dma.write(counter, bytes(4))
-            self._nic.create_tx(
+            self.nic.create_tx(
                 queue,
                 vector=int(p["notification_block"]),
                 ring=int(p["ring_address"]),
@@ -350,10 +330,10 @@ class AdminQueue:
                 **self._page_list(p),
             )
             return
-        self._check_ring("TX", int(p["ring_address"]), entries, 16)
-        self._check_ring("TX completion", int(p["completion_ring_address"]), completions, 8)
-        self._queue_resources(p, self._nic.doorbells.tx(queue), queue)
-        self._nic.create_tx(
+        check_ring("TX", int(p["ring_address"]), entries, 16)
+        check_ring("TX completion", int(p["completion_ring_address"]), completions, 8)
+        self.answer_resources(p, self.nic.doorbells.tx(queue), queue)
+        self.nic.create_tx(
             queue,
             vector=int(p["notification_block"]),
             ring=int(p["ring_address"]),
@@ -366,14 +346,14 @@ class AdminQueue:
         queue = self._new_queue(p, self._rx, self._profile.queues)
         completions, buffers = int(p["completion_ring_entries"]), int(p["buffer_ring_entries"])
         size, header = int(p["packet_buffer_size"]), int(p["header_buffer_size"])
-        if self._nic.gqi:
+        if self.nic.gqi:
             entries = completions or self._profile.ring_entries
             size = size or GQI_BUFFER
-            self._check_ring("RX descriptor", int(p["completion_ring_address"]), entries, GQI_RX_DESCRIPTOR.itemsize)
-            self._check_ring("RX data", int(p["buffer_ring_address"]), entries, GQI_RX_SLOT.itemsize)
-            _require(MIN_BUFFER <= size <= MAX_BUFFER, Status.INVALID_ARGUMENT, f"receive buffers of {size} bytes")
-            self._queue_resources(p, self._nic.doorbells.rx(queue), self._profile.queues + queue)
-            self._nic.create_rx(
+            check_ring("RX descriptor", int(p["completion_ring_address"]), entries, GQI_RX_DESCRIPTOR.itemsize)
+            check_ring("RX data", int(p["buffer_ring_address"]), entries, GQI_RX_SLOT.itemsize)
+            require(MIN_BUFFER <= size <= MAX_BUFFER, Status.INVALID_ARGUMENT, f"receive buffers of {size} bytes")
+            self.answer_resources(p, self.nic.doorbells.rx(queue), self._profile.queues + queue)
+            self.nic.create_rx(
                 queue,
                 vector=int(p["notification_block"]),
                 completion_ring=int(p["completion_ring_address"]),
@@ -384,13 +364,13 @@ class AdminQueue:
                 **self._page_list(p),
             )
             return
-        self._check_ring("RX completion", int(p["completion_ring_address"]), completions, 32)
-        self._check_ring("RX buffer", int(p["buffer_ring_address"]), buffers, 32)
-        _require(MIN_BUFFER <= size <= MAX_BUFFER, Status.INVALID_ARGUMENT, f"receive buffers of {size} bytes")
+        check_ring("RX completion", int(p["completion_ring_address"]), completions, 32)
+        check_ring("RX buffer", int(p["buffer_ring_address"]), buffers, 32)
+        require(MIN_BUFFER <= size <= MAX_BUFFER, Status.INVALID_ARGUMENT, f"receive buffers of {size} bytes")
         offered = self._profile.header_buffer_size
-        _require(header <= offered, Status.INVALID_ARGUMENT, f"header buffers of {header} bytes, {offered} offered")
-        self._queue_resources(p, self._nic.doorbells.rx(queue), self._profile.queues + queue)
-        self._nic.create_rx(
+        require(header <= offered, Status.INVALID_ARGUMENT, f"header buffers of {header} bytes, {offered} offered")
+        self.answer_resources(p, self.nic.doorbells.rx(queue), self._profile.queues + queue)
+        self.nic.create_rx(
             queue,
             vector=int(p["notification_block"]),
             completion_ring=int(p["completion_ring_address"]),
@@ -404,52 +384,45 @@ class AdminQueue:
 
     def _new_queue(self, p: np.void, queues: np.ndarray, first_counter: int) -> int:
         queue, block = int(p["queue_id"]), int(p["notification_block"])
-        _require(self._nic.configured, Status.FAILED_PRECONDITION, "no device resources configured")
-        _require(queue < len(queues), Status.INVALID_ARGUMENT, f"queue {queue} of {len(queues)}")
-        _require(not queues[queue]["active"], Status.ALREADY_EXISTS, f"queue {queue} exists")
-        blocks = self._nic.interrupts.blocks
-        _require(block < blocks, Status.INVALID_ARGUMENT, f"notification block {block} of {blocks}")
+        require(self.nic.configured, Status.FAILED_PRECONDITION, "no device resources configured")
+        require(queue < len(queues), Status.INVALID_ARGUMENT, f"queue {queue} of {len(queues)}")
+        require(not queues[queue]["active"], Status.ALREADY_EXISTS, f"queue {queue} exists")
+        blocks = self.nic.interrupts.blocks
+        require(block < blocks, Status.INVALID_ARGUMENT, f"notification block {block} of {blocks}")
         # As real devices do, to the surprise of iPXE, which had given an array of its own length.
         counter, counters = first_counter + queue, self._counters
-        _require(counter < counters, Status.FAILED_PRECONDITION, f"event counter {counter} of {counters}")
+        require(counter < counters, Status.FAILED_PRECONDITION, f"event counter {counter} of {counters}")
         return queue
 
-    def _check_ring(self, name: str, address: int, entries: int, size: int) -> None:
-        _require(
-            0 < entries <= MAX_RING and entries & (entries - 1) == 0,
-            Status.INVALID_ARGUMENT,
-            f"{name} ring of {entries} entries",
-        )
-        _require(address % size == 0, Status.INVALID_ARGUMENT, f"{name} ring at {address:#x} is not aligned to {size}")
-
-    def _queue_resources(self, p: np.void, doorbell: int, counter: int) -> None:
+    def answer_resources(self, p: np.void, doorbell: int, counter: int) -> None:
+        """Tell the driver of a new ring's doorbell and counter."""
         resources = np.array((doorbell, counter), c.QUEUE_RESOURCES).tobytes()
         self._dma.write(int(p["queue_resources_address"]), resources)
 
     def _destroy_tx_queue(self, p: np.void) -> None:
         queue = int(p["queue_id"])
-        _require(queue < len(self._tx), Status.NOT_FOUND, f"no TX queue {queue}")
-        self._nic.destroy_tx(queue)
+        require(queue < len(self._tx), Status.NOT_FOUND, f"no TX queue {queue}")
+        self.nic.destroy_tx(queue)
 
     def _destroy_rx_queue(self, p: np.void) -> None:
         queue = int(p["queue_id"])
-        _require(queue < len(self._rx), Status.NOT_FOUND, f"no RX queue {queue}")
-        self._nic.destroy_rx(queue)
+        require(queue < len(self._rx), Status.NOT_FOUND, f"no RX queue {queue}")
+        self.nic.destroy_rx(queue)
 
     def _deconfigure_device_resources(self, _: np.void) -> None:
-        self._nic.deconfigure()
+        self.nic.deconfigure()
 
     def _configure_rss(self, p: np.void) -> None:
         algorithm, types = int(p["hash_algorithm"]), int(p["hash_types"])
-        _require(algorithm in (0, c.RSS_HASH_TOEPLITZ), Status.INVALID_ARGUMENT, f"hash algorithm {algorithm}")
-        rss = self._nic.rss
+        require(algorithm in (0, c.RSS_HASH_TOEPLITZ), Status.INVALID_ARGUMENT, f"hash algorithm {algorithm}")
+        rss = self.nic.rss
         key_size, table_size = int(p["key_size"]), int(p["lut_size"])
         if c.switches_rss_off(p):
             rss.switch_off()  # there is nothing to read
             return
         # Everything is fetched and checked before anything changes.
-        _require(key_size in (0, c.RSS_KEY_SIZE), Status.INVALID_ARGUMENT, f"RSS key of {key_size} bytes")
-        _require(table_size <= c.RSS_LUT_SIZE, Status.INVALID_ARGUMENT, f"RSS table of {table_size} entries")
+        require(key_size in (0, c.RSS_KEY_SIZE), Status.INVALID_ARGUMENT, f"RSS key of {key_size} bytes")
+        require(table_size <= c.RSS_LUT_SIZE, Status.INVALID_ARGUMENT, f"RSS table of {table_size} entries")
         key = self._dma.read(int(p["key_address"]), key_size) if key_size else b""
         table = self._dma.read(int(p["lut_address"]), 4 * table_size) if table_size else b""
         if table:
@@ -463,15 +436,15 @@ class AdminQueue:
 
     def _set_driver_parameter(self, p: np.void) -> None:
         kind, value = int(p["type"]), int(p["value"])
-        _require(kind == c.DRIVER_PARAMETER_MTU, Status.INVALID_ARGUMENT, f"driver parameter {kind}")
-        _require(value <= self._profile.max_mtu, Status.INVALID_ARGUMENT, f"MTU {value}")
+        require(kind == c.DRIVER_PARAMETER_MTU, Status.INVALID_ARGUMENT, f"driver parameter {kind}")
+        require(value <= self._profile.max_mtu, Status.INVALID_ARGUMENT, f"MTU {value}")
 
     def _report_stats(self, p: np.void) -> None:
         address, length = int(p["address"]), int(p["length"])
         if address == 0 or length == 0:
-            self._nic.statistics.detach()
+            self.nic.statistics.detach()
         else:
-            self._nic.statistics.attach(address, length, int(p["interval_ms"]))
+            self.nic.statistics.attach(address, length, int(p["interval_ms"]))
 
     def _report_link_speed(self, p: np.void) -> None:
         self._dma.write(int(p["address"]), self._profile.link_speed.to_bytes(8, "big"))
@@ -481,7 +454,7 @@ class AdminQueue:
 
     def _verify_driver_compatibility(self, p: np.void) -> None:
         length = int(p["length"])
-        _require(length >= c.DRIVER_INFO.itemsize, Status.INVALID_ARGUMENT, f"driver information of {length} bytes")
+        require(length >= c.DRIVER_INFO.itemsize, Status.INVALID_ARGUMENT, f"driver information of {length} bytes")
         raw = self._dma.read(int(p["address"]), c.DRIVER_INFO.itemsize)
         info = self.driver_info = np.frombuffer(raw, c.DRIVER_INFO)[0]
         log.info(
@@ -493,23 +466,23 @@ class AdminQueue:
 
     def _query_flow_rules(self, p: np.void) -> None:
         available = int(p["available_length"])
-        answer = self._nic.rules.query(int(p["query"]), int(p["starting_rule_id"]), available)
+        answer = self.nic.rules.query(int(p["query"]), int(p["starting_rule_id"]), available)
         self._answer(int(p["address"]), available, answer)
 
     def _report_nic_timestamp(self, p: np.void) -> None:
         answer = np.zeros((), c.NIC_TIMESTAMP)
-        answer["nic_ns"] = self._nic.poller.clock()
+        answer["nic_ns"] = self.nic.poller.clock()
         self._answer(int(p["address"]), int(p["length"]), answer.tobytes())
 
     def _query_rss(self, p: np.void) -> None:
-        self._answer(int(p["address"]), int(p["available_length"]), self._nic.rss.query())
+        self._answer(int(p["address"]), int(p["available_length"]), self.nic.rss.query())
 
     def _extended_command(self, p: np.void) -> None:
         opcode, length = int(p["inner_opcode"]), int(p["inner_length"])
-        _require(self.executes(opcode), Status.UNIMPLEMENTED, f"extended command {opcode:#x}")
+        require(self.executes(opcode), Status.UNIMPLEMENTED, f"extended command {opcode:#x}")
         inner = Inner(opcode)
         size = inner.command.payload.itemsize
-        _require(length >= size, Status.INVALID_ARGUMENT, f"extended command of {length} bytes, {size} expected")
+        require(length >= size, Status.INVALID_ARGUMENT, f"extended command of {length} bytes, {size} expected")
         self._handlers[inner](inner.command.parse(self._dma.read(int(p["inner_address"]), size)))
 
     def _configure_flow_rule(self, inner: np.void) -> None:
@@ -517,83 +490,27 @@ class AdminQueue:
         operation = int(inner["operation"])
         if operation == FlowOperation.ADD:
             dpdk = self.driver_info is not None and self.driver_info["os_type"] == OsType.DPDK
-            self._nic.rules.add(location, inner["rule"].tobytes(), words_reversed=dpdk)
+            self.nic.rules.add(location, inner["rule"].tobytes(), words_reversed=dpdk)
         elif operation == FlowOperation.DELETE:
-            self._nic.rules.delete(location)
+            self.nic.rules.delete(location)
         elif operation == FlowOperation.RESET:
-            self._nic.rules.reset()
+            self.nic.rules.reset()
         else:
             raise AdminError(Status.INVALID_ARGUMENT, f"flow rule operation {operation}")
 
-    # The model's own options (docs/options.md).
+    # What the model's own options need, whose commands are in their folders (`nicmodel.gvnic.options`).
 
-    def _configure_deferred_placement(self, inner: np.void) -> None:
-        deferred = self._nic.deferred
-        assert deferred is not None
-        queue = self._live_rx_queue(inner)
-        rx, entries = self._rx[queue], int(inner["entries"])
-        _require(rx["header_size"] > 0, Status.FAILED_PRECONDITION, f"RX queue {queue} has no header split")
-        _require(not rx["deferred"], Status.ALREADY_EXISTS, f"RX queue {queue} has a placement ring")
-        _require(entries <= MAX_PLACEMENT_RING, Status.INVALID_ARGUMENT, f"placement ring of {entries} entries")
-        requests, completions = int(inner["request_ring_address"]), int(inner["completion_ring_address"])
-        self._check_ring("placement", requests, entries, PLACEMENT_REQUEST.size)
-        self._check_ring("placement completion", completions, entries, PLACEMENT_COMPLETION.size)
-        self._queue_resources(inner, self._nic.doorbells.placement(queue), 0)
-        deferred.enable(
-            queue,
-            headers_only=bool(inner["flags"] & c.DeferFlag.HEADERS_ONLY),
-            request_ring=requests,
-            completion_ring=completions,
-            entries=entries,
-        )
+    def live_rx_queue(self, inner: np.void) -> int:
+        """The receive queue that a command of an option is about.
 
-    def _flush_rx_queue(self, inner: np.void) -> None:
-        queue, owner = self._live_rx_queue(inner), int(inner["owner"])
-        owners = int(self._rx[queue]["owners"])
-        if owner == c.ALL_OWNERS:
-            self._nic.flush_rx(queue)
-        else:
-            _require(owner < owners, Status.NOT_FOUND, f"RX queue {queue} has no owner {owner}")
-            self._nic.flush_rx(queue, owner)
-
-    def _configure_buffer_owners(self, inner: np.void) -> None:
-        queue, owners = self._live_rx_queue(inner), int(inner["owners"])
-        rx, profile = self._rx[queue], self._profile
-        _require(2 <= owners <= profile.owners, Status.INVALID_ARGUMENT, f"{owners} owners of {profile.owners}")
-        entries = int(rx["buffer_entries"])
-        _require(entries <= profile.max_ring, Status.INVALID_ARGUMENT, f"several owners in a ring of {entries} entries")
-        used = rx["owners"] or rx["buffer_tail"] or rx["buffer_head"]
-        _require(not used, Status.FAILED_PRECONDITION, f"RX queue {queue} has buffers, or has owners")
-        self._nic.set_owners(queue, owners)
-
-    def _live_rx_queue(self, inner: np.void) -> int:
+        Raises:
+            AdminError: there is no such queue, or it has not a DQO format.
+        """
         queue, queues = int(inner["queue_id"]), self._rx
-        _require(not self._nic.gqi, Status.FAILED_PRECONDITION, "only the DQO formats have this")
-        _require(queue < len(queues) and bool(queues[queue]["active"]), Status.NOT_FOUND, f"no RX queue {queue}")
+        require(not self.nic.gqi, Status.FAILED_PRECONDITION, "only the DQO formats have this")
+        require(queue < len(queues) and bool(queues[queue]["active"]), Status.NOT_FOUND, f"no RX queue {queue}")
         return queue
 
-    def _configure_ddp(self, inner: np.void) -> None:
-        ddp, operation = self._nic.ddp, int(inner["operation"])
-        flow, command, sequence = int(inner["flow"]), int(inner["command"]), int(inner["sequence"])
-        if operation in (DdpOperation.ADD_FLOW4, DdpOperation.ADD_FLOW6):
-            size = 4 if operation == DdpOperation.ADD_FLOW4 else 16
-            addresses = inner["source"].tobytes()[:size], inner["destination"].tobytes()[:size]
-            ports = int(inner["source_port"]), int(inner["destination_port"])
-            ddp.add_flow(flow, *addresses, *ports, sequence, int(inner["digests"]))
-        elif operation == DdpOperation.DELETE_FLOW:
-            ddp.delete_flow(flow)
-        elif operation == DdpOperation.SET_UP:
-            count = int(inner["count"])
-            _require(0 < count <= MAX_DDP_PIECES, Status.INVALID_ARGUMENT, f"a buffer of {count} pieces")
-            raw = self._dma.read(int(inner["address"]), count * c.DDP_PIECE.itemsize)
-            ddp.set_up(flow, command, np.frombuffer(raw, c.DDP_PIECE))
-        elif operation == DdpOperation.TEAR_DOWN:
-            ddp.tear_down(flow, command)
-        elif operation == DdpOperation.RESYNC:
-            ddp.resync(flow, sequence)
-        else:
-            raise AdminError(Status.INVALID_ARGUMENT, f"operation {operation} of direct data placement")
-
     def _answer(self, address: int, available: int, answer: bytes) -> None:
-        _require(len(answer) <= available, Status.INVALID_ARGUMENT, f"{len(answer)} bytes into {available}")
+        require(len(answer) <= available, Status.INVALID_ARGUMENT, f"{len(answer)} bytes into {available}")
         self._dma.write(address, answer)

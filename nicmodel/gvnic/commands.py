@@ -27,7 +27,8 @@ from nicmodel.gvnic.descriptors import (
     TX_PACKET,
 )
 from nicmodel.gvnic.layout import Form, record
-from nicmodel.gvnic.state import MAX_DDP_BUFFERS, MAX_DDP_PIECES, NIC_PAGE
+from nicmodel.gvnic.options.ddp.state import MAX_DDP_BUFFERS, MAX_DDP_PIECES
+from nicmodel.gvnic.options.deferred.state import NIC_PAGE
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ from nicmodel.gvnic.descriptors import (
     TxType,
 )
 from nicmodel.gvnic.layout import Form, Layout, explain, size_of
-from nicmodel.gvnic.owners import posted
+from nicmodel.gvnic.options.owners.lists import posted
 from nicmodel.gvnic.registers import Bar
 from nicmodel.nic import events
 from nicmodel.nic.peek import peek

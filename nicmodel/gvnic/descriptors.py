@@ -56,7 +56,7 @@ RX_COMPLETION = Layout(
 )
 
 #: What the completions of a packet say besides when it is of a flow with direct data placement (an option of this
-#: model, `nicmodel.gvnic.ddp`). The real device's completions have nothing in these places.
+#: model, `nicmodel.gvnic.options.ddp`). The real device's completions have nothing in these places.
 RX_DDP = Layout(
     "RX completion, direct data placement",
     32,

@@ -21,21 +21,25 @@ from nicmodel.gvnic import report
 from nicmodel.gvnic.admin import AdminQueue
 from nicmodel.gvnic.buffers import Buffers
 from nicmodel.gvnic.commands import RSS_LUT_SIZE, QueueFormat
-from nicmodel.gvnic.ddp import Ddp
 from nicmodel.gvnic.decoder import Decoder, completions
-from nicmodel.gvnic.deferred import DeferredPlacement
 from nicmodel.gvnic.descriptors import GQI_RX_PAD, RX_COMPLETION
 from nicmodel.gvnic.doorbells import Doorbells
-from nicmodel.gvnic.owners import NOTHING
+from nicmodel.gvnic.options.ddp.control import Ddp
+from nicmodel.gvnic.options.deferred.control import DeferredPlacement
+from nicmodel.gvnic.options.flush.control import QueueFlush
+from nicmodel.gvnic.options.option import Option
+from nicmodel.gvnic.options.owners.control import BufferOwners
+from nicmodel.gvnic.options.receive import receive_with_options
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
-from nicmodel.gvnic.receive import hand_back, receive
+from nicmodel.gvnic.receive_dqo import receive_dqo
+from nicmodel.gvnic.receive_gqi import receive_gqi
 from nicmodel.gvnic.register_file import RegisterFile
 from nicmodel.gvnic.registers import Bar, DeviceStatus
-from nicmodel.gvnic.state import NIC_PAGE, SETTINGS, State, make_state
+from nicmodel.gvnic.state import SETTINGS, State, make_state
 from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
-from nicmodel.gvnic.transmit import transmit
+from nicmodel.gvnic.transmit_dqo import transmit_dqo
 from nicmodel.gvnic.transmit_gqi import transmit_gqi
 from nicmodel.jit.compiled import u64
 from nicmodel.nic import events, nic
@@ -78,9 +82,9 @@ def _make_state(profile: Profile) -> State:
         profile.max_flow_rules,
         RSS_LUT_SIZE,
         profile.coalesce_flows,
-        nic_pages=profile.deferred_bytes // NIC_PAGE,
+        deferred_bytes=profile.deferred_bytes,
         owners=profile.owners,
-        owned=profile.max_ring if profile.owners else 0,
+        owned=profile.max_ring,
         ddp_flows=profile.ddp_flows,
     )
     device = state.device
@@ -135,8 +139,11 @@ class Nic(nic.Nic):
         if profile.deferred_bytes:
             budget, usecs = profile.deferred_queue_budget, profile.deferred_usecs
             self.deferred = DeferredPlacement(state, budget, usecs, poller, self.flush, diagnostics)
+        # A NIC without these options has a receive path without them.
+        optional = profile.deferred_bytes or profile.owners or profile.ddp_flows
+        self._receive_dqo = receive_with_options if optional else receive_dqo
         self.ingress = Ingress(
-            state, receive, poller.clock, self.port, self.dma, self.messages, self.interrupts, diagnostics,
+            state, self._receive_dqo, poller.clock, self.port, self.dma, self.messages, self.interrupts, diagnostics,
             Backlog(state.rx["held"], state.owners["held"]),
             out_of_order=state.owners.size > 0,
             then=None if self.deferred is None else self.deferred.watch,
@@ -144,12 +151,27 @@ class Nic(nic.Nic):
         if profile.coalesce_usecs:
             self.gatherer = Gatherer(poller, profile.coalesce_usecs, self.ingress.deliver)
         self.egress = Egress(
-            state, transmit, poller, self.port, self.dma, self.messages, self.interrupts, diagnostics
+            state, transmit_dqo, poller, self.port, self.dma, self.messages, self.interrupts, diagnostics
         )  # fmt: skip
         self.doorbells = Doorbells(state, self.ingress, self.egress, self.deferred, diagnostics)
-        self.admin = AdminQueue(self)
+        self._options = self._make_options()
+        self.admin = AdminQueue(self, self._options)
         self.registers = RegisterFile(name, profile.queues, self.admin, self.flush, self.deconfigure)
         self._load_packet_path()
+
+    def _make_options(self) -> tuple[Option, ...]:
+        """The options of the model's own that this NIC has."""
+        profile, state = self.profile, self.state
+        options: list[Option] = []
+        if self.deferred is not None:
+            options.append(self.deferred)
+        if profile.queue_flush:
+            options.append(QueueFlush(state, self.ingress, self.diagnostics))
+        if profile.owners:
+            options.append(BufferOwners(state, profile))
+        if profile.ddp_flows:
+            options.append(self.ddp)
+        return tuple(options)
 
     def _load_packet_path(self) -> None:
         """Run the compiled functions once on nothing: compiled at the first start ever, loaded from the cache later.
@@ -158,21 +180,19 @@ class Nic(nic.Nic):
         """
         survive_lost_memory(WINDOWS.words)
         find(*self.state.memory_map, u64(0))
-        self.ingress.load()
-        self.egress.load(transmit, transmit_gqi)
+        self.ingress.load(self._receive_dqo, receive_gqi)
+        self.egress.load(transmit_dqo, transmit_gqi)
         self.interrupts.load()
         self.rules.reset()
-        if self.profile.queue_flush:
-            hand_back(self.state, 0, NOTHING)
-        if self.deferred is not None:
-            self.deferred.load()
+        for option in self._options:
+            option.load()
 
     def stop(self) -> None:
         """Leave the wire, and its driver's memory alone."""
         super().stop()
         self.statistics.detach()
-        if self.deferred is not None:
-            self.deferred.stop()
+        for option in self._options:
+            option.stop()
 
     @property
     def doorbell_region(self) -> int:
@@ -302,7 +322,8 @@ class Nic(nic.Nic):
         self.queue_format = queue_format
         gqi = queue_format in (QueueFormat.GQI_RDA, QueueFormat.GQI_QPL)
         self.state.device["gqi"] = self.state.device["mapped_only"] = self.doorbells.gqi = gqi
-        self.egress.transmit = transmit_gqi if gqi else transmit
+        self.ingress.receive = receive_gqi if gqi else self._receive_dqo
+        self.egress.transmit = transmit_gqi if gqi else transmit_dqo
         self.interrupts.configure(blocks, base)
         self._update_running()
 
@@ -316,7 +337,7 @@ class Nic(nic.Nic):
             self.statistics.detach,
             self.pages.clear,
             self.rules.reset,
-            self.ddp.reset,
+            *(option.reset for option in self._options),
             self.rss.reset,
             self.interrupts.cancel,
         )
@@ -351,35 +372,6 @@ class Nic(nic.Nic):
         self._drop_rx(queue)
         self.ingress.retry()
 
-    def set_owners(self, queue: int, owners: int) -> None:
-        """Let the buffers of a receive queue, which has none yet, have `owners` owners; this ends with the queue."""
-        entries = self.state.owners[queue]
-        entries[SETTINGS[entries.dtype]] = 0
-        rx = self.state.rx[queue : queue + 1]
-        rx["owners"], rx["lookahead"] = owners, self.profile.owner_lookahead
-
-    def flush_rx(self, queue: int, owner: int = NOTHING) -> None:
-        """Hand a receive queue's buffers back, which the device does not touch again; the queue and its rings stay.
-
-        Frames that wait for these buffers are dropped: the next ones may be somebody else's.
-
-        Args:
-            queue: the queue.
-            owner: whose buffers; `NOTHING`: all.
-        """
-        whose = None if owner == NOTHING else owner
-        if self.diagnostics.observers:
-            self.diagnostics.tell(events.Flushing(queue, whose))
-        hand_back(self.state, queue, owner)
-        if self.diagnostics.observers:
-            with self.diagnostics.surviving("observer"):  # what waits for these buffers must go, whoever looks on
-                self.diagnostics.tell(events.Flushed(queue, whose))
-        gate = self.state.rx[queue : queue + 1] if owner == NOTHING else self.state.owners[queue, owner : owner + 1]
-        name, shut = ("active", 0) if owner == NOTHING else ("closed", 1)
-        gate[name] = shut
-        self.ingress.retry()
-        gate[name] = 1 - shut
-
     def destroy_tx(self, queue: int) -> None:
         """Stop a transmit queue; what was posted and not fetched is forgotten."""
         self._drop_tx(queue)
@@ -387,8 +379,8 @@ class Nic(nic.Nic):
     def _drop_rx(self, queue: int) -> None:
         self.lives[f"rx{queue}"] += 1
         _clear(self.state.rx[queue : queue + 1])
-        if self.deferred is not None:
-            self.deferred.end(queue)
+        for option in self._options:
+            option.end(queue)
 
     def _drop_tx(self, queue: int) -> None:
         self.lives[f"tx{queue}"] += 1

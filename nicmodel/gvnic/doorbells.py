@@ -8,8 +8,8 @@ Source: Linux drivers/net/ethernet/google/gve/gve_dqo.h, gve_main.c.
 
 from __future__ import annotations
 
-from nicmodel.gvnic.deferred import DeferredPlacement
 from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS, GqiIrqDoorbell
+from nicmodel.gvnic.options.deferred.control import DeferredPlacement
 from nicmodel.gvnic.state import State
 from nicmodel.nic import events
 from nicmodel.nic.diagnostics import Diagnostics

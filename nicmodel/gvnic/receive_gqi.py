@@ -1,4 +1,4 @@
-"""Placing a frame on a GQI receive queue: one slot and one descriptor per buffer, no header split, no coalescing.
+"""Receive on the queues of the GQI formats: one slot and one descriptor per buffer, no header split, no coalescing.
 
 Source: Linux drivers/net/ethernet/google/gve/gve_rx.c. All descriptors of a packet must become valid together, so they
 are written from the last to the first.
@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_PAD, GQI_RX_SLOT, GQI_SEQUENCE, GqiRxFlag
 from nicmodel.gvnic.pages import resolve
+from nicmodel.gvnic.receive import Batch, Packet, admit, buffers_needed, plan, prepare, settle
 from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u64, publish_u64, store_u64
-from nicmodel.jit.compiled import Record, compiled, i64, u64
-from nicmodel.nic.dma import READ, WRITE, accessible, fault, locate, write
-from nicmodel.nic.state import Drop, Purpose
+from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
+from nicmodel.nic.dma import READ, WRITE, accessible, book, fault, locate, write
+from nicmodel.nic.state import Drop, Purpose, Records
 from nicmodel.packet.checksum import fold, ones_sum
 from nicmodel.packet.headers import L3, L4
 
@@ -81,10 +82,10 @@ def _describe(state: State, queue: int, ahead: int, hash_value: int, checksum: i
     rx = state.rx[queue]
     index = (i64(rx.buffer_head) + ahead) & i64(rx.buffer_entries - 1)
     sequence = (i64(rx.sequence) + ahead) % _SEQUENCE + 1
-    host = locate(state, rx.completion_ring + u64(index * _SIZE), _SIZE, WRITE)
+    host, region = locate(state, rx.completion_ring + u64(index * _SIZE), _SIZE, WRITE)
     store_u64(host + _FIRST_WORD, big_endian(u64(hash_value << 32)))
     publish_u64(host + _LAST_WORD, big_endian(u64(checksum << 32 | length << 16 | flags | sequence)))
-    state.ledger[queue, _COMPLETION, state.regions[state.device[0].region].kind] += _SIZE
+    book(state, queue, _COMPLETION, region, _SIZE)
 
 
 @compiled
@@ -103,31 +104,27 @@ def _reject(state: State, queue: int, count: int) -> None:
         _advance(state, queue, 1)
 
 
-@compiled
-def place_gqi(state: State, queue: int, data: npt.NDArray[np.uint8], offset: int, hash_value: int) -> int:
-    """Put one packet (``state.headers[0].length`` bytes at `offset`) into the queue's next buffers, known to be there.
-
-    Returns:
-        A `Drop`.
-    """
+@inlined
+def _place(state: State, headers: Records, packet: Packet) -> int:
+    """Put one packet into the queue's next buffers, known to be there; the result is a `Drop`."""
+    queue = packet.queue
     rx = state.rx[queue]
-    h = state.headers[0]
-    length = i64(h.length)
+    length = packet.length
     size = i64(rx.buffer_size)
     mask = i64(rx.buffer_entries - 1)
     head = i64(rx.buffer_head)
-    needed = (length + _PAD + size - 1) // size
+    needed = buffers_needed(rx, i64(0), length)
 
     # First look at everything, so that a bad address is found before anything is written.
     for k in range(needed):
         slot = rx.buffer_ring + u64(((head + k) & mask) * _SLOT_SIZE)
-        host = locate(state, slot, _SLOT_SIZE, READ)
+        host, region = locate(state, slot, _SLOT_SIZE, READ)
         if host == 0:
             fault(state, slot)
             return _DMA_FAULT
-        state.ledger[queue, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _SLOT_SIZE
+        book(state, queue, _DESCRIPTOR, region, _SLOT_SIZE)
         descriptor = rx.completion_ring + u64(((head + k) & mask) * _SIZE)
-        if locate(state, descriptor, _SIZE, WRITE) == 0:
+        if locate(state, descriptor, _SIZE, WRITE)[0] == 0:
             fault(state, descriptor)
             return _DMA_FAULT
         address, whole = resolve(rx, big_endian(load_u64(host)), size)
@@ -137,9 +134,9 @@ def place_gqi(state: State, queue: int, data: npt.NDArray[np.uint8], offset: int
             return _DMA_FAULT
         state.pieces[k].address = address
 
-    source = u64(data.ctypes.data) + u64(offset)
-    checksum = fold(ones_sum(data, offset + _ETHERNET, length - _ETHERNET, 0))
-    flags = _flags(h)
+    source = u64(packet.data.ctypes.data) + u64(packet.offset)
+    checksum = fold(ones_sum(packet.data, packet.offset + _ETHERNET, length - _ETHERNET, 0))
+    flags = _flags(headers[0])
     for back in range(needed):
         k = needed - 1 - back
         pad = _PAD if k == 0 else 0
@@ -147,8 +144,41 @@ def place_gqi(state: State, queue: int, data: npt.NDArray[np.uint8], offset: int
         end = min(length, (k + 1) * size - _PAD)
         write(state, queue, _PAYLOAD, state.pieces[k].address + u64(pad), source + u64(start), end - start)
         more = _FLAG_CONTINUES if k < needed - 1 else 0
-        _describe(state, queue, k, hash_value, checksum, end - start + pad, flags | more)
+        _describe(state, queue, k, packet.hash, checksum, end - start + pad, flags | more)
     _advance(state, queue, needed)
     rx.frames += 1
     rx.bytes += length
     return _NONE
+
+
+@inlined
+def _deliver(state: State, batch: Batch, number: int) -> int:
+    """Take the parsed frame to its queue; the result is a `Drop`."""
+    outcome = batch.outcomes[number]
+    rx = state.rx[outcome.queue]
+    head = i64(rx.buffer_head)
+    outcome.completion = head & i64(rx.buffer_entries - 1)  # slots and descriptors are two sides of one ring
+    planned = plan(state, batch, number, state.headers, i64(0))
+    verdict = planned.verdict
+    for k in range(planned.packets):
+        packet = prepare(state, batch, number, state.headers, i64(0), i64(0), planned, k)
+        verdict = i64(_place(state, state.headers, packet))
+        if verdict != _NONE:
+            break
+    outcome.completions = (i64(rx.buffer_head) - head) & rx.position_mask
+    return verdict
+
+
+@compiled
+def receive_gqi(
+    state: State, data: npt.NDArray[np.uint8], frames: Records, count: int, now: int, oldest: int, limit: int,
+    held_data: npt.NDArray[np.uint8], held_frames: Records, held: npt.NDArray[np.int64], outcomes: Records,
+) -> int:  # fmt: skip
+    """As `nicmodel.gvnic.receive_dqo.receive_dqo`, for queues of a GQI format."""
+    batch = Batch(data, frames, count, now, oldest, limit, held_data, held_frames, held, outcomes)
+    delivered = 0
+    for number in range(count):
+        if i64(admit(state, batch, number)) == _NONE:
+            done, _ = settle(state, batch, number, i64(1), i64(_deliver(state, batch, number)))
+            delivered += done
+    return delivered

@@ -8,13 +8,17 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.descriptors import PLACEMENT
+from nicmodel.gvnic.options.ddp.state import DEVICE_FIELDS as DDP_DEVICE_FIELDS
+from nicmodel.gvnic.options.ddp.state import DdpArrays, ddp_arrays
+from nicmodel.gvnic.options.deferred.state import PLACEMENT_COUNTERS, PLACEMENT_RING, DeferredArrays, deferred_arrays
+from nicmodel.gvnic.options.deferred.state import RX_FIELDS as DEFERRED_RX_FIELDS
+from nicmodel.gvnic.options.owners.state import OWNER, OWNER_COUNTERS, OwnerArrays, owner_arrays
+from nicmodel.gvnic.options.owners.state import RX_FIELDS as OWNERS_RX_FIELDS
 from nicmodel.nic import state as core
 from nicmodel.nic.state import DEVICE_FIELDS, KINDS, MESSAGE, PIECE, VECTOR, Drop, Purpose, Records
 from nicmodel.packet.coalesce import AGGREGATE
 from nicmodel.packet.headers import HEADERS
 from nicmodel.packet.match import GROUP, RULE, SLOT, slots_for
-from nicmodel.packet.nvme_tcp import TRACKER
 from nicmodel.vfio_user.regions import RegionMap
 
 #: The most data descriptors of one packet, in either direction; more are a driver's error.
@@ -35,7 +39,8 @@ DEVICE = np.dtype(
         ("rule_groups", "<i4"),
         ("coalesce", "<i4"),
         ("aggregates", "<i4"),
-        ("ddp_flows", "<i4"),
+        ("trailers", "<i4"),
+        *DDP_DEVICE_FIELDS,
     ]
 )
 
@@ -66,17 +71,14 @@ RX_QUEUE = np.dtype(
         ("header_size", "<i4"),
         ("rsc", "<i4"),
         ("held", "<i4"),
-        ("deferred", "<i4"),
-        ("owners", "<i4"),
         ("position_mask", "<i8"),
         ("padding", "<i4"),
         ("sequence", "<i4"),
         ("page_size", "<i4"),
         ("page_count", "<i8"),
         ("pages", "<u8"),
-        ("owner", "<i4"),
-        ("sorted", "<i4"),
-        ("lookahead", "<i4"),
+        *DEFERRED_RX_FIELDS,
+        *OWNERS_RX_FIELDS,
         *((name, "<i8") for name in _RX_COUNTERS),
     ]
 )
@@ -101,111 +103,19 @@ TX_QUEUE = np.dtype(
     ]
 )
 
-#: Bytes of a page of the NIC's own memory, where payload waits for its place (`nicmodel.gvnic.deferred`).
-NIC_PAGE = 2048
-#: The most pages: a handle has 16 bits for the first page of its payload.
-MAX_NIC_PAGES = 1 << 16
-
-#: That memory: its first free page and how many are free, and the first pages of the oldest and of the newest payload;
-#: -1: none.
-NIC_MEMORY = np.dtype([("free", "<i4"), ("free_pages", "<i4"), ("oldest", "<i4"), ("newest", "<i4")])
-
-#: One page. `next` is the page that follows it in its payload, or in the list of free pages. The first page of a
-#: payload knows the payload: its receive `queue` (-1: the page is not a first one), its `length` in bytes, the time
-#: `since` when it has been here, and its neighbours by age. `generation`, 1 to 65535, tells payloads that begin in the
-#: same page apart.
-PAGE = np.dtype(
-    [
-        ("next", "<i4"),
-        ("queue", "<i4"),
-        ("length", "<i4"),
-        ("generation", "<i4"),
-        ("older", "<i4"),
-        ("newer", "<i4"),
-        ("since", "<i8"),
-    ]
-)
-
-#: What a receive queue counts of the payload that it kept: packets and bytes, then what ended each packet's stay: the
-#: driver has had it `placed` or `dropped`, it has `expired`, or the queue has ended (`discarded`). `full` are packets
-#: for which there was no room, the rest placement requests that were refused, by `PlacementStatus`.
-_PLACEMENT_COUNTERS = (
-    "kept", "kept_bytes", "placed", "placed_bytes", "dropped", "expired", "discarded", "full", "not_found",
-    "bad_requests", "faults",
-)  # fmt: skip
-
-#: The placement ring of a receive queue, its completion ring, and the pages that its payload occupies and may occupy.
-PLACEMENT_RING = np.dtype(
-    [
-        ("request_ring", "<u8"),
-        ("completion_ring", "<u8"),
-        ("entries", "<i4"),
-        ("head", "<i4"),
-        ("tail", "<i4"),
-        ("completion_index", "<i4"),
-        ("generation", "<i4"),
-        ("pages", "<i4"),
-        ("budget", "<i4"),
-        *((name, "<i8") for name in _PLACEMENT_COUNTERS),
-    ]
-)
-
-#: The most owners of a queue's buffers: each costs a list as long as the longest ring.
-MAX_OWNERS = 16
-#: One owner of buffers in a receive queue: head and tail of the list of its buffers (`State.owned`), how many frames of
-#: its flows wait in the backlog, whether they are not to; and what it counts: packets and their bytes.
-_OWNER_COUNTERS = ("packets", "bytes")
-OWNER = np.dtype(
-    [
-        ("head", "<i8"),
-        ("tail", "<i8"),
-        ("held", "<i4"),
-        ("closed", "<i4"),
-        *((name, "<i8") for name in _OWNER_COUNTERS),
-    ]
-)
-
 #: Counters by queue type, and the fields that a queue's creation and destruction reset.
-COUNTERS = {RX_QUEUE: _RX_COUNTERS, TX_QUEUE: _TX_COUNTERS, PLACEMENT_RING: _PLACEMENT_COUNTERS, OWNER: _OWNER_COUNTERS}
+COUNTERS = {RX_QUEUE: _RX_COUNTERS, TX_QUEUE: _TX_COUNTERS, PLACEMENT_RING: PLACEMENT_COUNTERS, OWNER: OWNER_COUNTERS}
 SETTINGS = {dtype: [name for name in dtype.names or () if name not in COUNTERS[dtype]] for dtype in COUNTERS}
 
-#: Direct data placement: the most buffers of all flows together, pieces of one, and placements in one packet.
-MAX_DDP_BUFFERS = 1024
-MAX_DDP_PIECES = 256
-MAX_PLACEMENTS = 4095
 
-#: What direct data placement counts: frames of its flows, and of these those with nothing new (`old`), with bytes
-#: missing before them (`ahead`), and those that came while the PDUs' beginnings were not known (`out_of_sync`); how
-#: often they were `lost`, and what followed: `requests`, `confirmed` and `refused` by a wrong answer. PDUs whose data
-#: was placed, all of it, and bytes; bytes of data that were not (`unplaced`), and by run why not: in no order
-#: (`unordered`), `short`, of an `unknown_command`, `beyond_buffer`, or for a DMA fault. Data digests that were checked,
-#: and those that did not hold; headers that cannot be, or whose digest did not hold.
-DDP = np.dtype(
-    [
-        (name, "<i8")
-        for name in (
-            *("frames", "old", "ahead", "out_of_sync", "lost", "requests", "confirmed", "refused"),
-            *("placed_pdus", "placed_bytes", "unplaced_bytes"),
-            *("unordered", "short", "unknown_command", "beyond_buffer", "dma_faults"),
-            *("digests", "digest_errors", "bad_headers", "header_digest_errors"),
-        )
-    ]
-)
+class State(core.State, DeferredArrays, OwnerArrays, DdpArrays):
+    """All that receive and transmit work on.
 
-#: One flow: whether it is there; its addresses, each as four words of the header (IPv4: the first), and its ports as
-#: one word; how many bytes an address has; bytes placed of the PDU at hand.
-DDP_FLOW = np.dtype(
-    [("active", "<i4"), ("address_size", "<i4"), ("ports", "<i8"), ("words", "<u4", (8,)), ("placed", "<i8")]
-)
-
-#: One buffer: its flow and command, its bytes and its number of pieces; and one of those: where it is, and the buffer's
-#: length up to its end.
-DDP_BUFFER = np.dtype([("active", "<i4"), ("flow", "<i4"), ("command", "<i4"), ("pieces", "<i4"), ("length", "<i8")])
-DDP_PIECE = np.dtype([("address", "<u8"), ("end", "<i8")])
-
-
-class State(core.State):
-    """All that receive and transmit work on."""
+    `headers` are those of the frame that was parsed last. Of each of `aggregates` there are the first frame's headers
+    in `aggregate_headers`; `open` are the numbers of those that are open, oldest first, and then of the others;
+    `merged` are the headers of the one that is being delivered. Options have arrays of their own, which are empty where
+    they are off.
+    """
 
     lut: npt.NDArray[np.int32]
     hash_table: npt.NDArray[np.uint32]
@@ -214,39 +124,29 @@ class State(core.State):
     rule_slots: Records
     headers: Records
     aggregates: Records
+    aggregate_headers: Records
+    open: npt.NDArray[np.int32]
+    merged: Records
     segment: npt.NDArray[np.uint8]
     completion: npt.NDArray[np.int64]
-    nic_memory: Records
-    nic_pages: Records
-    nic_bytes: npt.NDArray[np.uint8]
-    placement_rings: Records
-    owners: Records
-    owned: npt.NDArray[np.uint64]
-    ddp: Records
-    ddp_flows: Records
-    ddp_trackers: Records
-    ddp_index: npt.NDArray[np.int32]
-    ddp_buffers: Records
-    ddp_pieces: Records
-    ddp_rest: npt.NDArray[np.uint8]
-    placements: Records
 
 
 def make_state(
-    queues: int, vectors: int, rules: int, lut_size: int, flows: int, *, nic_pages: int = 0, owners: int = 0,
+    queues: int, vectors: int, rules: int, lut_size: int, flows: int, *, deferred_bytes: int = 0, owners: int = 0,
     owned: int = 0, ddp_flows: int = 0,
 ) -> State:  # fmt: skip
     """A device at rest, without memory, with room for `queues` queues each way.
 
-    `flows` TCP flows of one batch are coalesced at the same time; one more ends the oldest. `nic_pages` pages of the
-    NIC's own memory are for deferred payload. The buffers of a receive queue have up to `owners` owners, each of which
-    has up to `owned` of them. `ddp_flows` can have their data placed directly.
+    `flows` TCP flows of one batch are coalesced at the same time; one more ends the oldest. `deferred_bytes` bytes
+    of the NIC's own memory are for deferred payload. The buffers of a receive queue have up to `owners` owners, each of
+    which has up to `owned` of them. `ddp_flows` can have their data placed directly.
     """
     rows = 2 * queues + 1
     nothing = RegionMap.empty()
-    ddp_buffers = MAX_DDP_BUFFERS if ddp_flows else 0
+    device = np.zeros(1, DEVICE)
+    device["trailers"] = 1
     return State(
-        device=np.zeros(1, DEVICE),
+        device=device,
         rx=np.zeros(queues, RX_QUEUE),
         tx=np.zeros(queues, TX_QUEUE),
         vectors=np.zeros(vectors, VECTOR),
@@ -261,6 +161,9 @@ def make_state(
         drops=np.zeros((rows, len(Drop)), np.int64),
         headers=np.zeros(1, HEADERS),
         aggregates=np.zeros(flows + 1, AGGREGATE),
+        aggregate_headers=np.zeros(flows + 1, HEADERS),
+        open=np.arange(flows + 1, dtype=np.int32),
+        merged=np.zeros(1, HEADERS),
         # As long as any packet: headers in it are parsed within the packet's length, also where only they are gathered.
         segment=np.zeros(MAX_PACKET, np.uint8),
         pieces=np.zeros(MAX_SEGMENTS, PIECE),
@@ -269,19 +172,7 @@ def make_state(
         asked=np.zeros(MAX_SEGMENTS, MESSAGE),
         asked_data=np.zeros(MAX_PACKET, np.uint8),
         completion=np.zeros(4, np.int64),
-        nic_memory=np.zeros(1, NIC_MEMORY),
-        nic_pages=np.zeros(nic_pages, PAGE),
-        nic_bytes=np.zeros(nic_pages * NIC_PAGE, np.uint8),
-        placement_rings=np.zeros(queues, PLACEMENT_RING),
-        owners=np.zeros((queues, owners), OWNER),
-        owned=np.zeros((queues, owners, owned, 4), np.uint64),
-        ddp=np.zeros(1, DDP),
-        ddp_flows=np.zeros(ddp_flows, DDP_FLOW),
-        ddp_trackers=np.zeros(ddp_flows, TRACKER),
-        # By flow and command the buffer's number, from 1; memory that is not touched costs nothing.
-        ddp_index=np.zeros((ddp_flows, 1 << 16), np.int32),
-        ddp_buffers=np.zeros(ddp_buffers, DDP_BUFFER),
-        ddp_pieces=np.zeros((ddp_buffers, MAX_DDP_PIECES), DDP_PIECE),
-        ddp_rest=np.zeros(MAX_PACKET if ddp_flows else 0, np.uint8),
-        placements=np.zeros(MAX_PLACEMENTS if ddp_flows else 0, PLACEMENT),
+        **deferred_arrays(queues, deferred_bytes),
+        **owner_arrays(queues, owners, owned),
+        **ddp_arrays(ddp_flows, MAX_PACKET),
     )

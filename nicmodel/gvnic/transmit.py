@@ -1,21 +1,28 @@
-"""Transmit: a doorbell's worth of descriptors to a batch of frames, in one compiled call.
+"""Transmit: the stages that the queue formats have in common.
 
-A packet's way: scan its descriptors up to end-of-packet, gather its bytes by DMA, checksum or segment, completions.
-What the wire takes undone (`Offload`) stays undone: a partial checksum or a whole TSO packet travels with its record.
+A doorbell's worth of descriptors goes to a batch of frames in one compiled call, that of a loop: `transmit_dqo` or
+`transmit_gqi`. A loop scans the descriptors of a packet up to its end, and remembers its pieces in ``state.pieces``;
+then it calls stages, which are for both:
 
-Source of the grammar and the limits: Linux drivers/net/ethernet/google/gve/gve_tx_dqo.c.
+1. `plan`: what the packet becomes: one frame, or segments (`plan_segments`).
+2. `room`: whether that fits the batch.
+3. `send`: gather its bytes by DMA, checksum or segment.
+
+The completion is the format's. What the wire takes undone (`Offload`) stays undone: a partial checksum or a whole TSO
+packet travels with its record.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.descriptors import TX_COMPLETION, TX_PACKET, TX_TSO_CONTEXT, TxCompletionType, TxType
-from nicmodel.gvnic.state import MAX_PACKET, MAX_SEGMENTS, State
-from nicmodel.jit.addresses import copy, load_u64, publish_u64
-from nicmodel.jit.compiled import Record, compiled, i64, u64
-from nicmodel.nic.dma import READ, WRITE, ask_for_pieces, fault, locate, read
+from nicmodel.gvnic.state import State
+from nicmodel.jit.addresses import copy
+from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
+from nicmodel.nic.dma import fault, read
 from nicmodel.nic.state import Drop, Purpose, Records, Taken
 from nicmodel.packet.checksum import complete, pseudo
 from nicmodel.packet.frames import MAX_FRAME, FrameFlag, Gso, Offload
@@ -28,8 +35,6 @@ _NONE = int(Drop.NONE)
 _DMA_FAULT = int(Drop.DMA_FAULT)
 _BAD_DESCRIPTOR = int(Drop.BAD_DESCRIPTOR)
 _TRANSMIT = int(Purpose.TRANSMIT)
-_DESCRIPTOR = int(Purpose.DESCRIPTOR)
-_COMPLETION = int(Purpose.COMPLETION)
 _TCP = int(L4.TCP)
 _UDP = int(L4.UDP)
 _IPV4 = int(L3.IPV4)
@@ -43,56 +48,67 @@ _GSO_TCPV4 = int(Gso.TCPV4)
 _GSO_TCPV6 = int(Gso.TCPV6)
 _GSO_UDP = int(Gso.UDP_L4)
 
-_SIZE = TX_PACKET.size
-_COMPLETION_SIZE = TX_COMPLETION.size
-_TYPE_PACKET = int(TxType.PACKET)
-_TYPE_TSO = int(TxType.TSO_CONTEXT)
-_TYPE_GENERAL = int(TxType.GENERAL_CONTEXT)
-_DTYPE = u64(TX_PACKET.dtype.shift)
-_DTYPE_MASK = u64(TX_PACKET.dtype.mask)
-_EOP = u64(1 << TX_PACKET.end_of_packet.shift)
-_CHECKSUM = u64(1 << TX_PACKET.checksum.shift)
-_REPORT = u64(1 << TX_PACKET.report_event.shift)
-_TAG = u64(TX_PACKET.completion_tag.shift)
-_TAG_MASK = u64(TX_PACKET.completion_tag.mask)
-_BUFFER = u64(TX_PACKET.buffer_size.shift)
-_BUFFER_MASK = u64(TX_PACKET.buffer_size.mask)
-_TSO_TOTAL = u64(TX_TSO_CONTEXT.total_length.shift)
-_TSO_TOTAL_MASK = u64(TX_TSO_CONTEXT.total_length.mask)
-_TSO_MSS = u64(TX_TSO_CONTEXT.mss.shift)
-_TSO_MSS_MASK = u64(TX_TSO_CONTEXT.mss.mask)
-_TSO_HEADER = u64(TX_TSO_CONTEXT.header_length.shift)
-_TSO_HEADER_MASK = u64(TX_TSO_CONTEXT.header_length.mask)
-_DONE_PACKET = int(TxCompletionType.PACKET) << TX_COMPLETION.type.shift
-_DONE_DESCRIPTOR = int(TxCompletionType.DESCRIPTOR) << TX_COMPLETION.type.shift
-_GENERATION = TX_COMPLETION.generation.shift
-_VALUE = TX_COMPLETION.tag_or_head.shift
-
 _MAX_IP = 65535
 #: The most bytes of headers that are looked for where the driver does not say how many they are.
 MAX_HEADER = 255
 
-_U8 = u64(8)
+
+class Out(NamedTuple):
+    """The batch that frames are added to, for the stages.
+
+    Attributes:
+        data: its bytes.
+        frames: its records (`FRAME`).
+        used: its number of frames and of bytes, and the work that it took: descriptors that were read and segments that
+            were made or are left to the wire, shape (3,).
+        headroom: bytes to leave free before each frame.
+        offloads: what the wire takes undone (`Offload`).
+        most_frames: how many frames the batch may have when this call has added its share.
+        most_bytes: how many bytes.
+        most_work: how much work it may have taken.
+    """
+
+    data: npt.NDArray[np.uint8]
+    frames: Records
+    used: npt.NDArray[np.int64]
+    headroom: int
+    offloads: int
+    most_frames: int
+    most_bytes: int
+    most_work: int
 
 
-@compiled
-def _report(state: State, queue: int, fields: int) -> None:
-    """Write the next completion of a transmit queue; one aligned word, so it is whole when it is seen."""
-    tx = state.tx[queue]
-    index = i64(tx.completion_index)
-    address = tx.completion_ring + u64(index * _COMPLETION_SIZE)
-    host = locate(state, address, _COMPLETION_SIZE, WRITE)
-    if host == 0:
-        fault(state, address)
-    else:
-        publish_u64(host, u64(queue | fields | i64(tx.generation) << _GENERATION))
-        row = len(state.rx) + queue
-        state.ledger[row, _COMPLETION, state.regions[state.device[0].region].kind] += _COMPLETION_SIZE
-    index += 1
-    if index == tx.completion_entries:
-        index = 0
-        tx.generation ^= 1
-    tx.completion_index = index
+class Plan(NamedTuple):
+    """What becomes of a packet.
+
+    Attributes:
+        verdict: a `Drop`; if it is not `NONE` the rest says nothing.
+        header: bytes of its headers, if it is to be segmented.
+        payload: bytes behind them.
+        mss: bytes of payload in each segment; 0: it is not to be segmented.
+        whole: whether the wire takes the packet unsegmented.
+        frames: how many frames it counts as.
+        needed: bytes that these take in the batch.
+    """
+
+    verdict: int
+    header: int
+    payload: int
+    mss: int
+    whole: bool
+    frames: int
+    needed: int
+
+
+@inlined
+def begin(
+    data: npt.NDArray[np.uint8], frames: Records, used: npt.NDArray[np.int64], share: npt.NDArray[np.int64],
+    headroom: int, offloads: int,
+) -> Out:  # fmt: skip
+    """What a loop was called with."""
+    most_frames = min(used[0] + share[0], len(frames))
+    most_bytes = min(used[1] + share[1], len(data))
+    return Out(data, frames, used, headroom, offloads, most_frames, most_bytes, used[2] + share[2])
 
 
 @compiled
@@ -117,10 +133,10 @@ def gather(state: State, row: int, target: int, count: int, segment: int, skip: 
     return segment, skip
 
 
-@compiled
-def _append(out_frames: Records, out: npt.NDArray[np.int64], queue: int, offset: int, length: int) -> Record:
+@inlined
+def _append(out: Out, queue: int, offset: int, length: int) -> Record:
     """Add a frame record for `length` bytes at `offset`; the bytes stand there already or soon."""
-    frame = out_frames[out[0]]
+    frame = out.frames[out.used[0]]
     frame.offset = offset
     frame.length = length
     frame.time = 0
@@ -134,56 +150,50 @@ def _append(out_frames: Records, out: npt.NDArray[np.int64], queue: int, offset:
     frame.part = 0
     frame.queue = queue
     frame.filled = 0
-    out[0] += 1
-    out[1] = offset + length
+    out.used[0] += 1
+    out.used[1] = offset + length
     return frame
 
 
-@compiled
+@inlined
 def _checksum(
-    state: State, data: npt.NDArray[np.uint8], offset: int, frame: Record, offloads: int, ip_header: bool
+    state: State, out: Out, offset: int, frame: Record, ip_header: bool
 ) -> None:  # fmt: skip
     """Fill in the L4 checksum, or what the wire needs to do it."""
     h = state.headers[0]
-    if offloads & _CSUM:
-        pseudo(data, offset, state.headers)
+    if out.offloads & _CSUM:
+        pseudo(out.data, offset, state.headers)
         frame.flags = _NEEDS_CSUM
         frame.csum_start = h.l4_offset
         frame.csum_offset = 16 if h.l4 == _TCP else 6
     else:
-        complete(data, offset, state.headers, ip_header)
+        complete(out.data, offset, state.headers, ip_header)
         frame.filled = 1
 
 
-@compiled
-def send_plain(
-    state: State, queue: int, total: int, checksum: bool, out_data: npt.NDArray[np.uint8], out_frames: Records,
-    out: npt.NDArray[np.int64], headroom: int, offloads: int,
-) -> int:  # fmt: skip
+@inlined
+def _send_plain(state: State, queue: int, out: Out, total: int, checksum: bool) -> int:
     """One packet that becomes one frame."""
     row = len(state.rx) + queue
-    offset = out[1] + headroom
-    segment, _ = gather(state, row, u64(out_data.ctypes.data) + u64(offset), total, 0, 0)
+    offset = out.used[1] + out.headroom
+    segment, _ = gather(state, row, u64(out.data.ctypes.data) + u64(offset), total, 0, 0)
     if segment < 0:
         return _DMA_FAULT
-    frame = _append(out_frames, out, queue, offset, total)
+    frame = _append(out, queue, offset, total)
     if checksum:
-        parse(out_data, offset, total, state.headers)
+        parse(out.data, offset, total, state.headers)
         h = state.headers[0]
         # A checksum over something that is neither TCP nor UDP cannot be meant: the descriptor says no place for it.
         if (h.l4 == _TCP or h.l4 == _UDP) and h.length == total:
-            _checksum(state, out_data, offset, frame, offloads, True)
+            _checksum(state, out, offset, frame, True)
     tx = state.tx[queue]
     tx.bytes += total
     tx.segments += 1
     return _NONE
 
 
-@compiled
-def send_segments(
-    state: State, queue: int, header: int, payload: int, mss: int, whole: bool, out_data: npt.NDArray[np.uint8],
-    out_frames: Records, out: npt.NDArray[np.int64], headroom: int, offloads: int,
-) -> int:  # fmt: skip
+@inlined
+def _send_segments(state: State, queue: int, out: Out, header: int, payload: int, mss: int, whole: bool) -> int:
     """A TSO or USO packet: cut into segments, or (when `whole`) into frames as large as IP allows, to be cut later."""
     row = len(state.rx) + queue
     tx = state.tx[queue]
@@ -197,21 +207,21 @@ def send_segments(
     if whole:
         step = max(1, (_MAX_IP - (header - i64(h.l3_offset))) // mss) * mss
     start = 0
-    base = u64(out_data.ctypes.data)
+    base = u64(out.data.ctypes.data)
     while start < payload:
         piece = min(step, payload - start)
-        offset = out[1] + headroom
+        offset = out.used[1] + out.headroom
         target = base + u64(offset)
         copy(target, template_address, header)
         segment, skip = gather(state, row, target + u64(header), piece, segment, skip)
         if segment < 0:
             return _DMA_FAULT
-        frame = _append(out_frames, out, queue, offset, header + piece)
+        frame = _append(out, queue, offset, header + piece)
         h.length = header + piece
         segment_header(
-            out_data, offset, state.headers, start, piece, start // mss, start == 0, start + piece == payload
+            out.data, offset, state.headers, start, piece, start // mss, start == 0, start + piece == payload
         )
-        _checksum(state, out_data, offset, frame, offloads, False)
+        _checksum(state, out, offset, frame, False)
         if piece < payload:
             frame.cut = step
             frame.part = start // step
@@ -243,7 +253,7 @@ def _whole(h: Record, offloads: int) -> bool:
 
 
 @compiled
-def plan_segments(
+def _plan_segments(
     state: State, queue: int, total: int, header: int, mss: int, offloads: int
 ) -> tuple[int, int, bool]:  # fmt: skip
     """Look at the headers of a packet that is to be segmented: they decide how.
@@ -273,154 +283,53 @@ def plan_segments(
     return _NONE, found, _whole(h, offloads)
 
 
-@compiled
-def transmit(
-    state: State, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records, out: npt.NDArray[np.int64],
-    share: npt.NDArray[np.int64], headroom: int, offloads: int,
-) -> int:  # fmt: skip
-    """Take packets from a transmit queue until its tail, its share or the end of the batch is reached.
+@inlined
+def plan(
+    state: State, queue: int, out: Out, total: int, segmented: bool, header: int, mss: int, most: int
+) -> Plan:  # fmt: skip
+    """Decide what a packet of `total` bytes becomes.
 
     Args:
-        state: the device.
-        queue: number of an active queue.
-        out_data: bytes of the batch that frames are added to.
-        out_frames: its records (`FRAME`).
-        out: its number of frames and of bytes, and the work that it took: descriptors that were read and segments that
-            were made or are left to the wire, shape (3,).
-        share: what this call may add to each of them, shape (3,); one packet is taken even if it is more.
-        headroom: bytes to leave free before each frame.
-        offloads: what the wire takes undone (`Offload`).
+        state: the device; the packet's pieces are in `pieces`.
+        queue: the transmit queue.
+        out: the batch.
+        total: bytes of the packet.
+        segmented: whether it is to be segmented.
+        header: bytes of its headers as the driver says, 0 when it does not.
+        mss: payload bytes of each segment.
+        most: the most bytes of payload that it is to have; what is beyond is not sent.
+    """
+    if not segmented:
+        return Plan(_NONE, i64(0), i64(total), i64(0), False, i64(1), out.headroom + total)
+    verdict, found, whole = _plan_segments(state, queue, total, header, mss, out.offloads)
+    if verdict != _NONE:
+        return Plan(i64(verdict), i64(0), i64(0), i64(0), False, i64(0), i64(0))
+    payload = min(most, total - found)
+    frames = (payload + mss - 1) // mss
+    needed = frames * (out.headroom + found) + payload
+    return Plan(_NONE, i64(found), i64(payload), i64(mss), whole, i64(frames), i64(needed))
+
+
+@inlined
+def room(out: Out, planned: Plan, first: bool) -> tuple[int, int]:
+    """Whether a packet goes into the batch; the `first` of a call may be more than the queue's share.
 
     Returns:
-        Why it ended (`Taken`).
+        `Taken.ALL` if it does, or never will; else why it does not now. And a `Drop`, if it never will.
     """
-    tx = state.tx[queue]
-    row = len(state.rx) + queue
-    mask = i64(tx.entries - 1)
-    head = i64(tx.head)
-    tail = i64(tx.tail)
-    before = head
-    most_frames = min(out[0] + share[0], len(out_frames))
-    most_bytes = min(out[1] + share[1], len(out_data))
-    most_work = out[2] + share[2]
-    work = out[2]
-    while head != tail:
-        if work >= most_work:
-            out[2] = work
-            return _SHARE
-        # Scan one packet, without taking it yet.
-        position = head
-        verdict = _NONE
-        count = 0
-        total = 0
-        checksum = False
-        reports = 0
-        tag = 0
-        tso = u64(0)
-        has_tso = False
-        ended = False
-        while position != tail and not ended:
-            address = tx.ring + u64(position * _SIZE)
-            host = locate(state, address, _SIZE, READ)
-            if host == 0:
-                # Without its ring the queue cannot go on: skip what was posted.
-                fault(state, address)
-                state.drops[row, _DMA_FAULT] += 1
-                tx.head = tail
-                out[2] = work
-                return _ALL
-            low = load_u64(host)
-            high = load_u64(host + _U8)
-            dtype = i64(high >> _DTYPE & _DTYPE_MASK)
-            if dtype == _TYPE_PACKET:
-                size = i64(high >> _BUFFER & _BUFFER_MASK)
-                if count < MAX_SEGMENTS and size > 0:
-                    state.pieces[count].address = low
-                    state.pieces[count].length = size
-                    count += 1
-                else:
-                    verdict = _BAD_DESCRIPTOR
-                total += size
-                checksum |= high & _CHECKSUM != 0
-                tag = i64(high >> _TAG & _TAG_MASK)
-                if high & _REPORT != 0:
-                    reports += 1
-                ended = high & _EOP != 0
-            elif dtype == _TYPE_TSO:
-                has_tso = True
-                tso = low
-            elif dtype != _TYPE_GENERAL:
-                verdict = _BAD_DESCRIPTOR
-            position = (position + 1) & mask
-        descriptors = (position - head) & mask
-        work += descriptors
-        if not ended:
-            break
-        if verdict == _NONE and total <= MAX_PACKET and state.device[0].remote != 0 and ask_for_pieces(state, count):
-            tx.head = head
-            out[2] = work
-            return _FULL
+    frames, octets = out.used[0] + planned.frames, out.used[1] + planned.needed
+    if octets <= out.most_bytes and frames <= out.most_frames:
+        return _ALL, _NONE
+    fits = octets <= len(out.data) and frames <= len(out.frames)
+    if out.used[0] > 0 and (not fits or not first):
+        return _SHARE if fits else _FULL, _NONE
+    return _ALL, _NONE if fits else _BAD_DESCRIPTOR
 
-        state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += descriptors * _SIZE
-        header = 0
-        payload = total
-        mss = 0
-        whole = False
-        needed = headroom + total
-        frames = 1
-        if total > MAX_PACKET or (not has_tso and total > MAX_FRAME):
-            verdict = _BAD_DESCRIPTOR
-        if has_tso and verdict == _NONE:
-            header = i64(tso >> _TSO_HEADER & _TSO_HEADER_MASK)
-            mss = i64(tso >> _TSO_MSS & _TSO_MSS_MASK)
-            if header == 0:
-                verdict = _BAD_DESCRIPTOR
-            else:
-                verdict, header, whole = plan_segments(state, queue, total, header, mss, offloads)
-            if verdict == _NONE:
-                payload = min(i64(tso >> _TSO_TOTAL & _TSO_TOTAL_MASK), total - header)
-                frames = (payload + mss - 1) // mss
-                needed = frames * (headroom + header) + payload
-                if payload <= 0:
-                    verdict = _BAD_DESCRIPTOR
-        if verdict == _NONE and (out[1] + needed > most_bytes or out[0] + frames > most_frames):
-            fits = out[1] + needed <= len(out_data) and out[0] + frames <= len(out_frames)
-            if out[0] > 0 and (not fits or head != before):
-                tx.head = head
-                out[2] = work
-                return _SHARE if fits else _FULL
-            if not fits:
-                verdict = _BAD_DESCRIPTOR
-        if verdict == _NONE:
-            if has_tso:
-                work += frames
-                verdict = send_segments(
-                    state, queue, header, payload, mss, whole, out_data, out_frames, out, headroom, offloads
-                )
-            else:
-                verdict = send_plain(
-                    state, queue, total, checksum, out_data, out_frames, out, headroom, offloads
-                )  # fmt: skip
-        if verdict != _NONE:
-            state.drops[row, verdict] += 1
-        tx.packets += 1
-        state.device[0].asked = 0
-        state.device[0].asked_bytes = 0
 
-        # Each descriptor that asked for it is reported; then the packet, whose buffers have been read.
-        if reports > 0:
-            at = head
-            while at != position:
-                host = locate(state, tx.ring + u64(at * _SIZE), _SIZE, READ)
-                at = (at + 1) & mask
-                if host != 0:
-                    state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _SIZE
-                    high = load_u64(host + _U8)
-                    if i64(high >> _DTYPE & _DTYPE_MASK) == _TYPE_PACKET and high & _REPORT != 0:
-                        _report(state, queue, _DONE_DESCRIPTOR | at << _VALUE)
-        _report(state, queue, _DONE_PACKET | (tag & 0x7FFF) << _VALUE)
-        state.vectors[tx.vector].pending = 1
-        head = position
-        tx.head = head
-    out[2] = work
-    return _ALL
+@inlined
+def send(state: State, queue: int, out: Out, planned: Plan, checksum: bool) -> int:
+    """Add a packet to the batch; the result is a `Drop`."""
+    if planned.mss == 0:
+        return i64(_send_plain(state, queue, out, planned.payload, checksum))
+    out.used[2] += planned.frames
+    return i64(_send_segments(state, queue, out, planned.header, planned.payload, planned.mss, planned.whole))

@@ -1,4 +1,6 @@
-"""Transmit on a GQI queue: descriptors say the offsets that DQO leaves to be parsed, completion is a counter.
+"""Transmit on the queues of the GQI formats.
+
+Descriptors say the offsets that DQO leaves to be parsed, and completion is a counter.
 
 Source: Linux drivers/net/ethernet/google/gve/gve_tx.c.
 """
@@ -12,10 +14,10 @@ from nicmodel.gvnic.descriptors import GQI_TX_PACKET, GQI_TX_SEGMENT, GqiTxType
 from nicmodel.gvnic.pages import resolve
 from nicmodel.gvnic.receive_gqi import big_endian
 from nicmodel.gvnic.state import MAX_SEGMENTS, State
-from nicmodel.gvnic.transmit import plan_segments, send_plain, send_segments
+from nicmodel.gvnic.transmit import begin, plan, room, send
 from nicmodel.jit.addresses import load_u64, publish_u32
 from nicmodel.jit.compiled import compiled, i64, u64
-from nicmodel.nic.dma import READ, WRITE, fault, locate
+from nicmodel.nic.dma import READ, WRITE, book, fault, locate
 from nicmodel.nic.state import Drop, Purpose, Records, Taken
 
 _ALL, _FULL, _SHARE = (int(reason) for reason in Taken)
@@ -69,24 +71,22 @@ def _add_pieces(state: State, queue: int, count: int, address: int, length: int)
 
 @compiled
 def transmit_gqi(
-    state: State, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records, out: npt.NDArray[np.int64],
+    state: State, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records, used: npt.NDArray[np.int64],
     share: npt.NDArray[np.int64], headroom: int, offloads: int,
 ) -> int:  # fmt: skip
-    """As `nicmodel.gvnic.transmit.transmit`, for a queue of a GQI format."""
+    """As `nicmodel.gvnic.transmit_dqo.transmit_dqo`, for a queue of a GQI format."""
+    out = begin(out_data, out_frames, used, share, headroom, offloads)
     tx = state.tx[queue]
     row = len(state.rx) + queue
     mask = i64(tx.entries - 1)
     head = i64(tx.head)
     before = head
     ended = _ALL
-    most_frames = min(out[0] + share[0], len(out_frames))
-    most_bytes = min(out[1] + share[1], len(out_data))
-    most_work = out[2] + share[2]
     while True:
         waiting = (i64(tx.tail) - head) & _COUNT_MASK
         if waiting == 0:
             break
-        if out[2] >= most_work:
+        if used[2] >= out.most_work:
             ended = _SHARE
             break
         verdict = _NONE
@@ -99,14 +99,14 @@ def transmit_gqi(
         position = 0
         while position < descriptors:
             address = tx.ring + u64(((head + position) & mask) * _SIZE)
-            host = locate(state, address, _SIZE, READ)
+            host, region = locate(state, address, _SIZE, READ)
             if host == 0:
                 # Without its ring the queue cannot go on: skip what was posted.
                 fault(state, address)
                 state.drops[row, _DMA_FAULT] += 1
                 tx.head = tx.tail
                 return _ALL
-            state.ledger[row, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _SIZE
+            book(state, row, _DESCRIPTOR, region, _SIZE)
             low = big_endian(load_u64(host))
             high = big_endian(load_u64(host + _U8))
             this = i64(low >> _TYPE & _BYTE) >> 4
@@ -130,7 +130,7 @@ def transmit_gqi(
                     verdict = _BAD_DESCRIPTOR
                     pieces = 0
             position += 1
-        out[2] += position
+        used[2] += position
         if descriptors > waiting:
             break
 
@@ -139,30 +139,15 @@ def transmit_gqi(
             gathered += state.pieces[k].length
         if verdict == _NONE and (gathered != total or total == 0):
             verdict = _BAD_DESCRIPTOR
-        frames = 1
-        needed = headroom + total
-        header = 0
-        whole = False
-        if verdict == _NONE and kind == _TSO:
-            verdict, header, whole = plan_segments(state, queue, total, 0, mss, offloads)
-            if verdict == _NONE:
-                frames = (total - header + mss - 1) // mss
-                needed = frames * (headroom + header) + total - header
-        if verdict == _NONE and (out[1] + needed > most_bytes or out[0] + frames > most_frames):
-            fits = out[1] + needed <= len(out_data) and out[0] + frames <= len(out_frames)
-            if out[0] > 0 and (not fits or head != before):
-                ended = _SHARE if fits else _FULL
-                break
-            if not fits:
-                verdict = _BAD_DESCRIPTOR
         if verdict == _NONE:
-            if kind == _TSO:
-                out[2] += frames
-                verdict = send_segments(
-                    state, queue, header, total - header, mss, whole, out_data, out_frames, out, headroom, offloads
-                )
-            else:
-                verdict = send_plain(state, queue, total, checksum, out_data, out_frames, out, headroom, offloads)
+            planned = plan(state, queue, out, total, kind == _TSO, 0, mss, total)
+            verdict = planned.verdict
+            if verdict == _NONE:
+                ended, verdict = room(out, planned, head == before)
+                if ended != _ALL:
+                    break
+            if verdict == _NONE:
+                verdict = send(state, queue, out, planned, checksum)
         if verdict != _NONE:
             state.drops[row, verdict] += 1
         tx.packets += 1
@@ -173,10 +158,10 @@ def transmit_gqi(
     if head == before:
         return ended
     # The count of descriptors done is all that the driver learns.
-    host = locate(state, tx.completion_ring, 4, WRITE)
+    host, region = locate(state, tx.completion_ring, 4, WRITE)
     if host == 0:
         fault(state, tx.completion_ring)
     else:
         publish_u32(host, big_endian(u64(head)) >> u64(32))
-        state.ledger[row, _COMPLETION, state.regions[state.device[0].region].kind] += 4
+        book(state, row, _COMPLETION, region, 4)
     return ended

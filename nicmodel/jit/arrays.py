@@ -31,7 +31,7 @@ _WORD = ir.IntType(64)
 class Arrays:
     """Named C-contiguous arrays, passed to compiled code by reference.
 
-    An attribute is set once to each of the arrays that the class annotates, in the order of the annotations. It may be
+    An attribute is set once to each of the arrays that the class annotates, or one that it is derived from. It may be
     set again, to an array of the same type, but not while compiled code runs.
 
     Attributes:

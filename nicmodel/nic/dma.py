@@ -77,29 +77,45 @@ def _host(state: State, number: int, address: int, count: int, right: int) -> in
 @inlined
 def reachable(state: State, address: int, count: int, right: int) -> bool:
     """The same as `accessible`, but quicker where one region holds the whole range."""
-    return locate(state, address, count, right) != _NOWHERE or accessible(state, address, count, right)
+    host, _ = locate(state, address, count, right)
+    return host != _NOWHERE or accessible(state, address, count, right)
 
 
 @inlined
-def locate(state: State, address: int, count: int, right: int) -> int:
-    """Address in this process of `count` bytes at guest address `address` if one region holds them all, else 0.
+def reachable_at_once(state: State, address: int, count: int, right: int) -> bool:
+    """The same as `reachable`, but false for memory without a descriptor, which is reached by messages only."""
+    host, _ = locate(state, address, count, right)
+    return host != _NOWHERE or (state.device[0].remote == 0 and accessible(state, address, count, right))
 
-    ``state.device[0].region`` is then that region's number.
+
+@inlined
+def locate(state: State, address: int, count: int, right: int) -> tuple[int, int]:
+    """Where `count` bytes at guest address `address` are, if one region holds them all.
+
+    Returns:
+        Their address in this process, 0 if no region does, and the region's number, for `book`.
     """
     device = state.device[0]
-    host = _host(state, device.region, address, count, right)
+    found = i64(device.region)
+    host = _host(state, found, address, count, right)
     if host != _NOWHERE:
-        return host
-    found = device.region_before
+        return host, found
+    found = i64(device.region_before)
     host = _host(state, found, address, count, right)
     if host == _NOWHERE:
-        found = _find(state, address)
+        found = i64(_find(state, address))
         host = _host(state, found, address, count, right)
         if host == _NOWHERE:
-            return _NOWHERE
+            return _NOWHERE, found
     device.region_before = device.region
     device.region = found
-    return host
+    return host, found
+
+
+@inlined
+def book(state: State, row: int, purpose: int, region: int, count: int) -> None:
+    """Book an access of `count` bytes in the ledger, by the kind of memory that a region is (`locate`)."""
+    state.ledger[row, purpose, state.regions[region].kind] += count
 
 
 @compiled
@@ -174,22 +190,22 @@ def write(state: State, row: int, purpose: int, address: int, source: int, count
     Returns:
         False, and nothing written, when any byte is outside of what the guest mapped for writing.
     """
-    host = locate(state, address, count, WRITE)
+    host, region = locate(state, address, count, WRITE)
     if host == _NOWHERE:
         return _write_across(state, row, purpose, address, source, count)
     copy(host, source, count)
-    state.ledger[row, purpose, state.regions[state.device[0].region].kind] += count
+    book(state, row, purpose, region, count)
     return True
 
 
 @inlined
 def read(state: State, row: int, purpose: int, address: int, destination: int, count: int) -> bool:
     """Read `count` bytes at guest address `address` to this process's address `destination`; else as `write`."""
-    host = locate(state, address, count, READ)
+    host, region = locate(state, address, count, READ)
     if host == _NOWHERE:
         return _read_across(state, row, purpose, address, destination, count)
     copy(destination, host, count)
-    state.ledger[row, purpose, state.regions[state.device[0].region].kind] += count
+    book(state, row, purpose, region, count)
     return True
 
 

@@ -41,7 +41,8 @@ class Ingress:
     Attributes:
         delivered: frames from the wire that ended in a queue: alone, in pieces, or merged with others.
         outcomes: where each frame of the last batch went, `OUTCOME`; its first entries are valid.
-        detour: called in place of the compiled function, which it gets as a first argument; none is the default
+        receive: the same; that of the descriptor format which the driver has chosen.
+        detour: called in place of `receive`, which it gets as a first argument; none is the default
             (`nicmodel.faults`).
     """
 
@@ -64,7 +65,7 @@ class Ingress:
         self.outcomes: Records = np.zeros(HELD_FRAMES, OUTCOME)
         self.detour: Callable[..., int] | None = None
         self._state = state
-        self._function = receive
+        self.receive = receive
         self._clock = clock
         self._port = port
         self._dma = dma
@@ -75,9 +76,14 @@ class Ingress:
         self._out_of_order = out_of_order
         self._then = then
 
-    def load(self) -> None:
-        """Run the compiled function once on nothing (`Nic`)."""
-        self._receive(Batch(0, 0))
+    def load(self, *functions: Callable[..., int]) -> None:
+        """Run compiled functions like `receive` once on nothing (`Nic`)."""
+        nothing, backlog, now = Batch(0, 0), self._backlog, self._clock()
+        for function in functions:
+            function(
+                self._state, nothing.data, nothing.frames, 0, now, now - HELD_NS, HELD_PER_QUEUE,
+                backlog.batch.data, backlog.batch.frames, backlog.held, self.outcomes,
+            )  # fmt: skip
 
     def deliver(self, batch: Batch) -> None:
         """Frames from the wire: they have their end, or are in the backlog, before this returns."""
@@ -147,7 +153,7 @@ class Ingress:
         if remote:
             self._messages.make_room(batch)
         now = self._clock()
-        receive = self._function if self.detour is None else partial(self.detour, self._function)
+        receive = self.receive if self.detour is None else partial(self.detour, self.receive)
         self.delivered += receive(
             self._state, batch.data, batch.frames, batch.count, now, now - HELD_NS, HELD_PER_QUEUE,
             backlog.batch.data, backlog.batch.frames, backlog.held, self.outcomes,

@@ -73,12 +73,12 @@ class Bus:
         if len(inside):
             self.moved[way, int(regions[inside[0]]["kind"])] += count
 
-    def _locating(self, locate: Callable[..., int]) -> Callable[..., int]:
-        def observed(state: Any, address: int, count: int, right: int) -> int:
-            host = int(locate(state, address, count, right))
+    def _locating(self, locate: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
+        def observed(state: Any, address: int, count: int, right: int) -> tuple[int, int]:
+            host, region = locate(state, address, count, right)
             if host:
-                self._asked.append((host, int(count), set()))
-            return np.uint64(host)  # type: ignore[return-value]
+                self._asked.append((int(host), int(count), set()))
+            return host, region
 
         return observed
 

@@ -15,8 +15,8 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
 from nicmodel.gvnic.commands import CONFIGURE_DDP, DDP_PIECE, DdpDigest, DdpOperation, Inner, OptionId, Status
+from nicmodel.gvnic.options.ddp.state import MAX_DDP_PIECES
 from nicmodel.gvnic.profile import Profile, parse_mac
-from nicmodel.gvnic.state import MAX_DDP_PIECES
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.nvme_tcp import Reader, data_pdu, response, unfold

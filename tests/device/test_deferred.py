@@ -11,8 +11,8 @@ import pytest
 
 from nicmodel.gvnic.commands import Inner, OptionId, Status
 from nicmodel.gvnic.descriptors import PlacementStatus
+from nicmodel.gvnic.options.deferred.state import NIC_PAGE
 from nicmodel.gvnic.profile import Profile, parse_mac
-from nicmodel.gvnic.state import NIC_PAGE
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.placement import PlacementRing

@@ -41,7 +41,7 @@ NAMES = {id(value): name for module in (commands, registers) for name, value in 
 def used_in(folder: str) -> set[str]:
     """The names that the code in a folder uses, but for that which declares them."""
     found = set()
-    for file in (ROOT / "nicmodel" / folder).glob("*.py"):
+    for file in (ROOT / "nicmodel" / folder).rglob("*.py"):
         if file.name != "registers.py" or folder != "gvnic":
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.Attribute | ast.Name):

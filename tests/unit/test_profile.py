@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nicmodel.cli.serve import serve
-from nicmodel.gvnic.profile import SETTINGS, Profile, Range
+from nicmodel.gvnic.profile import SETTINGS, Profile
+from nicmodel.gvnic.setting import Range
 
 RANGES = {name: setting.range for name, setting in SETTINGS.items() if setting.range is not None}
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nicmodel.gvnic import commands as c
-from nicmodel.gvnic.admin import MAX_BUFFER, MAX_RING, MIN_BUFFER
+from nicmodel.gvnic.admin import MAX_BUFFER, MIN_BUFFER
 from nicmodel.gvnic.commands import (
     FlowOperation,
     FlowQuery,
@@ -23,6 +23,7 @@ from nicmodel.gvnic.contract.rings import Ring, Rings
 from nicmodel.gvnic.descriptors import GQI_SEQUENCE
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Layout, explain
+from nicmodel.gvnic.refusal import MAX_RING
 from nicmodel.observe.findings import Journal
 from nicmodel.observe.mapped_memory import MappedMemory
 from nicmodel.vfio_user.dma import READABLE, WRITABLE

@@ -17,7 +17,7 @@ from nicmodel.gvnic.contract.rings import Rings
 from nicmodel.gvnic.descriptors import GQI_RX_SLOT, RX_BUFFER, RX_BUFFER_OWNER
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.layout import Bits
-from nicmodel.gvnic.owners import identifiers, in_lists
+from nicmodel.gvnic.options.owners.lists import identifiers, in_lists
 from nicmodel.observe.findings import Journal
 from nicmodel.observe.mapped_memory import Addresses, MappedMemory
 from nicmodel.packet.frames import Batch

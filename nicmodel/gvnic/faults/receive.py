@@ -58,7 +58,7 @@ class ReceiveFaults:
         self, receive: Callable[..., int], state: State, data: npt.NDArray[np.uint8], frames: Records, count: int,
         *rest: Any,
     ) -> int:  # fmt: skip
-        """Do what `nicmodel.gvnic.receive.receive` does, with the faults."""
+        """Do what a loop such as `nicmodel.gvnic.receive_dqo.receive_dqo` does, with the faults."""
         *middle, outcomes = rest
         rx = state.rx
         numbers = np.flatnonzero(rx["active"]).tolist()

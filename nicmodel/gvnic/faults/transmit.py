@@ -42,7 +42,7 @@ class TransmitFaults:
         self._nic.egress.detour = self._transmit if active else None
 
     def _transmit(self, transmit: Callable[..., int], state: State, queue: int, *batch: Any) -> int:
-        """Do what `nicmodel.gvnic.transmit.transmit` does, with the faults."""
+        """Do what a loop such as `nicmodel.gvnic.transmit_dqo.transmit_dqo` does, with the faults."""
         for injection in self._active:
             if isinstance(injection.fault, DmaSlow) and self._wait_for_memory(injection, injection.fault, queue):
                 return Taken.ALL

@@ -1,4 +1,4 @@
-"""The reading host of an NVMe/TCP connection whose data a NIC places directly (`nicmodel.gvnic.ddp`).
+"""The reading host of an NVMe/TCP connection whose data a NIC places directly (`nicmodel.gvnic.options.ddp`).
 
     reader = Reader(driver, 0, source="192.0.2.1", destination="192.0.2.2", source_port=4420, destination_port=40000)
     reader.read(command=7, length=4096)

@@ -1,13 +1,4 @@
-"""Buffers of several owners in one receive queue: an option of this model. What a driver does: docs/options.md.
-
-A buffer's descriptor says whose it is, and a flow rule whose buffers its frames go to. The NIC takes descriptors from
-the ring ahead of need and sorts them into lists, one for each owner; a frame takes from its owner's list alone. While a
-frame is delivered its owner's list stands in for the queue's ring (`exchange`), so that placement knows nothing of
-owners but where a descriptor is.
-
-How far the NIC looks ahead decides what a shared ring is worth: with one buffer at a time it is a plain ring whose tags
-are obeyed, and an owner whose flows are silent blocks all others as soon as its buffer is the next.
-"""
+"""The lists into which the buffers of a queue are sorted, one for each owner."""
 
 from __future__ import annotations
 
@@ -15,13 +6,14 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_BUFFER_OWNER
+from nicmodel.gvnic.receive_dqo import refuse
 from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u8, load_u16, load_u64
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
-from nicmodel.nic.dma import READ, fault, locate
+from nicmodel.nic.dma import READ, book, fault, locate
 from nicmodel.nic.state import Purpose
 
-#: `hand_back` and `fetch` found nothing.
+#: No buffer, no owner.
 NOTHING = -1
 
 _DESCRIPTOR = int(Purpose.DESCRIPTOR)
@@ -34,7 +26,7 @@ _OWNER_BYTE = u64(RX_BUFFER_OWNER.owner.bit // 8)
 def owner_of(state: State, outcome: Record) -> int:
     """Whose buffers a steered frame goes to: what its rule says, 0 without a rule."""
     if outcome.rule < 0:
-        return 0
+        return i64(0)
     return i64(state.rules[outcome.rule].owner)
 
 
@@ -44,6 +36,17 @@ def owned(state: State, queue: int, index: int) -> int:
     _, owners, entries, words = state.owned.shape
     place = ((queue * owners + i64(state.rx[queue].owner)) * entries + index) * words
     return u64(state.owned.ctypes.data) + u64(place * 8)
+
+
+@compiled
+def reject_owned(state: State, queue: int, count: int, flags: int) -> None:
+    """As `nicmodel.gvnic.receive_dqo.reject`, of the list that stands in for the queue's ring."""
+    rx = state.rx[queue]
+    for _ in range(count):
+        index = i64(rx.buffer_head)
+        rx.buffer_head = (index + 1) & (rx.buffer_entries - 1)
+        refuse(state, queue, i64(load_u16(u64(owned(state, queue, index)))), flags)
+    state.vectors[rx.vector].pending = 1
 
 
 @compiled
@@ -57,8 +60,8 @@ def exchange(state: State, queue: int, owner: int) -> None:
     rx.owner = owner
 
 
-@compiled
-def fetch(state: State, queue: int) -> int:
+@inlined
+def _fetch(state: State, queue: int) -> int:
     """Sort the buffers that the driver has posted, as many as the NIC looks ahead.
 
     Returns:
@@ -69,11 +72,11 @@ def fetch(state: State, queue: int) -> int:
     while rx.buffer_head != rx.buffer_tail and rx.sorted < min(i64(rx.lookahead), mask):
         index = i64(rx.buffer_head)
         address = rx.buffer_ring + u64(index * _SIZE)
-        host = locate(state, address, _SIZE, READ)
+        host, region = locate(state, address, _SIZE, READ)
         if host == 0:
             fault(state, address)
             return NOTHING
-        state.ledger[queue, _DESCRIPTOR, state.regions[state.device[0].region].kind] += _SIZE
+        book(state, queue, _DESCRIPTOR, region, _SIZE)
         rx.buffer_head = (index + 1) & mask
         owner = i64(load_u8(host + _OWNER_BYTE))
         if owner >= rx.owners:
@@ -84,6 +87,39 @@ def fetch(state: State, queue: int) -> int:
         entry.tail = (entry.tail + 1) & mask
         rx.sorted += 1
     return NOTHING
+
+
+@compiled
+def sort(state: State, queue: int) -> None:
+    """Have the buffers of a queue with several owners sorted; those of nobody are handed back."""
+    identifier = i64(_fetch(state, queue))
+    while identifier != NOTHING:
+        refuse(state, queue, identifier, 0)
+        state.vectors[state.rx[queue].vector].pending = 1
+        identifier = i64(_fetch(state, queue))
+
+
+@compiled
+def turn_to_owner(state: State, queue: int, owner: int) -> bool:
+    """Have an owner's buffers stand in for the queue's ring; false if the queue has no such owner now."""
+    rx = state.rx[queue]
+    if owner >= rx.owners or state.owners[queue, owner].closed != 0:
+        return False
+    sort(state, queue)
+    exchange(state, queue, owner)
+    return True
+
+
+@compiled
+def turn_back(state: State, queue: int, used: int, length: int) -> None:
+    """The queue's ring again: `used` buffers of the owner's were, for a packet of `length` bytes; 0: for none."""
+    rx = state.rx[queue]
+    owner = i64(rx.owner)
+    exchange(state, queue, owner)
+    rx.sorted -= used
+    if length > 0:
+        state.owners[queue, owner].packets += 1
+        state.owners[queue, owner].bytes += length
 
 
 def posted(state: State, queue: int, ring: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,1 @@
+"""Options beyond the real device, a folder for each: docs/options.md, docs/ddp.md."""

@@ -1,0 +1,193 @@
+"""Flows and buffers of direct data placement, as the admin queue sets them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nicmodel.gvnic.commands import DDP_PIECE, DdpDigest, DdpOperation, Inner, Status
+from nicmodel.gvnic.options.ddp.state import MAX_DDP_PIECES
+from nicmodel.gvnic.options.option import Handlers, Option
+from nicmodel.gvnic.refusal import AdminError, require
+from nicmodel.gvnic.state import State
+from nicmodel.nic.state import Records
+from nicmodel.packet.nvme_tcp import confirm, start
+
+if TYPE_CHECKING:
+    from nicmodel.gvnic.admin import AdminQueue
+
+
+class Ddp(Option):
+    """Flows and buffers as the admin queue sets them; the packet path reads the arrays in `State`."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def handlers(self, admin: AdminQueue) -> Handlers:
+        """See `Option`."""
+        return {Inner.CONFIGURE_DDP: lambda inner: self._configure(admin, inner)}
+
+    def _configure(self, admin: AdminQueue, inner: np.void) -> None:
+        operation = int(inner["operation"])
+        flow, command, sequence = int(inner["flow"]), int(inner["command"]), int(inner["sequence"])
+        if operation in (DdpOperation.ADD_FLOW4, DdpOperation.ADD_FLOW6):
+            size = 4 if operation == DdpOperation.ADD_FLOW4 else 16
+            addresses = inner["source"].tobytes()[:size], inner["destination"].tobytes()[:size]
+            ports = int(inner["source_port"]), int(inner["destination_port"])
+            self.add_flow(flow, *addresses, *ports, sequence, int(inner["digests"]))
+        elif operation == DdpOperation.DELETE_FLOW:
+            self.delete_flow(flow)
+        elif operation == DdpOperation.SET_UP:
+            count = int(inner["count"])
+            require(0 < count <= MAX_DDP_PIECES, Status.INVALID_ARGUMENT, f"a buffer of {count} pieces")
+            raw = admin.nic.dma.read(int(inner["address"]), count * DDP_PIECE.itemsize)
+            self.set_up(flow, command, np.frombuffer(raw, DDP_PIECE))
+        elif operation == DdpOperation.TEAR_DOWN:
+            self.tear_down(flow, command)
+        elif operation == DdpOperation.RESYNC:
+            self.resync(flow, sequence)
+        else:
+            raise AdminError(Status.INVALID_ARGUMENT, f"operation {operation} of direct data placement")
+
+    @property
+    def capacity(self) -> int:
+        """Number of flows there can be."""
+        return len(self._state.ddp_flows)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What was counted since the server's start, by the names of `nicmodel.gvnic.options.ddp.state.DDP`."""
+        counts = self._state.ddp
+        return {name: int(counts[name][0]) for name in counts.dtype.names or ()}
+
+    def reset(self) -> None:
+        """See `Option`: all flows and buffers are forgotten."""
+        state = self._state
+        for flow in np.flatnonzero(state.ddp_flows["active"]).tolist():
+            self.delete_flow(flow)
+
+    def add_flow(
+        self, flow: int, source: bytes, destination: bytes, source_port: int, destination_port: int,
+        sequence: int, digests: int,
+    ) -> None:  # fmt: skip
+        """Follow a TCP flow.
+
+        Args:
+            flow: its number.
+            source: address of the sender, 4 or 16 bytes.
+            destination: address of the receiver.
+            source_port: port of the sender.
+            destination_port: port of the receiver.
+            sequence: where the next PDU begins.
+            digests: those in use, `DdpDigest`.
+
+        Raises:
+            AdminError: the number is taken or there is none such, the flow is there already, or unknown digests.
+        """
+        state = self._state
+        if flow >= self.capacity:
+            raise AdminError(Status.OUT_OF_RANGE, f"flow {flow} of {self.capacity}")
+        if digests & ~int(DdpDigest.HEADER | DdpDigest.DATA):
+            raise AdminError(Status.INVALID_ARGUMENT, f"digests {digests:#x}")
+        new = np.zeros(1, state.ddp_flows.dtype)
+        new["active"] = 1
+        new["address_size"] = len(source)
+        new["ports"] = source_port << 16 | destination_port
+        for place, address in ((0, source), (4, destination)):
+            new["words"][0, place : place + len(address) // 4] = np.frombuffer(address, ">u4")
+        active = state.ddp_flows["active"] != 0
+        keys = ["address_size", "ports", "words"]
+        if active[flow] or (state.ddp_flows[active][keys] == new[keys]).any():
+            raise AdminError(Status.ALREADY_EXISTS, f"flow {flow}, or its addresses, are in use")
+        state.ddp_flows[flow] = new[0]
+        start(self._tracker(flow), sequence, bool(digests & DdpDigest.HEADER), bool(digests & DdpDigest.DATA))
+        self._look_at_flows()
+
+    def delete_flow(self, flow: int) -> None:
+        """Forget a flow and its buffers.
+
+        Raises:
+            AdminError: there is none of that number.
+        """
+        self._require(flow)
+        state = self._state
+        buffers = state.ddp_buffers
+        for number in np.flatnonzero((buffers["active"] != 0) & (buffers["flow"] == flow)).tolist():
+            self._free(number)
+        state.ddp_flows["active"][flow] = 0
+        self._look_at_flows()
+
+    def set_up(self, flow: int, command: int, pieces: Records) -> None:
+        """Have the data of a command go to a buffer.
+
+        Args:
+            flow: of the command.
+            command: its identifier.
+            pieces: what the buffer consists of, `nicmodel.gvnic.commands.DDP_PIECE`, at most `MAX_DDP_PIECES`.
+
+        Raises:
+            AdminError: no such flow, the command has a buffer already, a piece is empty or wraps around, or no more
+                buffers can be.
+        """
+        self._require(flow)
+        state = self._state
+        if state.ddp_index[flow, command]:
+            raise AdminError(Status.ALREADY_EXISTS, f"command {command} of flow {flow} has a buffer already")
+        places, lengths = pieces["address"].astype(object), pieces["length"].astype(object)
+        if any(length == 0 or place + length > 1 << 64 for place, length in zip(places, lengths, strict=True)):
+            raise AdminError(Status.INVALID_ARGUMENT, "a piece that is empty, or ends beyond the last address")
+        if lengths.sum() >= 1 << 32:
+            raise AdminError(Status.INVALID_ARGUMENT, f"a buffer of {lengths.sum()} bytes")
+        free = np.flatnonzero(state.ddp_buffers["active"] == 0)
+        if not len(free):
+            raise AdminError(Status.RESOURCE_EXHAUSTED, f"there are {len(state.ddp_buffers)} buffers already")
+        number = int(free[0])
+        ends = np.cumsum(pieces["length"].astype(np.int64))
+        state.ddp_pieces[number, : len(pieces)]["address"] = pieces["address"]
+        state.ddp_pieces[number, : len(pieces)]["end"] = ends
+        state.ddp_buffers[number] = (1, flow, command, len(pieces), ends[-1])
+        state.ddp_index[flow, command] = number + 1
+
+    def tear_down(self, flow: int, command: int) -> None:
+        """Have nothing more written to the buffer of a command.
+
+        Raises:
+            AdminError: no such flow, or the command has no buffer.
+        """
+        self._require(flow)
+        number = int(self._state.ddp_index[flow, command]) - 1
+        if number < 0:
+            raise AdminError(Status.NOT_FOUND, f"command {command} of flow {flow} has no buffer")
+        self._free(number)
+
+    def resync(self, flow: int, sequence: int) -> None:
+        """Learn that a PDU begins at a sequence number.
+
+        Raises:
+            AdminError: no such flow, or that does not help any more (`nicmodel.packet.nvme_tcp.confirm`).
+        """
+        self._require(flow)
+        counts = self._state.ddp
+        if not confirm(self._tracker(flow), sequence):
+            counts["refused"] += 1
+            raise AdminError(Status.FAILED_PRECONDITION, f"sequence number {sequence} of flow {flow} has passed")
+        counts["confirmed"] += 1
+
+    def _look_at_flows(self) -> None:
+        """Tell the packet path how many flows it has to look at. While there are any, no frame keeps a trailer."""
+        device = self._state.device
+        device["ddp_flows"] = np.flatnonzero(self._state.ddp_flows["active"]).max(initial=-1) + 1
+        device["trailers"] = device["ddp_flows"] == 0
+
+    def _tracker(self, flow: int) -> Any:
+        return self._state.ddp_trackers.view(np.recarray)[flow]
+
+    def _require(self, flow: int) -> None:
+        if flow >= self.capacity or not self._state.ddp_flows["active"][flow]:
+            raise AdminError(Status.NOT_FOUND, f"no flow {flow}")
+
+    def _free(self, number: int) -> None:
+        buffer = self._state.ddp_buffers[number]
+        self._state.ddp_index[buffer["flow"], buffer["command"]] = 0
+        buffer["active"] = 0
