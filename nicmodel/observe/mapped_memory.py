@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,10 @@ from nicmodel.jit.compiled import compiled, u64
 from nicmodel.nic.dma import find
 from nicmodel.nic.peek import LAST_ADDRESS, peek
 from nicmodel.nic.state import Records
-from nicmodel.nic.view import View
 from nicmodel.vfio_user.regions import RegionMap
+
+if TYPE_CHECKING:
+    from nicmodel.nic.view import View
 
 Addresses = npt.NDArray[np.uint64]
 

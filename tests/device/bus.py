@@ -50,7 +50,8 @@ class Bus:
                 wrappers[function] = self._touching(function, way)
         wrappers[addresses.copy] = self._copying(addresses.copy)
         for name, module in list(sys.modules.items()):
-            if name.startswith("nicmodel.gvnic."):
+            # What onlookers read is not on the bus.
+            if name.startswith(("nicmodel.gvnic.", "nicmodel.nic.")) and name != "nicmodel.nic.peek":
                 for attribute, value in list(vars(module).items()):
                     if callable(value) and value in wrappers:
                         monkeypatch.setattr(module, attribute, wrappers[value])

@@ -39,10 +39,11 @@ NAMES = {id(value): name for module in (commands, registers) for name, value in 
 
 
 def used_in(folder: str) -> set[str]:
-    """The names that the code in a folder uses, but for that which declares them."""
+    """The names that the code in a folder uses, but for that which declares them, and that which shows them."""
     found = set()
-    for file in (ROOT / "nicmodel" / folder).rglob("*.py"):
-        if file.name != "registers.py" or folder != "gvnic":
+    room = ROOT / "nicmodel" / folder
+    for file in (*room.glob("*.py"), *(room / "options").rglob("*.py")):
+        if folder != "gvnic" or file.name not in ("registers.py", "decoder.py", "buffers.py", "report.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.Attribute | ast.Name):
                     found.add(node.attr if isinstance(node, ast.Attribute) else node.id)
