@@ -8,7 +8,7 @@
     poller.serve_forever()
     host.close()
 
-``nicmodel serve`` is one, and so is each NIC in the hands of a test (`nicmodel.testing.nic`).
+``nicmodel serve`` is one, and so is each NIC in the hands of a test (`nicmodel.testing.harness`).
 """
 
 from __future__ import annotations

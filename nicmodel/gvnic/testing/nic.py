@@ -21,13 +21,13 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.model import Gvnic
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.driver import Driver
-from nicmodel.testing import nic
+from nicmodel.testing import harness
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.wire.wire import Wire
 
 
-class TestNic(nic.TestNic[Nic]):
+class TestNic(harness.TestNic[Nic]):
     """A NIC and its server.
 
     Args:
