@@ -29,7 +29,7 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture
 def lab(make_lab: Callable[..., Loopback]) -> Loopback:
-    lab = make_lab(queues=4, owners=2, deferred_bytes=1 << 20)
+    lab = make_lab(queues=4, owners=2, deferred_bytes=1 << 20, ddp_flows=2)
     lab.driver.probe()
     lab.driver.open(rx_queues=2, tx_queues=2, ring_entries=ENTRIES)
     return lab
