@@ -1,6 +1,6 @@
 """The ledger of DMA: every byte that a NIC has written to the guest's memory or read from it, and the way it went.
 
-The device books by queue, purpose and kind of memory (`nicmodel.nic.state.Purpose`), and the purpose says in which
+The device books by queue, purpose and kind of memory (`nicmodel.nic.purpose.Purpose`), and the purpose says in which
 direction. Which way a byte goes depends on where in the guest's PCI topology the memory is: the user says so, or QEMU
 (`nicmodel.client.topology`). Peer-to-peer DMA between two devices below one switch turns round at the switch; all
 other DMA passes the root complex (PCI Express Base 5.0, section 1.3).
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from nicmodel.nic.state import Purpose
+from nicmodel.nic.purpose import Purpose
 
 
 class Place(StrEnum):

@@ -28,7 +28,8 @@ from nicmodel.jit.addresses import load_u16, load_u64, publish_u64, store_u64
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.nic.dma import READ, WRITE, book, fault, locate, reachable, write
 from nicmodel.nic.messages import COMPLETION, post
-from nicmodel.nic.state import Drop, Purpose, Records
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Drop, Records
 from nicmodel.packet.checksum import ChecksumError
 from nicmodel.packet.headers import L4
 

@@ -16,7 +16,8 @@ from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u64, publish_u64, store_u64
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.nic.dma import READ, WRITE, accessible, book, fault, locate, write
-from nicmodel.nic.state import Drop, Purpose, Records
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Drop, Records
 from nicmodel.packet.checksum import fold, ones_sum
 from nicmodel.packet.headers import L3, L4
 

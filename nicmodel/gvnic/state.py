@@ -15,7 +15,8 @@ from nicmodel.gvnic.options.deferred.state import RX_FIELDS as DEFERRED_RX_FIELD
 from nicmodel.gvnic.options.owners.state import OWNER, OWNER_COUNTERS, OwnerArrays, owner_arrays
 from nicmodel.gvnic.options.owners.state import RX_FIELDS as OWNERS_RX_FIELDS
 from nicmodel.nic import state as core
-from nicmodel.nic.state import DEVICE_FIELDS, KINDS, MESSAGE, PIECE, VECTOR, Drop, Purpose, Records
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import DEVICE_FIELDS, KINDS, MESSAGE, PIECE, VECTOR, Drop, Records
 from nicmodel.packet.coalesce import AGGREGATE
 from nicmodel.packet.headers import HEADERS
 from nicmodel.packet.match import GROUP, RULE, SLOT, slots_for

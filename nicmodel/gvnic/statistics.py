@@ -15,7 +15,8 @@ from nicmodel.gvnic.commands import Stat
 from nicmodel.gvnic.state import State
 from nicmodel.nic.diagnostics import Diagnostics
 from nicmodel.nic.dma_engine import DmaEngine
-from nicmodel.nic.state import Drop, Purpose
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Drop
 from nicmodel.vfio_user.dma import DmaFault
 from nicmodel.vfio_user.poll import EventLoop, Timer
 

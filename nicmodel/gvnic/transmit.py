@@ -23,7 +23,8 @@ from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.nic.dma import fault, read
-from nicmodel.nic.state import Drop, Purpose, Records, Taken
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Drop, Records, Taken
 from nicmodel.packet.checksum import complete, pseudo
 from nicmodel.packet.frames import MAX_FRAME, FrameFlag, Gso, Offload
 from nicmodel.packet.headers import L3, L4

@@ -14,7 +14,8 @@ from nicmodel.gvnic.transmit import begin, plan, room, send
 from nicmodel.jit.addresses import load_u64, publish_u64
 from nicmodel.jit.compiled import compiled, i64, u64
 from nicmodel.nic.dma import READ, WRITE, ask_for_pieces, book, fault, locate
-from nicmodel.nic.state import Drop, Purpose, Records, Taken
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Drop, Records, Taken
 from nicmodel.packet.frames import MAX_FRAME
 
 _ALL, _FULL, _SHARE = (int(reason) for reason in Taken)

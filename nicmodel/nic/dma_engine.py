@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from nicmodel.jit.compiled import u64
 from nicmodel.nic.dma import find
-from nicmodel.nic.state import Purpose, State
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import State
 from nicmodel.vfio_user.dma import DmaFault, DmaTable, without
 from nicmodel.vfio_user.regions import RegionMap
 

@@ -48,32 +48,6 @@ class Drop(IntEnum):
     NIC_MEMORY_FULL = 11
 
 
-class Purpose(IntEnum):
-    """What a DMA access is for, which also says in which direction it goes: second index of the ledger."""
-
-    #: Received bytes, into data buffers. Device writes.
-    PAYLOAD = 0
-    #: Received bytes, into header buffers. Device writes.
-    HEADER = 1
-    #: Entries of the rings that the driver fills. Device reads.
-    DESCRIPTOR = 2
-    #: Entries of the rings that the device fills, and the counters of GQI transmit queues. Device writes.
-    COMPLETION = 3
-    #: Bytes to be sent, headers included. Device reads.
-    TRANSMIT = 4
-    #: Admin commands and what they point at: rules, RSS tables, page lists. Device reads.
-    COMMAND = 5
-    #: Their statuses and answers, numbers of doorbells, event counters at their start. Device writes.
-    ANSWER = 6
-    #: The statistics region. Device writes.
-    STATISTICS = 7
-
-    @property
-    def written(self) -> bool:
-        """Whether the device writes, rather than reads."""
-        return self not in (Purpose.DESCRIPTOR, Purpose.TRANSMIT, Purpose.COMMAND)
-
-
 class Taken(IntEnum):
     """Why a transmit stage takes no more packets from a queue."""
 

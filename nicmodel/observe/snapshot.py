@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nicmodel.nic.state import Drop, Purpose
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Drop
 from nicmodel.nic.view import View
 
 #: Version of the dictionary's form; grows when a field changes its meaning or goes away.

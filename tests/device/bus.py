@@ -19,7 +19,7 @@ import pytest
 from nicmodel.gvnic.device import Nic
 from nicmodel.jit import addresses
 from nicmodel.nic import dma
-from nicmodel.nic.state import Purpose
+from nicmodel.nic.purpose import Purpose
 from nicmodel.vfio_user.dma import DmaTable
 
 READ, WRITE = "read", "write"

@@ -18,7 +18,8 @@ from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.rx import RxPacket, RxQueue
-from nicmodel.nic.state import Drop, Purpose
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Drop
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.guest_memory import GuestMemory

@@ -21,7 +21,7 @@ from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.nvme_tcp import Reader, data_pdu, response, unfold
 from nicmodel.gvnic.testing.rx import RxPacket
-from nicmodel.nic.state import Purpose
+from nicmodel.nic.purpose import Purpose
 from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.observe.trace import Tracer

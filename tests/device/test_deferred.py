@@ -18,7 +18,8 @@ from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.placement import PlacementRing
 from nicmodel.gvnic.testing.rx import Deferred, RxPacket
 from nicmodel.nic import events
-from nicmodel.nic.state import Drop, Purpose
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Drop
 from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import Gso

@@ -22,7 +22,7 @@ from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.gqi import GqiQueues
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.jit.compiled import JIT_DISABLED
-from nicmodel.nic.state import Purpose
+from nicmodel.nic.purpose import Purpose
 from nicmodel.packet.frames import Gso, Offload
 from nicmodel.testing.guest_memory import PAGE, GuestMemory
 from nicmodel.testing.wire import TestWire

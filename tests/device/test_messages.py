@@ -13,7 +13,8 @@ from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.gvnic.testing.rx import RxPacket
-from nicmodel.nic.state import Drop, Purpose
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Drop
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.vfio_user.dma import BY_MESSAGE
 

@@ -15,7 +15,8 @@ from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.rx import RxPacket
 from nicmodel.gvnic.testing.shared import SharedRxQueue
-from nicmodel.nic.state import Drop, Purpose
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Drop
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.observe.trace import Tracer
 from nicmodel.packet.frames import Gso

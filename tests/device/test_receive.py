@@ -18,7 +18,8 @@ from nicmodel.gvnic.testing.adminq import decode_command
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.rx import RxConfig, RxPacket, RxQueue
-from nicmodel.nic.state import Drop, Purpose
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Drop
 from nicmodel.packet.frames import FrameFlag, Gso
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.guest_memory import PAGE, GuestMemory

@@ -27,7 +27,8 @@ from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.gqi import BUFFER, GqiQueues
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.rx import RxConfig
-from nicmodel.nic.state import Drop, Purpose
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Drop
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import Batch, Offload
 from nicmodel.testing.guest_memory import PAGE, GuestMemory

@@ -11,7 +11,8 @@ from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.nic.dma import WRITE, fault, reachable_at_once, write
-from nicmodel.nic.state import Purpose, Records
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import Records
 from nicmodel.packet.headers import L4
 from nicmodel.packet.nvme_tcp import Order, Part, Sync, Verdict, advance, arrive, ask, find, lose
 from nicmodel.packet.words import load_be32

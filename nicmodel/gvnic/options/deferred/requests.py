@@ -9,7 +9,7 @@ from nicmodel.gvnic.state import MAX_SEGMENTS, State
 from nicmodel.jit.addresses import load_u64, publish_u64
 from nicmodel.jit.compiled import compiled, i64, inlined, u64
 from nicmodel.nic.dma import READ, WRITE, book, fault, locate, reachable_at_once, write
-from nicmodel.nic.state import Purpose
+from nicmodel.nic.purpose import Purpose
 
 _PAYLOAD = int(Purpose.PAYLOAD)
 _DESCRIPTOR = int(Purpose.DESCRIPTOR)

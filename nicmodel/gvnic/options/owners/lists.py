@@ -11,7 +11,7 @@ from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u8, load_u16, load_u64
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.nic.dma import READ, book, fault, locate
-from nicmodel.nic.state import Purpose
+from nicmodel.nic.purpose import Purpose
 
 #: No buffer, no owner.
 NOTHING = -1
