@@ -109,7 +109,8 @@ def _usable(command: tuple[str, ...], environment: Mapping[str, str] | None = No
 
 
 def acceleration(qemu: Qemu, image: Image) -> str:
-    """The accelerator: "kvm" where it can run the guest's kernel, else "tcg"; $NICMODEL_ACCEL decides if it is set.
+    """The accelerator: "kvm" where it can run the guest's kernel, else "tcg"; $NICMODEL_ACCEL decides if it is set, and
+    may have properties, as QEMU's option -accel: "tcg,thread=single".
 
     A /dev/kvm that opens is no proof: on some (nested) hosts it cannot run an unmodified kernel. So one is started,
     once per boot of the host and QEMU version.
@@ -124,6 +125,11 @@ def acceleration(qemu: Qemu, image: Image) -> str:
         found = "kvm" if _kvm_boots(qemu, image) else "tcg"
     write_whole(_record(), json.dumps({"subject": [_boot(), qemu.version], "acceleration": found}))
     return found
+
+
+def kind_of(acceleration: str) -> str:
+    """The accelerator without its properties: "kvm" or "tcg"."""
+    return acceleration.partition(",")[0]
 
 
 def known_acceleration(version: str | None = None) -> str | None:
