@@ -23,7 +23,8 @@ import click
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.host import program
-from nicmodel.vm.image import DEFAULT_KERNEL, USERLAND, Kernel, build_image
+from nicmodel.vm.image import USERLAND, build_image
+from nicmodel.vm.kernel import DEFAULT_KERNEL, DebianKernel
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.packages import Packages, obtain
 from nicmodel.vm.qemu import acceleration, find_qemu
@@ -32,7 +33,7 @@ from nicmodel.vm.tools import build_guest_tools
 
 IPERF = Packages("iperf3", ("iperf3",), suite="trixie")
 #: Debian's larger flavour: the cloud's has neither e1000e nor igb.
-LARGE_KERNEL = Kernel("amd64", "trixie-backports", "linux-image-amd64")
+LARGE_KERNEL = DebianKernel("amd64", "trixie-backports", "linux-image-amd64")
 
 OURS = "nicmodel"
 #: QEMU's devices by the names that people know them by.
@@ -48,7 +49,7 @@ MEMORY = "2G"
 _INSIDE = "NICMODEL_BENCHMARK_NAMESPACE"
 
 
-def kernel_for(devices: Collection[str]) -> Kernel:
+def kernel_for(devices: Collection[str]) -> DebianKernel:
     """One kernel that has drivers for all these devices."""
     return LARGE_KERNEL if {"e1000e", "igb"} & set(devices) else DEFAULT_KERNEL
 
@@ -65,7 +66,7 @@ def enter_namespace(devices: Collection[str] = ()) -> None:
             Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6").write_text("1")
         return
     try:
-        acceleration(find_qemu(), build_image(kernel_for(devices)))
+        acceleration(find_qemu(), build_image(kernel_for(devices).find()))
         obtain(IPERF)
         build_guest_tools()
     except VmError as error:

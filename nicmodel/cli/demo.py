@@ -24,6 +24,7 @@ from nicmodel.vm.devmem import send_pattern, set_up_devmem
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig, parse_size
 from nicmodel.vm.image import build_image
+from nicmodel.vm.kernel import DEFAULT_KERNEL
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.qemu import find_qemu
@@ -76,7 +77,7 @@ def demo(amount: str, queues: int, keep: bool) -> None:
     with step("QEMU with vfio-user-pci"):
         find_qemu()
     with step("stock kernel and guest image"):
-        build_image()
+        build_image(DEFAULT_KERNEL.find())
     with step("devmem receiver"):
         tools = build_guest_tools()
     outcome = _Outcome()

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from nicmodel.cli.tables import plain_table
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.image import DEFAULT_KERNEL, kernel_named
+from nicmodel.vm.kernel import DEFAULT_KERNEL, kernel_named
 from nicmodel.vm.selftests import Bench, Outcome, Recipe
 from nicmodel.vm.tools import check_host
 

@@ -9,7 +9,8 @@ import click
 from nicmodel.nearest import Choice
 from nicmodel.vm import shell
 from nicmodel.vm.guest import Guest, GuestConfig, parse_named_size, print_command
-from nicmodel.vm.image import DEFAULT_KERNEL, KERNELS, build_image, kernel_named
+from nicmodel.vm.image import build_image
+from nicmodel.vm.kernel import DEFAULT_KERNEL, KERNELS, kernel_named
 from nicmodel.vm.layout import LAYOUTS, Nic
 from nicmodel.vm.qemu import find_qemu, unpacked_qemu
 from nicmodel.vm.tools import (
@@ -112,15 +113,16 @@ def vm(
     if tools or accelerators:
         check_host()
     if update:
-        build_image(chosen, update=True)
+        build_image(chosen.find(update=True), update=True)
         unpacked_qemu(update=True)
     if prepare:
-        image = build_image(chosen)
+        found = chosen.find()
+        image = build_image(found)
         made = {"KERNEL": image.kernel, "INITRD": image.initrd, "QEMU": shlex.join(find_qemu().shell_words())}
         if tools:
             made |= {"TOOLS": build_guest_tools(), "NCDEVMEM": build_ncdevmem()}
         if accelerators:
-            made |= {"MODULE": build_guest_module(chosen)}
+            made |= {"MODULE": build_guest_module(found)}
         for name, value in made.items():
             click.echo(f"{name}={shlex.quote(str(value))}")
         click.echo(_PREPARED.format(version=find_qemu().version), err=True)

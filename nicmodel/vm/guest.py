@@ -25,7 +25,8 @@ from nicmodel.vm import agent, snapshot
 from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result, Sink
 from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.image import DEFAULT_KERNEL, Image, Kernel, build_image
+from nicmodel.vm.image import Image, build_image
+from nicmodel.vm.kernel import DEFAULT_KERNEL, Kernel, KernelChoice
 from nicmodel.vm.layout import Accelerator, Nic, arguments, without_nics
 from nicmodel.vm.progress import step
 from nicmodel.vm.qemu import acceleration, find_qemu, kind_of, spawn
@@ -54,7 +55,7 @@ class GuestConfig:
         accelerators: PCI devices with memory in a BAR, in bytes by name, powers of two: see `DeviceMemory`. The module
             `guest/module` exports it as dma-bufs (`nicmodel.vm.tools.install_guest_module`).
         layout: "q35", "two-nics", "switch" or "iommu": see `qemu-configs/`.
-        kernel: The kernel.
+        kernel: The kernel, Debian's or one of your own: `nicmodel.vm.kernel.kernel_named("/src/linux")`.
         cpu: QEMU's CPU model, such as "EPYC".
         cmdline: Added to the kernel's command line.
         disks: Files that the guest sees as /dev/vda, /dev/vdb, …, which it cannot write.
@@ -69,7 +70,7 @@ class GuestConfig:
     device_memory: Mapping[str, int] = field(default_factory=dict)
     accelerators: Mapping[str, int] = field(default_factory=dict)
     layout: str = "q35"
-    kernel: Kernel = DEFAULT_KERNEL
+    kernel: KernelChoice = DEFAULT_KERNEL
     cpu: str = "max"
     cmdline: str = ""
     disks: Sequence[Path] = ()
@@ -117,6 +118,7 @@ class Guest:
     Attributes:
         accel: "kvm" or "tcg".
         why_booted: Why it has booted; empty if it has started from a snapshot.
+        kernel: What was found of its kernel, and where.
         kernel_version: As `uname -r` prints it.
         console: The serial console's output so far is in this file.
         qmp: QEMU's monitor: `guest.qmp.execute("query-pci")`.
@@ -125,6 +127,7 @@ class Guest:
 
     accel: str
     why_booted: str
+    kernel: Kernel
     kernel_version: str
     console: Path
     qmp: Qmp
@@ -263,7 +266,8 @@ class Guest:
 
     def _start(self) -> None:
         check_memories(self.config)
-        self._image = build_image(self.config.kernel)
+        self.kernel = self.config.kernel.find()
+        self._image = build_image(self.kernel)
         self._qemu = find_qemu()
         self._acceleration = acceleration(self._qemu, self._image)
         self.accel = kind_of(self._acceleration)
@@ -487,7 +491,7 @@ def explain_crash(console: bytes) -> str:
 
 def print_command(config: GuestConfig) -> str:
     """A command line for the shell that starts such a guest by hand, its console on the terminal."""
-    image = build_image(config.kernel)
+    image = build_image(config.kernel.find())
     qemu = find_qemu()
     check_memories(config)
     files = {name: f"/dev/shm/{name}" for name in config.accelerators}

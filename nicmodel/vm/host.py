@@ -30,11 +30,12 @@ PROGRAMS = {
     "chroot": "coreutils",
     "tar": "tar",
     "sh": "dash",
+    "strip": "binutils",
     "ip": "iproute2",
     "valgrind": "valgrind",
 }
-#: What tests and benchmarks call, but no command.
-OPTIONAL = ("ip", "valgrind")
+#: What only tests and benchmarks call, and what makes the modules of a kernel that was built here smaller.
+OPTIONAL = ("strip", "ip", "valgrind")
 
 #: An ordinary user's PATH on Debian is without these.
 _SYSTEM = ("/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -116,7 +117,7 @@ def programs() -> Check:
     advice = f"apt install {' '.join(dict.fromkeys(PROGRAMS[name] for name in needed or missing))}"
     if needed:
         return Check("programs", State.BAD, f"{', '.join(needed)} missing", advice)
-    found = f"all there; {', '.join(missing)}, for some tests and benchmarks, missing"
+    found = f"all there; {', '.join(missing)}, for some tests, benchmarks and kernels, missing"
     return Check("programs", State.GOOD, found, advice)
 
 

@@ -1,13 +1,12 @@
-"""The guest's image: an unmodified Debian kernel and an initramfs of Debian packages.
+"""The guest's image: a kernel, and an initramfs of Debian packages and of the kernel's modules.
 
-The initramfs is two cpio archives, one after the other, which the kernel unpacks in turn (Linux,
-Documentation/driver-api/early-userspace/buffer-format.rst): a large one of packages and kernel modules, which changes
-only with them, and a small one of this project's own files. Neither is compressed: QEMU hands the file over at once,
+The initramfs is three cpio archives, one after the other, which the kernel unpacks in turn (Linux,
+Documentation/driver-api/early-userspace/buffer-format.rst): a large one of packages, which all kernels share, one of
+the kernel's modules, and a small one of this project's own files. None is compressed: QEMU hands the file over at once,
 while a guest without KVM would spend seconds on decompression.
 """
 
 import hashlib
-import lzma
 import os
 import re
 import shutil
@@ -22,14 +21,20 @@ from typing import BinaryIO
 
 from nicmodel.cache import cache_dir
 from nicmodel.installation import data_folder
-from nicmodel.nearest import did_you_mean
 from nicmodel.vm import agent, host
-from nicmodel.vm.errors import VmError
+from nicmodel.vm.kernel import Kernel
+from nicmodel.vm.needs import GUEST, require
 from nicmodel.vm.packages import Packages, Tree, locked, obtain
 from nicmodel.vm.progress import step
 
-UNUSED_SECONDS = 24 * 3600
-"""Images that nobody has used for this long are deleted: each change to the recipe makes a new one of 200 MB."""
+UNUSED_SECONDS = 7 * 24 * 3600
+"""Images that nobody has used for this long are deleted."""
+
+KEPT = 10
+"""So many are kept, of 100 MB each: there is a new one for each kernel that was built, and for each change here."""
+
+FEW_MODULES = 200
+"""A kernel that has no more than these, one that was configured for a purpose, has all of them in the image."""
 
 GUEST_FILES = data_folder("guest")
 
@@ -76,42 +81,8 @@ MODULES = (
 )
 """Kernel modules in the image, besides those they depend on. What a kernel has built in, or not at all, is skipped."""
 
-
-@dataclass(frozen=True)
-class Kernel:
-    """An unmodified kernel of Debian's.
-
-    Attributes:
-        name: What the user calls it.
-        suite: Debian suite of the package.
-        package: A `linux-image` package; a metapackage follows its suite's newest kernel.
-    """
-
-    name: str
-    suite: str
-    package: str = "linux-image-cloud-amd64"
-
-
-KERNELS = {
-    # 7.2 when this was written: the suite moves on, and the metapackage with it.
-    "trixie-backports": Kernel("trixie-backports", "trixie-backports"),
-    "trixie": Kernel("trixie", "trixie"),  # 6.12
-    "bookworm": Kernel("bookworm", "bookworm"),  # 6.1
-}
-DEFAULT_KERNEL = KERNELS["trixie-backports"]
-
-
-def kernel_named(name: str) -> Kernel:
-    """The kernel called `name`: one of `KERNELS`, or a `linux-image-…` package of trixie-backports to pin a version."""
-    if name.startswith("linux-image-"):
-        return Kernel(name, DEFAULT_KERNEL.suite, name)
-    try:
-        return KERNELS[name]
-    except KeyError:
-        raise VmError(
-            f"no kernel '{name}': say one of {', '.join(KERNELS)}, or linux-image-<version>"
-            + did_you_mean(name, KERNELS)
-        ) from None
+#: What a signed module ends with: Linux, include/linux/module_signature.h.
+_SIGNATURE = b"~Module signature appended~\n"
 
 
 @dataclass(frozen=True)
@@ -129,26 +100,55 @@ class Image:
     version: str
 
 
-def build_image(kernel: Kernel = DEFAULT_KERNEL, *, update: bool = False) -> Image:
+def build_image(kernel: Kernel, *, update: bool = False) -> Image:
     """The image for `kernel`: from the cache, else built, downloading what is missing.
 
     Args:
         kernel: The kernel that it boots.
         update: Look for newer package versions first.
+
+    Raises:
+        VmError: The kernel lacks what a guest needs, or a module cannot be read.
     """
     userland = obtain(USERLAND, update=update)
-    linux = obtain(kernel_packages(kernel), update=update)
-    version = kernel_version(linux)
     folder = cache_dir() / "images"
+    overlay = _overlay()
+    added = b"".join(entry.source.read_bytes() for entry in overlay if entry.source)
+    initrd = folder / f"{kernel.release}-{_key(userland.id, kernel.id, added)}.initrd"
     with locked(folder / "lock", "the guest's image"):
-        base = _base(folder, userland, linux, version)
-        initrd = _with_overlay(base)
-        for file in (base, initrd):
-            mark_used(file)
-        for old in folder.glob(f"{version}-*"):
-            if time.time() - old.stat().st_atime > UNUSED_SECONDS:
-                old.unlink()
-    return Image(_vmlinuz(linux, version), initrd, version)
+        base = _base(folder, userland)
+        if not initrd.exists():
+            require(kernel, GUEST)
+            with (
+                tempfile.TemporaryDirectory(dir=folder, prefix="building-") as name,
+                step(f"building the guest's image for Linux {kernel.release}"),
+            ):
+                copy_modules(kernel, userland, Path(name))
+                unfinished = initrd.with_suffix(".unfinished")
+                with unfinished.open("wb") as file:
+                    with base.open("rb") as archive:
+                        shutil.copyfileobj(archive, file, 1 << 20)
+                    write_cpio(file, walk(Path(name)))
+                    write_cpio(file, overlay)
+                unfinished.rename(initrd)
+        for used in (base, initrd):
+            mark_used(used)
+        _prune(folder)
+    return Image(kernel.image, initrd, kernel.release)
+
+
+def _key(*parts: object) -> str:
+    """Stands for `parts`, and for the recipe."""
+    return hashlib.sha256(repr(parts).encode() + Path(__file__).read_bytes()).hexdigest()[:12]
+
+
+def _prune(folder: Path) -> None:
+    """Delete what has not been used for long, and the oldest of more than is kept."""
+    used = {file: file.stat().st_atime for file in folder.glob("*.*") if file.suffix != ".lock"}
+    initrds = sorted((file for file in used if file.suffix == ".initrd"), key=lambda file: -used[file])
+    for file, when in used.items():
+        if time.time() - when > UNUSED_SECONDS or file in initrds[KEPT:]:
+            file.unlink()
 
 
 def mark_used(file: Path) -> None:
@@ -156,41 +156,18 @@ def mark_used(file: Path) -> None:
     os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
 
 
-def kernel_packages(kernel: Kernel) -> Packages:
-    """The request for `kernel` alone: what it depends on serves to install it, which nobody does here."""
-    return Packages("linux", (kernel.package,), kernel.suite, keep=r"linux-(image|base|binary|modules)-\d")
-
-
-def kernel_version(linux: Tree) -> str:
-    """The release of the kernel in a tree of `kernel_packages`, as `uname -r` prints it."""
-    return next(path.name for path in _modules_root(linux).iterdir())
-
-
-def _modules_root(linux: Tree) -> Path:
-    merged = linux.path / "usr/lib/modules"
-    return merged if merged.is_dir() else linux.path / "lib/modules"  # bookworm's kernel is not in /usr
-
-
-def _vmlinuz(linux: Tree, version: str) -> Path:
-    beside = _modules_root(linux) / version / "vmlinuz"
-    return beside if beside.exists() else linux.path / f"boot/vmlinuz-{version}"
-
-
-def _base(folder: Path, userland: Tree, linux: Tree, version: str) -> Path:
-    """The archive of packages and modules."""
-    key = hashlib.sha256(repr((userland.id, linux.id)).encode() + Path(__file__).read_bytes()).hexdigest()[:12]
-    archive = folder / f"{version}-{key}.cpio"
+def _base(folder: Path, userland: Tree) -> Path:
+    """The archive of packages."""
+    archive = folder / f"userland-{_key(userland.id)}.cpio"
     if archive.exists():
         return archive
     with (
         tempfile.TemporaryDirectory(dir=folder, prefix="building-") as name,
-        step(f"building the guest's image for Linux {version}") as advance,
+        step("building the guest's programs") as advance,
     ):
         root = Path(name)
         _copy_userland(userland, root)
-        advance(10)
-        copy_modules(linux, version, userland, root)
-        advance(30)
+        advance(20)
         _compile_python(userland, root)
         advance(80)
         unfinished = archive.with_suffix(".unfinished")
@@ -216,37 +193,46 @@ def _copy_userland(userland: Tree, root: Path) -> None:
             (root / "usr/bin" / applet).symlink_to("busybox")
 
 
-def copy_modules(linux: Tree, version: str, userland: Tree, root: Path, modules: Iterable[str] = MODULES) -> None:
-    """`modules` and their dependencies, decompressed here since a guest without KVM is slow at that, and indexed."""
-    source = _modules_root(linux) / version
-    names: dict[str, Path] = {}
-    for file in (source / "kernel").rglob("*.ko*"):
-        names[file.name.partition(".")[0].replace("-", "_")] = file
-    missing = [name for name in ("gve", "virtio_net") if name not in names]
-    if missing:
-        raise VmError(f"Linux {version} has no module {' '.join(missing)}: choose a 'cloud' or 'amd64' kernel package")
-    target = root / "usr/lib/modules" / version
-    wanted = [name for name in modules if name in names]
+def copy_modules(kernel: Kernel, userland: Tree, root: Path, modules: Iterable[str] = MODULES) -> None:
+    """`modules` and their dependencies into usr/lib/modules of `root`, indexed.
+
+    They are decompressed here, since a guest without KVM is slow at that, and without debugging information. A kernel
+    that has only a few gets them all.
+    """
+    target = root / "usr/lib/modules" / kernel.release
+    target.mkdir(parents=True)
+    if len(kernel.modules) <= FEW_MODULES:
+        modules = (*modules, *kernel.modules)
+    wanted = [name for name in modules if name in kernel.modules]
     done = set()
     while wanted:
         name = wanted.pop()
-        if name in done:
+        if name in done or name not in kernel.modules:
             continue
         done.add(name)
-        file = names[name]
-        content = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
-        copy = target / file.relative_to(source).with_suffix("" if file.suffix == ".xz" else ".ko")
+        module = kernel.modules[name]
+        content = module.content()
+        copy = target / module.place
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(content)
+        _strip(copy, content)
         # The .modinfo section: NUL-terminated `key=value` strings.
         if depends := re.search(rb"\0depends=([^\0]+)\0", content):
             wanted += [dependency.replace("-", "_") for dependency in depends[1].decode().split(",")]
-    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
-        if (source / name).exists():
-            shutil.copy(source / name, target)
-    depmod = userland.command("usr/bin/kmod", "-b", str(root), version)
+    for index, content in kernel.indexes.items():
+        (target / index).write_bytes(content)
+    depmod = userland.command("usr/bin/kmod", "-b", str(root), "-m", "/usr/lib/modules", kernel.release)
     # kmod is one program of several names; the loader can be told the name to call it by.
     host.run([depmod[0], "--argv0", "depmod", *depmod[1:]], "the index of the guest's modules", root)
+
+
+def _strip(file: Path, content: bytes) -> None:
+    """Without debugging information a module is a tenth as large. Whoever has built it has the program for it.
+
+    The signature behind a signed one would be lost.
+    """
+    if b"\0.debug_info\0" in content and not content.endswith(_SIGNATURE) and (strip := host.find_program("strip")):
+        host.run([strip, "--strip-debug", str(file)], "a module without debugging information", file.parent)
 
 
 def _compile_python(userland: Tree, root: Path) -> None:
@@ -263,24 +249,13 @@ def _compile_python(userland: Tree, root: Path) -> None:
     )
 
 
-def _with_overlay(base: Path) -> Path:
-    """`base` followed by this project's own files."""
-    overlay = [
+def _overlay() -> list["Entry"]:
+    """The files of this project itself."""
+    return [
         Entry("init", stat.S_IFREG | 0o755, GUEST_FILES / "init"),
         Entry("usr/lib/nicmodel", stat.S_IFDIR | 0o755),
         Entry("usr/lib/nicmodel/agent.py", stat.S_IFREG | 0o644, Path(agent.__file__)),
     ]
-    content = b"".join(entry.source.read_bytes() for entry in overlay if entry.source)
-    key = hashlib.sha256(content).hexdigest()[:12]
-    initrd = base.with_name(f"{base.stem}-{key}.initrd")
-    if not initrd.exists():
-        unfinished = initrd.with_suffix(".unfinished")
-        with unfinished.open("wb") as file:
-            with base.open("rb") as archive:
-                shutil.copyfileobj(archive, file, 1 << 20)
-            write_cpio(file, overlay)
-        unfinished.rename(initrd)
-    return initrd
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any, Self
 from nicmodel.nearest import did_you_mean
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
-from nicmodel.vm.image import DEFAULT_KERNEL, Kernel
+from nicmodel.vm.kernel import DEFAULT_KERNEL, KernelChoice
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.selftests_disk import FOLDER, UNPACK, build_disk
 from nicmodel.vm.server import NicServer
@@ -288,7 +288,7 @@ class Bench:
         kernel_version: As `uname -r` prints it, once a guest has been started.
     """
 
-    def __init__(self, kernel: Kernel = DEFAULT_KERNEL) -> None:
+    def __init__(self, kernel: KernelChoice = DEFAULT_KERNEL) -> None:
         self.kernel = kernel
         self.kernel_version = ""
         self._running = ExitStack()
@@ -352,7 +352,7 @@ class Bench:
             nics=[Nic(socket) for socket in server.sockets],
             memory="2G",
             kernel=self.kernel,
-            disks=[build_disk(self.kernel)],
+            disks=[build_disk(self.kernel.find())],
             prepare=UNPACK,
         )
         guest = self._running.enter_context(Guest(config))

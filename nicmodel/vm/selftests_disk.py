@@ -10,14 +10,12 @@ from nicmodel.cache import cache_dir
 from nicmodel.vm.image import (
     MODULES,
     USERLAND,
-    Kernel,
     copy_modules,
-    kernel_packages,
-    kernel_version,
     mark_used,
     walk,
     write_cpio,
 )
+from nicmodel.vm.kernel import Kernel
 from nicmodel.vm.packages import locked, obtain
 from nicmodel.vm.progress import step
 from nicmodel.vm.tools import BPF_TOOLS, NEWER_TOOLS, build_selftests, link_tree
@@ -41,18 +39,17 @@ RUNTIME = re.compile(r"usr/s?bin/(bpf|ethtool)|usr/lib/x86_64-linux-gnu/lib(?!cl
 
 def build_disk(kernel: Kernel) -> Path:
     """The archive for guests of `kernel` (cpio, about 300 MB): from the cache, else built."""
-    selftests, linux, userland = build_selftests(), obtain(kernel_packages(kernel)), obtain(USERLAND)
+    selftests, userland = build_selftests(), obtain(USERLAND)
     tools = (obtain(BPF_TOOLS), obtain(NEWER_TOOLS))
-    trees = (selftests.parent.name, linux.id, userland.id, *(tree.id for tree in tools))
+    trees = (selftests.parent.name, kernel.id, userland.id, *(tree.id for tree in tools))
     identity = repr(trees).encode() + Path(__file__).read_bytes()
-    version = kernel_version(linux)
     folder = cache_dir() / "images"
-    disk = folder / f"{version}-{hashlib.sha256(identity).hexdigest()[:12]}.selftests"
+    disk = folder / f"{kernel.release}-{hashlib.sha256(identity).hexdigest()[:12]}.selftests"
     with locked(disk.with_suffix(".lock"), "the disk of selftests"):
         if not disk.exists():
             with (
                 tempfile.TemporaryDirectory(dir=folder, prefix="building-") as name,
-                step(f"building the disk of selftests for Linux {version}"),
+                step(f"building the disk of selftests for Linux {kernel.release}"),
             ):
                 root = Path(name)
                 link_tree(selftests, root / FOLDER.lstrip("/"))
@@ -61,9 +58,7 @@ def build_disk(kernel: Kernel) -> Path:
                         if file.source and RUNTIME.match(file.name):
                             (root / file.name).parent.mkdir(parents=True, exist_ok=True)
                             os.link(file.source, root / file.name, follow_symlinks=False)
-                (root / "lib").symlink_to("usr/lib")  # where depmod looks; the guest has it
-                copy_modules(linux, version, userland, root, (*MODULES, *SELFTEST_MODULES))
-                (root / "lib").unlink()
+                copy_modules(kernel, userland, root, (*MODULES, *SELFTEST_MODULES))
                 unfinished = disk.with_suffix(".unfinished")
                 with unfinished.open("wb") as archive:
                     write_cpio(archive, walk(root))

@@ -19,7 +19,8 @@ from nicmodel.cache import cache_dir
 from nicmodel.vm import host
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest
-from nicmodel.vm.image import DEFAULT_KERNEL, GUEST_FILES, Kernel, kernel_packages, kernel_version
+from nicmodel.vm.image import GUEST_FILES
+from nicmodel.vm.kernel import DEFAULT_KERNEL, Kernel
 from nicmodel.vm.packages import Packages, building, locked, obtain, obtained
 from nicmodel.vm.progress import step
 
@@ -66,16 +67,15 @@ def build_guest_tools() -> Path:
     )
 
 
-def build_guest_module(kernel: Kernel = DEFAULT_KERNEL) -> Path:
+def build_guest_module(kernel: Kernel) -> Path:
     """The module of `guest/module`, which exports a PCI device's memory as dma-bufs, for exactly this kernel.
 
     Raises:
-        VmError: It does not compile: older kernels (6.12) have no dma_buf_phys_vec_to_sgt().
+        VmError: The kernel is not Debian's, or it does not compile: older ones (6.12) have no dma_buf_phys_vec_to_sgt().
     """
-    version = kernel_version(obtain(kernel_packages(kernel)))
-    # The compiler that they depend on is there; libelf1 is objtool's.
-    keep = "linux-(headers|kbuild)-|libelf1"
-    headers = obtain(Packages("linux-headers", (f"linux-headers-{version}",), kernel.suite, keep))
+    if not isinstance(kernel.headers, Packages):
+        raise VmError(f"{MODULE} is built for Debian's kernels only: choose one, or leave out accelerators")
+    version, headers = kernel.release, obtain(kernel.headers)
     sources = sorted((GUEST_FILES / "module").iterdir())
     content = b"\0".join([headers.id.encode(), *(source.read_bytes() for source in sources)])
     script = (
@@ -132,13 +132,13 @@ def install_guest_tools(guest: Guest) -> None:
 
 def install_guest_module(guest: Guest) -> None:
     """Load the module of `guest/module`, after each boot."""
-    guest.put(build_guest_module(guest.config.kernel), f"/root/{MODULE}.ko", 0o644)
+    guest.put(build_guest_module(guest.kernel), f"/root/{MODULE}.ko", 0o644)
     guest.run(f"insmod /root/{MODULE}.ko")
 
 
 def kernel_source() -> Path:
     """The parts of the default kernel's source that its user-space tools and selftests are built from."""
-    linux = obtain(kernel_packages(DEFAULT_KERNEL))
+    linux = obtain(DEFAULT_KERNEL.packages)
     release = re.search(r"linux-image-(\d+\.\d+)\.", " ".join(linux.versions))
     if not release:
         raise VmError(f"no kernel release in {', '.join(linux.versions)}")

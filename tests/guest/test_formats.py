@@ -11,7 +11,7 @@ import pytest
 from lab import TROUBLE, send_file
 
 from nicmodel.vm.guest import Guest, GuestConfig
-from nicmodel.vm.image import DEFAULT_KERNEL, kernel_named
+from nicmodel.vm.kernel import DEFAULT_KERNEL, kernel_named
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.server import NicServer
 

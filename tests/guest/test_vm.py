@@ -14,7 +14,7 @@ import pytest
 from nicmodel.vm.channel import GuestTimeoutError
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import CommandError, Guest, GuestConfig
-from nicmodel.vm.image import KERNELS
+from nicmodel.vm.kernel import KERNELS
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.server import NicServer
 from nicmodel.vm.tools import build_ncdevmem, install_guest_tools

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.image import DEFAULT_KERNEL, KERNELS, MODULES, Entry, kernel_named, write_cpio
+from nicmodel.vm.image import MODULES, Entry, write_cpio
+from nicmodel.vm.kernel import DEFAULT_KERNEL, KERNELS, DebianKernel, kernel_named
 
 
 def members(archive: bytes) -> dict[str, tuple[int, bytes]]:
@@ -77,6 +78,7 @@ def test_cpio_is_what_others_read(tmp_path: Path, entries: list[Entry]) -> None:
 def test_kernels_by_name_and_by_package() -> None:
     assert kernel_named("trixie") is KERNELS["trixie"]
     pinned = kernel_named("linux-image-7.2.9+deb13-cloud-amd64")
+    assert isinstance(pinned, DebianKernel)
     assert (pinned.suite, pinned.package) == (DEFAULT_KERNEL.suite, "linux-image-7.2.9+deb13-cloud-amd64")
     with pytest.raises(VmError, match=r"no kernel '5\.10': say one of trixie-backports"):
         kernel_named("5.10")

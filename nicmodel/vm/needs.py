@@ -1,0 +1,91 @@
+"""What a kernel must be configured with to be a guest's, said by the options' names, before it boots.
+
+A kernel without one of these boots to a panic or to silence, from which nobody can tell what was missing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.kernel import Kernel
+
+
+@dataclass(frozen=True)
+class Need:
+    """An option that a kernel has to have.
+
+    Attributes:
+        option: Its name, without CONFIG_.
+        purpose: What it is for.
+        module: The module that it makes, where it may be one.
+    """
+
+    option: str
+    purpose: str
+    module: str = ""
+
+
+GUEST = (
+    Need("64BIT", "its programs are 64-bit"),
+    Need("PRINTK", "messages"),
+    Need("BLK_DEV_INITRD", "the initramfs, which is its root file system"),
+    Need("BINFMT_ELF", "programs"),
+    Need("BINFMT_SCRIPT", "/init is a script"),
+    Need("PROC_FS", "/proc"),
+    Need("SYSFS", "/sys"),
+    Need("DEVTMPFS", "/dev"),
+    Need("TMPFS", "/run and /tmp"),
+    Need("UNIX98_PTYS", "a shell's terminal"),
+    Need("FUTEX", "programs of several threads"),
+    Need("EPOLL", "the agent waits by it"),
+    Need("POSIX_TIMERS", "the agent, and the clock"),
+    Need("SERIAL_8250_CONSOLE", "the kernel's messages go there"),
+    Need("ACPI", "devices, and switching off"),
+    Need("PCI", "devices"),
+    Need("PCI_MSI", "the NIC's interrupts"),
+    Need("VIRTIO_PCI", "the agent's port", "virtio_pci"),
+    Need("VIRTIO_CONSOLE", "the agent's port", "virtio_console"),
+    Need("INET", "the network"),
+)
+"""What every guest needs: to start /init, and to reach its agent."""
+
+NIC = (Need("GVE", "the NIC's driver", "gve"),)
+"""What a stock driver for the NIC needs. Without it the guest has a PCI device and no interface."""
+
+SHARE = (Need("VIRTIO_FS", "folders of the host's", "virtiofs"),)
+"""What a guest with shared folders needs."""
+
+DEVMEM = (
+    Need("NET_DEVMEM", "devmem TCP; it comes with DMA_SHARED_BUFFER, GENERIC_ALLOCATOR and PAGE_POOL"),
+    Need("UDMABUF", "dma-bufs of memory", "udmabuf"),
+)
+"""What devmem TCP needs."""
+
+
+def lacking(kernel: Kernel, needs: Sequence[Need]) -> list[str]:
+    """What of `needs` a kernel is without, in words; what cannot be told counts as there."""
+    return [f"{words} ({need.purpose})" for need in needs if (words := _lack(kernel, need))]
+
+
+def _lack(kernel: Kernel, need: Need) -> str:
+    if need.module and (need.module in kernel.modules or need.module in kernel.built_in):
+        return ""
+    if kernel.config is None:
+        unknown = not need.module or not kernel.indexes
+        return "" if unknown else f"CONFIG_{need.option}"
+    value = kernel.config.get(need.option, "n")
+    if value == "m":
+        return f"the module {need.module} of CONFIG_{need.option}=m: {kernel.advice}"
+    return f"CONFIG_{need.option}" if value == "n" else ""
+
+
+def require(kernel: Kernel, needs: Sequence[Need]) -> None:
+    """Go on only if a kernel has what is needed.
+
+    Raises:
+        VmError: It has not; the message names the options.
+    """
+    if missing := lacking(kernel, needs):
+        raise VmError(
+            f"the kernel {kernel.name} (Linux {kernel.release}) lacks what a guest needs: {', '.join(missing)}"
+        )
