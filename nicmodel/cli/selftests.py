@@ -15,7 +15,8 @@ from rich.table import Table
 
 from nicmodel.cli.tables import plain_table
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.kernel import DEFAULT_KERNEL, kernel_named
+from nicmodel.vm.kernel import KernelChoice
+from nicmodel.vm.options import kernel_options
 from nicmodel.vm.selftests import Bench, Outcome, Recipe
 from nicmodel.vm.tools import check_host
 
@@ -31,15 +32,13 @@ console = Console(highlight=False)
 @click.argument("names", nargs=-1, metavar="[TEST]...")
 @click.option("--list", "only_list", is_flag=True, help="Only list the tests, and why some are not run.")
 @click.option("--quick", is_flag=True, help="Some cases of every test, in 5 minutes.")
-@click.option("--kernel", default=DEFAULT_KERNEL.name, show_default=True, metavar="NAME",
-              help="The guest's kernel, as of `nicmodel vm`. What is expected is known for Linux "
-                   f"{Recipe.read().kernel} only: with another the table is all.")  # fmt: skip
+@kernel_options
 @click.option("--logs", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Keep what each test printed there, and what the kernel logged meanwhile.")  # fmt: skip
 @click.option("--json", "report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write every case there: test, case, outcome, what the test said, the reason expected.")  # fmt: skip
 def selftests(
-    names: tuple[str, ...], only_list: bool, quick: bool, kernel: str, logs: Path | None, report: Path | None
+    names: tuple[str, ...], only_list: bool, quick: bool, kernel: KernelChoice, logs: Path | None, report: Path | None
 ) -> None:
     """Run the kernel's own network driver selftests on the NIC.
 
@@ -50,7 +49,8 @@ def selftests(
 
     What is expected is a file, nicmodel/vm/selftests.toml: how many cases a test has, and for each that does not
     pass, its outcome and the reason with its place in the driver's or the test's source. The exit status is 0 only if
-    every case ends as expected, none is missing and none is new.
+    every case ends as expected, none is missing and none is new. It is known for one version of Linux only: with
+    another kernel the table is all.
 
     \b
     One test, its output in a folder:
@@ -61,10 +61,9 @@ def selftests(
     if only_list:
         _list(recipe)
         return
-    chosen = kernel_named(kernel)
     check_host()
     outcomes = []
-    with Bench(chosen) as bench:
+    with Bench(kernel) as bench:
         for program in programs:
             with console.status(f"{program.name} …"):
                 outcome = bench.run(program, quick=quick)

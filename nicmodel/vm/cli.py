@@ -10,9 +10,11 @@ from nicmodel.nearest import Choice
 from nicmodel.vm import shell
 from nicmodel.vm.guest import Guest, GuestConfig, parse_named_size, print_command
 from nicmodel.vm.image import build_image
-from nicmodel.vm.kernel import DEFAULT_KERNEL, KERNELS, kernel_named
+from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.layout import LAYOUTS, Nic
+from nicmodel.vm.options import kernel_options
 from nicmodel.vm.qemu import find_qemu, unpacked_qemu
+from nicmodel.vm.share import Share, parse_put
 from nicmodel.vm.tools import (
     build_guest_module,
     build_guest_tools,
@@ -38,9 +40,7 @@ _PREPARED = """
 @click.option("--layout", type=Choice(list(LAYOUTS)), default="q35", show_default=True,
               help="The machine: the NIC behind a root port (q35), two such NICs, NICs behind a PCIe switch, or behind "
                    "an IOMMU. `nicmodel config` shows each.")  # fmt: skip
-@click.option("--kernel", default=DEFAULT_KERNEL.name, show_default=True, metavar="NAME",
-              help=f"The newest cloud kernel of a Debian suite ({', '.join(KERNELS)}), or a package of backports: "
-                   "linux-image-<version>.")  # fmt: skip
+@kernel_options
 @click.option("--cmdline", default="", metavar="WORDS",
               help="Added to the kernel's command line. modprobe.blacklist=gve leaves the driver to be loaded "
                    "by hand.")  # fmt: skip
@@ -52,6 +52,12 @@ _PREPARED = """
                    "(/dev/bar_dmabuf/). With --layout switch it is below the NIC's switch.")  # fmt: skip
 @click.option("--cpu", default="max", show_default=True, metavar="MODEL",
               help="QEMU's CPU model. With EPYC, Linux allows peer-to-peer DMA through the host bridge.")  # fmt: skip
+@click.option("--share", "shares", multiple=True, metavar="HOST[:GUEST][:ro]",
+              help="Mount a folder of the host's in the guest, at /mnt/NAME if GUEST is not given; with :ro the guest "
+                   "cannot write there. Repeat for more.")  # fmt: skip
+@click.option("--put", "puts", multiple=True, metavar="FILE[:GUEST]",
+              help="Copy a file into the guest when it starts, to /root if GUEST is not given. Repeat for "
+                   "more.")  # fmt: skip
 @click.option("--tools", is_flag=True,
               help="Install devmem_receiver, devmem_sender and the kernel's ncdevmem in the guest. They are "
                    "compiled once.")  # fmt: skip
@@ -73,11 +79,13 @@ def vm(
     vcpus: int,
     memory: str,
     layout: str,
-    kernel: str,
+    kernel: KernelChoice,
     cmdline: str,
     device_memory: tuple[str, ...],
     accelerators: tuple[str, ...],
     cpu: str,
+    shares: tuple[str, ...],
+    puts: tuple[str, ...],
     tools: bool,
     boot: bool,
     console: Path | None,
@@ -106,17 +114,20 @@ def vm(
     One command, for a script:
       nicmodel vm --nic /tmp/nic.sock --run 'ethtool -i eth0'
 
+    \b
+    A kernel of your own, as make has left it, with a folder of tests:
+      nicmodel vm --kernel ~/src/linux --share tests --run 'sh /mnt/tests/all.sh'
+
     Environment: NICMODEL_MIRROR (a Debian mirror), NICMODEL_QEMU (a QEMU binary), NICMODEL_ACCEL (kvm or tcg),
     XDG_CACHE_HOME.
     """
-    chosen = kernel_named(kernel)
     if tools or accelerators:
         check_host()
     if update:
-        build_image(chosen.find(update=True), update=True)
+        build_image(kernel.find(update=True), update=True)
         unpacked_qemu(update=True)
     if prepare:
-        found = chosen.find()
+        found = kernel.find()
         image = build_image(found)
         made = {"KERNEL": image.kernel, "INITRD": image.initrd, "QEMU": shlex.join(find_qemu().shell_words())}
         if tools:
@@ -134,9 +145,11 @@ def vm(
         device_memory=dict(parse_named_size(text, "--device-memory") for text in device_memory),
         accelerators=dict(parse_named_size(text, "--accelerator") for text in accelerators),
         layout=layout,
-        kernel=chosen,
+        kernel=kernel,
         cpu=cpu,
         cmdline=cmdline,
+        shares=[Share.parse(text) for text in shares],
+        files=dict(parse_put(text) for text in puts),
         arguments=qemu_arguments,
     )
     if only_print:

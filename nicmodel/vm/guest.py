@@ -6,6 +6,7 @@ different from a guest that has booted.
 """
 
 import contextlib
+import json
 import os
 import re
 import selectors
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from nicmodel.vm import agent, snapshot
+from nicmodel.vm import agent, needs, share, snapshot
 from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result, Sink
 from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.errors import VmError
@@ -31,6 +32,7 @@ from nicmodel.vm.layout import Accelerator, Nic, arguments, without_nics
 from nicmodel.vm.progress import step
 from nicmodel.vm.qemu import acceleration, find_qemu, kind_of, spawn
 from nicmodel.vm.qmp import Qmp
+from nicmodel.vm.share import Share, ShareServer
 
 GIB = 1 << 30
 
@@ -61,6 +63,8 @@ class GuestConfig:
         disks: Files that the guest sees as /dev/vda, /dev/vdb, …, which it cannot write.
         prepare: Shell commands that each guest has run before anything else; a snapshot has their effect in it. They
             must not ask for NICs.
+        shares: Folders of the host's that the guest has mounted.
+        files: Files of the host's that are copied into the guest when it starts, by their absolute paths there.
         arguments: Added to QEMU's arguments, such as `-netdev` and `-device` for other NICs.
     """
 
@@ -75,6 +79,8 @@ class GuestConfig:
     cmdline: str = ""
     disks: Sequence[Path] = ()
     prepare: str = ""
+    shares: Sequence[Share] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
     arguments: Sequence[str] = ()
 
 
@@ -145,7 +151,7 @@ class Guest:
         self._console_wanted = console
         self._boot_timeout = boot_timeout
         self._snapshot_wanted = snapshot
-        self._with_nics = True
+        self._plugged = True
 
     @property
     def pid(self) -> int:
@@ -230,12 +236,14 @@ class Guest:
         greetings = self._channel.greetings
         self.start("reboot -f")
         self._await_boot(greetings + 1)
+        self._furnish()
 
     def reset(self) -> None:
         """Press the reset button: no driver learns of it. Returns when the guest takes commands again."""
         greetings = self._channel.greetings
         self.qmp.execute("system_reset")
         self._await_boot(greetings + 1)
+        self._furnish()
 
     def qemu_log(self) -> str:
         """What QEMU has printed so far."""
@@ -266,7 +274,9 @@ class Guest:
 
     def _start(self) -> None:
         check_memories(self.config)
+        check_files(self.config)
         self.kernel = self.config.kernel.find()
+        self._look_at_kernel()
         self._image = build_image(self.kernel)
         self._qemu = find_qemu()
         self._acceleration = acceleration(self._qemu, self._image)
@@ -277,12 +287,36 @@ class Guest:
         self.why_booted = "" if self._snapshot_wanted else "as asked"
         self.why_booted = self.why_booted or self._why_no_snapshot()
         self._running = self._cleanup.enter_context(contextlib.ExitStack())
-        if not self.why_booted and self._start_from_snapshot():
+        if self.why_booted or not self._start_from_snapshot():
+            self._launch()
+            self._await_boot(1)
+            if self.config.prepare:
+                self.run(self.config.prepare, timeout=_PREPARE_TIMEOUT)
+        self._furnish()
+
+    def _look_at_kernel(self) -> None:
+        """Say what it lacks.
+
+        Raises:
+            VmError: It cannot do what is asked for.
+        """
+        if self.config.shares:
+            needs.require(self.kernel, needs.SHARE)
+        if self._plugged and self.config.nics and (missing := needs.lacking(self.kernel, needs.NIC)):
+            print(f"nicmodel: the guest's kernel is without {', '.join(missing)}", file=sys.stderr)
+
+    def _furnish(self) -> None:
+        """What a guest is given once it has booted: folders and files of the host's."""
+        if not self._plugged:
             return
-        self._launch()
-        self._await_boot(1)
-        if self.config.prepare:
-            self.run(self.config.prepare, timeout=_PREPARE_TIMEOUT)
+        for number, shared in enumerate(self.config.shares):
+            try:
+                self.run(["sh", "-c", share.mount(shared, number), "sh", shared.place])
+            except CommandError as error:
+                raise VmError(f"{error}\n{self._servers[number].said()}".strip()) from None
+        for place, file in self.config.files.items():
+            self.run(["mkdir", "-p", os.path.dirname(place)])
+            self.put(file, place, file.stat().st_mode & 0o777)
 
     def _start_from_snapshot(self) -> bool:
         """Whether it was possible; `why_booted` says why not.
@@ -328,7 +362,7 @@ class Guest:
     def _save_snapshot(self, folder: Path) -> None:
         """Boot such a guest without NICs, and save it."""
         maker = Guest(self.config, console=folder / "console", snapshot=False)
-        maker._with_nics = False
+        maker._plugged = False
         with step("booting the guest once, for a snapshot; the next ones start from it"), maker:
             try:
                 snapshot.save(maker.qmp, folder / "state")
@@ -345,8 +379,8 @@ class Guest:
         self._launch(kept)
         snapshot.restore(self.qmp, kept.path)
         _, nics = without_nics(self._words(dict.fromkeys(self._memories, "")))
-        for nic in nics:
-            self.qmp.execute("device_add", nic)
+        for device in [*nics, *(server.device() for server in self._servers)]:
+            self.qmp.execute("device_add", device)
         self.qmp.execute("cont")
         self._channel.wake()
         try:
@@ -385,8 +419,12 @@ class Guest:
         files = {name: f"/proc/self/fd/{memory.fd}" for name, memory in self.device_memory.items()}
         command = self._command(files, passed)
         descriptors = [*passed.values(), *(memory.fd for memory in self.device_memory.values())]
-        if kept or not self._with_nics:
+        if kept or not self._plugged:
             command, _ = without_nics(command)
+        self._servers = self._serve_shares()
+        for server in self._servers:
+            command += server.words() + ([] if kept else ["-device", json.dumps(server.device())])
+            descriptors.append(server.connection.fileno())
         if kept:
             command += ["-incoming", "defer"]
             descriptors.append(kept.state)
@@ -394,6 +432,8 @@ class Guest:
         self._qemu_log = self._folder / "qemu.log"
         with self._qemu_log.open("wb") as log:
             self._process = spawn(command, self._qemu.environment, stdout=log, stderr=log, pass_fds=descriptors)
+        for server in self._servers:
+            server.connection.close()
         self._running.callback(self.kill)
         for _, theirs in sockets.values():
             theirs.close()
@@ -408,10 +448,16 @@ class Guest:
             self.qmp = Qmp(sockets["qmp"][0], self._on_event)
         except Exception as error:
             self.kill()
-            raise VmError(
-                f"QEMU did not start: {self._qemu_log.read_text('utf-8', 'replace').strip() or error}"
-            ) from error
+            said = [self.qemu_log().strip() or str(error), *(server.said() for server in self._servers)]
+            raise VmError(f"QEMU did not start: {' '.join(filter(None, said))}") from error
         self._running.callback(self.qmp.close)
+
+    def _serve_shares(self) -> list[ShareServer]:
+        servers = []
+        for number, shared in enumerate(self.config.shares if self._plugged else ()):
+            servers.append(ShareServer(shared, number, self._folder))
+            self._running.callback(servers[-1].close)
+        return servers
 
     def _await_boot(self, greetings: int) -> None:
         """Wait until the agent has started `greetings` times."""
@@ -491,6 +537,8 @@ def explain_crash(console: bytes) -> str:
 
 def print_command(config: GuestConfig) -> str:
     """A command line for the shell that starts such a guest by hand, its console on the terminal."""
+    if config.shares or config.files:
+        raise VmError("--share and --put need more than QEMU's command line: leave them out to have it printed")
     image = build_image(config.kernel.find())
     qemu = find_qemu()
     check_memories(config)
@@ -516,6 +564,17 @@ def check_memories(config: GuestConfig) -> None:
     for name, size in config.accelerators.items():
         if size < 4096 or size & (size - 1):
             raise VmError(f"accelerator '{name}' of {size} bytes: a BAR's size is a power of two, such as 128M")
+
+
+def check_files(config: GuestConfig) -> None:
+    """What is to be shared with a guest or copied into it.
+
+    Raises:
+        VmError: It is not there, or has no place in the guest.
+    """
+    for shared in config.shares:
+        shared.check()
+    share.check_puts(config.files)
 
 
 def pci_addresses(buses: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -555,7 +614,7 @@ def qemu_arguments(config: GuestConfig, image: Image, accel: str, files: Mapping
         words = [word.removesuffix(",memory-backend=ram") for word in words]
     for disk in config.disks:
         words += ["-drive", f"file={str(disk).replace(',', ',,')},format=raw,if=virtio,readonly=on"]
-    return [*words, *config.arguments]
+    return [*words, *share.ports(len(config.shares)), *config.arguments]
 
 
 def _memory(config: GuestConfig) -> int:

@@ -71,7 +71,7 @@ def build_guest_module(kernel: Kernel) -> Path:
     """The module of `guest/module`, which exports a PCI device's memory as dma-bufs, for exactly this kernel.
 
     Raises:
-        VmError: The kernel is not Debian's, or it does not compile: older ones (6.12) have no dma_buf_phys_vec_to_sgt().
+        VmError: The kernel is not Debian's; or it does not compile: those before 6.13 lack dma_buf_phys_vec_to_sgt().
     """
     if not isinstance(kernel.headers, Packages):
         raise VmError(f"{MODULE} is built for Debian's kernels only: choose one, or leave out accelerators")
