@@ -24,8 +24,10 @@ from nicmodel.vm.devmem import send_pattern, set_up_devmem
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig, parse_size
 from nicmodel.vm.image import build_image
-from nicmodel.vm.kernel import DEFAULT_KERNEL
+from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.layout import Nic
+from nicmodel.vm.needs import DEVMEM, NIC, require
+from nicmodel.vm.options import kernel_options
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.qemu import find_qemu
 from nicmodel.vm.server import NicServer
@@ -60,8 +62,9 @@ class _Outcome:
 @click.option("--size", "amount", default="256M", show_default=True, metavar="SIZE", help="Payload to send.")
 @click.option("--queues", default=4, show_default=True, type=click.IntRange(2, 63),
               help="Receive queues; the last one takes the dma-buf.")  # fmt: skip
+@kernel_options
 @click.option("--keep", is_flag=True, help="Leave guest and server running afterwards, until Enter is pressed.")
-def demo(amount: str, queues: int, keep: bool) -> None:
+def demo(amount: str, queues: int, kernel: KernelChoice, keep: bool) -> None:
     """Run devmem TCP from end to end, in a guest.
 
     A stock kernel receives payload in a dma-buf through the emulated NIC.
@@ -76,8 +79,10 @@ def demo(amount: str, queues: int, keep: bool) -> None:
     console.print("[bold]Preparing[/bold] [dim](downloads and builds happen once)[/dim]")
     with step("QEMU with vfio-user-pci"):
         find_qemu()
-    with step("stock kernel and guest image"):
-        build_image(DEFAULT_KERNEL.find())
+    with step("kernel and guest image"):
+        found = kernel.find()
+        require(found, (*NIC, *DEVMEM))
+        build_image(found)
     with step("devmem receiver"):
         tools = build_guest_tools()
     outcome = _Outcome()
@@ -92,7 +97,8 @@ def demo(amount: str, queues: int, keep: bool) -> None:
                            "--default-queues", str(queues)])
             )  # fmt: skip
         with step("guest"):
-            config = GuestConfig(nics=[Nic(server.sockets[0])], device_memory={_MEMORY_NAME: _MEMORY_SIZE})
+            memory = {_MEMORY_NAME: _MEMORY_SIZE}
+            config = GuestConfig(nics=[Nic(server.sockets[0])], device_memory=memory, kernel=kernel)
             guest = stack.enter_context(Guest(config))
         guest.put(tools / "devmem_receiver", "/usr/local/bin/devmem_receiver")
         with step("gve binds; header split, RSS and an n-tuple rule"):

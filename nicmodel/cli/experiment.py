@@ -22,6 +22,8 @@ from nicmodel.nearest import Choice
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.experiment import ACCELERATORS, SWITCH, run, set_up
 from nicmodel.vm.guest import parse_size
+from nicmodel.vm.kernel import KernelChoice
+from nicmodel.vm.options import kernel_options
 
 _FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 
@@ -38,13 +40,20 @@ def experiment() -> None:
 @click.option("--accelerator", type=Choice(ACCELERATORS), default=SWITCH, show_default=True,
               help="Where its memory is: in the BAR of a PCI device below the NIC's own switch, or a NUMA node of the "
                    "guest's.")  # fmt: skip
+@kernel_options
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write the result into this file as JSON.")
 @click.option("--markdown", type=_FILE, metavar="FILE", help="Write the table into this file.")
 @click.option(
     "--plot", type=_FILE, metavar="FILE", help="Draw the result into this file: PNG, SVG or PDF. Needs matplotlib."
 )
 def devmem(
-    amount: str, runs: int, accelerator: str, json_file: Path | None, markdown: Path | None, plot: Path | None
+    amount: str,
+    runs: int,
+    accelerator: str,
+    kernel: KernelChoice,
+    json_file: Path | None,
+    markdown: Path | None,
+    plot: Path | None,
 ) -> None:
     """Compare two ways of TCP into an accelerator's memory.
 
@@ -58,7 +67,7 @@ def devmem(
     nbytes = parse_size(amount)
     with ExitStack() as stack:
         with step("NIC, guest and accelerator"):
-            bench = set_up(stack, nbytes, accelerator)
+            bench = set_up(stack, nbytes, accelerator, kernel)
         found = Experiment(bench.about | {"transfers": f"{runs} each way, {size(nbytes)}"})
         transfers = run(bench, nbytes, runs)
         for number in range(runs):

@@ -35,6 +35,7 @@ _KERNEL_VERSION = 0x20E
 _LOADFLAGS = 0x211
 _XLOADFLAGS = 0x236
 _PAYLOAD = 0x248  # offset and length
+_HEADER_END = 0x250
 
 _LOADED_HIGH = 1 << 0
 _XLF_KERNEL_64 = 1 << 0
@@ -102,7 +103,7 @@ class BzImage:
         except OSError as error:
             raise VmError(f"the kernel {path} cannot be read: {error.strerror}") from error
         at, magic = _HEADER
-        if content[at : at + 4] != magic:
+        if content[at : at + 4] != magic or len(content) < _HEADER_END:
             found = next((what for start, mark, what in _OTHERS if content.startswith(mark, start)), "")
             raise VmError(
                 f"{path} is no kernel image for x86{found and f', but {found}'}: "

@@ -23,8 +23,10 @@ from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.devmem import send_pattern, set_up_devmem
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
+from nicmodel.vm.kernel import DEFAULT_KERNEL, KernelChoice
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.namespace import Namespace
+from nicmodel.vm.needs import DEVMEM, NIC, require
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.server import NicServer
 from nicmodel.vm.tools import build_guest_tools, check_host, install_guest_module
@@ -115,7 +117,7 @@ def _fault(said: dict[str, Any], nbytes: int) -> str | None:
     return None
 
 
-def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH) -> Bench:
+def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH, kernel: KernelChoice = DEFAULT_KERNEL) -> Bench:
     """Start all that the experiment needs, for transfers of up to `nbytes` bytes; the stack ends it.
 
     The accelerator's memory is a BAR below the NIC's own PCIe switch (`SWITCH`) or a NUMA node (`NODE`).
@@ -127,6 +129,7 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH) -> Bench:
         VmError: something did not start.
     """
     check_host()
+    require(kernel.find(), (*NIC, *DEVMEM))
     tools = build_guest_tools()
     namespace = _namespace(stack)
     if namespace is not None:
@@ -152,7 +155,7 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH) -> Bench:
             return send_pattern("127.0.0.1", port, count, seed)
 
     dmabuf_size = _whole_mib(nbytes * 9 // 8 + _RING_BYTES)
-    guest = stack.enter_context(Guest(_config(server, accelerator, dmabuf_size)))
+    guest = stack.enter_context(Guest(_config(server, accelerator, dmabuf_size, kernel)))
     guest.put(tools / "devmem_receiver", "/usr/local/bin/devmem_receiver")
     if accelerator == NODE:
         guest.run(f"echo {dmabuf_size >> 20} > /sys/module/udmabuf/parameters/size_limit_mb")
@@ -172,14 +175,15 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH) -> Bench:
     return Bench(guest, server, guest.device_memory[MEMORY], dmabuf_size, place, send, about)
 
 
-def _config(server: NicServer, accelerator: str, dmabuf_size: int) -> GuestConfig:
+def _config(server: NicServer, accelerator: str, dmabuf_size: int, kernel: KernelChoice) -> GuestConfig:
     nics = [Nic(server.sockets[0])]
     if accelerator == NODE:
         # A node's own bookkeeping takes a sixty-fourth of it, and there should be room for what one run leaves to the
         # next.
         size = _whole_mib(dmabuf_size * 17 // 16 + (32 << 20))
-        return GuestConfig(nics=nics, device_memory={MEMORY: size})
-    return GuestConfig(nics=nics, accelerators={MEMORY: 1 << (dmabuf_size - 1).bit_length()}, layout="switch")
+        return GuestConfig(nics=nics, device_memory={MEMORY: size}, kernel=kernel)
+    memory = {MEMORY: 1 << (dmabuf_size - 1).bit_length()}
+    return GuestConfig(nics=nics, accelerators=memory, layout="switch", kernel=kernel)
 
 
 def _whole_mib(size: int) -> int:

@@ -463,6 +463,8 @@ class Guest:
         """Wait until the agent has started `greetings` times."""
         if not self._channel.wait_greeting(greetings, self._boot_timeout):
             reason = self._channel.failure or f"the guest has not booted within {self._boot_timeout:g} s"
+            if self.kernel.config is None:
+                reason += f"; {needs.unknown(self.kernel)}"
             raise VmError(self._with_console(reason))
         addresses = pci_addresses(self.qmp.execute("query-pci"))
         for name in self.config.accelerators:

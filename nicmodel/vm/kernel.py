@@ -23,6 +23,9 @@ BZIMAGE = Path("arch/x86/boot/bzImage")
 _RELEASE = Path("include/config/kernel.release")
 _BUILT_CONFIG = Path("include/config/auto.conf")
 
+BOOT = Path("/boot")
+"""Where this host's kernels are."""
+
 _MODULE = re.compile(r"\.ko(\.(xz|zst|gz))?$")
 #: Where modules are below a root folder; /lib is a link to /usr/lib, but in older distributions.
 _LIBS = ("usr/lib/modules", "lib/modules")
@@ -283,7 +286,7 @@ def kernel_named(name: str, modules: Path | None = None) -> KernelChoice:
         return KERNELS.get(name) or DebianKernel(name, DEFAULT_KERNEL.suite, name)
     if "/" in name or os.path.exists(name):
         return OwnKernel(Path(name), modules)
-    if installed := _first(Path(f"/boot/vmlinuz-{name}"), Path(f"/lib/modules/{name}/vmlinuz")):
+    if installed := _first(BOOT / f"vmlinuz-{name}", Path("/", _LIBS[0], name, "vmlinuz")):
         return OwnKernel(installed, modules)
     raise VmError(
         f"no kernel '{name}': say one of {', '.join(KERNELS)}, or linux-image-<version>, or the path of a bzImage or of"

@@ -89,3 +89,9 @@ def require(kernel: Kernel, needs: Sequence[Need]) -> None:
         raise VmError(
             f"the kernel {kernel.name} (Linux {kernel.release}) lacks what a guest needs: {', '.join(missing)}"
         )
+
+
+def unknown(kernel: Kernel) -> str:
+    """What to say of a kernel whose configuration nothing tells, if it does not boot."""
+    options = ", ".join(f"CONFIG_{need.option}" for need in GUEST)
+    return f"how Linux {kernel.release} was configured is not known; a guest needs {options}"

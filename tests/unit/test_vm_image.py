@@ -1,4 +1,4 @@
-"""The guest's image: the cpio archive, and the choice of kernels."""
+"""The guest's image: the cpio archive."""
 
 import io
 import os
@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nicmodel.vm.errors import VmError
 from nicmodel.vm.image import MODULES, Entry, write_cpio
-from nicmodel.vm.kernel import DEFAULT_KERNEL, KERNELS, DebianKernel, kernel_named
 
 
 def members(archive: bytes) -> dict[str, tuple[int, bytes]]:
@@ -73,15 +71,6 @@ def test_cpio_is_what_others_read(tmp_path: Path, entries: list[Entry]) -> None:
     subprocess.run([*command, "-id"], input=file.getvalue(), cwd=target, check=True)
     assert (target / "etc/file").read_bytes() == b"12345"
     assert os.readlink(target / "link") == "to/nowhere"
-
-
-def test_kernels_by_name_and_by_package() -> None:
-    assert kernel_named("trixie") is KERNELS["trixie"]
-    pinned = kernel_named("linux-image-7.2.9+deb13-cloud-amd64")
-    assert isinstance(pinned, DebianKernel)
-    assert (pinned.suite, pinned.package) == (DEFAULT_KERNEL.suite, "linux-image-7.2.9+deb13-cloud-amd64")
-    with pytest.raises(VmError, match=r"no kernel '5\.10': say one of trixie-backports"):
-        kernel_named("5.10")
 
 
 def test_modules_are_named_once_and_as_the_kernel_does() -> None:
