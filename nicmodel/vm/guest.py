@@ -379,8 +379,13 @@ class Guest:
         self._launch(kept)
         snapshot.restore(self.qmp, kept.path)
         _, nics = without_nics(self._words(dict.fromkeys(self._memories, "")))
-        for device in [*nics, *(server.device() for server in self._servers)]:
-            self.qmp.execute("device_add", device)
+        for nic in nics:
+            self.qmp.execute("device_add", nic)
+        for server in self._servers:
+            try:
+                self.qmp.execute("device_add", server.device())
+            except VmError as error:
+                raise VmError(f"{error} {server.said()}") from None
         self.qmp.execute("cont")
         self._channel.wake()
         try:

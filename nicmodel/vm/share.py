@@ -20,6 +20,8 @@ from nicmodel.vm.qemu import spawn
 # Of what the package depends on, only its libraries: the rest is for user namespaces, which are not used.
 VIRTIOFSD = Packages("virtiofsd", ("virtiofsd",), "trixie", keep=r"virtiofsd|(libc6|libgcc-s1|libcap-ng0|libseccomp2)$")
 
+#: How many ports a machine with shares has at least, so that one snapshot serves guests of up to so many.
+_PORTS = 4
 #: Requests that may wait at the device.
 _QUEUE_SIZE = 1024
 
@@ -155,9 +157,9 @@ def share_name(number: int) -> str:
 
 
 def ports(count: int) -> list[str]:
-    """QEMU's arguments for the PCIe ports of so many shares. The machine has them whether or not one is plugged in."""
+    """QEMU's arguments for the PCIe ports of so many shares."""
     words = []
-    for number in range(count):
+    for number in range(max(count, _PORTS) if count else 0):
         words += ["-device", f"pcie-root-port,id={share_name(number)}-port,chassis=9,slot={number}"]
     return words
 
