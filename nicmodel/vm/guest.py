@@ -300,8 +300,8 @@ class Guest:
         Raises:
             VmError: It cannot do what is asked for.
         """
-        if self.config.shares:
-            needs.require(self.kernel, needs.SHARE)
+        needs.require(self.kernel, needs.SHARE if self.config.shares else ())
+        needs.require(self.kernel, needs.NODE if self.config.device_memory else ())
         if self._plugged and self.config.nics and (missing := needs.lacking(self.kernel, needs.NIC)):
             print(f"nicmodel: the guest's kernel is without {', '.join(missing)}", file=sys.stderr)
 

@@ -55,6 +55,9 @@ NIC = (Need("GVE", "the NIC's driver", "gve"),)
 SHARE = (Need("VIRTIO_FS", "folders of the host's", "virtiofs"),)
 """What a guest with shared folders needs."""
 
+NODE = (Need("NUMA", "devices' memory as nodes"),)
+"""What a guest with devices' memory as NUMA nodes needs."""
+
 DEVMEM = (
     Need("NET_DEVMEM", "devmem TCP; it comes with DMA_SHARED_BUFFER, GENERIC_ALLOCATOR and PAGE_POOL"),
     Need("UDMABUF", "dma-bufs of memory", "udmabuf"),

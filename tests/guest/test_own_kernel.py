@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -10,14 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from nicmodel.cache import cache_dir
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
-from nicmodel.vm.kernel import DEFAULT_KERNEL, KERNELS, OwnKernel
+from nicmodel.vm.kernel import BZIMAGE, DEFAULT_KERNEL, KERNELS, OwnKernel
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.server import NicServer
 from nicmodel.vm.share import Share
 
 pytestmark = pytest.mark.guest
+
+PAGE = Path(__file__).parents[2] / "docs/guest.md"
 
 
 @pytest.fixture
@@ -100,11 +105,47 @@ def test_a_server_that_cannot_serve_is_heard(folder: Path, monkeypatch: pytest.M
         pass
 
 
-def test_the_command(folder: Path) -> None:
-    """The kernel as its folder of modules has it, from a snapshot; and a share and a file by the command's options."""
-    image = DEFAULT_KERNEL.find().image
-    command = [sys.executable, "-m", "nicmodel.cli", "vm", "--kernel", str(image), "--share", f"{folder}:/mnt/x:ro"]
-    command += ["--put", f"{folder}/run:/opt/", "--run", "/mnt/x/run; /opt/run; touch /mnt/x/y"]
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder with ~/src/linux: the stock kernel, as if `make` had built it there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_dir().parent))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    stock, tree = DEFAULT_KERNEL.find(), tmp_path / "src/linux"
+    assert stock.config_file
+    for file, content in {
+        str(BZIMAGE): stock.image.read_bytes(),
+        "include/config/kernel.release": f"{stock.release}\n".encode(),
+        "include/config/auto.conf": stock.config_file.read_bytes(),
+        "modules.order": b"drivers/net/ethernet/google/gve/gve.o\ndrivers/net/dummy.o\n",
+        "modules.builtin": stock.indexes["modules.builtin"],
+        "drivers/net/ethernet/google/gve/gve.ko": stock.modules["gve"].content(),
+        "drivers/net/dummy.ko": stock.modules["dummy"].content(),
+    }.items():
+        (tree / file).parent.mkdir(parents=True, exist_ok=True)
+        (tree / file).write_bytes(content)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/all.sh").write_text("set -e; tool; ip link add dummy9 type dummy; lsmod\n")
+    (tmp_path / "tool").write_text("#!/bin/sh\necho it runs\n")
+    (tmp_path / "tool").chmod(0o755)
+    return tmp_path
+
+
+def test_the_documentations_command(home: Path) -> None:
+    """A folder in which a kernel was built, tests in a share, a program that was put; as printed, but for --boot."""
+    [line] = re.findall(r"^nicmodel (vm --kernel ~.*)$", PAGE.read_text(), re.MULTILINE)
+    command = [sys.executable, "-m", "nicmodel.cli", *shlex.split(line.replace("~", str(home))), "--boot"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (run.stdout, run.returncode) == ("it runs\nit runs\n", 1), run.stderr
-    assert "the guest boots" not in run.stderr
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("it runs\n")
+    assert re.search("^dummy ", run.stdout, re.MULTILINE)
+
+
+@pytest.mark.long
+def test_the_documentations_fixture(home: Path) -> None:
+    [example] = re.findall(r"^```{code-block} python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (home / "test_example.py").write_text(example)
+    (home / "tests/all.sh").write_text("set -e; ethtool -i eth0; uname -r\n")
+    command = [sys.executable, "-m", "pytest", "-p", "nicmodel.testing.plugin", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, "test_example.py"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -7,6 +7,7 @@ import bz2
 import gzip
 import lzma
 import os
+import re
 import struct
 import sys
 import time
@@ -19,7 +20,7 @@ from nicmodel.vm import image, kernel
 from nicmodel.vm.bzimage import BzImage
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import BZIMAGE, DEFAULT_KERNEL, KERNELS, DebianKernel, Kernel, OwnKernel, kernel_named
-from nicmodel.vm.needs import GUEST, NIC, SHARE, Need, lacking, require, unknown
+from nicmodel.vm.needs import DEVMEM, GUEST, NIC, NODE, SHARE, Need, lacking, require, unknown
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -338,6 +339,12 @@ class TestNeeds:
         found = self.kernel(tmp_path, None)
         require(found, (*GUEST, *NIC))
         assert "a guest needs CONFIG_64BIT, " in unknown(found)
+
+    def test_the_documentations_fragment_has_all(self) -> None:
+        text = (Path(__file__).parents[2] / "docs/guest.md").read_text()
+        fragment = set(re.findall(r"^CONFIG_(\w+)=[ym]$", text, re.MULTILINE))
+        brought = {"NET_DEVMEM"}
+        assert {need.option for need in (*GUEST, *NIC, *SHARE, *NODE, *DEVMEM)} - brought <= fragment
 
 
 class TestNames:
