@@ -101,7 +101,9 @@ class BzImage:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise VmError(f"the kernel {path} cannot be read: {error.strerror}") from error
+            raise VmError(
+                f"the kernel {path} cannot be read: {error.strerror}. Have a copy made that you may read"
+            ) from error
         at, magic = _HEADER
         if content[at : at + 4] != magic or len(content) < _HEADER_END:
             found = next((what for start, mark, what in _OTHERS if content.startswith(mark, start)), "")

@@ -229,9 +229,9 @@ class OwnKernel:
             found = _first(*beside, *places)
         config = image.parent / f"config-{release}"
         if found is None:
-            return self._found(read, image, {}, {}, None, _first(config), advice)
+            return self._found(read, image, {}, {}, None, _readable(config), advice)
         configs, build = (found / "config", found / "build/.config", config), _first(found / "build")
-        return self._found(read, image, _installed(found), _indexes(found), build, _first(*configs), advice)
+        return self._found(read, image, _installed(found), _indexes(found), build, _readable(*configs), advice)
 
     def _found(
         self,
@@ -248,7 +248,7 @@ class OwnKernel:
             if found and found[1].decode(errors="replace") != read.release:
                 raise VmError(
                     f"the module {module.file} is of Linux {found[1].decode(errors='replace')}, and {self.path} is"
-                    f" Linux {read.release}: give the modules of this kernel (--modules)"
+                    f" Linux {read.release}: {advice}"
                 )
         digest = hashlib.sha256(read.content)
         for name, module in sorted(modules.items()):
@@ -296,6 +296,11 @@ def kernel_named(name: str, modules: Path | None = None) -> KernelChoice:
 
 def _first(*paths: Path) -> Path | None:
     return next((path for path in paths if path.exists()), None)
+
+
+def _readable(*paths: Path) -> Path | None:
+    """The first that this user may read: some distributions keep what is in /boot from others than root."""
+    return next((path for path in paths if os.access(path, os.R_OK)), None)
 
 
 def _name(file: str) -> str:

@@ -269,7 +269,7 @@ class TestModulesFolder:
         write(tmp_path / "mine/kernel/gve.ko", module())
         assert set(OwnKernel(file, tmp_path / "mine").find().modules) == {"gve"}
         write(tmp_path / "mine/kernel/gve.ko", module("6.1.0"))
-        with pytest.raises(VmError, match=r"is of Linux 6\.1\.0, and .* is Linux 7\.3.*give the modules of this"):
+        with pytest.raises(VmError, match=r"is of Linux 6\.1\.0, and .* is Linux 7\.3.*--modules names their folder"):
             OwnKernel(file, tmp_path / "mine").find()
 
     def test_another_release(self, tmp_path: Path) -> None:
