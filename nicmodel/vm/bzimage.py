@@ -45,9 +45,9 @@ _OTHERS = (
     (0x38, b"ARM\x64", "an image for arm64"),
     (0x38, b"RSC\x05", "an image for RISC-V"),
     (0x04, b"zimg", "an image for another architecture (EFI zboot)"),
-    (0x00, b"\x7fELF", "an ELF file, such as vmlinux: give arch/x86/boot/bzImage"),
+    (0x00, b"\x7fELF", "an ELF file, such as vmlinux"),
     (0x00, b"MZ", "an EFI program that is no Linux image, such as a unified kernel image"),
-    (0x00, b"\x1f\x8b", "compressed by gzip: unpack it, if it is an x86 image"),
+    (0x00, b"\x1f\x8b", "compressed by gzip"),
 )
 
 _DECOMPRESSORS: Mapping[bytes, Callable[[], Any]] = {
@@ -109,7 +109,7 @@ class BzImage:
             found = next((what for start, mark, what in _OTHERS if content.startswith(mark, start)), "")
             raise VmError(
                 f"{path} is no kernel image for x86{found and f', but {found}'}: "
-                "give a bzImage (vmlinuz), or the folder in which the kernel was built"
+                "give a vmlinuz or arch/x86/boot/bzImage, or the folder in which the kernel was built"
             )
         version, banner = (struct.unpack_from("<H", content, at)[0] for at in (_VERSION, _KERNEL_VERSION))
         if not content[_LOADFLAGS] & _LOADED_HIGH or version < 0x20C or not content[_XLOADFLAGS] & _XLF_KERNEL_64:

@@ -19,6 +19,7 @@ from nicmodel.vm.tools import (
     build_guest_module,
     build_guest_tools,
     build_ncdevmem,
+    check_guest_module,
     check_host,
     install_guest_module,
     install_guest_tools,
@@ -123,6 +124,8 @@ def vm(
     """
     if tools or accelerators:
         check_host()
+    if accelerators:
+        check_guest_module(kernel.find())
     if update:
         build_image(kernel.find(update=True), update=True)
         unpacked_qemu(update=True)

@@ -29,7 +29,7 @@ from nicmodel.vm.namespace import Namespace
 from nicmodel.vm.needs import DEVMEM, NIC, require
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.server import NicServer
-from nicmodel.vm.tools import build_guest_tools, check_host, install_guest_module
+from nicmodel.vm.tools import build_guest_tools, check_guest_module, check_host, install_guest_module
 
 MEMORY = "hbm"
 """Name of the accelerator's memory."""
@@ -129,7 +129,10 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH, kernel: Ker
         VmError: something did not start.
     """
     check_host()
-    require(kernel.find(), (*NIC, *DEVMEM))
+    found = kernel.find()
+    require(found, (*NIC, *DEVMEM))
+    if accelerator == SWITCH:
+        check_guest_module(found)
     tools = build_guest_tools()
     namespace = _namespace(stack)
     if namespace is not None:

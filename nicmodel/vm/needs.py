@@ -67,7 +67,7 @@ DEVMEM = (
 
 def lacking(kernel: Kernel, needs: Sequence[Need]) -> list[str]:
     """What of `needs` a kernel is without, in words; what cannot be told counts as there."""
-    return [f"{words} ({need.purpose})" for need in needs if (words := _lack(kernel, need))]
+    return [words for need in needs if (words := _lack(kernel, need))]
 
 
 def _lack(kernel: Kernel, need: Need) -> str:
@@ -75,11 +75,11 @@ def _lack(kernel: Kernel, need: Need) -> str:
         return ""
     if kernel.config is None:
         unknown = not need.module or not kernel.indexes
-        return "" if unknown else f"CONFIG_{need.option}"
+        return "" if unknown else f"CONFIG_{need.option} ({need.purpose})"
     value = kernel.config.get(need.option, "n")
     if value == "m":
-        return f"the module {need.module} of CONFIG_{need.option}=m: {kernel.advice}"
-    return f"CONFIG_{need.option}" if value == "n" else ""
+        return f"the module {need.module} ({need.purpose}; {kernel.advice})"
+    return f"CONFIG_{need.option} ({need.purpose})" if value == "n" else ""
 
 
 def require(kernel: Kernel, needs: Sequence[Need]) -> None:

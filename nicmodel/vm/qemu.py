@@ -166,7 +166,8 @@ def _kvm_boots(qemu: Qemu, image: Image) -> bool:
     deadline.start()
     try:
         for line in process.stdout or ():
-            if "Unable to mount root fs" in line:
+            # The latter is said by a kernel without block devices.
+            if "Unable to mount root fs" in line or "No working init found" in line:
                 return True
             if "KVM internal error" in line:
                 break

@@ -73,9 +73,7 @@ def build_guest_module(kernel: Kernel) -> Path:
     Raises:
         VmError: The kernel is not Debian's; or it does not compile: those before 6.13 lack dma_buf_phys_vec_to_sgt().
     """
-    if not isinstance(kernel.headers, Packages):
-        raise VmError(f"{MODULE} is built for Debian's kernels only: choose one, or leave out accelerators")
-    version, headers = kernel.release, obtain(kernel.headers)
+    version, headers = kernel.release, obtain(_headers(kernel))
     sources = sorted((GUEST_FILES / "module").iterdir())
     content = b"\0".join([headers.id.encode(), *(source.read_bytes() for source in sources)])
     script = (
@@ -89,6 +87,21 @@ def build_guest_module(kernel: Kernel) -> Path:
     )
     places = {source: f"build/{source.name}" for source in sources} | {headers.path: "."}
     return _build(f"module-{version}", content, places, script) / f"module/{MODULE}.ko"
+
+
+def _headers(kernel: Kernel) -> Packages:
+    if not isinstance(kernel.headers, Packages):
+        raise VmError(f"{MODULE}, the driver of accelerators, is built for Debian's kernels only: choose one")
+    return kernel.headers
+
+
+def check_guest_module(kernel: Kernel) -> None:
+    """Say before a guest has booted that there can be no module of `guest/module` for its kernel.
+
+    Raises:
+        VmError: The kernel is not Debian's.
+    """
+    _headers(kernel)
 
 
 def build_ncdevmem() -> Path:

@@ -87,15 +87,15 @@ class TestImages:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            (b"", "is no kernel image for x86: give a bzImage"),
-            (b"hello", "is no kernel image for x86: give a bzImage"),
-            (bzimage()[:0x240], "is no kernel image for x86: give a bzImage"),
+            (b"", "is no kernel image for x86: give a vmlinuz"),
+            (b"hello", "is no kernel image for x86: give a vmlinuz"),
+            (bzimage()[:0x240], "is no kernel image for x86: give a vmlinuz"),
             (b"MZ" + bytes(0x36) + b"ARM\x64", "but an image for arm64"),
             (b"MZ" + bytes(0x36) + b"RSC\x05", "but an image for RISC-V"),
             (b"MZ\0\0zimg" + bytes(99), "but an image for another architecture"),
             (b"MZ" + bytes(999), "such as a unified kernel image"),
-            (b"\x7fELF" + bytes(999), "such as vmlinux: give arch/x86/boot/bzImage"),
-            (gzip.compress(b"x"), "but compressed by gzip: unpack it"),
+            (b"\x7fELF" + bytes(999), "but an ELF file, such as vmlinux: give a vmlinuz"),
+            (gzip.compress(b"x"), "but compressed by gzip: give a vmlinuz"),
             (bzimage(xloadflags=0), "is a kernel image for 32-bit x86"),
             (bzimage(loadflags=0), "is a kernel image for 32-bit x86"),
             (bzimage(version=0x206), "is a kernel image for 32-bit x86"),
@@ -323,7 +323,7 @@ class TestNeeds:
     def test_a_module_that_is_not_there(self, tmp_path: Path) -> None:
         found = self.kernel(tmp_path, WHOLE.replace("CONFIG_GVE=y", "CONFIG_GVE=m"))
         [said] = lacking(found, NIC)
-        assert said == "the module gve of CONFIG_GVE=m: run 'make modules' (the NIC's driver)"
+        assert said == "the module gve (the NIC's driver; run 'make modules')"
 
     def test_a_module_that_is_there_counts_whatever_the_configuration_says(self, tmp_path: Path) -> None:
         one = kernel.Module(tmp_path / "gve.ko", "kernel/gve.ko")
