@@ -116,7 +116,7 @@ def vm(
       nicmodel vm --nic /tmp/nic.sock --run 'ethtool -i eth0'
 
     \b
-    A kernel of your own, as make has left it, with a folder of tests:
+    A kernel of your own as make left it, a folder of tests:
       nicmodel vm --kernel ~/src/linux --share tests --run 'sh /mnt/tests/all.sh'
 
     Environment: NICMODEL_MIRROR (a Debian mirror), NICMODEL_QEMU (a QEMU binary), NICMODEL_ACCEL (kvm or tcg),

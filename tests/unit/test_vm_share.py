@@ -6,7 +6,7 @@ import pytest
 
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import GuestConfig, check_files, print_command
-from nicmodel.vm.share import Share, parse_put
+from nicmodel.vm.share import Share, parse_put, ports
 
 
 def test_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,3 +56,10 @@ def test_what_cannot_be_given(config: GuestConfig, words: str) -> None:
 def test_a_command_line_alone_gives_nothing() -> None:
     with pytest.raises(VmError, match="--share and --put need more than QEMU's command line"):
         print_command(GuestConfig(shares=[Share(Path("/"), "/mnt")]))
+
+
+def test_one_machine_serves_up_to_four_shares() -> None:
+    """So one snapshot does; a guest without shares has the machine that it always had."""
+    assert ports(0) == []
+    assert ports(1) == ports(4)
+    assert len(ports(5)) == 2 * 5
