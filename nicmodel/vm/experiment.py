@@ -23,6 +23,7 @@ from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.devmem import send_pattern, set_up_devmem
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
+from nicmodel.vm.host import program
 from nicmodel.vm.kernel import DEFAULT_KERNEL, KernelChoice
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.namespace import Namespace
@@ -122,8 +123,8 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH, kernel: Ker
 
     The accelerator's memory is a BAR below the NIC's own PCIe switch (`SWITCH`) or a NUMA node (`NODE`).
 
-    The wire is a tap in a network namespace where that is allowed (root), with the host's own TCP at its other end;
-    else user-mode networking.
+    The wire is a tap in a network namespace where that can be had (root, iproute2), with the host's own TCP at its
+    other end; else user-mode networking.
 
     Raises:
         VmError: something did not start.
@@ -198,8 +199,9 @@ def _namespace(stack: ExitStack) -> Namespace | None:
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return None
     try:
+        program("ip")
         return stack.enter_context(Namespace())
-    except OSError:
+    except (OSError, VmError):  # no rights, or no iproute2, as on a minimal system
         return None
 
 

@@ -126,7 +126,7 @@ def name_of(folder: Path, config: GuestConfig, *, version: str = "11.1", accel: 
             os.utime(folder / file, (1000, 1000))
     guest._image = Image(folder / "vmlinuz", folder / "initrd", "7.2")
     guest._qemu = Qemu((str(folder / "qemu"), "-L", "share"), version)
-    guest.accel = accel
+    guest._acceleration = guest.accel = accel
     return guest._snapshot_name()
 
 
@@ -177,5 +177,5 @@ def test_guests_that_differ_in_anything_else_do_not(tmp_path: Path) -> None:
 )
 def test_which_guests_boot(tmp_path: Path, config: GuestConfig, reason: str) -> None:
     guest = Guest(config)
-    guest._image, guest.accel = Image(Path("/vmlinuz"), Path("/initrd"), "7.2"), "tcg"
+    guest._image, guest._acceleration = Image(Path("/vmlinuz"), Path("/initrd"), "7.2"), "tcg"
     assert (reason in guest._why_no_snapshot()) if reason else guest._why_no_snapshot() == ""
