@@ -27,6 +27,8 @@ MOVED = {
     "nicmodel.observe.contract": "nicmodel.gvnic.contract",
     **{f"nicmodel.observe.contract.{name}": f"nicmodel.gvnic.contract.{name}" for name in _CONTRACT},
     "nicmodel.observe.contract.findings": "nicmodel.observe.findings",
+    **{f"nicmodel.gvnic.{name}": f"nicmodel.nic.{name}" for name in ("layout", "receive", "transmit")},
+    "nicmodel.packet.lost": "nicmodel.nic.lost_memory",
     "nicmodel.testing.memory": "nicmodel.testing.guest_memory",
     "nicmodel.vm.memory": "nicmodel.vm.device_memory",
     "nicmodel.wire.packet": "nicmodel.wire.packet_socket",

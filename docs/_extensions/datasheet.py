@@ -27,7 +27,7 @@ from sphinx.util.docutils import SphinxDirective
 from nicmodel.gvnic import commands, descriptors, registers
 from nicmodel.gvnic.commands import Command, Inner
 from nicmodel.gvnic.contract.rules import AREAS, RULES
-from nicmodel.gvnic.layout import Form, Layout, size_of
+from nicmodel.nic.layout import Form, Layout, size_of
 from nicmodel.observe.findings import Rule
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 

@@ -182,7 +182,7 @@ def _queues(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[_Queue]:
                 dropped=sum(queue["drops"].values()) - sum(was["drops"].values()),
                 bits=8 * (queue["bytes"] - was["bytes"]),
                 interrupts=new["interrupts"][queue["vector"]] - old["interrupts"][queue["vector"]],
-                posted=(tail - head) & queue["position_mask"],
+                posted=(tail - head) % queue["positions"],
                 entries=entries,
                 waiting=queue["held"] if way == "rx" else None,
                 drops=queue["drops"],

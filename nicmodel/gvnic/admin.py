@@ -23,18 +23,19 @@ from nicmodel.gvnic.descriptors import (
     GQI_TX_PACKET,
 )
 from nicmodel.gvnic.doorbells import Doorbells
-from nicmodel.gvnic.layout import explain
 from nicmodel.gvnic.options.option import Option
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.refusal import AdminError, check_ring, require
 from nicmodel.gvnic.state import State
 from nicmodel.gvnic.statistics import Statistics
-from nicmodel.gvnic.steering import FlowRules, Rss, SteeringError
+from nicmodel.gvnic.steering import FlowRules, Rss, status_of
 from nicmodel.nic import events
 from nicmodel.nic.diagnostics import Diagnostics
 from nicmodel.nic.dma_engine import DmaEngine
 from nicmodel.nic.interrupts import Interrupts
+from nicmodel.nic.layout import explain
+from nicmodel.nic.steering import SteeringError
 from nicmodel.packet.headers import L3, L4
 from nicmodel.vfio_user.dma import DmaFault
 from nicmodel.vfio_user.poll import Budget, EventLoop
@@ -235,8 +236,10 @@ class AdminQueue:
         try:
             require(self._has(opcode), Status.UNIMPLEMENTED, f"this device does not offer {opcode.offers}")
             self._handlers[opcode](payload)
-        except (AdminError, SteeringError) as error:
+        except AdminError as error:
             status, reason = error.status, str(error)
+        except SteeringError as error:
+            status, reason = status_of(error), str(error)
         except DmaFault as fault:
             status, reason = Status.INVALID_ARGUMENT, str(fault)
         except Exception as error:
@@ -430,7 +433,7 @@ class AdminQueue:
         if key:
             rss.set_key(key)
         if types:
-            rss.set_hash_types(types)
+            rss.set_types(types)
         if algorithm:
             rss.algorithm = algorithm
 
@@ -490,7 +493,7 @@ class AdminQueue:
         operation = int(inner["operation"])
         if operation == FlowOperation.ADD:
             dpdk = self.driver_info is not None and self.driver_info["os_type"] == OsType.DPDK
-            self.nic.rules.add(location, inner["rule"].tobytes(), words_reversed=dpdk)
+            self.nic.rules.install(location, inner["rule"].tobytes(), words_reversed=dpdk)
         elif operation == FlowOperation.DELETE:
             self.nic.rules.delete(location)
         elif operation == FlowOperation.RESET:

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_PAD, GQI_RX_SLOT, RX_BUFFER, RX_COMPLETION
-from nicmodel.gvnic.layout import Bits, explain
 from nicmodel.gvnic.options.owners.lists import posted
 from nicmodel.gvnic.pages import resolve
+from nicmodel.nic.layout import Bits, explain
 from nicmodel.nic.peek import peek_many
 from nicmodel.nic.view import Numbers, Pieces
 

@@ -26,9 +26,9 @@ from nicmodel.gvnic.descriptors import (
     TX_COMPLETION,
     TX_PACKET,
 )
-from nicmodel.gvnic.layout import Form, record
 from nicmodel.gvnic.options.ddp.state import MAX_DDP_BUFFERS, MAX_DDP_PIECES
 from nicmodel.gvnic.options.deferred.state import NIC_PAGE
+from nicmodel.nic.layout import Form, record
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
 if TYPE_CHECKING:
@@ -227,8 +227,8 @@ QUEUE_RESOURCES = record(("doorbell_index", ">u4"), ("counter_index", ">u4"))
 class OsType(IntEnum):
     """`DRIVER_INFO.os_type`.
 
-    What is known of drivers by it: DPDK reverses the words of IPv6 addresses in flow rules (`FlowRules.add`), and takes
-    every receive completion for a packet of its own (drivers/net/gve/gve_rx_dqo.c, gve_rx_burst_dqo), so that its
+    What is known of drivers by it: DPDK reverses the words of IPv6 addresses in flow rules (`FlowRules.install`), and
+    takes every receive completion for a packet of its own (drivers/net/gve/gve_rx_dqo.c, gve_rx_burst_dqo), so that its
     buffers have to hold the MTU.
     """
 

@@ -44,10 +44,10 @@ from nicmodel.gvnic.descriptors import (
     TxCompletionType,
     TxType,
 )
-from nicmodel.gvnic.layout import Form, Layout, explain, size_of
 from nicmodel.gvnic.options.owners.lists import posted
 from nicmodel.gvnic.registers import Bar
 from nicmodel.nic import events
+from nicmodel.nic.layout import Form, Layout, explain, size_of
 from nicmodel.nic.peek import peek
 from nicmodel.nic.plain import flag_names, followers, name_of, served, where
 from nicmodel.nic.state import Drop, Records
@@ -331,7 +331,7 @@ class Decoder:
         if self._tx_ring is not None:
             before, after = self._tx[queue], self._nic.state.tx[queue]
             head, entries = int(before["head"]), int(before["entries"])
-            taken = (int(after["head"]) - head) & int(before["position_mask"])
+            taken = (int(after["head"]) - head) % int(before["positions"])
             ring = self._tx_ring
             raws = [(place, _entry(ring, TX_PACKET.size, place % entries)) for place in range(head, head + taken)]
             if self._nic.gqi:

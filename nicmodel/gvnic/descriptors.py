@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
-from nicmodel.gvnic.layout import Layout, at, record
+from nicmodel.nic.layout import Layout, at, record
 
 #: Buffer queue: an empty buffer on its way from driver to device.
 RX_BUFFER = Layout(

@@ -48,8 +48,8 @@ from nicmodel.nic.dma import find
 from nicmodel.nic.egress import Egress
 from nicmodel.nic.gather import Gatherer
 from nicmodel.nic.ingress import Ingress
+from nicmodel.nic.lost_memory import survive_lost_memory
 from nicmodel.nic.view import Listeners
-from nicmodel.packet.lost import survive_lost_memory
 from nicmodel.pci.bars import MemoryBar
 from nicmodel.pci.capabilities import Express, Msix, PowerManagement
 from nicmodel.pci.config import ConfigSpace
@@ -72,6 +72,7 @@ _BARS: dict[int, MemoryBar] = {
 def _clear(queue: np.ndarray) -> None:
     """Reset a queue's record, except for its counters."""
     queue[SETTINGS[queue.dtype]] = 0
+    queue["positions"] = 1
 
 
 def _make_state(profile: Profile) -> State:
@@ -361,7 +362,7 @@ class Nic(nic.Nic):
 
     def _fill(self, record: np.ndarray, entries: int, fields: dict[str, int]) -> None:
         _clear(record)
-        record["position_mask"] = 0xFFFFFFFF if self.gqi else entries - 1
+        record["positions"] = 1 << 32 if self.gqi else entries
         for name, value in fields.items():
             record[name] = value
         record["generation"] = 1

@@ -11,7 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RXDID
-from nicmodel.gvnic.receive import (
+from nicmodel.gvnic.state import State
+from nicmodel.jit.addresses import load_u16, load_u64, publish_u64, store_u64
+from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
+from nicmodel.nic.dma import READ, WRITE, book, fault, locate, reachable, write
+from nicmodel.nic.messages import COMPLETION, post
+from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.receive import (
     Batch,
     Packet,
     alone,
@@ -20,16 +26,11 @@ from nicmodel.gvnic.receive import (
     parse_again,
     plan,
     prepare,
+    room,
     settle,
     take_in,
 )
-from nicmodel.gvnic.state import State
-from nicmodel.jit.addresses import load_u16, load_u64, publish_u64, store_u64
-from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
-from nicmodel.nic.dma import READ, WRITE, book, fault, locate, reachable, write
-from nicmodel.nic.messages import COMPLETION, post
-from nicmodel.nic.purpose import Purpose
-from nicmodel.nic.state import Drop, Records
+from nicmodel.nic.state import Drop, Records, distance
 from nicmodel.packet.checksum import ChecksumError
 from nicmodel.packet.headers import L4
 
@@ -285,14 +286,14 @@ def _deliver(state: State, batch: Batch, number: int, headers: Records, payload:
     head = i64(rx.buffer_head)
     outcome.completion = rx.completion_index
     planned = plan(state, batch, number, headers, payload)
-    verdict = planned.verdict
-    for k in range(planned.packets):
+    verdict = i64(room(rx, planned))
+    for k in range(planned.packets if verdict == _NONE else i64(0)):
         packet = prepare(state, batch, number, headers, payload, flags, planned, k)
         verdict = i64(_place(state, batch, headers, packet))
         if verdict != _NONE:
             break
     # Each buffer that is used, or handed back, has a completion of its own.
-    outcome.completions = (i64(rx.buffer_head) - head) & rx.position_mask
+    outcome.completions = distance(head, rx.buffer_head, rx.positions)
     return verdict
 
 
@@ -305,7 +306,7 @@ def receive_dqo(
 
     Args:
         state: the device.
-        data: the batch's bytes; for what they and the others are see `nicmodel.gvnic.receive.Batch`.
+        data: the batch's bytes; for what they and the others are see `nicmodel.nic.receive.Batch`.
         frames: its records.
         count: number of frames in it.
         now: time in ns.

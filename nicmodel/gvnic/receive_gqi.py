@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_PAD, GQI_RX_SLOT, GQI_SEQUENCE, GqiRxFlag
 from nicmodel.gvnic.pages import resolve
-from nicmodel.gvnic.receive import Batch, Packet, admit, buffers_needed, plan, prepare, settle
 from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u64, publish_u64, store_u64
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.nic.dma import READ, WRITE, accessible, book, fault, locate, write
 from nicmodel.nic.purpose import Purpose
-from nicmodel.nic.state import Drop, Records
+from nicmodel.nic.receive import Batch, Packet, admit, buffers_needed, plan, prepare, room, settle
+from nicmodel.nic.state import Drop, Records, distance
 from nicmodel.packet.checksum import fold, ones_sum
 from nicmodel.packet.headers import L3, L4
 
@@ -160,13 +160,13 @@ def _deliver(state: State, batch: Batch, number: int) -> int:
     head = i64(rx.buffer_head)
     outcome.completion = head & i64(rx.buffer_entries - 1)  # slots and descriptors are two sides of one ring
     planned = plan(state, batch, number, state.headers, i64(0))
-    verdict = planned.verdict
-    for k in range(planned.packets):
+    verdict = i64(room(rx, planned))
+    for k in range(planned.packets if verdict == _NONE else i64(0)):
         packet = prepare(state, batch, number, state.headers, i64(0), i64(0), planned, k)
         verdict = i64(_place(state, state.headers, packet))
         if verdict != _NONE:
             break
-    outcome.completions = (i64(rx.buffer_head) - head) & rx.position_mask
+    outcome.completions = distance(head, rx.buffer_head, rx.positions)
     return verdict
 
 

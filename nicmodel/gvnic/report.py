@@ -10,9 +10,9 @@ import numpy as np
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.commands import OptionId
-from nicmodel.gvnic.layout import explain
 from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.state import COUNTERS, SETTINGS
+from nicmodel.nic.layout import explain
 from nicmodel.nic.plain import flag_names
 from nicmodel.packet.match import FlowType
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nicmodel.gvnic.device import Nic  # which makes the reports
 
 #: Fields of a queue's record that mean something to this process only.
-_OWN = ("active", "pages", "position_mask")
+_OWN = ("active", "pages", "positions")
 
 
 def queue(nic: Nic, way: Literal["rx", "tx"], number: int) -> dict[str, Any]:
@@ -100,9 +100,9 @@ def detail(nic: Nic) -> dict[str, Any]:
             for number in np.flatnonzero(queues["active"])
         },
         "rss": {
-            "hash_types": flag_names(nic.rss.hash_types),
+            "hash_types": flag_names(nic.rss.types),
             "key": nic.rss.key.hex(),
-            "table": state.lut.tolist(),
+            "table": nic.rss.table.tolist(),
             "set_by": "driver" if nic.rss.configured else "device",
         },
         "rules": [_rule(location, state.rules[location]) for location in nic.rules.locations()],

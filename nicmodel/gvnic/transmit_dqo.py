@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TX_PACKET, TX_TSO_CONTEXT, TxCompletionType, TxType
-from nicmodel.gvnic.state import MAX_PACKET, MAX_SEGMENTS, State
-from nicmodel.gvnic.transmit import begin, plan, room, send
+from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u64, publish_u64
 from nicmodel.jit.compiled import compiled, i64, u64
 from nicmodel.nic.dma import READ, WRITE, ask_for_pieces, book, fault, locate
 from nicmodel.nic.purpose import Purpose
-from nicmodel.nic.state import Drop, Records, Taken
+from nicmodel.nic.state import MAX_PACKET, MAX_SEGMENTS, Drop, Records, Taken
+from nicmodel.nic.transmit import begin, plan, room, send
 from nicmodel.packet.frames import MAX_FRAME
 
 _ALL, _FULL, _SHARE = (int(reason) for reason in Taken)
@@ -85,7 +85,7 @@ def transmit_dqo(
         queue: number of an active queue.
         out_data: bytes of the batch that frames are added to.
         out_frames: its records (`FRAME`).
-        used: see `nicmodel.gvnic.transmit.Out`.
+        used: see `nicmodel.nic.transmit.Out`.
         share: what this call may add to each of `used`, shape (3,); one packet is taken even if it is more.
         headroom: bytes to leave free before each frame.
         offloads: what the wire takes undone (`Offload`).

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from nicmodel.gvnic.descriptors import GQI_TX_PACKET, GQI_TX_SEGMENT, GqiTxType
 from nicmodel.gvnic.pages import resolve
 from nicmodel.gvnic.receive_gqi import big_endian
-from nicmodel.gvnic.state import MAX_SEGMENTS, State
-from nicmodel.gvnic.transmit import begin, plan, room, send
+from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u64, publish_u32
 from nicmodel.jit.compiled import compiled, i64, u64
 from nicmodel.nic.dma import READ, WRITE, book, fault, locate
 from nicmodel.nic.purpose import Purpose
-from nicmodel.nic.state import Drop, Records, Taken
+from nicmodel.nic.state import MAX_SEGMENTS, Drop, Records, Taken
+from nicmodel.nic.transmit import begin, plan, room, send
 
 _ALL, _FULL, _SHARE = (int(reason) for reason in Taken)
 _NONE = int(Drop.NONE)

@@ -1,18 +1,24 @@
 """What the core of a NIC keeps: enumerations, and numpy records that compiled code works on in place and Python shows.
 
-A personality adds fields to the records of its queues, and arrays of its own to `State`. Sizes: M is the maximum number
-of receive (and of transmit) queues. Rows of `State.ledger` and `State.drops` are M receive queues, M transmit queues
-and one for the device itself.
+A personality adds fields to the records of the device and its queues, and arrays of its own to `State`. Rows of
+`State.ledger` and `State.drops` are all receive queues, then all transmit queues, and one for the device itself.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nicmodel.jit.arrays import Arrays
+from nicmodel.jit.compiled import i64, inlined
+from nicmodel.nic.purpose import Purpose
+from nicmodel.packet.coalesce import AGGREGATE
+from nicmodel.packet.headers import HEADERS
+from nicmodel.packet.match import GROUP, RULE, SLOT, slots_for
+from nicmodel.packet.rss import INPUT_SIZE
 from nicmodel.vfio_user.dma import MAX_KINDS
 from nicmodel.vfio_user.regions import RegionMap
 
@@ -63,15 +69,30 @@ class Taken(IntEnum):
 #: Kinds of memory that are told apart, third index of the ledger: those that `DmaTable.kinds` names, and "other".
 KINDS = MAX_KINDS + 1
 
-#: Fields of the one record in `State.device` that every NIC has. `running`: packets are moved. `mapped_only`: memory
-#: without a descriptor is out of the packet path's reach. `lut_size`: entries of the RSS table. `region` and
-#: `region_before` are the regions of memory that were used last; `remote`: there is memory without a descriptor. What
-#: is `posted` to it and `asked` of it, in number and bytes (`nicmodel.nic.messages`); DMA `faults`, and where the last
-#: one was.
-DEVICE_FIELDS = [
+#: The most data descriptors of one packet, in either direction; more are a driver's error.
+MAX_SEGMENTS = 512
+#: Bytes of one transmit packet beyond which it is an error: the longest TSO packet that Linux sends, and its header.
+MAX_PACKET = 262143 + 255
+
+#: Fields of the one record in `State.device` that every NIC has. `running`: packets are moved. `mac`: its address, and
+#: whether it is `promiscuous`; `max_frame`: the longest that it takes, bytes. What of `hash_types` (`HashType`) is
+#: hashed, the entries of the RSS table (`lut_size`), and groups of flow rules (`rule_groups`). Whether segments are
+#: merged (`coalesce`), how many `aggregates` are open, whether `trailers` behind IP packets are kept. `mapped_only`:
+#: memory without a descriptor is out of the packet path's reach. `region` and `region_before` are the regions of memory
+#: that were used last; `remote`: there is memory without a descriptor. What is `posted` to it and `asked` of it, in
+#: number and bytes (`nicmodel.nic.messages`); DMA `faults`, and where the last one was.
+DEVICE_FIELDS = (
     ("running", "<i4"),
-    ("mapped_only", "<i4"),
+    ("promiscuous", "<i4"),
+    ("mac", "<i8"),
+    ("max_frame", "<i4"),
+    ("hash_types", "<i4"),
     ("lut_size", "<i4"),
+    ("rule_groups", "<i4"),
+    ("coalesce", "<i4"),
+    ("aggregates", "<i4"),
+    ("trailers", "<i4"),
+    ("mapped_only", "<i4"),
     ("region", "<i4"),
     ("region_before", "<i4"),
     ("remote", "<i4"),
@@ -81,7 +102,43 @@ DEVICE_FIELDS = [
     ("asked_bytes", "<i8"),
     ("fault_address", "<u8"),
     ("faults", "<i8"),
-]
+)
+
+#: What every queue counts since the server's start. It outlives the queue, which drivers create and destroy at will.
+#: `aggregated` are packets with RSC, `coalesced` the frames that the device has merged into such packets.
+RX_COUNTERS = ("frames", "bytes", "split", "header_overflow", "aggregated", "coalesced", "bad_checksum")
+TX_COUNTERS = ("packets", "bytes", "segments")
+
+#: Fields of a receive queue that every NIC has: which `vector` tells of it; the ring of buffers that the driver posts,
+#: from `buffer_head` on up to `buffer_tail`, each of `buffer_size` bytes. There are `positions` between which head and
+#: tail run (`distance`): as many as the ring has entries, or as its counts can be. `header_size`: bytes of a header
+#: buffer; 0: headers are not split. `padding`: bytes before each packet. `rsc`: segments may be merged. `held`: frames
+#: in the backlog.
+RX_FIELDS = (
+    ("active", "<i4"),
+    ("vector", "<i4"),
+    ("buffer_entries", "<i4"),
+    ("buffer_head", "<i8"),
+    ("buffer_tail", "<i8"),
+    ("positions", "<i8"),
+    ("buffer_size", "<i4"),
+    ("header_size", "<i4"),
+    ("padding", "<i4"),
+    ("rsc", "<i4"),
+    ("held", "<i4"),
+    *((name, "<i8") for name in RX_COUNTERS),
+)
+
+#: Fields of a transmit queue that every NIC has.
+TX_FIELDS = (
+    ("active", "<i4"),
+    ("vector", "<i4"),
+    ("entries", "<i4"),
+    ("head", "<i8"),
+    ("tail", "<i8"),
+    ("positions", "<i8"),
+    *((name, "<i8") for name in TX_COUNTERS),
+)
 
 #: An interrupt vector of queues: whether the driver has it `enabled`, whether something is `pending`, the least time
 #: between two interrupts and when the last one was (ns), how many there were.
@@ -123,17 +180,30 @@ MESSAGE = np.dtype([("address", "<u8"), ("count", "<i4"), ("offset", "<i4"), ("f
 class State(Arrays):
     """What receive and transmit work on, as far as the core knows it.
 
-    `region_leaves` and `regions` are what `memory_map` sets. Every queue's record has `active` and `vector`.
+    `region_leaves` and `regions` are what `memory_map` sets. `headers` are those of the frame that was parsed last. Of
+    each of `aggregates` there are the first frame's headers in `aggregate_headers`; `open` are the numbers of those
+    that are open, oldest first, and then of the others; `merged` are the headers of the one that is being delivered.
     """
 
     device: Records
     rx: Records
     tx: Records
     vectors: Records
+    lut: npt.NDArray[np.int32]
+    hash_table: npt.NDArray[np.uint32]
+    rules: Records
+    rule_groups: Records
+    rule_slots: Records
     region_leaves: Records
     regions: Records
     ledger: npt.NDArray[np.int64]
     drops: npt.NDArray[np.int64]
+    headers: Records
+    aggregates: Records
+    aggregate_headers: Records
+    open: npt.NDArray[np.int32]
+    merged: Records
+    segment: npt.NDArray[np.uint8]
     pieces: Records
     posted: Records
     posted_data: npt.NDArray[np.uint8]
@@ -152,3 +222,59 @@ class State(Arrays):
             self.region_leaves = regions.leaves
         if regions.records is not self.regions:
             self.regions = regions.records
+
+
+def core_arrays(
+    device: Records, rx: Records, tx: Records, *, vectors: int, rules: int, lut_size: int, flows: int
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of `State` for a device at rest, without memory.
+
+    Args:
+        device: its record, shape (1,), with `DEVICE_FIELDS`.
+        rx: its receive queues, with `RX_FIELDS`.
+        tx: its transmit queues, with `TX_FIELDS`.
+        vectors: number of vectors of queues.
+        rules: the most flow rules.
+        lut_size: the most entries of the RSS table.
+        flows: how many TCP flows of one batch are coalesced at the same time; one more ends the oldest.
+    """
+    rows = len(rx) + len(tx) + 1
+    nothing = RegionMap.empty()
+    device["trailers"] = rx["positions"] = tx["positions"] = 1
+    return {
+        "device": device,
+        "rx": rx,
+        "tx": tx,
+        "vectors": np.zeros(vectors, VECTOR),
+        "lut": np.zeros(lut_size, np.int32),
+        "hash_table": np.zeros((INPUT_SIZE, 256), np.uint32),
+        "rules": np.zeros(rules, RULE),
+        "rule_groups": np.zeros(rules, GROUP),
+        "rule_slots": np.zeros(slots_for(rules), SLOT),
+        "region_leaves": nothing.leaves,
+        "regions": nothing.records,
+        "ledger": np.zeros((rows, len(Purpose), KINDS), np.int64),
+        "drops": np.zeros((rows, len(Drop)), np.int64),
+        "headers": np.zeros(1, HEADERS),
+        "aggregates": np.zeros(flows + 1, AGGREGATE),
+        "aggregate_headers": np.zeros(flows + 1, HEADERS),
+        "open": np.arange(flows + 1, dtype=np.int32),
+        "merged": np.zeros(1, HEADERS),
+        # As long as any packet: headers in it are parsed within the packet's length, also where only they are gathered.
+        "segment": np.zeros(MAX_PACKET, np.uint8),
+        "pieces": np.zeros(MAX_SEGMENTS, PIECE),
+        "posted": np.zeros(0, MESSAGE),
+        "posted_data": np.zeros(0, np.uint8),
+        "asked": np.zeros(MAX_SEGMENTS, MESSAGE),
+        "asked_data": np.zeros(MAX_PACKET, np.uint8),
+    }
+
+
+@inlined
+def distance(first: int, last: int, positions: int) -> int:
+    """How far it is from a queue's position `first` on to `last`, of so many positions.
+
+    Rings have any number of entries, so that no mask does.
+    """
+    between = i64(last) - i64(first)
+    return between + i64(positions) if between < 0 else between

@@ -35,7 +35,7 @@ class FlowType(IntEnum):
 
 #: One rule. `action` is the receive queue. Addresses are in network byte order, IPv4 in the first 4 bytes; ports, SPI
 #: and TOS (IPv6: traffic class) are numbers; AH and ESP have an SPI, the others ports. A set mask bit must match.
-#: `hits` counts the frames that took the rule; `owner` is whose buffers of the queue they go to.
+#: `hits` counts the frames that took the rule; `label` goes with them, for whoever has set it.
 RULE = np.dtype(
     [
         ("hits", "<u8"),
@@ -50,7 +50,7 @@ RULE = np.dtype(
         ("spi_mask", "<u4"),
         ("tos", "u1"),
         ("tos_mask", "u1"),
-        ("owner", "u1"),
+        ("label", "u1"),
         ("reserved", "u1"),
         ("source", "u1", (16,)),
         ("destination", "u1", (16,)),

@@ -256,7 +256,7 @@ def test_doorbells(queue_format: QueueFormat, writes: list[tuple[int, int, int]]
             (lab.nic.state.tx, "head", "tail", "entries"),
             (lab.nic.state.rx, "buffer_head", "buffer_tail", "buffer_entries"),
         ):
-            ahead = (queues[tail] - queues[head]) & queues["position_mask"]
+            ahead = (queues[tail] - queues[head]) % queues["positions"]
             assert (ahead <= queues[entries]).all()
 
 

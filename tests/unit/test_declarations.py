@@ -18,11 +18,11 @@ from nicmodel.gvnic import commands, registers
 from nicmodel.gvnic.commands import Inner, Opcode, OptionId, QueueFormat, Status
 from nicmodel.gvnic.contract.admin import Admin
 from nicmodel.gvnic.contract.rules import RULES
-from nicmodel.gvnic.layout import Form
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import REGISTERS, Bar, Register
 from nicmodel.gvnic.testing.adminq import encode_command
 from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.nic.layout import Form
 from nicmodel.observe.detail import detail
 from nicmodel.observe.trace import Event, Tracer
 

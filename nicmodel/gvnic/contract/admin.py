@@ -22,8 +22,8 @@ from nicmodel.gvnic.commands import (
 from nicmodel.gvnic.contract.rings import Ring, Rings
 from nicmodel.gvnic.descriptors import GQI_SEQUENCE
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.layout import Layout, explain
 from nicmodel.gvnic.refusal import MAX_RING
+from nicmodel.nic.layout import Layout, explain
 from nicmodel.observe.findings import Journal
 from nicmodel.observe.mapped_memory import MappedMemory
 from nicmodel.vfio_user.dma import READABLE, WRITABLE

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from nicmodel.gvnic.contract.rings import Rings
 from nicmodel.gvnic.descriptors import GQI_RX_SLOT, RX_BUFFER, RX_BUFFER_OWNER
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.layout import Bits
 from nicmodel.gvnic.options.owners.lists import identifiers, in_lists
+from nicmodel.nic.layout import Bits
 from nicmodel.observe.findings import Journal
 from nicmodel.observe.mapped_memory import Addresses, MappedMemory
 from nicmodel.packet.frames import Batch
@@ -159,10 +159,10 @@ class Receive:
     def doorbell(self, number: int, value: int) -> None:
         """The doorbell of an existing queue is about to take effect; its value is an index of the ring or a count."""
         record, queue, name = self._nic.state.rx[number], self._queue(number), f"rx{number}"
-        entries, mask = int(record["buffer_entries"]), int(record["position_mask"])
+        entries, positions = int(record["buffer_entries"]), int(record["positions"])
         head = int(record["buffer_head"])
         self._settle(number, queue)
-        owned, new = (queue.tail - head) & mask, (value - queue.tail) & mask
+        owned, new = (queue.tail - head) % positions, (value - queue.tail) % positions
         self._journal.note(name, "doorbell", tail=value, before=queue.tail, buffers_of_device=owned)
         room = entries - owned if self._nic.gqi else entries - 1 - owned
         if new > room:
@@ -295,7 +295,7 @@ class Receive:
         """Whether the next descriptors of the ring, `most` at most, are as they were posted."""
         record = self._nic.state.rx[number]
         head, entries = int(record["buffer_head"]), int(record["buffer_entries"])
-        owned = (queue.tail - head) & int(record["position_mask"])
+        owned = (queue.tail - head) % int(record["positions"])
         places = np.arange(head, head + min(owned, entries, most)) % entries
         now, was = self._read(number, queue, places), queue.copy[places]
         if now is None or (now == was).all():
@@ -334,7 +334,7 @@ class Receive:
         """The entries that the device has given back since the last look: used, or returned by a flush of the queue."""
         record = self._nic.state.rx[number]
         first, queue.head = queue.head, int(record["buffer_head"])
-        count = (queue.head - first) & int(record["position_mask"])
+        count = (queue.head - first) % int(record["positions"])
         entries = int(record["buffer_entries"])
         places = np.arange(first, first + min(count, entries)) % entries
         if record["owners"]:

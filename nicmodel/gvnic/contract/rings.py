@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.layout import Form, size_of
+from nicmodel.nic.layout import Form, size_of
 
 
 @dataclass(frozen=True)

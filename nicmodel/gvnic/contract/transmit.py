@@ -24,8 +24,8 @@ from nicmodel.gvnic.descriptors import (
     TxType,
 )
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.layout import Layout, explain
-from nicmodel.gvnic.state import MAX_PACKET
+from nicmodel.nic.layout import Layout, explain
+from nicmodel.nic.state import MAX_PACKET
 from nicmodel.observe.findings import Journal
 from nicmodel.observe.mapped_memory import MappedMemory
 from nicmodel.packet.headers import HEADERS, L4
@@ -137,7 +137,7 @@ class Transmit:
         """The doorbell of an existing queue is about to take effect; its value is an index of the ring or a count."""
         record, queue, name = self._nic.state.tx[number], self._queue(number), f"tx{number}"
         entries = int(record["entries"])
-        new = (value - queue.tail) & int(record["position_mask"])
+        new = (value - queue.tail) % int(record["positions"])
         used = queue.posted - queue.freed
         self._journal.note(name, "doorbell", tail=value, before=queue.tail)
         room = entries - used if self._nic.gqi else entries - 1 - used
@@ -367,7 +367,7 @@ class Transmit:
         """It has fetched some."""
         state = self._nic.state
         record, queue = state.tx[number], self._queue(number)
-        left = (queue.tail - int(record["head"])) & int(record["position_mask"])
+        left = (queue.tail - int(record["head"])) % int(record["positions"])
         taken: list[_Descriptor] = []
         while len(queue.waiting) > left:
             taken.append(queue.waiting.popleft())

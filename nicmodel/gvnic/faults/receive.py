@@ -24,9 +24,9 @@ from nicmodel.faults.kinds import (
 )
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, RX_BUFFER, RX_COMPLETION
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.layout import Bits
 from nicmodel.gvnic.state import State
 from nicmodel.nic import events
+from nicmodel.nic.layout import Bits
 from nicmodel.nic.state import Drop, Records
 
 #: How soon a frame that was starved of buffers tries again, ns.
@@ -219,7 +219,7 @@ class ReceiveFaults:
         position = "buffer_head" if self._nic.gqi else "completion_index"
         first = int(before[position])
         # Each buffer has a completion, and only of buffers it is known that there are not more than a ring's.
-        count = (int(rx["buffer_head"]) - int(before["buffer_head"])) & int(rx["position_mask"])
+        count = (int(rx["buffer_head"]) - int(before["buffer_head"])) % int(rx["positions"])
         for place in range(first, first + count):
             place %= entries
             ring = int(rx["completion_ring"])

@@ -13,7 +13,11 @@ from nicmodel.gvnic.options.ddp.engine import place_directly
 from nicmodel.gvnic.options.deferred.payload import has_room, keep
 from nicmodel.gvnic.options.deferred.state import ELSE_DROP
 from nicmodel.gvnic.options.owners.lists import owned, owner_of, reject_owned, turn_back, turn_to_owner
-from nicmodel.gvnic.receive import (
+from nicmodel.gvnic.receive_dqo import BUFFER_SIZE, Words, describe, descriptor, fill, look_at, reject
+from nicmodel.gvnic.state import State
+from nicmodel.jit.compiled import compiled, i64, inlined, u64
+from nicmodel.nic.dma import fault
+from nicmodel.nic.receive import (
     Batch,
     Packet,
     alone,
@@ -22,15 +26,12 @@ from nicmodel.gvnic.receive import (
     parse_again,
     plan,
     prepare,
+    room,
     settle,
     shortened,
     take_in,
 )
-from nicmodel.gvnic.receive_dqo import BUFFER_SIZE, Words, describe, descriptor, fill, look_at, reject
-from nicmodel.gvnic.state import State
-from nicmodel.jit.compiled import compiled, i64, inlined, u64
-from nicmodel.nic.dma import fault
-from nicmodel.nic.state import Drop, Records
+from nicmodel.nic.state import Drop, Records, distance
 
 _NONE = int(Drop.NONE)
 _NO_BUFFERS = int(Drop.NO_BUFFERS)
@@ -106,14 +107,14 @@ def _deliver(state: State, batch: Batch, number: int, headers: Records, payload:
     head = i64(rx.buffer_head)
     outcome.completion = rx.completion_index
     planned = plan(state, batch, number, headers, payload)
-    verdict = planned.verdict
-    for k in range(planned.packets):
+    verdict = i64(room(rx, planned))
+    for k in range(planned.packets if verdict == _NONE else i64(0)):
         packet = prepare(state, batch, number, headers, payload, flags, planned, k)
         verdict = i64(_place(state, batch, headers, packet))
         if verdict != _NONE:
             break
     # Each buffer that is used, or handed back, has a completion of its own.
-    outcome.completions = (i64(rx.buffer_head) - head) & rx.position_mask
+    outcome.completions = distance(head, rx.buffer_head, rx.positions)
     if rx.owners != 0:
         turn_back(state, queue, i64(outcome.completions), total if verdict == _NONE else i64(0))
     return verdict

@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from nicmodel.gvnic.commands import L3Type, L4Type, Opcode
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DDP, RX_DEFERRED, RX_FLUSHED, RXDID
-from nicmodel.gvnic.layout import Bits
 from nicmodel.gvnic.testing.adminq import encode_command
 from nicmodel.gvnic.testing.placement import PlacementRing
 from nicmodel.gvnic.testing.queue import RAW_ADDRESSING, Queue
 from nicmodel.gvnic.testing.violation import ContractViolation
+from nicmodel.nic.layout import Bits
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.guest_memory import GuestMemory
 

@@ -20,13 +20,13 @@ from nicmodel.gvnic.descriptors import (
     GqiTxType,
     TxType,
 )
-from nicmodel.gvnic.layout import Bits
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.gqi import BUFFER, GqiQueues
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.rx import RxConfig
+from nicmodel.nic.layout import Bits
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import Drop
 from nicmodel.observe.snapshot import snapshot
@@ -151,17 +151,17 @@ class Rings:
             ring[places, RX_BUFFER.buffer_id.word] = places
             ring[places, RX_BUFFER.buffer_address.word] = posted
             ring[places, RX_BUFFER.header_address.word] = headers[block.rows]
-        mask = int(state["position_mask"])
-        ahead = (int(state["buffer_tail"]) - head) & mask
+        positions = int(state["positions"])
+        ahead = (int(state["buffer_tail"]) - head) % positions
         self.shadows[0].refresh()
         if len(posted) > ahead:
-            self._ring(self.rx_doorbell, (head + len(posted)) & mask)
+            self._ring(self.rx_doorbell, (head + len(posted)) % positions)
         self.lab.run()
         held = int(self.lab.nic.state.rx[0]["buffer_head"])  # frames of the backlog may have taken some
         self.sink.inject_batch(batch)
         self.lab.run()
-        assert (held - head) & mask <= ENTRIES
-        self._check(head, int(self.lab.nic.state.rx[0]["buffer_head"]), mask)
+        assert (held - head) % positions <= ENTRIES
+        self._check(head, int(self.lab.nic.state.rx[0]["buffer_head"]), positions)
         self.run_.counts["descriptors"] += len(posted)
         self.run_.counts["frames"] += batch.count
 
@@ -180,9 +180,9 @@ class Rings:
         )
         return np.where(chance < 0.96, inside.astype(np.uint64), wild)
 
-    def _check(self, head: int, after: int, mask: int) -> None:
+    def _check(self, head: int, after: int, positions: int) -> None:
         """Only the buffers that were used may have changed, and the rings that the device writes."""
-        used = (head + np.arange((after - head) & mask)) % ENTRIES
+        used = (head + np.arange((after - head) % positions)) % ENTRIES
         allowed = [self.completions, np.zeros(self.arena.size, np.bool_)]
         if self.gqi:
             slots = self.ram.records(self.queues.data_ring, GQI_RX_SLOT, ENTRIES)["address"][used].astype(np.uint64)
@@ -229,7 +229,7 @@ class Rings:
         self.sink.refusals = int(rng.integers(0, 4))
         table = (self._gqi_table if self.gqi else self._dqo_table)(rng)[block.rows]
         state = self.lab.nic.state.tx[0]
-        tail, mask = int(state["tail"]), int(state["position_mask"])
+        tail, positions = int(state["tail"]), int(state["positions"])
         if self.gqi:
             # A packet of up to 255 descriptors may be wanting some.
             last = np.array((0, 0, 0, 1, 60, 60, self._plain()), GQI_TX_PACKET).tobytes()
@@ -246,7 +246,7 @@ class Rings:
             self.tx.ring.view("<u8")[places] = table
         self.shadows[0].refresh()
         # DQO positions are indices in the ring, those of GQI counts.
-        self._ring(self.tx_doorbell, (tail + len(table)) & mask)
+        self._ring(self.tx_doorbell, (tail + len(table)) % positions)
         self.lab.run()
         for _ in range(8):
             if not self.sink.refusals:
@@ -258,11 +258,11 @@ class Rings:
         self.lab.run()
         state = self.lab.nic.state.tx[0]
         if self.gqi:
-            rest = (int(state["tail"]) - int(state["head"])) & mask
+            rest = (int(state["tail"]) - int(state["head"])) % positions
             assert rest < 255, f"{rest} descriptors are left"
             assert self.queues.done == int(state["head"])
         else:
-            assert int(state["head"]) == int(state["tail"]) == (tail + len(table)) & mask
+            assert int(state["head"]) == int(state["tail"]) == (tail + len(table)) % positions
             self._account_dqo(table)
         self._no_strays([self.completions, np.zeros(self.arena.size, np.bool_)])
         self.run_.counts["descriptors"] += len(table)

@@ -6,12 +6,12 @@ import numpy as np
 
 from nicmodel.gvnic.descriptors import PLACEMENT, RX_DDP
 from nicmodel.gvnic.options.ddp.state import MAX_PLACEMENTS
-from nicmodel.gvnic.receive import Batch, Packet
 from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.nic.dma import WRITE, fault, reachable_at_once, write
 from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.receive import Batch, Packet
 from nicmodel.nic.state import Records
 from nicmodel.packet.headers import L4
 from nicmodel.packet.nvme_tcp import Order, Part, Sync, Verdict, advance, arrive, ask, find, lose

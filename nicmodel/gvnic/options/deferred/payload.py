@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from nicmodel.gvnic.options.deferred.state import NIC_PAGE
-from nicmodel.gvnic.receive import Batch, Packet
 from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import compiled, i64, inlined, u64
+from nicmodel.nic.receive import Batch, Packet
 
 #: `expire` found nothing that is kept.
 NEVER = np.iinfo(np.int64).max

@@ -5,11 +5,12 @@ from __future__ import annotations
 from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, PlacementStatus
 from nicmodel.gvnic.options.deferred.payload import GENERATION_SHIFT, PAGE_MASK, free
 from nicmodel.gvnic.options.deferred.state import NIC_PAGE
-from nicmodel.gvnic.state import MAX_SEGMENTS, State
+from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u64, publish_u64
 from nicmodel.jit.compiled import compiled, i64, inlined, u64
 from nicmodel.nic.dma import READ, WRITE, book, fault, locate, reachable_at_once, write
 from nicmodel.nic.purpose import Purpose
+from nicmodel.nic.state import MAX_SEGMENTS
 
 _PAYLOAD = int(Purpose.PAYLOAD)
 _DESCRIPTOR = int(Purpose.DESCRIPTOR)

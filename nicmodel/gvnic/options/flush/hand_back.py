@@ -7,6 +7,7 @@ from nicmodel.gvnic.options.owners.lists import NOTHING, exchange, reject_owned,
 from nicmodel.gvnic.receive_dqo import reject
 from nicmodel.gvnic.state import State
 from nicmodel.jit.compiled import compiled, i64
+from nicmodel.nic.state import distance
 
 _FLUSHED = 1 << RX_FLUSHED.flushed.shift
 
@@ -18,7 +19,7 @@ def hand_back(state: State, queue: int) -> None:
     Those of a ring that is out of reach are forgotten.
     """
     rx = state.rx[queue]
-    reject(state, queue, (i64(rx.buffer_tail) - i64(rx.buffer_head)) & rx.position_mask, _FLUSHED)
+    reject(state, queue, i64(distance(rx.buffer_head, rx.buffer_tail, rx.positions)), _FLUSHED)
     rx.buffer_head = rx.buffer_tail
 
 
@@ -34,7 +35,7 @@ def hand_back_owned(state: State, queue: int, owner: int) -> None:
     for number in range(i64(rx.owners)):
         if owner in (NOTHING, number):
             exchange(state, queue, number)
-            count = (i64(rx.buffer_tail) - i64(rx.buffer_head)) & rx.position_mask
+            count = i64(distance(rx.buffer_head, rx.buffer_tail, rx.positions))
             reject_owned(state, queue, count, _FLUSHED)
             rx.buffer_head = rx.buffer_tail
             exchange(state, queue, number)

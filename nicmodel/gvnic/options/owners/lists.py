@@ -24,10 +24,10 @@ _OWNER_BYTE = u64(RX_BUFFER_OWNER.owner.bit // 8)
 
 @inlined
 def owner_of(state: State, outcome: Record) -> int:
-    """Whose buffers a steered frame goes to: what its rule says, 0 without a rule."""
+    """Whose buffers a steered frame goes to: the label of its rule, 0 without a rule."""
     if outcome.rule < 0:
         return i64(0)
-    return i64(state.rules[outcome.rule].owner)
+    return i64(state.rules[outcome.rule].label)
 
 
 @inlined

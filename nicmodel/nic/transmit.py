@@ -1,8 +1,8 @@
-"""Transmit: the stages that the queue formats have in common.
+"""Transmit: the stages that all NICs and all their queue formats have in common.
 
-A doorbell's worth of descriptors goes to a batch of frames in one compiled call, that of a loop: `transmit_dqo` or
-`transmit_gqi`. A loop scans the descriptors of a packet up to its end, and remembers its pieces in ``state.pieces``;
-then it calls stages, which are for both:
+A doorbell's worth of descriptors goes to a batch of frames in one compiled call, that of a loop, of which a personality
+has one for each of its queue formats (`nicmodel.gvnic.transmit_dqo`). A loop scans the descriptors of a packet up to
+its end, and remembers its pieces in ``state.pieces``; then it calls stages, which are for all of them:
 
 1. `plan`: what the packet becomes: one frame, or segments (`plan_segments`).
 2. `room`: whether that fits the batch.
@@ -19,12 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.nic.dma import fault, read
 from nicmodel.nic.purpose import Purpose
-from nicmodel.nic.state import Drop, Records, Taken
+from nicmodel.nic.state import Drop, Records, State, Taken
 from nicmodel.packet.checksum import complete, pseudo
 from nicmodel.packet.frames import MAX_FRAME, FrameFlag, Gso, Offload
 from nicmodel.packet.headers import L3, L4

@@ -1,13 +1,13 @@
-"""Receive: the stages that all queue formats have in common, and the options too.
+"""Receive: the stages that all NICs and all their queue formats have in common.
 
-A batch of frames goes from a wire to the guest's queues in one compiled call, that of a loop: `receive_dqo`,
-`receive_gqi`, or `nicmodel.gvnic.options.receive` where options are on. A loop calls stages, and each stage is for all
-of them, so that a loop consists of what is special about it:
+A batch of frames goes from a wire to the guest's queues in one compiled call, that of a loop, of which a personality
+has one for each of its queue formats (`nicmodel.gvnic.receive_dqo`). A loop calls stages, and each stage is for all of
+them, so that a loop consists of what is special about it:
 
 1. `take_in`: parse a frame, *admit* it (is it ours, does it fit), *steer* it (flow rule, else RSS), and let it join
    others of its flow (`join`), on queues with RSC. What is delivered now are the aggregates that it ends
    (`next_ended`), and then the frame, unless it has joined one.
-2. `plan`: how many packets that becomes, and whether the queue has the buffers.
+2. `plan`: how many packets that becomes; and whether the queue has the buffers for them (`room`).
 3. `prepare`: each packet, with its checksums verified.
 4. Place it: header and payload by DMA, completions. That is the format's.
 5. `settle`: book how it ended.
@@ -29,10 +29,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.state import MAX_SEGMENTS, State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import Record, i64, inlined, u64
-from nicmodel.nic.state import Drop, Records
+from nicmodel.nic.state import MAX_SEGMENTS, Drop, Records, State, distance
 from nicmodel.packet.checksum import complete, verifiable, verify
 from nicmodel.packet.coalesce import (
     MAX_IP,
@@ -129,15 +128,15 @@ class Plan(NamedTuple):
     """What becomes of a frame, or of frames that become one packet.
 
     Attributes:
-        verdict: `Drop.NONE` if the queue has the buffers.
-        packets: how many packets it becomes; 0 if it has not.
+        packets: how many packets it becomes.
+        longest: bytes of the longest of them.
         length: bytes of the packet, if it is not cut.
         split: where that is split: see `Packet.header`.
         segment: bytes of payload in each packet, if it is cut; else 0.
     """
 
-    verdict: int
     packets: int
+    longest: int
     length: int
     split: int
     segment: int
@@ -273,7 +272,7 @@ def _fits(rx: Record, aggregate: Record, more: int) -> bool:
     payload = i64(aggregate.payload) + more
     if i64(aggregate.header) - i64(aggregate.l3_offset) + payload > MAX_IP:
         return False
-    visible = (i64(rx.buffer_tail) - i64(rx.buffer_head)) & rx.position_mask
+    visible = i64(distance(rx.buffer_head, rx.buffer_tail, rx.positions))
     header = i64(aggregate.header)
     split = header if header <= rx.header_size else 0
     return bool(buffers_needed(rx, split, header + payload) <= visible)
@@ -400,12 +399,13 @@ def _trailer(state: State, rx: Record, frame: Record, headers: Records) -> int:
 
 
 @inlined
-def _room(rx: Record, needed: int) -> int:
-    """Whether a frame that needs `needed` buffers goes to the queue now."""
+def room(rx: Record, plan: Plan) -> int:
+    """Whether the queue has the buffers for what a frame becomes; the result is a `Drop`."""
+    needed = plan.packets * i64(buffers_needed(rx, max(plan.split, i64(0)), plan.longest))
     entries = i64(rx.buffer_entries)
     if needed >= entries:
         return _NO_BUFFERS
-    visible = (i64(rx.buffer_tail) - i64(rx.buffer_head)) & rx.position_mask
+    visible = i64(distance(rx.buffer_head, rx.buffer_tail, rx.positions))
     if rx.held > 0 or visible < needed:
         return _HELD
     return _NONE
@@ -436,8 +436,7 @@ def plan(state: State, batch: Batch, number: int, headers: Records, payload: int
         longest = header + segment
     if segment == 0:
         outcome.header = split
-    verdict = i64(_room(rx, packets * i64(buffers_needed(rx, max(split, i64(0)), longest))))
-    return Plan(verdict, packets if verdict == _NONE else i64(0), length, split, segment)
+    return Plan(packets, longest, length, split, segment)
 
 
 @inlined
