@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +24,16 @@ from nicmodel.vfio_user.regions import REGION, RegionMap
 _BEYOND = 1 << 62
 
 
+S = TypeVar("S", bound=State)
+
+
 class Shadow:
     """Memory of this process that the packet path can be pointed at."""
 
     def __init__(self) -> None:
         self._bytes: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
 
-    def room(self, state: State, sizes: Sequence[int]) -> tuple[State, list[tuple[int, npt.NDArray[np.uint8]]]]:
+    def room(self, state: S, sizes: Sequence[int]) -> tuple[S, list[tuple[int, npt.NDArray[np.uint8]]]]:
         """Room for pieces of `sizes` bytes.
 
         Returns:

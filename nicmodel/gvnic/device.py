@@ -113,6 +113,8 @@ class Nic(nic.Nic):
 
     profile: Profile
     state: State
+    ingress: Ingress[State]
+    egress: Egress[State]
 
     def __init__(self, profile: Profile, wire: Wire, poller: EventLoop, *, name: str = "nic") -> None:
         self.queue_format = QueueFormat.UNSPECIFIED

@@ -39,8 +39,8 @@ class Doorbells:
     def __init__(
         self,
         state: State,
-        ingress: Ingress,
-        egress: Egress,
+        ingress: Ingress[State],
+        egress: Egress[State],
         deferred: DeferredPlacement | None,
         diagnostics: Diagnostics,
     ) -> None:

@@ -302,24 +302,7 @@ def receive_dqo(
     state: State, data: npt.NDArray[np.uint8], frames: Records, count: int, now: int, oldest: int, limit: int,
     held_data: npt.NDArray[np.uint8], held_frames: Records, held: npt.NDArray[np.int64], outcomes: Records,
 ) -> int:  # fmt: skip
-    """Deliver a batch of frames.
-
-    Args:
-        state: the device.
-        data: the batch's bytes; for what they and the others are see `nicmodel.nic.receive.Batch`.
-        frames: its records.
-        count: number of frames in it.
-        now: time in ns.
-        oldest: since when frames from the backlog may have waited.
-        limit: most frames in the backlog for one queue.
-        held_data: bytes of the backlog.
-        held_frames: its records.
-        held: how much is in it.
-        outcomes: where each frame went.
-
-    Returns:
-        Number of frames delivered.
-    """
+    """See `nicmodel.nic.ingress.Receive`."""
     batch = Batch(data, frames, count, now, oldest, limit, held_data, held_frames, held, outcomes)
     delivered = 0
     for number in range(count + 1):

@@ -78,21 +78,7 @@ def transmit_dqo(
     state: State, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records, used: npt.NDArray[np.int64],
     share: npt.NDArray[np.int64], headroom: int, offloads: int,
 ) -> int:  # fmt: skip
-    """Take packets from a transmit queue until its tail, its share or the end of the batch is reached.
-
-    Args:
-        state: the device.
-        queue: number of an active queue.
-        out_data: bytes of the batch that frames are added to.
-        out_frames: its records (`FRAME`).
-        used: see `nicmodel.nic.transmit.Out`.
-        share: what this call may add to each of `used`, shape (3,); one packet is taken even if it is more.
-        headroom: bytes to leave free before each frame.
-        offloads: what the wire takes undone (`Offload`).
-
-    Returns:
-        Why it ended (`Taken`).
-    """
+    """See `nicmodel.nic.egress.Transmit`."""
     out = begin(out_data, out_frames, used, share, headroom, offloads)
     tx = state.tx[queue]
     row = len(state.rx) + queue

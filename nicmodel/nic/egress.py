@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from nicmodel.nic import events
 from nicmodel.nic.diagnostics import Diagnostics
@@ -13,7 +15,7 @@ from nicmodel.nic.dma_engine import DmaEngine
 from nicmodel.nic.interrupts import Interrupts
 from nicmodel.nic.messages import Messages
 from nicmodel.nic.port import Port
-from nicmodel.nic.state import Drop, State, Taken
+from nicmodel.nic.state import Drop, Records, State, Taken
 from nicmodel.packet.frames import NO_QUEUE, Batch
 from nicmodel.vfio_user.poll import EventLoop
 
@@ -24,13 +26,50 @@ _OUT_FRAMES = 4096
 _OUT_WORK = 1 << 15
 _FULL, _SHARE = int(Taken.FULL), int(Taken.SHARE)
 
+S = TypeVar("S", bound=State)
+S_contra = TypeVar("S_contra", bound=State, contravariant=True)
 
-class Egress:
+
+class Transmit(Protocol[S_contra]):
+    """A compiled loop that takes packets from a transmit queue: a personality has one for each of its queue formats."""
+
+    def __call__(
+        self, state: S_contra, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records,
+        used: npt.NDArray[np.int64], share: npt.NDArray[np.int64], headroom: int, offloads: int, /,
+    ) -> int:  # fmt: skip
+        """Take packets from an active queue until its tail, its share or the end of the batch is reached.
+
+        Args:
+            state: the device.
+            queue: the queue's number.
+            out_data: bytes of the batch that frames are added to.
+            out_frames: its records (`FRAME`).
+            used: see `nicmodel.nic.transmit.Out`.
+            share: what this call may add to each of `used`, shape (3,); one packet is taken even if it is more.
+            headroom: bytes to leave free before each frame.
+            offloads: what the wire takes undone (`Offload`).
+
+        Returns:
+            Why it ended (`Taken`).
+        """
+
+
+class TransmitDetour(Protocol[S]):
+    """What is called in place of a loop, and with it."""
+
+    def __call__(
+        self, transmit: Transmit[S], state: S, queue: int, out_data: npt.NDArray[np.uint8], out_frames: Records,
+        used: npt.NDArray[np.int64], share: npt.NDArray[np.int64], headroom: int, offloads: int, /,
+    ) -> int:  # fmt: skip
+        """See `Transmit`."""
+
+
+class Egress(Generic[S]):
     """Sends what the driver has posted.
 
     Args:
         state: the NIC's.
-        transmit: the compiled function.
+        transmit: the loop.
         poller: the event loop.
         port: the wire.
         dma: guest memory.
@@ -46,8 +85,8 @@ class Egress:
 
     def __init__(
         self,
-        state: State,
-        transmit: Callable[..., int],
+        state: S,
+        transmit: Transmit[S],
         poller: EventLoop,
         port: Port,
         dma: DmaEngine,
@@ -56,7 +95,7 @@ class Egress:
         diagnostics: Diagnostics,
     ) -> None:
         self.transmit = transmit
-        self.detour: Callable[..., int] | None = None
+        self.detour: TransmitDetour[S] | None = None
         self._state = state
         self._poller = poller
         self._port = port
@@ -76,10 +115,10 @@ class Egress:
         most = np.array([_OUT_FRAMES, _OUT_BYTES, _OUT_WORK])
         self._shares = [most // max(queues, 1) for queues in range(len(state.tx) + 1)]
 
-    def load(self, *functions: Callable[..., int]) -> None:
-        """Run compiled functions like `transmit` once on nothing (`Nic`)."""
-        for function in functions:
-            function(
+    def load(self, *loops: Transmit[S]) -> None:
+        """Run loops like `transmit` once on nothing (`Nic`)."""
+        for loop in loops:
+            loop(
                 self._state, 0, self._out.data, self._out.frames, self._used, self._shares[1],
                 self._port.wire.headroom, self._offloads,
             )  # fmt: skip
@@ -158,7 +197,7 @@ class Egress:
             queue = next(iter(dirty))
             if diagnostics.observers:
                 diagnostics.tell(events.Transmitting(queue))
-            transmit = self.transmit if self.detour is None else partial(self.detour, self.transmit)
+            transmit: Transmit[S] = self.transmit if self.detour is None else partial(self.detour, self.transmit)
             try:
                 taken = transmit(
                     self._state, queue, out.data, out.frames, used, self._shares[len(dirty)],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from nicmodel.nic import events
 from nicmodel.nic.backlog import HELD_FRAMES, HELD_NS, HELD_PER_QUEUE, Backlog
@@ -20,13 +22,38 @@ from nicmodel.packet.frames import Batch
 #: Bytes from the wire that the driver is told of at once, whatever else waits: it has buffers to post for more.
 _LITTLE = 16 << 10
 
+S = TypeVar("S", bound=State)
+S_contra = TypeVar("S_contra", bound=State, contravariant=True)
 
-class Ingress:
+
+class Receive(Protocol[S_contra]):
+    """A compiled loop that delivers a batch of frames: a personality has one for each of its queue formats."""
+
+    def __call__(
+        self, state: S_contra, data: npt.NDArray[np.uint8], frames: Records, count: int, now: int, oldest: int,
+        limit: int, held_data: npt.NDArray[np.uint8], held_frames: Records, held: npt.NDArray[np.int64],
+        outcomes: Records, /,
+    ) -> int:  # fmt: skip
+        """How many frames were delivered; for the arguments see `nicmodel.nic.receive.Batch`."""
+
+
+class ReceiveDetour(Protocol[S]):
+    """What is called in place of a loop, and with it."""
+
+    def __call__(
+        self, receive: Receive[S], state: S, data: npt.NDArray[np.uint8], frames: Records, count: int, now: int,
+        oldest: int, limit: int, held_data: npt.NDArray[np.uint8], held_frames: Records, held: npt.NDArray[np.int64],
+        outcomes: Records, /,
+    ) -> int:  # fmt: skip
+        """See `Receive`."""
+
+
+class Ingress(Generic[S]):
     """Takes frames: all end in a queue, in the backlog or in a counter.
 
     Args:
         state: the NIC's.
-        receive: the compiled function.
+        receive: the loop.
         clock: current time, ns.
         port: without a cable nothing comes.
         dma: guest memory.
@@ -48,8 +75,8 @@ class Ingress:
 
     def __init__(
         self,
-        state: State,
-        receive: Callable[..., int],
+        state: S,
+        receive: Receive[S],
         clock: Callable[[], int],
         port: Port,
         dma: DmaEngine,
@@ -63,7 +90,7 @@ class Ingress:
     ) -> None:
         self.delivered = 0
         self.outcomes: Records = np.zeros(HELD_FRAMES, OUTCOME)
-        self.detour: Callable[..., int] | None = None
+        self.detour: ReceiveDetour[S] | None = None
         self._state = state
         self.receive = receive
         self._clock = clock
@@ -76,11 +103,11 @@ class Ingress:
         self._out_of_order = out_of_order
         self._then = then
 
-    def load(self, *functions: Callable[..., int]) -> None:
-        """Run compiled functions like `receive` once on nothing (`Nic`)."""
+    def load(self, *loops: Receive[S]) -> None:
+        """Run loops like `receive` once on nothing (`Nic`)."""
         nothing, backlog, now = Batch(0, 0), self._backlog, self._clock()
-        for function in functions:
-            function(
+        for loop in loops:
+            loop(
                 self._state, nothing.data, nothing.frames, 0, now, now - HELD_NS, HELD_PER_QUEUE,
                 backlog.batch.data, backlog.batch.frames, backlog.held, self.outcomes,
             )  # fmt: skip
@@ -153,7 +180,7 @@ class Ingress:
         if remote:
             self._messages.make_room(batch)
         now = self._clock()
-        receive = self.receive if self.detour is None else partial(self.detour, self.receive)
+        receive: Receive[S] = self.receive if self.detour is None else partial(self.detour, self.receive)
         self.delivered += receive(
             self._state, batch.data, batch.frames, batch.count, now, now - HELD_NS, HELD_PER_QUEUE,
             backlog.batch.data, backlog.batch.frames, backlog.held, self.outcomes,

@@ -67,8 +67,8 @@ class Nic(Device, ABC):
             does not pass the root complex.
     """
 
-    ingress: Ingress
-    egress: Egress
+    ingress: Ingress[Any]
+    egress: Egress[Any]
 
     def __init__(
         self,

@@ -156,11 +156,11 @@ class View(Protocol):
         """Vectors."""
 
     @property
-    def ingress(self) -> Ingress:
+    def ingress(self) -> Ingress[Any]:
         """The way of frames that come."""
 
     @property
-    def egress(self) -> Egress:
+    def egress(self) -> Egress[Any]:
         """The way of frames that leave."""
 
     @property

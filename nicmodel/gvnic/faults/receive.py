@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,7 @@ from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, RX_BUFFER, RX_COMPLETI
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.state import State
 from nicmodel.nic import events
+from nicmodel.nic.ingress import Receive
 from nicmodel.nic.layout import Bits
 from nicmodel.nic.state import Drop, Records
 
@@ -55,11 +55,11 @@ class ReceiveFaults:
             self._try_again()
 
     def _receive(
-        self, receive: Callable[..., int], state: State, data: npt.NDArray[np.uint8], frames: Records, count: int,
-        *rest: Any,
+        self, receive: Receive[State], state: State, data: npt.NDArray[np.uint8], frames: Records, count: int,
+        now: int, oldest: int, limit: int, held_data: npt.NDArray[np.uint8], held_frames: Records,
+        held: npt.NDArray[np.int64], outcomes: Records,
     ) -> int:  # fmt: skip
         """Do what a loop such as `nicmodel.gvnic.receive_dqo.receive_dqo` does, with the faults."""
-        *middle, outcomes = rest
         rx = state.rx
         numbers = np.flatnonzero(rx["active"]).tolist()
         size = GQI_RX_DESCRIPTOR.itemsize if self._nic.gqi else RX_COMPLETION.size
@@ -76,7 +76,9 @@ class ReceiveFaults:
             if first == last:
                 return 0
             part = outcomes[first:last]
-            delivered = receive(shadowed, data, frames[first:last], last - first, *middle, part)
+            delivered = receive(
+                shadowed, data, frames[first:last], last - first, now, oldest, limit, held_data, held_frames, held, part
+            )
             part["next"][part["next"] >= 0] += first
             return delivered
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from nicmodel.gvnic.descriptors import TX_COMPLETION, TxCompletionType
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.state import State
 from nicmodel.nic import events
+from nicmodel.nic.egress import Transmit
 from nicmodel.nic.state import Taken
 
 _GENERATION = np.uint64(1 << TX_COMPLETION.generation.shift)
@@ -41,7 +42,7 @@ class TransmitFaults:
         self._active = active
         self._nic.egress.detour = self._transmit if active else None
 
-    def _transmit(self, transmit: Callable[..., int], state: State, queue: int, *batch: Any) -> int:
+    def _transmit(self, transmit: Transmit[State], state: State, queue: int, *batch: Any) -> int:
         """Do what a loop such as `nicmodel.gvnic.transmit_dqo.transmit_dqo` does, with the faults."""
         for injection in self._active:
             if isinstance(injection.fault, DmaSlow) and self._wait_for_memory(injection, injection.fault, queue):

@@ -29,7 +29,7 @@ class QueueFlush(Option):
         diagnostics: told of each flush.
     """
 
-    def __init__(self, state: State, ingress: Ingress, diagnostics: Diagnostics) -> None:
+    def __init__(self, state: State, ingress: Ingress[State], diagnostics: Diagnostics) -> None:
         self._state = state
         self._ingress = ingress
         self._diagnostics = diagnostics
