@@ -47,7 +47,7 @@ class InterruptFaults:
         """The vectors that the fault is about."""
         if fault.vector is not None:
             return range(fault.vector, fault.vector + 1)
-        return range(self._nic.interrupts.base, self._nic.interrupts.base + self._nic.interrupts.blocks)
+        return range(self._nic.interrupts.first, self._nic.interrupts.first + self._nic.interrupts.count)
 
     def _arm(self, injection: Injection, fault: IrqSpurious) -> None:
         injection.after(fault.interval, "period", partial(self._raise, injection, fault))

@@ -390,7 +390,7 @@ class AdminQueue:
         require(self.nic.configured, Status.FAILED_PRECONDITION, "no device resources configured")
         require(queue < len(queues), Status.INVALID_ARGUMENT, f"queue {queue} of {len(queues)}")
         require(not queues[queue]["active"], Status.ALREADY_EXISTS, f"queue {queue} exists")
-        blocks = self.nic.interrupts.blocks
+        blocks = self.nic.interrupts.count
         require(block < blocks, Status.INVALID_ARGUMENT, f"notification block {block} of {blocks}")
         # As real devices do, to the surprise of iPXE, which had given an array of its own length.
         counter, counters = first_counter + queue, self._counters

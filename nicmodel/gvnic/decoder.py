@@ -44,6 +44,8 @@ from nicmodel.gvnic.descriptors import (
     TxCompletionType,
     TxType,
 )
+from nicmodel.gvnic.options.deferred.events import Placed, Placing
+from nicmodel.gvnic.options.flush.events import Flushed, Flushing
 from nicmodel.gvnic.options.owners.lists import posted
 from nicmodel.gvnic.registers import Bar
 from nicmodel.nic import events
@@ -97,13 +99,13 @@ class Decoder:
                 self._transmitted(queue)
             case events.CommandExecuted(opcode, payload, status, reason):
                 self._admin(opcode, payload, status, reason)
-            case events.Flushing(queue):
+            case Flushing(queue):
                 self._flushing(queue)
-            case events.Flushed(queue):
+            case Flushed(queue):
                 self._handed_back(queue)
-            case events.Placing(queue):
+            case Placing(queue):
                 self._placing(queue)
-            case events.Placed(queue):
+            case Placed(queue):
                 self._placed(queue)
             case events.CompletedLate(way, queue, index):
                 self._completed_late(way, queue, index)

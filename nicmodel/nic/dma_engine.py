@@ -69,7 +69,7 @@ class DmaEngine:
         return self.table is not None and self.table.check()
 
     def read(self, address: int, count: int) -> bytes:
-        """Read guest memory for the admin queue.
+        """Read guest memory for a command.
 
         Raises:
             DmaFault: not all of it is mapped and readable.
@@ -80,7 +80,7 @@ class DmaEngine:
         return data
 
     def write(self, address: int, data: bytes, purpose: Purpose = Purpose.ANSWER) -> None:
-        """Write guest memory for the admin queue, or for another `purpose`; else as `read`."""
+        """Write guest memory for an answer, or for another `purpose`; else as `read`."""
         table = self._reach(address, len(data))
         table.write(address, data)
         self._book(purpose, address, len(data))

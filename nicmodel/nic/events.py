@@ -21,11 +21,17 @@ from nicmodel.packet.frames import Batch
 Detail = int | float | str
 
 
+class Event:
+    """What a NIC tells. A personality and its options have further ones of their own."""
+
+    __slots__ = ()
+
+
 # Registers and commands.
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
+class Write(Event):
     """The driver writes to a register, a doorbell or the configuration space; told before it takes effect.
 
     Attributes:
@@ -40,8 +46,8 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
-class CommandFetched:
-    """An admin command has been fetched; told before it is executed.
+class CommandFetched(Event):
+    """A command of the driver's has been read; told before it is executed.
 
     Attributes:
         slot: the command as it is in the queue.
@@ -51,8 +57,8 @@ class CommandFetched:
 
 
 @dataclass(frozen=True, slots=True)
-class CommandExecuted:
-    """An admin command was executed, or refused; told before the driver sees its status.
+class CommandExecuted(Event):
+    """A command was executed, or refused; told before the driver sees its status.
 
     Attributes:
         opcode: its number.
@@ -71,7 +77,7 @@ class CommandExecuted:
 
 
 @dataclass(frozen=True, slots=True)
-class Interrupting:
+class Interrupting(Event):
     """An MSI-X vector is about to be raised.
 
     Attributes:
@@ -82,7 +88,7 @@ class Interrupting:
 
 
 @dataclass(frozen=True, slots=True)
-class LinkChanged:
+class LinkChanged(Event):
     """The link has come or gone; told before the driver is.
 
     Attributes:
@@ -93,17 +99,17 @@ class LinkChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class Resetting:
+class Resetting(Event):
     """The device is about to be as after power-on, whatever the cause. It writes no completion on that way."""
 
 
 @dataclass(frozen=True, slots=True)
-class ResetRequested:
+class ResetRequested(Event):
     """The device is about to ask its driver for a reset."""
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Event):
     """Something was refused, or the model itself has failed and goes on.
 
     Attributes:
@@ -116,7 +122,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Injected:
+class Injected(Event):
     """A fault on demand has struck (`nicmodel.faults`).
 
     Attributes:
@@ -134,7 +140,7 @@ class Injected:
 
 
 @dataclass(frozen=True, slots=True)
-class Receiving:
+class Receiving(Event):
     """Frames are about to be received: new ones, or the backlog's once more.
 
     Attributes:
@@ -145,7 +151,7 @@ class Receiving:
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class Received(Event):
     """They were: their bytes and completions are in guest memory. The driver may post the buffers again.
 
     Attributes:
@@ -158,7 +164,7 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Transmitting:
+class Transmitting(Event):
     """Descriptors of a transmit queue are about to be fetched.
 
     Attributes:
@@ -169,7 +175,7 @@ class Transmitting:
 
 
 @dataclass(frozen=True, slots=True)
-class Transmitted:
+class Transmitted(Event):
     """As many as a batch has taken were fetched, and completions written. Told also when there were none.
 
     Attributes:
@@ -180,7 +186,7 @@ class Transmitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Sending:
+class Sending(Event):
     """A batch is about to go to the wire.
 
     Attributes:
@@ -190,59 +196,8 @@ class Sending:
     batch: Batch
 
 
-# Completions that no batch brings about.
-
-
 @dataclass(frozen=True, slots=True)
-class Flushing:
-    """Buffers of a receive queue are about to be handed back unused, because the driver has asked for it.
-
-    Attributes:
-        queue: its number.
-        owner: whose buffers; None: all.
-    """
-
-    queue: int
-    owner: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Flushed:
-    """They were: each has a completion, and the driver may post it again. Frames that waited for them come after this.
-
-    Attributes:
-        queue: number of the receive queue.
-        owner: whose buffers; None: all.
-    """
-
-    queue: int
-    owner: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Placing:
-    """Requests of a receive queue's placement ring are about to be fetched.
-
-    Attributes:
-        queue: its number.
-    """
-
-    queue: int
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """As many as could be were executed, and completions written. Told also when there were none.
-
-    Attributes:
-        queue: number of the receive queue.
-    """
-
-    queue: int
-
-
-@dataclass(frozen=True, slots=True)
-class CompletedLate:
+class CompletedLate(Event):
     """A completion was written that was missing when its batch was done: a fault on demand has kept it.
 
     Attributes:
@@ -255,12 +210,6 @@ class CompletedLate:
     queue: int
     index: int
 
-
-Event = (
-    Write | CommandFetched | CommandExecuted | Interrupting | LinkChanged | Resetting | ResetRequested | Failed
-    | Injected | Receiving | Received | Transmitting | Transmitted | Sending | Flushing | Flushed | Placing | Placed
-    | CompletedLate
-)  # fmt: skip
 
 #: Called with each event. What it raises is survived, but what the device was about to do may be left undone.
 Observer = Callable[[Event], None]

@@ -25,14 +25,14 @@ class Interrupts:
         diagnostics: told of each interrupt.
 
     Attributes:
-        blocks: vectors of queues that the driver has set up; 0 while the device is not configured.
-        base: the MSI-X vector of the first of them.
+        count: vectors of queues that the driver has set up; 0 while the device is not configured.
+        first: the MSI-X vector of the first of them.
         detour: called with each vector in place of `raise_vector`, which it may call; none is the default
             (`nicmodel.faults`).
     """
 
     def __init__(self, vectors: Records, config: ConfigSpace, poller: EventLoop, diagnostics: Diagnostics) -> None:
-        self.blocks = self.base = 0
+        self.count = self.first = 0
         self.detour: Callable[[int], None] | None = None
         self._vectors = vectors
         self._config = config
@@ -56,14 +56,14 @@ class Interrupts:
         """The client has gone."""
         self._irqs = None
 
-    def configure(self, blocks: int, base: int) -> None:
-        """The driver sets up `blocks` vectors of queues, which begin at MSI-X vector `base`."""
-        self.blocks, self.base = blocks, base
+    def configure(self, count: int, first: int) -> None:
+        """The driver sets up `count` vectors of queues, which begin at MSI-X vector `first`."""
+        self.count, self.first = count, first
 
     def release(self) -> None:
         """Take back what `configure` and doorbells have set up: every vector is as after power-on."""
         self._vectors[:] = 0
-        self.blocks = 0
+        self.count = 0
 
     def halt(self, halted: bool) -> None:
         """Fire nothing until this is said again with False."""
@@ -73,12 +73,12 @@ class Interrupts:
 
     @property
     def management(self) -> int:
-        """The MSI-X vector that belongs to no queue: it comes after the blocks' vectors, or before them."""
-        return self.blocks if self.base == 0 else 0
+        """The MSI-X vector that belongs to no queue: it comes after those of the queues, or before them."""
+        return self.count if self.first == 0 else 0
 
     def notify(self) -> None:
         """The management interrupt: the driver reads the device status."""
-        if self.blocks and not self._halted:
+        if self.count and not self._halted:
             self._signal(self.management)
 
     def fire_soon(self) -> None:
@@ -93,7 +93,7 @@ class Interrupts:
         count, again = moderate(self._vectors, self._clock(), self._fired)
         for vector in self._fired[:count].tolist():
             try:
-                self._signal(self.base + vector)
+                self._signal(self.first + vector)
             except Exception as error:
                 self._diagnostics.fail("interrupt", error)
         self.cancel()

@@ -1,6 +1,6 @@
 """How structures are declared: once, for the device, the driver in Python, the decoder and the tests alike.
 
-Structures of whole bytes (admin queue, statistics) are numpy structured types. Descriptors with bit fields are a
+Structures of whole bytes (commands, statistics) are numpy structured types. Descriptors with bit fields are a
 `Layout`: a size and named `Bits`. Compiled code takes word numbers and shifts out of these objects as constants.
 """
 

@@ -177,7 +177,7 @@ class Nic(Device, ABC):
     @property
     def configured(self) -> bool:
         """Whether the driver has set vectors up, so that there can be queues."""
-        return self.interrupts.blocks > 0
+        return self.interrupts.count > 0
 
     def _update_running(self) -> None:
         running = self.configured and bool(self.config.command & Command.BUS_MASTER)

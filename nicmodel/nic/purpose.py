@@ -17,13 +17,13 @@ class Purpose(IntEnum):
     HEADER = 1
     #: Entries of the rings that the driver fills. Device reads.
     DESCRIPTOR = 2
-    #: Entries of the rings that the device fills, and the counters of GQI transmit queues. Device writes.
+    #: Entries of the rings that the device fills, or counts in their place. Device writes.
     COMPLETION = 3
     #: Bytes to be sent, headers included. Device reads.
     TRANSMIT = 4
-    #: Admin commands and what they point at: rules, RSS tables, page lists. Device reads.
+    #: Commands and what they point at, such as rules and RSS tables. Device reads.
     COMMAND = 5
-    #: Their statuses and answers, numbers of doorbells, event counters at their start. Device writes.
+    #: Their statuses and answers. Device writes.
     ANSWER = 6
     #: The statistics region. Device writes.
     STATISTICS = 7

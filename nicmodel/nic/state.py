@@ -50,7 +50,7 @@ class Drop(IntEnum):
     BAD_GSO = 9
     #: A transmit packet whose descriptors contradict each other or the contract.
     BAD_DESCRIPTOR = 10
-    #: The NIC's memory for deferred payload is full, and the queue's buffers are for headers only.
+    #: Its payload was to stay in the NIC's own memory, which is full.
     NIC_MEMORY_FULL = 11
 
 

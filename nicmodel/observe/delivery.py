@@ -262,7 +262,7 @@ class _Part:
         self.outcomes: Records = nic.ingress.inject(batch)
         self.kinds = nic.dma.kinds
         self.table_size = int(state.device["lut_size"][0])
-        self.vector_base = nic.interrupts.base
+        self.vector_base = nic.interrupts.first
         self.blocks = queues["vector"]
         self.vectors: Records = state.vectors.copy()
         self.fired = self.vectors["fires"] != fires

@@ -32,7 +32,7 @@ def detail(nic: View) -> dict[str, Any]:
         "name": nic.name,
         "pci_command": flag_names(nic.config.command),
         **nic.detail(),
-        "blocks": [_block(nic, number) for number in range(nic.interrupts.blocks)],
+        "blocks": [_block(nic, number) for number in range(nic.interrupts.count)],
         "memory": [_region(nic, region) for region in _some_of_each_kind(regions)],
         "memory_regions": len(regions),
     }
@@ -57,7 +57,7 @@ def _region(nic: View, region: np.void) -> dict[str, Any]:
 
 def _block(nic: View, number: int) -> dict[str, Any]:
     record = nic.state.vectors[number]
-    vector = nic.interrupts.base + number
+    vector = nic.interrupts.first + number
     return {
         "vector": vector,
         "enabled": bool(record["enabled"]),

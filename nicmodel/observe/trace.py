@@ -185,7 +185,7 @@ class Tracer:
         if vector == interrupts.management:
             self.emit("interrupt", vector=vector, what="management")
             return
-        block = vector - interrupts.base
+        block = vector - interrupts.first
         queue = served(self._nic.state, block)
         self.emit("interrupt", vector=vector, block=block, **({"queue": queue} if queue else {}))
 

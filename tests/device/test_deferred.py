@@ -11,6 +11,7 @@ import pytest
 
 from nicmodel.gvnic.commands import Inner, OptionId, Status
 from nicmodel.gvnic.descriptors import PlacementStatus
+from nicmodel.gvnic.options.deferred.events import Placing
 from nicmodel.gvnic.options.deferred.state import NIC_PAGE
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.testing.adminq import AdminError
@@ -504,7 +505,7 @@ def test_an_observer_that_fails_does_not_stop_placement(bench: Bench) -> None:
     """Requests that were not executed for its sake are at the next occasion."""
 
     def broken(event: events.Event) -> None:
-        if isinstance(event, events.Placing):
+        if isinstance(event, Placing):
             raise RuntimeError
 
     (packet,) = bench.receive(tcp(1000))

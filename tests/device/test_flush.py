@@ -10,6 +10,7 @@ import pytest
 
 from nicmodel.gvnic.commands import ALL_OWNERS, FLUSH_RX_QUEUE, Inner, OptionId, QueueFormat, Status
 from nicmodel.gvnic.descriptors import RX_COMPLETION, RX_FLUSHED
+from nicmodel.gvnic.options.flush.events import Flushed
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.flows import TCPv4
@@ -173,7 +174,7 @@ def test_an_observer_that_fails_does_not_stop_a_flush(lab: Loopback, hbm: GuestM
     held = int(lab.nic.state.rx["held"][1])
 
     def broken(event: events.Event) -> None:
-        if isinstance(event, events.Flushed):
+        if isinstance(event, Flushed):
             raise RuntimeError
 
     lab.nic.diagnostics.observers = (broken,)

@@ -193,7 +193,7 @@ class Admin:
         if not address or not length:
             return
         # The driver may have fewer queues than the device has, but has a block for each.
-        pairs = min(self._nic.profile.queues, self._nic.interrupts.blocks // 2)
+        pairs = min(self._nic.profile.queues, self._nic.interrupts.count // 2)
         entries = pairs * (c.STATS_DRIVER_TX + c.STATS_DRIVER_RX + c.STATS_DEVICE_RX)
         needed = c.STATS_HEADER_SIZE + entries * c.STATS_ENTRY.itemsize
         if length < needed:
@@ -266,8 +266,8 @@ class Admin:
         queue_format = self._nic.queue_format
         if not self._queue_fits(p):
             return []
-        if block >= self._nic.interrupts.blocks:
-            self._find("ADM-QUE-010", f"notification block {block} of {self._nic.interrupts.blocks}")
+        if block >= self._nic.interrupts.count:
+            self._find("ADM-QUE-010", f"notification block {block} of {self._nic.interrupts.count}")
         elif queue_format in (QueueFormat.GQI_QPL, QueueFormat.DQO_QPL) and not registered:
             self._find("ADM-QUE-015", f"page list {pages} is not registered")
         elif queue_format == QueueFormat.GQI_RDA and pages != c.NO_PAGE_LIST:

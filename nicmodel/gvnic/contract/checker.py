@@ -21,6 +21,7 @@ from nicmodel.gvnic.contract.rings import Rings
 from nicmodel.gvnic.contract.rules import RULES
 from nicmodel.gvnic.contract.transmit import Transmit
 from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.options.flush.events import Flushed, Flushing
 from nicmodel.gvnic.registers import Bar
 from nicmodel.nic import events
 from nicmodel.observe.findings import Finding, Journal
@@ -87,9 +88,9 @@ class Checker:
                 self._rx.before(batch)
             case events.Received():
                 self._rx.after("received")
-            case events.Flushing(queue):
+            case Flushing(queue):
                 self._rx.before_flush(queue)
-            case events.Flushed():
+            case Flushed():
                 self._rx.after("flushed")
             case events.Transmitting(queue):
                 self._tx.before(queue)

@@ -43,8 +43,8 @@ class Interrupts:
         nic = self._nic
         queue = self._queue_of(block)
         self._journal.note(queue, "interrupt doorbell", value=value, block=block)
-        if block >= nic.interrupts.blocks:
-            self._journal.report("INT-001", f"block {block} of {nic.interrupts.blocks} is written", value=value)
+        if block >= nic.interrupts.count:
+            self._journal.report("INT-001", f"block {block} of {nic.interrupts.count} is written", value=value)
             return
         if nic.gqi:
             enable, reserved = not value & GqiIrqDoorbell.MASK, value & ~_GQI_BITS

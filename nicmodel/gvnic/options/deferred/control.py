@@ -9,13 +9,13 @@ import numpy as np
 
 from nicmodel.gvnic.commands import DeferFlag, Inner, Status
 from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST
+from nicmodel.gvnic.options.deferred.events import Placed, Placing
 from nicmodel.gvnic.options.deferred.payload import discard, expire
 from nicmodel.gvnic.options.deferred.requests import place
 from nicmodel.gvnic.options.deferred.state import ELSE_AT_ONCE, ELSE_DROP, NIC_PAGE
 from nicmodel.gvnic.options.option import Handlers, Option
 from nicmodel.gvnic.refusal import check_ring, require
 from nicmodel.gvnic.state import SETTINGS, State
-from nicmodel.nic import events
 from nicmodel.nic.diagnostics import Diagnostics
 from nicmodel.vfio_user.poll import Budget, EventLoop, Timer
 
@@ -115,11 +115,11 @@ class DeferredPlacement(Option):
         share = _BYTES_PER_TURN // len(self._rung)
         for queue in tuple(self._rung):
             if self._diagnostics.observers:
-                self._diagnostics.tell(events.Placing(queue))
+                self._diagnostics.tell(Placing(queue))
             if not place(self._state, queue, share):
                 del self._rung[queue]
             if self._diagnostics.observers:
-                self._diagnostics.tell(events.Placed(queue))
+                self._diagnostics.tell(Placed(queue))
         if self._rung:
             self._poller.next_turn(self._go_on)
 

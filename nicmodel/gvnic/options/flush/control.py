@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nicmodel.gvnic.commands import ALL_OWNERS, Inner, Status
+from nicmodel.gvnic.options.flush.events import Flushed, Flushing
 from nicmodel.gvnic.options.flush.hand_back import hand_back, hand_back_owned
 from nicmodel.gvnic.options.option import Handlers, Option
 from nicmodel.gvnic.options.owners.lists import NOTHING
 from nicmodel.gvnic.refusal import require
 from nicmodel.gvnic.state import State
-from nicmodel.nic import events
 from nicmodel.nic.diagnostics import Diagnostics
 from nicmodel.nic.ingress import Ingress
 
@@ -65,14 +65,14 @@ class QueueFlush(Option):
         state, diagnostics = self._state, self._diagnostics
         whose = None if owner == NOTHING else owner
         if diagnostics.observers:
-            diagnostics.tell(events.Flushing(queue, whose))
+            diagnostics.tell(Flushing(queue, whose))
         if state.rx[queue]["owners"]:
             hand_back_owned(state, queue, owner)
         else:
             hand_back(state, queue)
         if diagnostics.observers:
             with diagnostics.surviving("observer"):  # what waits for these buffers must go, whoever looks on
-                diagnostics.tell(events.Flushed(queue, whose))
+                diagnostics.tell(Flushed(queue, whose))
         gate = state.rx[queue : queue + 1] if owner == NOTHING else state.owners[queue, owner : owner + 1]
         name, shut = ("active", 0) if owner == NOTHING else ("closed", 1)
         gate[name] = shut
