@@ -148,7 +148,7 @@ def count(case: Case) -> None:
             callgrind.request(_STOP)
             bench.driver.rx[0].discard()
             doorbells.pass_on()
-            bench.nic.flush()
+            bench.nic.work()
             callgrind.request(_START)
         callgrind.request(_STOP)
 

@@ -221,7 +221,7 @@ def open_nic(case: Case) -> Iterator[tuple[Loopback, DirectDoorbells]]:
             driver.add_flow_rule(TCPv4(dst_port=FIRST_PORT + number), queue=0)
         bench.run()
         doorbells.pass_on()
-        bench.nic.flush()
+        bench.nic.work()
         yield bench, doorbells
         assert bench.nic.state.drops.sum() == 0
         assert driver.rx[0].errors == 0
@@ -300,7 +300,7 @@ def deliver(nic: Nic, driver: Driver, doorbells: DirectDoorbells, batch: Batch) 
     driver.rx[0].discard()
     begin = time.perf_counter()
     doorbells.pass_on()
-    nic.flush()
+    nic.work()
     return taken + time.perf_counter() - begin
 
 

@@ -1,7 +1,7 @@
 """The NIC: a vfio-user device with a wire, put together of its parts.
 
 What the guest does arrives as register writes and doorbells. Admin commands are executed at once; doorbells only note
-which queues have work, which is done when all messages that had arrived together are read (`Nic.flush`).
+which queues have work, which is done when all messages that had arrived together are read (`Nic.work`).
 
 Each part holds its own state and knows the parts that it needs. What is here is the device's life: clients that come
 and go, reset, and the queues that the driver sets up.
@@ -141,7 +141,7 @@ class Nic(nic.Nic):
         self.deferred: DeferredPlacement | None = None
         if profile.deferred_bytes:
             budget, usecs = profile.deferred_queue_budget, profile.deferred_usecs
-            self.deferred = DeferredPlacement(state, budget, usecs, poller, self.flush, diagnostics)
+            self.deferred = DeferredPlacement(state, budget, usecs, poller, self.work, diagnostics)
         # A NIC without these options has a receive path without them.
         optional = profile.deferred_bytes or profile.owners or profile.ddp_flows
         self._receive_dqo = receive_with_options if optional else receive_dqo
@@ -159,7 +159,7 @@ class Nic(nic.Nic):
         self.doorbells = Doorbells(state, self.ingress, self.egress, self.deferred, diagnostics)
         self._options = self._make_options()
         self.admin = AdminQueue(self, self._options)
-        self.registers = RegisterFile(name, profile.queues, self.admin, self.flush, self.deconfigure)
+        self.registers = RegisterFile(name, profile.queues, self.admin, self.work, self.deconfigure)
         self._load_packet_path()
 
     def _make_options(self) -> tuple[Option, ...]:
@@ -243,15 +243,15 @@ class Nic(nic.Nic):
         except Exception as error:
             self.diagnostics.fail("register write", error)
 
-    def flush(self) -> None:
-        """All messages that had arrived together are read: do what they asked for."""
+    def work(self) -> None:
+        """Do what doorbells have noted."""
         if not self.state.device["running"][0]:
             return
-        self.ingress.flush()
-        self.egress.flush()
+        self.ingress.work()
+        self.egress.work()
         if self.deferred is not None:
             with self.diagnostics.surviving("placement"):
-                self.deferred.flush()
+                self.deferred.work()
                 self.dma.lost()
         self.interrupts.fire_soon()
 
@@ -347,7 +347,7 @@ class Nic(nic.Nic):
         for step in steps:
             with self.diagnostics.surviving("reset"):  # the rest has to be done: the memory is the driver's again
                 step()
-        self.interrupts.release()
+        self.interrupts.reset()
         self._update_running()
 
     # Queues.
@@ -376,7 +376,7 @@ class Nic(nic.Nic):
         self.ingress.retry()
 
     def destroy_tx(self, queue: int) -> None:
-        """Stop a transmit queue; what was posted and not fetched is forgotten."""
+        """Stop a transmit queue; what was posted and not taken is forgotten."""
         self._drop_tx(queue)
 
     def _drop_rx(self, queue: int) -> None:
@@ -389,7 +389,7 @@ class Nic(nic.Nic):
         self.lives[f"tx{queue}"] += 1
         _clear(self.state.tx[queue : queue + 1])
         self.egress.forget(queue)
-        # What was fetched for a packet that waits for the wire is not the next life's, whatever its address.
+        # What was read for a packet that waits for the wire is not the next life's, whatever its address.
         self.messages.forget()
 
     # Link.

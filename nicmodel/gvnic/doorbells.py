@@ -1,7 +1,7 @@
 """BAR 2: a doorbell for each notification block and each queue.
 
 A doorbell only notes what there is to do, which is done when all messages that had arrived together are read
-(`Nic.flush`).
+(`Nic.work`).
 
 Source: Linux drivers/net/ethernet/google/gve/gve_dqo.h, gve_main.c.
 """

@@ -15,7 +15,7 @@ from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u16, load_u64, publish_u64, store_u64
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.nic.dma import READ, WRITE, book, fault, locate, reachable, write
-from nicmodel.nic.messages import COMPLETION, post
+from nicmodel.nic.messages import COMPLETION, write_later
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.receive import (
     Batch,
@@ -111,13 +111,13 @@ def describe(state: State, batch: Batch, headers: Records, packet: Packet) -> Wo
 
 
 @compiled
-def _post_completion(
+def _complete_later(
     state: State, queue: int, address: int, region: int, word0: int, word1: int, word2: int, word3: int
 ) -> None:  # fmt: skip
-    """Have a completion written after what was posted before it."""
+    """Have a completion written later, after the bytes that are."""
     words = state.completion
     words[0], words[1], words[2], words[3] = word0, word1, word2, word3
-    if post(state, address, u64(words.ctypes.data), _COMPLETION_SIZE, COMPLETION):
+    if write_later(state, address, u64(words.ctypes.data), _COMPLETION_SIZE, COMPLETION):
         book(state, queue, _COMPLETION, region, _COMPLETION_SIZE)
     else:
         fault(state, address)
@@ -132,8 +132,8 @@ def _complete_buffer(state: State, queue: int, word0: int, word1: int, word2: in
     host, region = locate(state, address, _COMPLETION_SIZE, WRITE)
     if host == 0:
         fault(state, address)
-    elif state.device[0].posted != 0:  # the bytes that it is about may still be among them
-        _post_completion(state, queue, address, region, word0 | i64(rx.generation) << _GENERATION, word1, word2, word3)
+    elif state.device[0].unwritten != 0:  # the bytes that it is about may still be among them
+        _complete_later(state, queue, address, region, word0 | i64(rx.generation) << _GENERATION, word1, word2, word3)
     else:
         store_u64(host + _U8, u64(word1))
         store_u64(host + _U16, u64(word2))

@@ -26,7 +26,7 @@ class RegisterFile:
         name: the NIC's, for logs.
         queues: maximum of receive queues, and of transmit queues.
         admin: the admin queue, which the driver sets up and rings here.
-        flush: has doorbells that came before take effect.
+        work: has doorbells that came before take effect.
         deconfigure: has all DMA and all interrupts end.
 
     Attributes:
@@ -34,13 +34,13 @@ class RegisterFile:
     """
 
     def __init__(
-        self, name: str, queues: int, admin: AdminQueue, flush: Callable[[], None], deconfigure: Callable[[], None]
+        self, name: str, queues: int, admin: AdminQueue, work: Callable[[], None], deconfigure: Callable[[], None]
     ) -> None:
         self.status = DeviceStatus(0)
         self._name = name
         self._queues = queues
         self._admin = admin
-        self._flush = flush
+        self._work = work
         self._deconfigure = deconfigure
         self._written: dict[int, int] = {}
         self._version = ""
@@ -90,7 +90,7 @@ class RegisterFile:
     def _write(self, register: r.Register, value: int) -> None:
         self._written[register.offset] = value
         if register is r.ADMINQ_DOORBELL:
-            self._flush()  # doorbells that came before the command take effect before it
+            self._work()  # doorbells that came before the command take effect before it
             self._admin.ring(value)
         elif register is r.ADMINQ_PFN:
             if value:

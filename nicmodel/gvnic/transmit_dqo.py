@@ -12,7 +12,7 @@ from nicmodel.gvnic.descriptors import TX_COMPLETION, TX_PACKET, TX_TSO_CONTEXT,
 from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u64, publish_u64
 from nicmodel.jit.compiled import compiled, i64, u64
-from nicmodel.nic.dma import READ, WRITE, ask_for_pieces, book, fault, locate
+from nicmodel.nic.dma import READ, WRITE, book, fault, locate, read_pieces_later
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import MAX_PACKET, MAX_SEGMENTS, Drop, Records, Taken
 from nicmodel.nic.transmit import begin, plan, room, send
@@ -137,7 +137,7 @@ def transmit_dqo(
         used[2] += descriptors
         if not ended:
             return _ALL
-        if verdict == _NONE and total <= MAX_PACKET and state.device[0].remote != 0 and ask_for_pieces(state, count):
+        if verdict == _NONE and total <= MAX_PACKET and state.device[0].remote != 0 and read_pieces_later(state, count):
             return _FULL
 
         book(state, row, _DESCRIPTOR, region, descriptors * _SIZE)
@@ -160,8 +160,8 @@ def transmit_dqo(
         if verdict != _NONE:
             state.drops[row, verdict] += 1
         tx.packets += 1
-        state.device[0].asked = 0
-        state.device[0].asked_bytes = 0
+        state.device[0].wanted = 0
+        state.device[0].wanted_bytes = 0
 
         # Each descriptor that asked for it is reported; then the packet, whose buffers have been read.
         if reports > 0:

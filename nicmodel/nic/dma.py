@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import compiled, i64, inlined, u32, u64
-from nicmodel.nic.messages import ask, fetched, post
+from nicmodel.nic.messages import read_before, read_later, write_later
 from nicmodel.nic.state import Records, State
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
@@ -150,7 +150,7 @@ def _write_across(state: State, row: int, purpose: int, address: int, source: in
         offset = address - region.start
         piece = min(region.size - offset, left)
         if region.host == _NOWHERE:
-            if not post(state, address, source, i64(piece), 0):
+            if not write_later(state, address, source, i64(piece), 0):
                 return False
         else:
             copy(region.host + offset, source, i64(piece))
@@ -172,7 +172,7 @@ def _read_across(state: State, row: int, purpose: int, address: int, destination
         piece = min(region.size - offset, left)
         origin = region.host + offset
         if region.host == _NOWHERE:
-            origin = fetched(state, address, i64(piece))
+            origin = read_before(state, address, i64(piece))
             if origin == _NOWHERE:
                 return False
         copy(destination, origin, i64(piece))
@@ -210,10 +210,10 @@ def read(state: State, row: int, purpose: int, address: int, destination: int, c
 
 
 @compiled
-def ask_for_pieces(state: State, count: int) -> bool:
-    """Ask for what of the packet's `count` pieces is in memory without a descriptor; whether there is some to wait for.
+def read_pieces_later(state: State, count: int) -> bool:
+    """Have read what of the packet's `count` pieces is in memory without a descriptor; whether some is to wait for.
 
-    A piece that is not wholly mapped is not asked for: reading it is a DMA fault.
+    A piece that is not wholly mapped is not wanted: reading it is a DMA fault.
     """
     waits = False
     for k in range(count):
@@ -224,7 +224,7 @@ def ask_for_pieces(state: State, count: int) -> bool:
         while left > _NOWHERE:
             region = state.regions[_find(state, address)]
             piece = min(region.size - (address - region.start), left)
-            if region.host == _NOWHERE and ask(state, address, i64(piece)):
+            if region.host == _NOWHERE and read_later(state, address, i64(piece)):
                 waits = True
             left -= piece
             address += piece

@@ -124,14 +124,14 @@ class Egress(Generic[S]):
             )  # fmt: skip
 
     def schedule(self, queue: int) -> None:
-        """A queue has work: have `flush` do it."""
+        """A queue has work: have `work` do it."""
         self._dirty[queue] = None
 
     def forget(self, queue: int) -> None:
         """A queue has ended, and with it the work that it had."""
         self._dirty.pop(queue, None)
 
-    def flush(self) -> None:
+    def work(self) -> None:
         """Begin with the work that there is."""
         try:
             if self._dirty:
@@ -210,7 +210,7 @@ class Egress(Generic[S]):
                 diagnostics.tell(events.Transmitted(queue))
             if taken == _FULL:  # it stays the first: in an empty batch there will be room
                 full = True
-                self._messages.fetch()
+                self._messages.read()
                 continue
             del dirty[queue]
             if taken == _SHARE:

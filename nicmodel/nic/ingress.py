@@ -144,10 +144,10 @@ class Ingress(Generic[S]):
         return lost
 
     def schedule(self) -> None:
-        """The driver has posted buffers: have `flush` try the backlog again."""
+        """The driver has posted buffers: have `work` try the backlog again."""
         self._backlog.due = True
 
-    def flush(self) -> None:
+    def work(self) -> None:
         """Try the backlog again, if there is reason to."""
         try:
             if self._backlog.due:
@@ -187,7 +187,7 @@ class Ingress(Generic[S]):
         )  # fmt: skip
         self._dma.lost()
         if remote:
-            self._messages.send()
+            self._messages.write()
         if self._then is not None:
             self._then()
         if diagnostics.observers:

@@ -60,7 +60,7 @@ class Interrupts:
         """The driver sets up `count` vectors of queues, which begin at MSI-X vector `first`."""
         self.count, self.first = count, first
 
-    def release(self) -> None:
+    def reset(self) -> None:
         """Take back what `configure` and doorbells have set up: every vector is as after power-on."""
         self._vectors[:] = 0
         self.count = 0

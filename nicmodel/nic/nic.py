@@ -169,6 +169,10 @@ class Nic(Device, ABC):
         if self.link is link:
             self.reset()
 
+    def messages_read(self) -> None:
+        """All messages that had arrived together are read: do what they asked for."""
+        self.work()
+
     def before_unmap(self, start: int, size: int) -> None:
         """Nothing is under way between two calls into the device, so there is nothing to stop."""
 
@@ -193,14 +197,14 @@ class Nic(Device, ABC):
             self.ingress.schedule()
             for queue in np.flatnonzero(self.state.tx["active"]).tolist():
                 self.egress.schedule(queue)
-            self.flush()
+            self.work()
 
     def go_on(self, queue: int | None = None) -> None:
         """Look again at frames that wait for buffers, and at transmit queue `queue`, without a doorbell."""
         self.ingress.schedule()
         if queue is not None and self.state.tx[queue]["active"]:
             self.egress.schedule(queue)
-        self.flush()
+        self.work()
 
     # Link.
 
@@ -219,6 +223,10 @@ class Nic(Device, ABC):
         """Tell the driver if frames pass, and did not before, or the other way round."""
 
     # What the personality does and tells.
+
+    @abstractmethod
+    def work(self) -> None:
+        """Do what doorbells have noted."""
 
     @abstractmethod
     def request_reset(self) -> None:

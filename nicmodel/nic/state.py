@@ -59,7 +59,7 @@ class Taken(IntEnum):
 
     #: There are none, or the last is not complete.
     ALL = 0
-    #: The next one does not fit the batch, or waits for bytes that were asked for: call again with an empty batch, and
+    #: The next one does not fit the batch, or waits for bytes that are wanted: call again with an empty batch, and
     #: with the bytes.
     FULL = 1
     #: The queue has had its share; there may be more.
@@ -79,8 +79,8 @@ MAX_PACKET = 262143 + 255
 #: hashed, the entries of the RSS table (`lut_size`), and groups of flow rules (`rule_groups`). Whether segments are
 #: merged (`coalesce`), how many `aggregates` are open, whether `trailers` behind IP packets are kept. `mapped_only`:
 #: memory without a descriptor is out of the packet path's reach. `region` and `region_before` are the regions of memory
-#: that were used last; `remote`: there is memory without a descriptor. What is `posted` to it and `asked` of it, in
-#: number and bytes (`nicmodel.nic.messages`); DMA `faults`, and where the last one was.
+#: that were used last; `remote`: there is memory without a descriptor. What is `unwritten` there and what is `wanted`
+#: from there, in number and bytes (`nicmodel.nic.messages`); DMA `faults`, and where the last one was.
 DEVICE_FIELDS = (
     ("running", "<i4"),
     ("promiscuous", "<i4"),
@@ -96,10 +96,10 @@ DEVICE_FIELDS = (
     ("region", "<i4"),
     ("region_before", "<i4"),
     ("remote", "<i4"),
-    ("posted", "<i4"),
-    ("posted_bytes", "<i8"),
-    ("asked", "<i4"),
-    ("asked_bytes", "<i8"),
+    ("unwritten", "<i4"),
+    ("unwritten_bytes", "<i8"),
+    ("wanted", "<i4"),
+    ("wanted_bytes", "<i8"),
     ("fault_address", "<u8"),
     ("faults", "<i8"),
 )
@@ -205,10 +205,10 @@ class State(Arrays):
     merged: Records
     segment: npt.NDArray[np.uint8]
     pieces: Records
-    posted: Records
-    posted_data: npt.NDArray[np.uint8]
-    asked: Records
-    asked_data: npt.NDArray[np.uint8]
+    unwritten: Records
+    unwritten_data: npt.NDArray[np.uint8]
+    wanted: Records
+    wanted_data: npt.NDArray[np.uint8]
 
     @property
     def memory_map(self) -> RegionMap:
@@ -263,10 +263,10 @@ def core_arrays(
         # As long as any packet: headers in it are parsed within the packet's length, also where only they are gathered.
         "segment": np.zeros(MAX_PACKET, np.uint8),
         "pieces": np.zeros(MAX_SEGMENTS, PIECE),
-        "posted": np.zeros(0, MESSAGE),
-        "posted_data": np.zeros(0, np.uint8),
-        "asked": np.zeros(MAX_SEGMENTS, MESSAGE),
-        "asked_data": np.zeros(MAX_PACKET, np.uint8),
+        "unwritten": np.zeros(0, MESSAGE),
+        "unwritten_data": np.zeros(0, np.uint8),
+        "wanted": np.zeros(MAX_SEGMENTS, MESSAGE),
+        "wanted_data": np.zeros(MAX_PACKET, np.uint8),
     }
 
 

@@ -93,7 +93,7 @@ class Device:
         What was read there lately may not be what the client had written, and what was written there is gone.
         """
 
-    def flush(self) -> None:
+    def messages_read(self) -> None:
         """All messages that had arrived together were handled; the place for work that doorbells only announce."""
 
     def reset(self) -> None:

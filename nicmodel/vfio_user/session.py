@@ -253,7 +253,7 @@ class Session:
         finally:
             self._handling = False
             if self.link is not None:
-                self._guard(self._device.flush)
+                self._guard(self._device.messages_read)
         if not channel.rest or channel.ready:
             self._partial = None
         elif self._partial is None or self._partial[0] != channel.position:

@@ -519,7 +519,7 @@ def test_an_observer_that_fails_does_not_stop_placement(bench: Bench) -> None:
         logging.disable(logging.NOTSET)
     bench.lab.nic.diagnostics.observers = ()
     assert bench.lab.nic.counters["failed_placement"] > 0
-    bench.lab.nic.flush()
+    bench.lab.nic.work()
     assert bench.answer(packet.deferred.handle) == PlacementStatus.PLACED
 
 

@@ -148,9 +148,9 @@ def test_what_was_fetched_ends_with_its_queue(bench: Bench) -> None:
     """A packet's bytes have come, and it waits for the wire; the next life of the queue may use the same address."""
     bench.driver.open(rx_queues=1, tx_queues=1)
     device = bench.nic.device.state.device
-    device["asked"], device["asked_bytes"] = 1, 400  # as between the fetch and the next try
+    device["wanted"], device["wanted_bytes"] = 1, 400  # as between the reading and the next try
     bench.driver.close()
-    assert (device["asked"][0], device["asked_bytes"][0]) == (0, 0)
+    assert (device["wanted"][0], device["wanted_bytes"][0]) == (0, 0)
 
 
 def test_a_ring_has_to_have_a_descriptor(bench: Bench) -> None:

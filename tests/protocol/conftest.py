@@ -80,8 +80,8 @@ class Recorder(Device):
         assert self.link is not None
         self.calls.append(("dma_changed", len(self.link.dma.regions)))
 
-    def flush(self) -> None:
-        self.calls.append(("flush",))
+    def messages_read(self) -> None:
+        self.calls.append(("messages_read",))
 
     def reset(self) -> None:
         self.calls.append(("reset",))
@@ -148,7 +148,7 @@ class Lab:
         self.idle()
 
     def idle(self) -> None:
-        """Wait until the server has finished what it is doing; a reply comes before ``Device.flush``."""
+        """Wait until the server has finished what it is doing; a reply comes before ``Device.messages_read``."""
         self._idle.clear()
         os.eventfd_write(self._probe, 1)
         assert self._idle.wait(60)

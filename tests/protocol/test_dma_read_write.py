@@ -136,10 +136,10 @@ def test_outside_of_a_register_access(lab: Lab, client: Client, served: Served) 
 
 
 def test_in_what_follows_a_batch_of_messages(lab: Lab, client: Client, served: Served) -> None:
-    """A command that arrives while `Device.flush` waits for the client is handled, although nothing comes after it."""
+    """A command that comes while `Device.messages_read` waits for the client is handled, though nothing comes later."""
 
-    def flush() -> None:
-        del lab.device.flush
+    def messages_read() -> None:
+        del lab.device.messages_read
         assert lab.device.link is not None
         lab.device.link.dma.read(BASE, 4)
 
@@ -150,7 +150,7 @@ def test_in_what_follows_a_batch_of_messages(lab: Lab, client: Client, served: S
         return served(address, count, data)
 
     client.serve_dma(serve)
-    lab.device.flush = flush  # type: ignore[method-assign]
+    lab.device.messages_read = messages_read  # type: ignore[method-assign]
     client.region_write(0, 0x80, b"bell")
     lab.until(lambda: not client.process(0) and served.accesses[-1:] == [("read", 0, 4)])
     lab.until(lambda: bytes(lab.device.memory[0x40:0x44]) == b"next")

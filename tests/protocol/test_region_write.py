@@ -43,7 +43,7 @@ def test_writes_that_wait_together_are_flushed_once(lab: Lab, client: Client) ->
     client.raw(message * 50)
     client.device_info()
     lab.idle()
-    assert lab.device.calls[:51] == [("write", 0, 0, b"bell")] * 50 + [("flush",)]
+    assert lab.device.calls[:51] == [("write", 0, 0, b"bell")] * 50 + [("messages_read",)]
 
 
 def test_last_byte(lab: Lab, client: Client) -> None:

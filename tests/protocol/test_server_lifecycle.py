@@ -224,8 +224,8 @@ def test_device_that_fails_to_attach(lab: Lab) -> None:
     assert not lab.calls("detach")
 
 
-def test_device_that_fails_to_detach_or_flush(lab: Lab) -> None:
-    lab.device.flush = fail  # type: ignore[method-assign]
+def test_device_that_fails_to_detach_or_to_work(lab: Lab) -> None:
+    lab.device.messages_read = fail  # type: ignore[method-assign]
     lab.device.detach = fail  # type: ignore[method-assign]
     before = open_descriptors()
     for _ in range(2):
@@ -330,4 +330,4 @@ def test_client_and_server_in_one_thread(path: str, poller: Poller) -> None:
         client.region_write(0, 0, b"one", posted=True)
         assert not device.calls.count(("write", 0, 0, b"one"))
         assert client.region_read(0, 0, 3) == b"one"
-        assert device.calls[-1] == ("flush",)
+        assert device.calls[-1] == ("messages_read",)

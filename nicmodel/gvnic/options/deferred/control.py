@@ -37,7 +37,7 @@ class DeferredPlacement(Option):
         queue_bytes: how much of the NIC's memory one queue may use, bytes.
         usecs: how long payload is kept, microseconds.
         poller: the event loop.
-        go_on: has `flush` called in a later turn of the loop.
+        go_on: has `work` called in a later turn of the loop.
         diagnostics: told of what is placed.
     """
 
@@ -58,7 +58,7 @@ class DeferredPlacement(Option):
         self._diagnostics = diagnostics
         self._timer: Timer | None = None
         self._rung: dict[int, None] = {}
-        self._flushes = Budget(poller, 1)
+        self._turns = Budget(poller, 1)
 
     def load(self) -> None:
         """See `Option`."""
@@ -108,9 +108,9 @@ class DeferredPlacement(Option):
         self._rung[queue] = None
         return True
 
-    def flush(self) -> None:
+    def work(self) -> None:
         """Execute the requests that have been posted; what is too much for this turn of the loop waits for the next."""
-        if not self._rung or not self._flushes.spend(self._go_on):
+        if not self._rung or not self._turns.spend(self._go_on):
             return
         share = _BYTES_PER_TURN // len(self._rung)
         for queue in tuple(self._rung):

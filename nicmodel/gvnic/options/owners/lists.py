@@ -61,7 +61,7 @@ def exchange(state: State, queue: int, owner: int) -> None:
 
 
 @inlined
-def _fetch(state: State, queue: int) -> int:
+def _sort_ahead(state: State, queue: int) -> int:
     """Sort the buffers that the driver has posted, as many as the NIC looks ahead.
 
     Returns:
@@ -92,11 +92,11 @@ def _fetch(state: State, queue: int) -> int:
 @compiled
 def sort(state: State, queue: int) -> None:
     """Have the buffers of a queue with several owners sorted; those of nobody are handed back."""
-    identifier = i64(_fetch(state, queue))
+    identifier = i64(_sort_ahead(state, queue))
     while identifier != NOTHING:
         refuse(state, queue, identifier, 0)
         state.vectors[state.rx[queue].vector].pending = 1
-        identifier = i64(_fetch(state, queue))
+        identifier = i64(_sort_ahead(state, queue))
 
 
 @compiled
