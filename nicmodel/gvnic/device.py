@@ -29,7 +29,6 @@ from nicmodel.gvnic.options.deferred.control import DeferredPlacement
 from nicmodel.gvnic.options.flush.control import QueueFlush
 from nicmodel.gvnic.options.option import Option
 from nicmodel.gvnic.options.owners.control import BufferOwners
-from nicmodel.gvnic.options.receive import receive_with_options
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.receive_dqo import receive_dqo
@@ -41,13 +40,13 @@ from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit_dqo import transmit_dqo
 from nicmodel.gvnic.transmit_gqi import transmit_gqi
-from nicmodel.jit.compiled import u64
+from nicmodel.jit.compiled import switch, u64
 from nicmodel.nic import events, nic
 from nicmodel.nic.backlog import Backlog
 from nicmodel.nic.dma import find
 from nicmodel.nic.egress import Egress
 from nicmodel.nic.gather import Gatherer
-from nicmodel.nic.ingress import Ingress
+from nicmodel.nic.ingress import Ingress, Receive
 from nicmodel.nic.lost_memory import survive_lost_memory
 from nicmodel.nic.view import Listeners
 from nicmodel.pci.bars import MemoryBar
@@ -143,8 +142,9 @@ class Nic(nic.Nic):
             budget, usecs = profile.deferred_queue_budget, profile.deferred_usecs
             self.deferred = DeferredPlacement(state, budget, usecs, poller, self.work, diagnostics)
         # A NIC without these options has a receive path without them.
-        optional = profile.deferred_bytes or profile.owners or profile.ddp_flows
-        self._receive_dqo = receive_with_options if optional else receive_dqo
+        self._receive_dqo: Receive[State] = partial(
+            receive_dqo, switch(profile.owners), switch(profile.deferred_bytes), switch(profile.ddp_flows)
+        )
         self.ingress = Ingress(
             state, self._receive_dqo, poller.clock, self.port, self.dma, self.messages, self.interrupts, diagnostics,
             Backlog(state.rx["held"], state.owners["held"]),

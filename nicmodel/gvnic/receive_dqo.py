@@ -1,22 +1,21 @@
 """Receive on the queues of the DQO formats: a buffer ring, a completion ring, header split, coalescing.
 
-The rules of placement are those that Linux checks in drivers/net/ethernet/google/gve/gve_rx_dqo.c.
+The model's own options have their stages where they belong (`nicmodel.gvnic.options`). Each has a switch, and what one
+that is off would do is not compiled: `partial` makes the loop of a NIC of this one.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RXDID
+from nicmodel.gvnic.options.ddp.engine import divert
+from nicmodel.gvnic.options.deferred.payload import FULL, defer, to_keep
+from nicmodel.gvnic.options.owners.lists import count_held, owned, owner_of, reject_owned, turn_back, turn_to_owner
+from nicmodel.gvnic.rings_dqo import describe, descriptor, descriptor_address, fill, look_at, reject
 from nicmodel.gvnic.state import State
-from nicmodel.jit.addresses import load_u16, load_u64, publish_u64, store_u64
-from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
-from nicmodel.nic.dma import READ, WRITE, book, fault, locate, reachable, write
-from nicmodel.nic.messages import COMPLETION, write_later
-from nicmodel.nic.purpose import Purpose
+from nicmodel.jit.compiled import Switch, compiled, i64, inlined, u64
+from nicmodel.nic.dma import fault
 from nicmodel.nic.receive import (
     Batch,
     Packet,
@@ -31,278 +30,106 @@ from nicmodel.nic.receive import (
     take_in,
 )
 from nicmodel.nic.state import Drop, Records, distance
-from nicmodel.packet.checksum import ChecksumError
-from nicmodel.packet.headers import L4
 
 _NONE = int(Drop.NONE)
+_NO_BUFFERS = int(Drop.NO_BUFFERS)
 _DMA_FAULT = int(Drop.DMA_FAULT)
-_PAYLOAD = int(Purpose.PAYLOAD)
-_HEADER = int(Purpose.HEADER)
-_DESCRIPTOR = int(Purpose.DESCRIPTOR)
-_COMPLETION = int(Purpose.COMPLETION)
-_SCTP = int(L4.SCTP)
-_L4_OTHER = int(L4.OTHER)
-_BAD_IP = int(ChecksumError.IP)
-_BAD_L4 = int(ChecksumError.L4)
-
-#: Bytes of a descriptor of the buffer ring.
-BUFFER_SIZE = RX_BUFFER.size
-_BUFFER_ADDRESS = u64(RX_BUFFER.buffer_address.bit // 8)
-_BUFFER_HEADER = u64(RX_BUFFER.header_address.bit // 8)
-_COMPLETION_SIZE = RX_COMPLETION.size
-# Word and shift of each completion field; the generation bit is in word 0, which is stored last.
-_RXDID = RXDID << RX_COMPLETION.rxdid.shift
-_EX_ADD = RX_COMPLETION.ipv6_ex_add.shift
-_RX_ERROR = RX_COMPLETION.rx_error.shift
-_PTYPE = RX_COMPLETION.packet_type.shift
-_LENGTH = RX_COMPLETION.packet_length.shift
-_GENERATION = RX_COMPLETION.generation.shift
-_HEADER_LENGTH = RX_COMPLETION.header_length.shift
-_RSC = RX_COMPLETION.rsc.shift
-_SPLIT = RX_COMPLETION.split_header.shift
-_DONE = 1 << RX_COMPLETION.descriptor_done.shift
-_EOP = RX_COMPLETION.end_of_packet.shift
-_OVERFLOW = RX_COMPLETION.header_buffer_overflow.shift
-_PROCESSED = RX_COMPLETION.l3_l4_processed.shift
-_IP_ERROR = RX_COMPLETION.ip_checksum_error.shift
-_L4_ERROR = RX_COMPLETION.l4_checksum_error.shift
-_TS_VALID = RX_COMPLETION.timestamp_valid.shift
-_BUFFER_ID = RX_COMPLETION.buffer_id.shift
-_RSC_SEGMENT = RX_COMPLETION.rsc_segment_length.shift
-_TIMESTAMP = RX_COMPLETION.timestamp.shift
-
-_U8 = u64(8)
-_U16 = u64(16)
-_U24 = u64(24)
-
-
-class Words(NamedTuple):
-    """What holds for the whole of a packet, in the words of its completions."""
-
-    word0: int
-    word1: int
-    word2: int
-    word3: int
+_NIC_MEMORY_FULL = int(Drop.NIC_MEMORY_FULL)
 
 
 @inlined
-def _ptype(h: Record) -> int:
-    """Index into the packet-type map: ``l3 << 3 | l4``; SCTP's CRC32c is not verified, so no claim is made for it."""
-    l4 = i64(h.l4)
-    if l4 == _SCTP:
-        l4 = _L4_OTHER
-    return i64(h.l3) << 3 | l4
+def _descriptor(owners: Switch, state: State, queue: int, index: int) -> int:
+    """Where in this process the descriptor `index` is: of the ring, or of the list that stands in for it."""
+    if owners is not None and state.rx[queue].owners != 0:
+        return u64(owned(state, queue, index))
+    return u64(descriptor(state, queue, index))
 
 
 @inlined
-def describe(state: State, batch: Batch, headers: Records, packet: Packet) -> Words:
-    """What the completions of a packet with these headers say of all of it."""
-    h = headers[0]
-    word0 = _RXDID | _ptype(h) << _PTYPE | i64(h.ipv6_ex_add) << _EX_ADD
-    word1 = _DONE | i64(state.device[0].timestamps) << _TS_VALID | packet.verified << _PROCESSED
-    if packet.aggregated != 0:
-        word0 |= 1 << _RSC
-        word1 |= packet.aggregated << _RSC_SEGMENT
-    if packet.errors & _BAD_IP:
-        word1 |= 1 << _IP_ERROR
-    if packet.errors & _BAD_L4:
-        word1 |= 1 << _L4_ERROR
-    return Words(word0, word1, packet.hash, i64(u64(batch.now & 0xFFFFFFFF) << u64(_TIMESTAMP)))
-
-
-@compiled
-def _complete_later(
-    state: State, queue: int, address: int, region: int, word0: int, word1: int, word2: int, word3: int
-) -> None:  # fmt: skip
-    """Have a completion written later, after the bytes that are."""
-    words = state.completion
-    words[0], words[1], words[2], words[3] = word0, word1, word2, word3
-    if write_later(state, address, u64(words.ctypes.data), _COMPLETION_SIZE, COMPLETION):
-        book(state, queue, _COMPLETION, region, _COMPLETION_SIZE)
+def _reject(owners: Switch, state: State, queue: int, count: int) -> None:
+    """Hand the next `count` buffers back unused."""
+    if owners is not None and state.rx[queue].owners != 0:
+        reject_owned(state, queue, count, 0)
     else:
-        fault(state, address)
+        reject(state, queue, count, 0)
 
 
 @inlined
-def _complete_buffer(state: State, queue: int, word0: int, word1: int, word2: int, word3: int) -> None:
-    """Write the next completion of a queue: the generation bit is added here, its word stored last."""
-    rx = state.rx[queue]
-    index = i64(rx.completion_index)
-    address = rx.completion_ring + u64(index * _COMPLETION_SIZE)
-    host, region = locate(state, address, _COMPLETION_SIZE, WRITE)
-    if host == 0:
-        fault(state, address)
-    elif state.device[0].unwritten != 0:  # the bytes that it is about may still be among them
-        _complete_later(state, queue, address, region, word0 | i64(rx.generation) << _GENERATION, word1, word2, word3)
-    else:
-        store_u64(host + _U8, u64(word1))
-        store_u64(host + _U16, u64(word2))
-        store_u64(host + _U24, u64(word3))
-        publish_u64(host, u64(word0 | i64(rx.generation) << _GENERATION))
-        book(state, queue, _COMPLETION, region, _COMPLETION_SIZE)
-    index += 1
-    if index == rx.completion_entries:
-        index = 0
-        rx.generation ^= 1
-    rx.completion_index = index
-
-
-@inlined
-def refuse(state: State, queue: int, identifier: int, flags: int) -> None:
-    """Hand a buffer back unused, as a packet with an error of its own, and with `flags` in the second word."""
-    word1 = flags | _DONE | 1 << _EOP | identifier << _BUFFER_ID
-    _complete_buffer(state, queue, _RXDID | 1 << _RX_ERROR, word1, 0, 0)
-
-
-@inlined
-def _descriptor_address(state: State, queue: int, index: int) -> int:
-    return u64(state.rx[queue].buffer_ring + u64(index * BUFFER_SIZE))
-
-
-@inlined
-def descriptor(state: State, queue: int, index: int) -> int:
-    """Where in this process the descriptor `index` of the buffer ring is; 0: out of reach."""
-    host, region = locate(state, _descriptor_address(state, queue, index), BUFFER_SIZE, READ)
-    if host != 0:
-        book(state, queue, _DESCRIPTOR, region, BUFFER_SIZE)
-    return host
-
-
-@compiled
-def reject(state: State, queue: int, count: int, flags: int) -> None:
-    """Hand the next `count` buffers back unused (`refuse`)."""
-    rx = state.rx[queue]
-    for _ in range(count):
-        index = i64(rx.buffer_head)
-        host = u64(descriptor(state, queue, index))
-        if host == 0:
-            return
-        rx.buffer_head = (index + 1) & (rx.buffer_entries - 1)
-        refuse(state, queue, i64(load_u16(host)), flags)
-    state.vectors[rx.vector].pending = 1
-
-
-@inlined
-def look_at(state: State, k: int, host: int, header: int, count: int) -> tuple[bool, int]:
-    """Look at the buffer `k` of a packet, whose descriptor is at `host`, and remember it in ``state.pieces``.
-
-    Returns:
-        Whether `count` bytes can be written to it, and if it is the first `header` bytes to its header buffer; and
-        where that is.
-    """
-    piece = state.pieces[k]
-    piece.address = load_u64(host + _BUFFER_ADDRESS)
-    piece.identifier = load_u16(host)
-    header_address = u64(0)
-    if k == 0 and header > 0:
-        header_address = load_u64(host + _BUFFER_HEADER)
-        if not reachable(state, header_address, header, WRITE):
-            fault(state, header_address)
-            return False, header_address
-    if not reachable(state, piece.address, count, WRITE):
-        fault(state, piece.address)
-        return False, header_address
-    return True, header_address
-
-
-@inlined
-def fill(state: State, batch: Batch, packet: Packet, words: Words, header_address: int, needed: int) -> None:
-    """Write a packet to the `needed` buffers that were looked at, and their completions."""
+def _place(
+    owners: Switch, deferred: Switch, ddp: Switch, state: State, batch: Batch, headers: Records, packet: Packet
+) -> int:  # fmt: skip
+    """Put one packet into the queue's next buffers, of which there are enough; some of it may go elsewhere."""
     queue = packet.queue
     rx = state.rx[queue]
-    size = i64(rx.buffer_size)
-    header = max(packet.header, i64(0))
-    overflow = i64(1 if packet.header < 0 else 0)
-    left = packet.length - header
-    contiguous = packet.contiguous - header
-    number = packet.number
-    position = u64(packet.data.ctypes.data) + u64(packet.offset)
-    if header > 0:
-        write(state, queue, _HEADER, header_address, position, header)
-        rx.split += 1
-    rx.header_overflow += overflow
-    position += u64(header)
-    for k in range(needed):
-        piece = min(size, left - k * size)
-        done = 0
-        while done < piece:
-            if contiguous == 0:
-                position = u64(batch.data.ctypes.data) + u64(batch.frames[number].offset) + u64(packet.payload)
-                contiguous = packet.segment
-                number = i64(batch.outcomes[number].next)
-            count = min(piece - done, contiguous)
-            write(state, queue, _PAYLOAD, state.pieces[k].address + u64(done), position, count)
-            position += u64(count)
-            contiguous -= count
-            done += count
-        first = words.word0 | piece << _LENGTH
-        second = words.word1 | i64(state.pieces[k].identifier) << _BUFFER_ID
-        if k == 0:
-            second |= overflow << _OVERFLOW
-            if header > 0:
-                first |= header << _HEADER_LENGTH | 1 << _SPLIT
-        if k == needed - 1:
-            second |= 1 << _EOP
-        _complete_buffer(state, queue, first, second, words.word2, words.word3)
-    rx.buffer_head = (i64(rx.buffer_head) + needed) & i64(rx.buffer_entries - 1)
-    rx.frames += 1
-    rx.bytes += packet.length
-    state.vectors[rx.vector].pending = 1
-
-
-@inlined
-def _place(state: State, batch: Batch, headers: Records, packet: Packet) -> int:
-    """Put one packet into the queue's next buffers. Enough of them are known to be there."""
-    queue = packet.queue
-    rx = state.rx[queue]
+    words = describe(state, batch, headers, packet)
+    if ddp is not None:
+        packet, words = divert(state, batch, headers, packet, words)
     header = max(packet.header, i64(0))
     left = packet.length - header
-    needed = buffers_needed(rx, header, packet.length)
+    if deferred is not None:
+        kept = i64(to_keep(state, packet, header))
+        if kept == FULL:
+            return _NIC_MEMORY_FULL
+        left -= kept
+    needed = buffers_needed(rx, header, header + left)
     mask = i64(rx.buffer_entries - 1)
     head = i64(rx.buffer_head)
     size = i64(rx.buffer_size)
     header_address = u64(0)
     # First look at all buffers, so that a bad address is found before anything is written.
     for k in range(needed):
-        host = u64(descriptor(state, queue, (head + k) & mask))
+        index = (head + k) & mask
+        host = u64(_descriptor(owners, state, queue, index))
         if host == 0:
-            fault(state, _descriptor_address(state, queue, (head + k) & mask))
+            fault(state, descriptor_address(state, queue, index))
             return _DMA_FAULT
         good, address = look_at(state, k, host, header, min(size, left - k * size))
         if not good:
-            reject(state, queue, k + 1, 0)
+            _reject(owners, state, queue, k + 1)
             return _DMA_FAULT
         if k == 0:
             header_address = address
-    fill(state, batch, packet, describe(state, batch, headers, packet), header_address, needed)
+    if deferred is not None:
+        packet, words = defer(state, batch, packet, words, header, packet.length - header - left)
+    fill(state, batch, packet, words, header_address, needed)
     return _NONE
 
 
 @inlined
-def _deliver(state: State, batch: Batch, number: int, headers: Records, payload: int, flags: int) -> int:
+def _deliver(
+    owners: Switch, deferred: Switch, ddp: Switch, state: State, batch: Batch, number: int, headers: Records,
+    payload: int, flags: int,
+) -> int:  # fmt: skip
     """Take a frame with these headers to its queue, or all that is merged to it; the result is a `Drop`."""
     outcome = batch.outcomes[number]
-    rx = state.rx[outcome.queue]
+    queue = i64(outcome.queue)
+    rx = state.rx[queue]
+    total = i64(headers[0].length)
+    if owners is not None and rx.owners != 0 and not turn_to_owner(state, queue, owner_of(state, outcome)):
+        return _NO_BUFFERS
     head = i64(rx.buffer_head)
     outcome.completion = rx.completion_index
     planned = plan(state, batch, number, headers, payload)
     verdict = i64(room(rx, planned))
     for k in range(planned.packets if verdict == _NONE else i64(0)):
         packet = prepare(state, batch, number, headers, payload, flags, planned, k)
-        verdict = i64(_place(state, batch, headers, packet))
+        verdict = i64(_place(owners, deferred, ddp, state, batch, headers, packet))
         if verdict != _NONE:
             break
     # Each buffer that is used, or handed back, has a completion of its own.
     outcome.completions = distance(head, rx.buffer_head, rx.positions)
+    if owners is not None and rx.owners != 0:
+        turn_back(state, queue, i64(outcome.completions), total if verdict == _NONE else i64(0))
     return verdict
 
 
 @compiled
 def receive_dqo(
+    owners: Switch, deferred: Switch, ddp: Switch,
     state: State, data: npt.NDArray[np.uint8], frames: Records, count: int, now: int, oldest: int, limit: int,
     held_data: npt.NDArray[np.uint8], held_frames: Records, held: npt.NDArray[np.int64], outcomes: Records,
 ) -> int:  # fmt: skip
-    """See `nicmodel.nic.ingress.Receive`."""
+    """See `nicmodel.nic.ingress.Receive`; before its arguments come the options' switches."""
     batch = Batch(data, frames, count, now, oldest, limit, held_data, held_frames, held, outcomes)
     delivered = 0
     for number in range(count + 1):
@@ -317,7 +144,15 @@ def receive_dqo(
             for k in range(unit.times):
                 if k > 0:
                     parse_again(batch, at, headers)
-                verdict = i64(_deliver(state, batch, at, headers, unit.payload, unit.flags))
+                verdict = i64(
+                    _deliver(owners, deferred, ddp, state, batch, at, headers, unit.payload, unit.flags)
+                )  # fmt: skip
+                outcome = batch.outcomes[at]
+                before = i64(0)
+                if owners is not None:
+                    before = i64(state.rx[outcome.queue].held)
                 done, at = settle(state, batch, at, unit.frames, verdict)
                 delivered += done
+                if owners is not None:
+                    count_held(state, outcome, before)
     return delivered

@@ -33,10 +33,20 @@ F = TypeVar("F", bound=Callable[..., object])
 #: One element of an array of records, inside compiled code: its fields are attributes there.
 Record: TypeAlias = Any
 
+#: Whether a compiled function does what not every caller needs: an argument that is True or None. What stands under
+#: ``if argument is not None:`` is not even compiled for None: Numba leaves out branches that this never takes.
+Switch: TypeAlias = bool | None
+
 # Conversions, as compiled code needs them (it turns a sum of signed and unsigned into a float); integers to mypy.
 i64 = cast("Callable[[Any], int]", np.int64)
 u32 = cast("Callable[[Any], int]", np.uint32)
 u64 = cast("Callable[[Any], int]", np.uint64)
+
+
+def switch(on: object) -> Switch:
+    """The argument for something that is on, if this is true, or off."""
+    return True if on else None
+
 
 JIT_DISABLED = bool(config.DISABLE_JIT)
 

@@ -6,12 +6,13 @@ import numpy as np
 
 from nicmodel.gvnic.descriptors import PLACEMENT, RX_DDP
 from nicmodel.gvnic.options.ddp.state import MAX_PLACEMENTS
+from nicmodel.gvnic.rings_dqo import Words
 from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.nic.dma import WRITE, fault, reachable_at_once, write
 from nicmodel.nic.purpose import Purpose
-from nicmodel.nic.receive import Batch, Packet
+from nicmodel.nic.receive import Batch, Packet, shortened
 from nicmodel.nic.state import Records
 from nicmodel.packet.headers import L4
 from nicmodel.packet.nvme_tcp import Order, Part, Sync, Verdict, advance, arrive, ask, find, lose
@@ -39,8 +40,10 @@ _BREAKS = 0x02 | 0x04 | 0x20
 _SEQUENCES = 0xFFFF_FFFF
 
 _RECORD = PLACEMENT.itemsize
-# Bits of what `place_directly` returns, counted from the field `placements`.
+# Bits of what `_place_directly` returns, counted from the field `placements`.
 _FIRST = RX_DDP.placements.bit
+_PLACEMENTS = RX_DDP.placements.shift
+_ANY_PLACEMENTS = RX_DDP.placements.mask
 _DIGEST_GOOD = 1 << RX_DDP.digest_good.bit - _FIRST
 _DIGEST_BAD = 1 << RX_DDP.digest_bad.bit - _FIRST
 _RESYNC = 1 << RX_DDP.resync.bit - _FIRST
@@ -148,7 +151,7 @@ def _count(counts: Record, flow: Record, tracker: Record, placed: int, taken: in
 
 
 @inlined
-def place_directly(state: State, batch: Batch, headers: Records, packet: Packet) -> tuple[int, int, int]:
+def _place_directly(state: State, batch: Batch, headers: Records, packet: Packet) -> tuple[int, int, int]:
     """Take out of a packet what can be placed, and place it; its checksums are right.
 
     If anything was placed, what is left of it, with the records, is in ``state.ddp_rest``.
@@ -256,3 +259,18 @@ def place_directly(state: State, batch: Batch, headers: Records, packet: Packet)
         length = kept + records * _RECORD
         state.rx[packet.queue].bytes += placed_bytes - records * _RECORD
     return result | records, resync, length
+
+
+@inlined
+def divert(
+    state: State, batch: Batch, headers: Records, packet: Packet, words: Words
+) -> tuple[Packet, Words]:  # fmt: skip
+    """Take out of a packet what can be placed: what is left of it, and what its completions say."""
+    deferred = state.rx[packet.queue].deferred
+    if state.device[0].ddp_flows == 0 or deferred != 0 or packet.verified == 0 or packet.errors != 0:
+        return packet, words
+    placed, resync, length = _place_directly(state, batch, headers, packet)
+    words = Words(words.word0, words.word1, words.word2 | placed << _PLACEMENTS, words.word3 | resync)
+    if placed & _ANY_PLACEMENTS != 0:
+        packet = shortened(packet, length, state.ddp_rest, i64(0), length)
+    return packet, words

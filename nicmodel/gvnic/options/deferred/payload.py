@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from nicmodel.gvnic.options.deferred.state import NIC_PAGE
+from nicmodel.gvnic.descriptors import RX_DEFERRED
+from nicmodel.gvnic.options.deferred.state import ELSE_DROP, NIC_PAGE
+from nicmodel.gvnic.rings_dqo import Words
 from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import compiled, i64, inlined, u64
-from nicmodel.nic.receive import Batch, Packet
+from nicmodel.nic.receive import Batch, Packet, shortened
 
 #: `expire` found nothing that is kept.
 NEVER = np.iinfo(np.int64).max
@@ -16,6 +18,41 @@ NEVER = np.iinfo(np.int64).max
 # A handle: the number of the first page, and which payload it is that begins there.
 GENERATION_SHIFT = 16
 PAGE_MASK = (1 << GENERATION_SHIFT) - 1
+
+
+#: `to_keep` has no room, and the packet is to be dropped.
+FULL = -1
+
+_DEFERRED = 1 << RX_DEFERRED.deferred.shift
+_KEPT_LENGTH = RX_DEFERRED.payload_length.shift
+_HANDLE = RX_DEFERRED.handle.shift
+assert RX_DEFERRED.deferred.word == 1 and RX_DEFERRED.payload_length.word == 2 and RX_DEFERRED.handle.word == 3
+
+
+@inlined
+def to_keep(state: State, packet: Packet, header: int) -> int:
+    """How many bytes of a packet, behind its split `header`, stay on the NIC; or `FULL`."""
+    rx = state.rx[packet.queue]
+    count = packet.length - header
+    if rx.deferred == 0 or header == 0 or count <= 0:
+        return i64(0)
+    if has_room(state, packet.queue, count):
+        return i64(count)
+    return i64(FULL if rx.deferred == ELSE_DROP else 0)
+
+
+@inlined
+def defer(
+    state: State, batch: Batch, packet: Packet, words: Words, header: int, count: int
+) -> tuple[Packet, Words]:  # fmt: skip
+    """Keep `count` bytes of a packet (`to_keep`): what is left of it, and what its completion says."""
+    if count == 0:
+        return packet, words
+    handle = i64(keep(state, batch, packet, header, count))
+    state.rx[packet.queue].bytes += count
+    word2, word3 = words.word2 | count << _KEPT_LENGTH, words.word3 | handle << _HANDLE
+    left = shortened(packet, header, packet.data, packet.offset, header)
+    return left, Words(words.word0, words.word1 | _DEFERRED, word2, word3)
 
 
 @compiled

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_BUFFER_OWNER
-from nicmodel.gvnic.receive_dqo import refuse
+from nicmodel.gvnic.rings_dqo import refuse
 from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u8, load_u16, load_u64
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
@@ -40,7 +40,7 @@ def owned(state: State, queue: int, index: int) -> int:
 
 @compiled
 def reject_owned(state: State, queue: int, count: int, flags: int) -> None:
-    """As `nicmodel.gvnic.receive_dqo.reject`, of the list that stands in for the queue's ring."""
+    """As `nicmodel.gvnic.rings_dqo.reject`, of the list that stands in for the queue's ring."""
     rx = state.rx[queue]
     for _ in range(count):
         index = i64(rx.buffer_head)
@@ -120,6 +120,14 @@ def turn_back(state: State, queue: int, used: int, length: int) -> None:
     if length > 0:
         state.owners[queue, owner].packets += 1
         state.owners[queue, owner].bytes += length
+
+
+@inlined
+def count_held(state: State, outcome: Record, before: int) -> None:
+    """A frame is settled whose queue had `before` frames in the backlog: some of its owner's may have joined them."""
+    rx = state.rx[outcome.queue]
+    if rx.owners != 0:
+        state.owners[outcome.queue, owner_of(state, outcome)].held += rx.held - before
 
 
 def posted(state: State, queue: int, ring: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
