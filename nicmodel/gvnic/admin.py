@@ -503,6 +503,14 @@ class AdminQueue:
 
     # What the model's own options need, whose commands are in their folders (`nicmodel.gvnic.options`).
 
+    def require_dqo(self) -> None:
+        """See that the driver has chosen a DQO format.
+
+        Raises:
+            AdminError: it has not.
+        """
+        require(not self.nic.gqi, Status.FAILED_PRECONDITION, "only the DQO formats have this")
+
     def live_rx_queue(self, inner: np.void) -> int:
         """The receive queue that a command of an option is about.
 
@@ -510,7 +518,7 @@ class AdminQueue:
             AdminError: there is no such queue, or it has not a DQO format.
         """
         queue, queues = int(inner["queue_id"]), self._rx
-        require(not self.nic.gqi, Status.FAILED_PRECONDITION, "only the DQO formats have this")
+        self.require_dqo()
         require(queue < len(queues) and bool(queues[queue]["active"]), Status.NOT_FOUND, f"no RX queue {queue}")
         return queue
 

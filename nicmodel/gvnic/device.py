@@ -92,7 +92,6 @@ def _make_state(profile: Profile) -> State:
     device["max_frame"] = profile.max_frame
     device["promiscuous"] = profile.promiscuous
     device["timestamps"] = profile.timestamps
-    device["coalesce"] = profile.coalesce
     return state
 
 
@@ -355,7 +354,12 @@ class Nic(nic.Nic):
     def create_rx(self, queue: int, **fields: int) -> None:
         """Start a receive queue without buffers; `fields` are those of `RX_QUEUE`."""
         padding = GQI_RX_PAD if self.gqi else 0
-        self._fill(self.state.rx[queue : queue + 1], fields["buffer_entries"], {"padding": padding, **fields})
+        coalesce = int(self.profile.coalesce and fields.get("rsc", 0) != 0)
+        self._fill(
+            self.state.rx[queue : queue + 1],
+            fields["buffer_entries"],
+            {"padding": padding, "coalesce": coalesce, **fields},
+        )
         self.rss.spread(int(np.flatnonzero(self.state.rx["active"]).max()) + 1)
 
     def create_tx(self, queue: int, **fields: int) -> None:
@@ -383,7 +387,8 @@ class Nic(nic.Nic):
         self.lives[f"rx{queue}"] += 1
         _clear(self.state.rx[queue : queue + 1])
         for option in self._options:
-            option.end(queue)
+            with self.diagnostics.surviving("end of a queue"):  # the other options' parts of it end, too
+                option.end(queue)
 
     def _drop_tx(self, queue: int) -> None:
         self.lives[f"tx{queue}"] += 1

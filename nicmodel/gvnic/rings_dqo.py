@@ -137,6 +137,7 @@ def refuse(state: State, queue: int, identifier: int, flags: int) -> None:
     """Hand a buffer back unused, as a packet with an error of its own, and with `flags` in the second word."""
     word1 = flags | _DONE | 1 << _EOP | identifier << _BUFFER_ID
     _complete_buffer(state, queue, _RXDID | 1 << _RX_ERROR, word1, 0, 0)
+    state.vectors[state.rx[queue].vector].pending = 1
 
 
 @inlined
@@ -165,7 +166,6 @@ def reject(state: State, queue: int, count: int, flags: int) -> None:
             return
         rx.buffer_head = (index + 1) & (rx.buffer_entries - 1)
         refuse(state, queue, i64(load_u16(host)), flags)
-    state.vectors[rx.vector].pending = 1
 
 
 @inlined

@@ -5,7 +5,7 @@ has one for each of its queue formats (`nicmodel.gvnic.receive_dqo`). A loop cal
 them, so that a loop consists of what is special about it:
 
 1. `take_in`: parse a frame, *admit* it (is it ours, does it fit), *steer* it (flow rule, else RSS), and let it join
-   others of its flow (`join`), on queues with RSC. What is delivered now are the aggregates that it ends
+   others of its flow (`join`), on queues that coalesce. What is delivered now are the aggregates that it ends
    (`next_ended`), and then the frame, unless it has joined one.
 2. `plan`: how many packets that becomes; and whether the queue has the buffers for them (`room`).
 3. `prepare`: each packet, with its checksums verified.
@@ -260,7 +260,7 @@ def take_in(state: State, batch: Batch, number: int) -> tuple[int, int, int]:
     if i64(admit(state, batch, number)) != _NONE:
         return i64(0), i64(0), i64(0)
     h = state.headers[0]
-    if device.coalesce != 0 and state.rx[batch.outcomes[number].queue].rsc != 0 and (h.l4 == _TCP or h.fragment != 0):
+    if state.rx[batch.outcomes[number].queue].coalesce != 0 and (h.l4 == _TCP or h.fragment != 0):
         ended, first, joined = _join(state, batch, number)
         return i64(ended), i64(first), i64(0 if joined else 1)
     return i64(0), i64(0), i64(1)

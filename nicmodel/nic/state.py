@@ -76,8 +76,8 @@ MAX_PACKET = 262143 + 255
 
 #: Fields of the one record in `State.device` that every NIC has. `running`: packets are moved. `mac`: its address, and
 #: whether it is `promiscuous`; `max_frame`: the longest that it takes, bytes. What of `hash_types` (`HashType`) is
-#: hashed, the entries of the RSS table (`lut_size`), and groups of flow rules (`rule_groups`). Whether segments are
-#: merged (`coalesce`), how many `aggregates` are open, whether `trailers` behind IP packets are kept. `mapped_only`:
+#: hashed, the entries of the RSS table (`lut_size`), and groups of flow rules (`rule_groups`). How many `aggregates`
+#: are open, whether `trailers` behind IP packets are kept. `mapped_only`:
 #: memory without a descriptor is out of the packet path's reach. `region` and `region_before` are the regions of memory
 #: that were used last; `remote`: there is memory without a descriptor. What is `unwritten` there and what is `wanted`
 #: from there, in number and bytes (`nicmodel.nic.messages`); DMA `faults`, and where the last one was.
@@ -89,7 +89,6 @@ DEVICE_FIELDS = (
     ("hash_types", "<i4"),
     ("lut_size", "<i4"),
     ("rule_groups", "<i4"),
-    ("coalesce", "<i4"),
     ("aggregates", "<i4"),
     ("trailers", "<i4"),
     ("mapped_only", "<i4"),
@@ -112,8 +111,8 @@ TX_COUNTERS = ("packets", "bytes", "segments")
 #: Fields of a receive queue that every NIC has: which `vector` tells of it; the ring of buffers that the driver posts,
 #: from `buffer_head` on up to `buffer_tail`, each of `buffer_size` bytes. There are `positions` between which head and
 #: tail run (`distance`): as many as the ring has entries, or as its counts can be. `header_size`: bytes of a header
-#: buffer; 0: headers are not split. `padding`: bytes before each packet. `rsc`: segments may be merged. `held`: frames
-#: in the backlog.
+#: buffer; 0: headers are not split. `padding`: bytes before each packet. `rsc`: the driver takes segments that
+#: are merged; `coalesce`: the NIC merges some itself. `held`: frames in the backlog.
 RX_FIELDS = (
     ("active", "<i4"),
     ("vector", "<i4"),
@@ -125,6 +124,7 @@ RX_FIELDS = (
     ("header_size", "<i4"),
     ("padding", "<i4"),
     ("rsc", "<i4"),
+    ("coalesce", "<i4"),
     ("held", "<i4"),
     *((name, "<i8") for name in RX_COUNTERS),
 )

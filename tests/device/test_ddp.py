@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
-from nicmodel.gvnic.commands import CONFIGURE_DDP, DDP_PIECE, DdpDigest, DdpOperation, Inner, OptionId, Status
+from nicmodel.gvnic.commands import (
+    CONFIGURE_DDP,
+    DDP_PIECE,
+    DdpDigest,
+    DdpOperation,
+    Inner,
+    OptionId,
+    QueueFormat,
+    Status,
+)
 from nicmodel.gvnic.options.ddp.state import MAX_DDP_PIECES
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.testing.adminq import AdminError
@@ -594,6 +603,13 @@ def configure(lab: Loopback, operation: int, **fields: Any) -> Status | int:
     except AdminError as error:
         return error.status
     return Status.PASSED
+
+
+def test_a_gqi_format_has_no_direct_placement(make_lab: Callable[..., Loopback]) -> None:
+    lab = make_lab(ddp_flows=4, formats=(QueueFormat.GQI_RDA,))
+    lab.driver.probe()
+    lab.driver.open(rx_queues=1, tx_queues=1)
+    assert configure(lab, DdpOperation.ADD_FLOW4) == Status.FAILED_PRECONDITION
 
 
 def test_bad_settings(ddp: Loopback) -> None:

@@ -125,6 +125,18 @@ def test_a_queue_without_buffers_and_one_out_of_reach(lab: Loopback, hbm: GuestM
     assert (hbm.bytes == CANARY).all() and lab.nic.state.rx[1]["held"] == 1
 
 
+def test_a_flush_of_nothing_raises_no_interrupt(lab: Loopback) -> None:
+    """An interrupt without completions wakes the driver for nothing."""
+    flush(lab, 1)
+    vector = lab.nic.state.vectors[lab.nic.state.rx[1]["vector"]]
+    lab.run()
+    vector["pending"], fires = 0, int(vector["fires"])
+    flush(lab, 1)
+    assert vector["pending"] == 0
+    lab.run()
+    assert vector["fires"] == fires
+
+
 def test_a_driver_that_does_not_know_the_bit_sees_errors(lab: Loopback, hbm: GuestMemory) -> None:
     """Linux passes such buffers by and posts them again (gve_rx_dqo.c: gve_rx_dqo, rx_error)."""
     queue = lab.driver.rx[1]

@@ -158,6 +158,7 @@ def test_aggregated_and_coalesced(make_bench: Callable[..., Bench]) -> None:
     segments = [tcp(pattern(1448, k), seq=1 + 1448 * k, flags="A", dport=PORTS[1]) for k in range(4)]
     bench.lab.wire.inject(*segments)
     packets = bench.take()
+    assert bench.lab.nic.state.rx[1]["coalesced"] == 0 and len(packets) == 6
     assert [packet.payload for packet in packets[:2]] == [pattern(30_000, 2), pattern(30_000, 1)]
     assert bench.memories_of(packets) == [{"gpu1"}, *[{"gpu0"}] * (len(packets) - 1)]
     assert b"".join(packet.payload for packet in packets[2:]) == b"".join(pattern(1448, k) for k in range(4))

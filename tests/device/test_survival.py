@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nicmodel.gvnic.options.option import Option
 from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic.state import Drop
@@ -51,6 +52,18 @@ def works(lab: Loopback) -> bool:
     lab.driver.send(0, tcp(8))
     lab.run()
     return [packet.frame for packet in lab.driver.poll_all()] == [tcp(7)] and tcp(8) in lab.wire.take()
+
+
+def test_an_end_that_fails_is_that_of_one_option(lab: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    """*Steps*: an option fails at the end of a queue. *Verify*: the others are told of it all the same."""
+    first, *others = lab.nic._options
+    told: list[tuple[Option, int]] = []
+    monkeypatch.setattr(first, "end", broken)
+    for option in others:
+        monkeypatch.setattr(option, "end", lambda queue, option=option: told.append((option, queue)))
+    lab.nic.reset()
+    assert others and told == [(option, queue) for queue in range(2) for option in others]
+    assert failures(lab) == {"end_of_a_queue": 2}
 
 
 def test_receive(lab: Loopback) -> None:
@@ -166,7 +179,7 @@ def test_reset(lab: Loopback, monkeypatch: pytest.MonkeyPatch, step: str, how: s
             lab.driver.disconnect()
     lab.run()
     monkeypatch.undo()
-    assert failures(lab)["reset"] >= 1
+    assert failures(lab)["end_of_a_queue" if name == "end" else "reset"] >= 1
     state = lab.nic.state
     assert not state.rx["active"].any() and not state.tx["active"].any() and not state.vectors["enabled"].any()
     assert not lab.nic.configured and not state.device["running"][0]

@@ -29,6 +29,7 @@ class Ddp(Option):
         return {Inner.CONFIGURE_DDP: lambda inner: self._configure(admin, inner)}
 
     def _configure(self, admin: AdminQueue, inner: np.void) -> None:
+        admin.require_dqo()
         operation = int(inner["operation"])
         flow, command, sequence = int(inner["flow"]), int(inner["command"]), int(inner["sequence"])
         if operation in (DdpOperation.ADD_FLOW4, DdpOperation.ADD_FLOW6):

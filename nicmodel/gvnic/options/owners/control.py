@@ -43,3 +43,4 @@ class BufferOwners(Option):
         lists = self._state.owners[queue]
         lists[SETTINGS[lists.dtype]] = 0
         rx["owners"], rx["lookahead"] = owners, profile.owner_lookahead
+        rx["coalesce"] = 0  # segments would be merged by what the ring has, not by what their owners have

@@ -46,7 +46,6 @@ def reject_owned(state: State, queue: int, count: int, flags: int) -> None:
         index = i64(rx.buffer_head)
         rx.buffer_head = (index + 1) & (rx.buffer_entries - 1)
         refuse(state, queue, i64(load_u16(u64(owned(state, queue, index)))), flags)
-    state.vectors[rx.vector].pending = 1
 
 
 @compiled
@@ -95,7 +94,6 @@ def sort(state: State, queue: int) -> None:
     identifier = i64(_sort_ahead(state, queue))
     while identifier != NOTHING:
         refuse(state, queue, identifier, 0)
-        state.vectors[state.rx[queue].vector].pending = 1
         identifier = i64(_sort_ahead(state, queue))
 
 
