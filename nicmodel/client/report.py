@@ -68,9 +68,9 @@ def show(snapshots: Sequence[Mapping[str, Any]]) -> None:
             console.print(ledger_table(ledger, title=f"DMA of {nic['name']}", width=console.width))
         if nic["dma_faults"]:
             console.print(f"DMA faults: {nic['dma_faults']}")
-        if placed := {name: count for name, count in nic["ddp"].items() if count}:
+        if placed := {name: count for name, count in nic.get("ddp", {}).items() if count}:
             console.print(f"direct data placement: {named(placed)}")
-        for rule in nic["rules"]:
+        for rule in nic.get("rules", ()):
             console.print(
                 f"rule {rule['location']}: {rule['flow_type']} to queue {rule['queue']}, {rule['hits']:,} hits"
             )

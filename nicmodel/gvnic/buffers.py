@@ -29,9 +29,11 @@ class Buffers:
         self._queues = nic.state.rx.copy()
         self._rings = self._read_rings()
 
-    def used(self, queue: Numbers, index: Numbers, is_first: npt.NDArray[np.bool_]) -> Pieces:
+    def used(self, queue: Numbers, first: Numbers, later: Numbers) -> Pieces:
         """See `nicmodel.nic.view.Buffers`."""
         queues = self._queues
+        completion_entries = np.maximum(queues["completion_entries"][queue].astype(np.int64), 1)
+        index = (first + later) % completion_entries
         size = GQI_RX_DESCRIPTOR.itemsize if self._gqi else RX_COMPLETION.size
         addresses = queues["completion_ring"][queue] + (index * size).astype(np.uint64)
         raw, _, _ = peek_many(self._nic.state.memory_map, addresses, np.full(len(queue), size))
@@ -41,8 +43,7 @@ class Buffers:
         # then the rings have them by their identifiers.
         slot = index
         if not self._gqi:
-            entries = np.maximum(queues["completion_entries"][queue].astype(np.int64), 1)
-            used = (index - queues["completion_index"][queue]) % entries
+            used = (index - queues["completion_index"][queue]) % completion_entries
             slot = (queues["buffer_head"][queue] + used) % np.maximum(queues["buffer_entries"][queue], 1)
             identifiers = _field(completions.view("<u8"), RX_COMPLETION.buffer_id)
             slot = np.where(queues["owners"][queue] > 0, identifiers, slot)
@@ -50,7 +51,7 @@ class Buffers:
         for number in np.unique(queue).tolist():
             chosen = queue == number
             buffers[chosen] = self._rings[number][slot[chosen]]
-        return self._read_gqi(completions, queue, buffers, is_first) if self._gqi else _read_dqo(completions, buffers)
+        return self._read_gqi(completions, queue, buffers, later == 0) if self._gqi else _read_dqo(completions, buffers)
 
     def _read_gqi(
         self, completions: Bytes, queue: Numbers, buffers: Bytes, is_first: npt.NDArray[np.bool_]

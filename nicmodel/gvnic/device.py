@@ -10,7 +10,6 @@ and go, reset, and the queues that the driver sets up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -35,27 +34,24 @@ from nicmodel.gvnic.receive_dqo import receive_dqo
 from nicmodel.gvnic.receive_gqi import receive_gqi
 from nicmodel.gvnic.register_file import RegisterFile
 from nicmodel.gvnic.registers import Bar, DeviceStatus
-from nicmodel.gvnic.state import SETTINGS, State, make_state
+from nicmodel.gvnic.state import State, make_state
 from nicmodel.gvnic.statistics import Statistics
 from nicmodel.gvnic.steering import FlowRules, Rss
 from nicmodel.gvnic.transmit_dqo import transmit_dqo
 from nicmodel.gvnic.transmit_gqi import transmit_gqi
-from nicmodel.jit.compiled import switch, u64
+from nicmodel.jit.compiled import switch
 from nicmodel.nic import events, nic
 from nicmodel.nic.backlog import Backlog
-from nicmodel.nic.dma import find
 from nicmodel.nic.egress import Egress
 from nicmodel.nic.gather import Gatherer
 from nicmodel.nic.ingress import Ingress, Receive
-from nicmodel.nic.lost_memory import survive_lost_memory
+from nicmodel.nic.state import RX_COUNTERS, TX_COUNTERS
 from nicmodel.nic.view import Listeners
 from nicmodel.pci.bars import MemoryBar
 from nicmodel.pci.capabilities import Express, Msix, PowerManagement
 from nicmodel.pci.config import ConfigSpace
 from nicmodel.pci.msix import MsixTable
 from nicmodel.vfio_user.poll import EventLoop
-from nicmodel.vfio_user.protocol import PciIrq, PciRegion
-from nicmodel.vfio_user.windows import WINDOWS
 from nicmodel.wire.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -66,12 +62,6 @@ _BARS: dict[int, MemoryBar] = {
     Bar.MSIX: MemoryBar(0x1000),
     Bar.DOORBELLS: MemoryBar(r.DOORBELLS_SIZE),
 }
-
-
-def _clear(queue: np.ndarray) -> None:
-    """Reset a queue's record, except for its counters."""
-    queue[SETTINGS[queue.dtype]] = 0
-    queue["positions"] = 1
 
 
 def _make_state(profile: Profile) -> State:
@@ -116,7 +106,7 @@ class Nic(nic.Nic):
 
     def __init__(self, profile: Profile, wire: Wire, poller: EventLoop, *, name: str = "nic") -> None:
         self.queue_format = QueueFormat.UNSPECIFIED
-        self._msix = MsixTable(profile.vectors, Bar.MSIX, table=0, pba=0x800)
+        msix = MsixTable(profile.vectors, Bar.MSIX, table=0, pba=0x800)
         config = ConfigSpace(
             vendor=r.VENDOR_GOOGLE,
             device=r.DEVICE_GVNIC,
@@ -124,12 +114,12 @@ class Nic(nic.Nic):
             class_code=r.CLASS_ETHERNET,
             revision=profile.revision,
             bars=_BARS,
-            capabilities=(PowerManagement(), Msix(self._msix), Express()),
+            capabilities=(PowerManagement(), Msix(msix), Express()),
             on_reset=self.reset,
         )
         state = _make_state(profile)
         error = 1 << RX_COMPLETION.rx_error.shift
-        super().__init__(name, profile, state, config, _BARS, wire, poller, error=error)
+        super().__init__(name, profile, state, config, _BARS, msix, wire, poller, error=error)
         diagnostics = self.diagnostics
         self.rss = Rss(state)
         self.rules = FlowRules(state)
@@ -159,7 +149,7 @@ class Nic(nic.Nic):
         self._options = self._make_options()
         self.admin = AdminQueue(self, self._options)
         self.registers = RegisterFile(name, profile.queues, self.admin, self.work, self.deconfigure)
-        self._load_packet_path()
+        self.load()
 
     def _make_options(self) -> tuple[Option, ...]:
         """The options of the model's own that this NIC has."""
@@ -175,16 +165,11 @@ class Nic(nic.Nic):
             options.append(self.ddp)
         return tuple(options)
 
-    def _load_packet_path(self) -> None:
-        """Run the compiled functions once on nothing: compiled at the first start ever, loaded from the cache later.
-
-        A client waits only seconds for an answer, so this must not happen when the first frame comes.
-        """
-        survive_lost_memory(WINDOWS.words)
-        find(*self.state.memory_map, u64(0))
+    def load(self) -> None:
+        """Run the compiled functions once on nothing."""
+        super().load()
         self.ingress.load(self._receive_dqo, receive_gqi)
         self.egress.load(transmit_dqo, transmit_gqi)
-        self.interrupts.load()
         self.rules.reset()
         for option in self._options:
             option.load()
@@ -203,21 +188,16 @@ class Nic(nic.Nic):
 
     # Registers and doorbells.
 
-    def region_read(self, region: int, offset: int, count: int) -> bytes:
-        """Read a BAR or the configuration space."""
-        try:
-            if self.bus is not None and (answer := self.bus.read(region, offset, count)) is not None:
-                return answer
-            if region == PciRegion.CONFIG:
-                return self.config.read(offset, count)
-            if region == Bar.REGISTERS:
-                return self.registers.read(offset, count)
-            if region == Bar.MSIX and self.link is not None:
-                return self._msix.read(offset, bytes(count), self.link.irqs[PciIrq.MSIX].pending)
-            return bytes(count)
-        except Exception as error:
-            self.diagnostics.fail("register read", error)
-            return b"\xff" * count  # as when nobody answers on a bus
+    def read_registers(self, region: int, offset: int, count: int) -> bytes:
+        """See `nicmodel.nic.nic.Nic`; doorbells cannot be read."""
+        return self.registers.read(offset, count) if region == Bar.REGISTERS else bytes(count)
+
+    def write_registers(self, region: int, offset: int, data: bytes | memoryview) -> None:
+        """See `nicmodel.nic.nic.Nic`."""
+        if region == Bar.DOORBELLS:
+            self.doorbells.write(offset, data)
+        elif region == Bar.REGISTERS:
+            self.registers.write(offset, data)
 
     def region_read_early(self, region: int, offset: int, count: int) -> bytes | None:
         """What drivers poll while they wait for an admin command: to them it just takes longer."""
@@ -225,34 +205,14 @@ class Nic(nic.Nic):
             return self.region_read(region, offset, count)
         return None
 
-    def region_write(self, region: int, offset: int, data: bytes | memoryview) -> None:
-        """Write a BAR or the configuration space."""
-        try:
-            if self.diagnostics.observers:
-                self.diagnostics.tell(events.Write(region, offset, data))
-            if self.bus is not None and not self.bus.write(region, offset, bytes(data)):
-                return
-            if region == Bar.DOORBELLS:
-                self.doorbells.write(offset, data)
-            elif region == PciRegion.CONFIG:
-                self.config.write(offset, data)
-                self._update_running()
-            elif region == Bar.REGISTERS:
-                self.registers.write(offset, data)
-        except Exception as error:
-            self.diagnostics.fail("register write", error)
-
     def work(self) -> None:
         """Do what doorbells have noted."""
-        if not self.state.device["running"][0]:
-            return
-        self.ingress.work()
-        self.egress.work()
-        if self.deferred is not None:
+        super().work()
+        if self.deferred is not None and self.state.device["running"][0]:
             with self.diagnostics.surviving("placement"):
                 self.deferred.work()
                 self.dma.lost()
-        self.interrupts.fire_soon()
+            self.interrupts.fire_soon()
 
     # What it shows (`nicmodel.nic.view.View`).
 
@@ -282,13 +242,12 @@ class Nic(nic.Nic):
 
     # Life of the device: reset, running, configured.
 
-    def reset(self) -> None:
-        """Function level reset, DEVICE_RESET, or the client's end: back to power-on state."""
-        with self.diagnostics.surviving("reset"):
-            if self.diagnostics.observers:
-                self.diagnostics.tell(events.Resetting())
+    def let_go(self) -> None:
+        """See `nicmodel.nic.nic.Nic`."""
         self.registers.release()
-        self.config.reset()
+
+    def reset_registers(self) -> None:
+        """See `nicmodel.nic.nic.Nic`."""
         self.registers.reset()
 
     def request_reset(self) -> None:
@@ -327,27 +286,12 @@ class Nic(nic.Nic):
         self.ingress.receive = receive_gqi if gqi else self._receive_dqo
         self.egress.transmit = transmit_gqi if gqi else transmit_dqo
         self.interrupts.configure(blocks, base)
-        self._update_running()
+        self.update_running()
 
     def deconfigure(self) -> None:
         """Take back all that `configure` and the commands after it have set up."""
-        self.lives["device"] += 1
-        steps: tuple[Callable[[], None], ...] = (
-            *(partial(self._drop_tx, queue) for queue in np.flatnonzero(self.state.tx["active"]).tolist()),
-            *(partial(self._drop_rx, queue) for queue in np.flatnonzero(self.state.rx["active"]).tolist()),
-            self.ingress.retry,
-            self.statistics.detach,
-            self.pages.clear,
-            self.rules.reset,
-            *(option.reset for option in self._options),
-            self.rss.reset,
-            self.interrupts.cancel,
-        )
-        for step in steps:
-            with self.diagnostics.surviving("reset"):  # the rest has to be done: the memory is the driver's again
-                step()
-        self.interrupts.reset()
-        self._update_running()
+        options = (option.reset for option in self._options)
+        self.take_back(self.statistics.detach, self.pages.clear, self.rules.reset, *options, self.rss.reset)
 
     # Queues.
 
@@ -355,47 +299,33 @@ class Nic(nic.Nic):
         """Start a receive queue without buffers; `fields` are those of `RX_QUEUE`."""
         padding = GQI_RX_PAD if self.gqi else 0
         coalesce = int(self.profile.coalesce and fields.get("rsc", 0) != 0)
-        self._fill(
-            self.state.rx[queue : queue + 1],
-            fields["buffer_entries"],
-            {"padding": padding, "coalesce": coalesce, **fields},
-        )
+        record = {"padding": padding, "coalesce": coalesce, **self._laps(fields["buffer_entries"]), **fields}
+        self.start_queue(self.state.rx[queue : queue + 1], RX_COUNTERS, **record)
         self.rss.spread(int(np.flatnonzero(self.state.rx["active"]).max()) + 1)
 
     def create_tx(self, queue: int, **fields: int) -> None:
         """Start a transmit queue; `fields` are those of `TX_QUEUE`."""
-        self._fill(self.state.tx[queue : queue + 1], fields["entries"], fields)
+        self.start_queue(self.state.tx[queue : queue + 1], TX_COUNTERS, **self._laps(fields["entries"]), **fields)
 
-    def _fill(self, record: np.ndarray, entries: int, fields: dict[str, int]) -> None:
-        _clear(record)
-        record["positions"] = 1 << 32 if self.gqi else entries
-        for name, value in fields.items():
-            record[name] = value
-        record["generation"] = 1
-        record["active"] = 1
+    def _laps(self, entries: int) -> dict[str, int]:
+        """How a new ring is gone round: by index or, GQI, by a count that runs freely; the first generation is 1."""
+        return {"positions": 1 << 32 if self.gqi else entries, "generation": 1}
 
     def destroy_rx(self, queue: int) -> None:
         """Stop a receive queue; the device does not touch its memory again."""
-        self._drop_rx(queue)
+        self.drop_rx(queue)
         self.ingress.retry()
 
     def destroy_tx(self, queue: int) -> None:
         """Stop a transmit queue; what was posted and not taken is forgotten."""
-        self._drop_tx(queue)
+        self.drop_tx(queue)
 
-    def _drop_rx(self, queue: int) -> None:
-        self.lives[f"rx{queue}"] += 1
-        _clear(self.state.rx[queue : queue + 1])
+    def drop_rx(self, queue: int) -> None:
+        """See `nicmodel.nic.nic.Nic`; the options' parts of the queue end, too."""
+        super().drop_rx(queue)
         for option in self._options:
             with self.diagnostics.surviving("end of a queue"):  # the other options' parts of it end, too
                 option.end(queue)
-
-    def _drop_tx(self, queue: int) -> None:
-        self.lives[f"tx{queue}"] += 1
-        _clear(self.state.tx[queue : queue + 1])
-        self.egress.forget(queue)
-        # What was read for a packet that waits for the wire is not the next life's, whatever its address.
-        self.messages.forget()
 
     # Link.
 

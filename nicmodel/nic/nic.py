@@ -8,29 +8,35 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
+from nicmodel.jit.compiled import u64
+from nicmodel.nic import events
 from nicmodel.nic.diagnostics import Diagnostics
+from nicmodel.nic.dma import find
 from nicmodel.nic.dma_engine import DmaEngine
 from nicmodel.nic.egress import Egress
 from nicmodel.nic.gather import Gatherer
 from nicmodel.nic.ingress import Ingress
 from nicmodel.nic.interrupts import Interrupts
+from nicmodel.nic.lost_memory import survive_lost_memory
 from nicmodel.nic.messages import Messages
 from nicmodel.nic.port import Port
 from nicmodel.nic.seams import Bus
-from nicmodel.nic.state import State
+from nicmodel.nic.state import RX_COUNTERS, TX_COUNTERS, Records, State, clear
 from nicmodel.nic.view import Buffers, Decoder, Listeners, Offer
 from nicmodel.pci.bars import MemoryBar
 from nicmodel.pci.config import SIZE as CONFIG_SIZE
 from nicmodel.pci.config import Command, ConfigSpace
+from nicmodel.pci.msix import MsixTable
 from nicmodel.vfio_user.device import ClientLink, Device, RegionInfo
 from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.vfio_user.protocol import PciIrq, PciRegion
+from nicmodel.vfio_user.windows import WINDOWS
 from nicmodel.wire.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -45,6 +51,7 @@ class Nic(Device, ABC):
         state: what receive and transmit work on.
         config: its configuration space.
         bars: its BARs, by number.
+        msix: where in them the MSI-X table is.
         wire: where its frames go; started by `start`.
         poller: the event loop, whose clock is also the NIC's.
         error: see `Messages`.
@@ -77,6 +84,7 @@ class Nic(Device, ABC):
         state: State,
         config: ConfigSpace,
         bars: Mapping[int, MemoryBar],
+        msix: MsixTable,
         wire: Wire,
         poller: EventLoop,
         *,
@@ -99,6 +107,7 @@ class Nic(Device, ABC):
         self.regions[PciRegion.CONFIG] = RegionInfo(CONFIG_SIZE)
         self.irq_counts = list(Device.irq_counts)
         self.irq_counts[PciIrq.MSIX] = profile.vectors
+        self._msix = msix
         self.diagnostics = Diagnostics(name)
         self.port = Port(wire)
         self.dma = DmaEngine(state)
@@ -132,6 +141,67 @@ class Nic(Device, ABC):
         self.interrupts.cancel()
         if self.gatherer is not None:
             self.gatherer.stop()
+
+    def load(self) -> None:
+        """Run the core's compiled functions once on nothing: compiled at the first start ever, loaded later.
+
+        A client waits only seconds for an answer, so this must not happen when the first frame comes. The personality
+        calls it, and has its loops loaded besides.
+        """
+        survive_lost_memory(WINDOWS.words)
+        find(*self.state.memory_map, u64(0))
+        self.interrupts.load()
+
+    # Registers and doorbells.
+
+    def region_read(self, region: int, offset: int, count: int) -> bytes:
+        """Read a BAR or the configuration space."""
+        try:
+            if self.bus is not None and (answer := self.bus.read(region, offset, count)) is not None:
+                return answer
+            if region == PciRegion.CONFIG:
+                return self.config.read(offset, count)
+            registers = self.read_registers(region, offset, count)
+            if region == self._msix.bar and self.link is not None:
+                return self._msix.read(offset, registers, self.link.irqs[PciIrq.MSIX].pending)
+            return registers
+        except Exception as error:
+            self.diagnostics.fail("register read", error)
+            return b"\xff" * count  # as when nobody answers on a bus
+
+    def region_write(self, region: int, offset: int, data: bytes | memoryview) -> None:
+        """Write a BAR or the configuration space."""
+        try:
+            if self.diagnostics.observers:
+                self.diagnostics.tell(events.Write(region, offset, data))
+            if self.bus is not None and not self.bus.write(region, offset, bytes(data)):
+                return
+            if region == PciRegion.CONFIG:
+                self.config.write(offset, data)
+                self.update_running()
+            else:
+                self.write_registers(region, offset, data)
+        except Exception as error:
+            self.diagnostics.fail("register write", error)
+
+    def messages_read(self) -> None:
+        """All messages that had arrived together are read: do what they asked for."""
+        self.work()
+
+    def work(self) -> None:
+        """Do what doorbells have noted."""
+        if self.state.device["running"][0]:
+            self.ingress.work()
+            self.egress.work()
+            self.interrupts.fire_soon()
+
+    @abstractmethod
+    def read_registers(self, region: int, offset: int, count: int) -> bytes:
+        """What the driver reads in a BAR, but for the MSI-X table."""
+
+    @abstractmethod
+    def write_registers(self, region: int, offset: int, data: bytes | memoryview) -> None:
+        """The driver writes to a BAR."""
 
     # The client and its memory.
 
@@ -169,10 +239,6 @@ class Nic(Device, ABC):
         if self.link is link:
             self.reset()
 
-    def messages_read(self) -> None:
-        """All messages that had arrived together are read: do what they asked for."""
-        self.work()
-
     def before_unmap(self, start: int, size: int) -> None:
         """Nothing is under way between two calls into the device, so there is nothing to stop."""
 
@@ -183,14 +249,70 @@ class Nic(Device, ABC):
         """Whether the driver has set vectors up, so that there can be queues."""
         return self.interrupts.count > 0
 
-    def _update_running(self) -> None:
+    def update_running(self) -> None:
+        """The driver has set something up, or taken it back: decide whether packets are moved."""
         running = self.configured and bool(self.config.command & Command.BUS_MASTER)
         self.state.device["running"] = running and not self.halted
+
+    def reset(self) -> None:
+        """Function level reset, DEVICE_RESET, or the client's end: back to power-on state."""
+        with self.diagnostics.surviving("reset"):
+            if self.diagnostics.observers:
+                self.diagnostics.tell(events.Resetting())
+        self.let_go()
+        self.config.reset()
+        self.reset_registers()
+
+    @abstractmethod
+    def let_go(self) -> None:
+        """All DMA and all interrupts end before this returns, and nothing is left of what the driver has set up."""
+
+    @abstractmethod
+    def reset_registers(self) -> None:
+        """Registers as after power-on; what they had brought about has been ended by `let_go`."""
+
+    def take_back(self, *steps: Callable[[], None]) -> None:
+        """Take back queues, what else the driver has set up, by these `steps`, and vectors."""
+        self.lives["device"] += 1
+        every: tuple[Callable[[], None], ...] = (
+            *(partial(self.drop_tx, queue) for queue in np.flatnonzero(self.state.tx["active"]).tolist()),
+            *(partial(self.drop_rx, queue) for queue in np.flatnonzero(self.state.rx["active"]).tolist()),
+            self.ingress.retry,
+            *steps,
+            self.interrupts.cancel,
+        )
+        for step in every:
+            with self.diagnostics.surviving("reset"):  # the rest has to be done: the memory is the driver's again
+                step()
+        self.interrupts.reset()
+        self.update_running()
+
+    # Queues.
+
+    def start_queue(self, queue: Records, counters: tuple[str, ...], **fields: int) -> None:
+        """Start a queue, whose record, shape (1,), has these `fields`, and others 0; what it has counted stays."""
+        clear(queue, counters)
+        for name, value in fields.items():
+            queue[name] = value
+        queue["active"] = 1
+
+    def drop_rx(self, queue: int) -> None:
+        """Stop a receive queue; the device does not touch its memory again. Frames that wait for it are still there."""
+        self.lives[f"rx{queue}"] += 1
+        clear(self.state.rx[queue : queue + 1], RX_COUNTERS)
+
+    def drop_tx(self, queue: int) -> None:
+        """Stop a transmit queue; what was posted and not taken is forgotten."""
+        self.lives[f"tx{queue}"] += 1
+        clear(self.state.tx[queue : queue + 1], TX_COUNTERS)
+        self.egress.forget(queue)
+        # What was read for a packet that waits for the wire is not the next life's, whatever its address.
+        self.messages.forget()
 
     def halt(self, halted: bool) -> None:
         """Stop the device, which then moves no packet, or let it go on with what it was told meanwhile."""
         self.halted = halted
-        self._update_running()
+        self.update_running()
         self.interrupts.halt(halted)
         if not halted and self.link is not None:
             self.interrupts.notify()  # the status may have changed meanwhile
@@ -223,10 +345,6 @@ class Nic(Device, ABC):
         """Tell the driver if frames pass, and did not before, or the other way round."""
 
     # What the personality does and tells.
-
-    @abstractmethod
-    def work(self) -> None:
-        """Do what doorbells have noted."""
 
     @abstractmethod
     def request_reset(self) -> None:

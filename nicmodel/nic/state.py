@@ -270,6 +270,12 @@ def core_arrays(
     }
 
 
+def clear(queue: Records, counters: tuple[str, ...]) -> None:
+    """Reset a queue's record, shape (1,), as if there were no queue, except for its counters."""
+    queue[[name for name in queue.dtype.names or () if name not in counters]] = 0
+    queue["positions"] = 1
+
+
 @inlined
 def distance(first: int, last: int, positions: int) -> int:
     """How far it is from a queue's position `first` on to `last`, of so many positions.

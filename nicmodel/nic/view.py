@@ -88,13 +88,13 @@ class Pieces:
 class Buffers(Protocol):
     """The buffers that a NIC has had at some moment."""
 
-    def used(self, queue: Numbers, index: Numbers, is_first: npt.NDArray[np.bool_]) -> Pieces:
+    def used(self, queue: Numbers, first: Numbers, later: Numbers) -> Pieces:
         """What became of them since.
 
         Args:
             queue: receive queue of each completion, shape (n,).
-            index: its place in the ring, shape (n,).
-            is_first: whether it is the first of its frame, shape (n,).
+            first: place in the ring of its frame's first completion, shape (n,).
+            later: how many places behind that it is; rings end, and go on at 0. Shape (n,).
         """
 
 

@@ -255,7 +255,6 @@ class _Part:
 
     def __init__(self, nic: View, batch: Batch) -> None:
         state = nic.state
-        queues = state.rx.copy()
         fires = state.vectors["fires"].copy()
         had = nic.buffers()
         self.batch = batch
@@ -263,10 +262,10 @@ class _Part:
         self.kinds = nic.dma.kinds
         self.table_size = int(state.device["lut_size"][0])
         self.vector_base = nic.interrupts.first
-        self.blocks = queues["vector"]
+        self.blocks = state.rx["vector"].copy()
         self.vectors: Records = state.vectors.copy()
         self.fired = self.vectors["fires"] != fires
-        self._take_pieces(state.memory_map, queues, had)
+        self._take_pieces(state.memory_map, had)
 
     def place(self, number: int, address: np.uint64, length: np.int64) -> Place:
         """The place of which read `number` was."""
@@ -284,7 +283,7 @@ class _Part:
         start = int(self._begins[len(self.pieces.lengths) + piece])
         return self._data[start : start + int(self.pieces.header_lengths[piece])].tobytes()
 
-    def _take_pieces(self, memory: RegionMap, queues: Records, had: Buffers) -> None:
+    def _take_pieces(self, memory: RegionMap, had: Buffers) -> None:
         outcomes = self.outcomes
         numbers = np.arange(len(outcomes))
         self.leaders = numbers.copy()
@@ -295,10 +294,9 @@ class _Part:
         self.first: Numbers = ends - counts
         owners = np.repeat(numbers, counts)
         queue = outcomes["queue"][owners].astype(np.int64)
-        entries = queues["completion_entries"][queue].astype(np.int64)
-        index = (outcomes["completion"][owners] + np.arange(len(owners)) - self.first[owners]) % np.maximum(entries, 1)
-
-        self.pieces = pieces = had.used(queue, index, self.first[owners] == np.arange(len(owners)))
+        later = np.arange(len(owners)) - self.first[owners]
+        first = outcomes["completion"][owners].astype(np.int64)
+        self.pieces = pieces = had.used(queue, first, later)
         self._data, self._begins, self._kinds = peek_many(
             memory,
             np.concatenate([pieces.addresses, pieces.header_addresses]),

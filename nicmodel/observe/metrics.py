@@ -139,14 +139,14 @@ def _samples(snap: Mapping[str, Any]) -> Iterator[Sample]:
     yield "dma_faults_total", {}, snap["dma_faults"]
     for block, count in enumerate(snap["interrupts"]):
         yield "interrupts_total", {"block": str(block)}, count
-    for rule in snap["rules"]:
+    for rule in snap.get("rules", ()):
         yield "rule_hits_total", {"location": str(rule["location"]), "queue": f"rx{rule['queue']}"}, rule["hits"]
-    for name, count in snap["admin"].items():
+    for name, count in snap.get("admin", {}).items():
         command, status = name.split(" ")
         yield "admin_commands_total", {"command": command, "status": status}, count
     for metric, counts in (
         ("events_total", snap["events"]), ("wire_total", snap["wire"]), ("vfio_user_total", snap["vfio_user"]),
-        ("ddp_total", snap["ddp"]),
+        ("ddp_total", snap.get("ddp", {})),
     ):  # fmt: skip
         for name, count in counts.items():
             if isinstance(count, int):

@@ -42,8 +42,8 @@ def snapshot(nic: View, protocol: Mapping[str, int] | None = None) -> dict[str, 
         "mac": nic.profile.mac.hex(":"),
         "client": nic.link.name if nic.link else None,
         "link_up": nic.link_up,
-        "rx_queues": [_queue(nic, "rx", queue) for queue in range(nic.profile.queues)],
-        "tx_queues": [_queue(nic, "tx", queue) for queue in range(nic.profile.queues)],
+        "rx_queues": [_queue(nic, "rx", queue) for queue in range(len(state.rx))],
+        "tx_queues": [_queue(nic, "tx", queue) for queue in range(len(state.tx))],
         "delivered": nic.ingress.delivered,
         "drops": _drops(state.drops.sum(axis=0)),
         "device_drops": _drops(state.drops[-1]),
@@ -69,7 +69,7 @@ def _own_memory() -> int:
 
 
 def _queue(nic: View, way: Literal["rx", "tx"], number: int) -> dict[str, Any]:
-    row = number if way == "rx" else nic.profile.queues + number
+    row = number if way == "rx" else len(nic.state.rx) + number
     return {
         "queue": number,
         **nic.queue(way, number),

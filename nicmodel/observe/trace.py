@@ -196,8 +196,8 @@ def check_queues(nic: View, queues: Collection[str]) -> None:
     Raises:
         ValueError: there is no such queue.
     """
-    last = nic.profile.queues - 1
-    names = {f"{way}{number}" for way in ("rx", "tx") for number in range(last + 1)}
+    rx, tx = len(nic.state.rx), len(nic.state.tx)
+    names = {*(f"rx{number}" for number in range(rx)), *(f"tx{number}" for number in range(tx))}
     for queue in queues:
         if queue not in names:
-            raise ValueError(f"there is no queue {shortened(queue)}, but rx0 to rx{last} and tx0 to tx{last}")
+            raise ValueError(f"there is no queue {shortened(queue)}, but rx0 to rx{rx - 1} and tx0 to tx{tx - 1}")

@@ -606,9 +606,9 @@ def configure(lab: Loopback, operation: int, **fields: Any) -> Status | int:
 
 
 def test_a_gqi_format_has_no_direct_placement(make_lab: Callable[..., Loopback]) -> None:
-    lab = make_lab(ddp_flows=4, formats=(QueueFormat.GQI_RDA,))
+    lab = make_lab(ddp_flows=4, formats=(QueueFormat.DQO_RDA, QueueFormat.GQI_RDA))
     lab.driver.probe()
-    lab.driver.open(rx_queues=1, tx_queues=1)
+    lab.driver.configure_resources(QueueFormat.GQI_RDA)
     assert configure(lab, DdpOperation.ADD_FLOW4) == Status.FAILED_PRECONDITION
 
 

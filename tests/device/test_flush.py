@@ -125,7 +125,7 @@ def test_a_queue_without_buffers_and_one_out_of_reach(lab: Loopback, hbm: GuestM
     assert (hbm.bytes == CANARY).all() and lab.nic.state.rx[1]["held"] == 1
 
 
-def test_a_flush_of_nothing_raises_no_interrupt(lab: Loopback) -> None:
+def test_a_flush_of_nothing_raises_no_interrupt(lab: Loopback, hbm: GuestMemory) -> None:
     """An interrupt without completions wakes the driver for nothing."""
     flush(lab, 1)
     vector = lab.nic.state.vectors[lab.nic.state.rx[1]["vector"]]
