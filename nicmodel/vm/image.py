@@ -75,7 +75,7 @@ MODULES = (
     *("tun", "tap", "veth", "dummy", "ifb", "bridge", "macvlan", "ipvlan", "vxlan", "8021q", "bonding", "tls"),
     *("sch_fq", "sch_fq_codel", "sch_netem", "sch_ingress", "sch_mqprio", "sch_prio", "sch_tbf", "sch_htb"),
     *("cls_u32", "cls_flower", "cls_bpf", "cls_matchall", "act_mirred", "act_gact", "act_skbedit", "tcp_bbr"),
-    *("nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_limit", "overlay", "erofs", "9pnet_virtio", "9p"),
+    *("nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_limit", "overlay", "erofs", "9pnet_virtio", "9p", "virtiofs"),
     *("vmw_vsock_virtio_transport", "ipv6", "inet_diag", "tcp_diag", "udp_diag", "udmabuf", "test_bpf", "pktgen"),
     "nvmet_tcp",
 )

@@ -340,6 +340,9 @@ class TestNeeds:
         require(found, (*GUEST, *NIC))
         assert "a guest needs CONFIG_64BIT, " in unknown(found)
 
+    def test_their_modules_are_in_every_image(self) -> None:
+        assert {need.module for need in (*GUEST, *NIC, *SHARE, *NODE, *DEVMEM) if need.module} <= set(image.MODULES)
+
     def test_the_documentations_fragment_has_all(self) -> None:
         text = (Path(__file__).parents[2] / "docs/guest.md").read_text()
         fragment = set(re.findall(r"^CONFIG_(\w+)=[ym]$", text, re.MULTILINE))
