@@ -156,7 +156,7 @@ class Nic(nic.Nic):
         self.doorbells = Doorbells(state, self.ingress, self.egress, self.deferred, diagnostics)
         self._options = self._make_options()
         self.admin = AdminQueue(self, self._options)
-        self.registers = RegisterFile(name, profile.queues, self.admin, self.flush, self.deconfigure)
+        self.registers = RegisterFile(name, profile.queues, self.admin, self.flush, self.deconfigure, diagnostics)
         self._load_packet_path()
 
     def _make_options(self) -> tuple[Option, ...]:
@@ -204,6 +204,9 @@ class Nic(nic.Nic):
     def region_read(self, region: int, offset: int, count: int) -> bytes:
         """Read a BAR or the configuration space."""
         try:
+            if region in (PciRegion.CONFIG, Bar.REGISTERS):
+                with self.diagnostics.surviving("observer"):
+                    self.diagnostics.tell_control(events.Read(region, offset, count))
             if self.bus is not None and (answer := self.bus.read(region, offset, count)) is not None:
                 return answer
             if region == PciRegion.CONFIG:
@@ -226,7 +229,9 @@ class Nic(nic.Nic):
     def region_write(self, region: int, offset: int, data: bytes | memoryview) -> None:
         """Write a BAR or the configuration space."""
         try:
-            if self.diagnostics.observers:
+            if region != Bar.DOORBELLS:
+                self.diagnostics.tell_control(events.Write(region, offset, data))
+            elif self.diagnostics.observers:
                 self.diagnostics.tell(events.Write(region, offset, data))
             if self.bus is not None and not self.bus.write(region, offset, bytes(data)):
                 return
@@ -283,11 +288,12 @@ class Nic(nic.Nic):
     def reset(self) -> None:
         """Function level reset, DEVICE_RESET, or the client's end: back to power-on state."""
         with self.diagnostics.surviving("reset"):
-            if self.diagnostics.observers:
-                self.diagnostics.tell(events.Resetting())
+            self.diagnostics.tell_control(events.Resetting())
         self.registers.release()
         self.config.reset()
         self.registers.reset()
+        with self.diagnostics.surviving("reset"):
+            self.diagnostics.tell_control(events.Reset())
 
     def request_reset(self) -> None:
         """Ask the driver to reset the device and start over."""

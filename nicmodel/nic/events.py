@@ -25,6 +25,21 @@ Detail = int | float | str
 
 
 @dataclass(frozen=True, slots=True)
+class Read:
+    """The driver reads registers or the configuration space; told before it sees what is there.
+
+    Attributes:
+        region: number of the region, as vfio counts them: a BAR, or the configuration space.
+        offset: in the region, bytes.
+        count: how many bytes.
+    """
+
+    region: int
+    offset: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Write:
     """The driver writes to a register, a doorbell or the configuration space; told before it takes effect.
 
@@ -95,6 +110,21 @@ class LinkChanged:
 @dataclass(frozen=True, slots=True)
 class Resetting:
     """The device is about to be as after power-on, whatever the cause. It writes no completion on that way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """It is as after power-on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Releasing:
+    """The driver takes its admin queue back, or a reset does: all that commands have set up is about to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """It has ended, and there is no admin queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,11 +286,16 @@ class CompletedLate:
     index: int
 
 
+#: What a driver does that sets the device up, and does not move packets. A doorbell is a `Write`, but none of these.
+Control = Read | Write | CommandFetched | CommandExecuted | Resetting | Reset | Releasing | Released
+
 Event = (
-    Write | CommandFetched | CommandExecuted | Interrupting | LinkChanged | Resetting | ResetRequested | Failed
-    | Injected | Receiving | Received | Transmitting | Transmitted | Sending | Flushing | Flushed | Placing | Placed
-    | CompletedLate
+    Control | Interrupting | LinkChanged | ResetRequested | Failed | Injected | Receiving | Received | Transmitting
+    | Transmitted | Sending | Flushing | Flushed | Placing | Placed | CompletedLate
 )  # fmt: skip
+
+#: Called with each event of the control path.
+ControlObserver = Callable[[Control], None]
 
 #: Called with each event. What it raises is survived, but what the device was about to do may be left undone.
 Observer = Callable[[Event], None]
