@@ -148,7 +148,7 @@ class Nic(nic.Nic):
         self.doorbells = Doorbells(state, self.ingress, self.egress, self.deferred, diagnostics)
         self._options = self._make_options()
         self.admin = AdminQueue(self, self._options)
-        self.registers = RegisterFile(name, profile.queues, self.admin, self.work, self.deconfigure)
+        self.registers = RegisterFile(name, profile.queues, self.admin, self.work, self.deconfigure, diagnostics)
         self.load()
 
     def _make_options(self) -> tuple[Option, ...]:
@@ -187,6 +187,10 @@ class Nic(nic.Nic):
         return Bar.DOORBELLS
 
     # Registers and doorbells.
+
+    def is_doorbell(self, region: int, offset: int) -> bool:
+        """See `nicmodel.nic.nic.Nic`."""
+        return region == Bar.DOORBELLS
 
     def read_registers(self, region: int, offset: int, count: int) -> bytes:
         """See `nicmodel.nic.nic.Nic`; doorbells cannot be read."""
@@ -249,6 +253,8 @@ class Nic(nic.Nic):
     def reset_registers(self) -> None:
         """See `nicmodel.nic.nic.Nic`."""
         self.registers.reset()
+        with self.diagnostics.surviving("reset"):
+            self.diagnostics.tell_control(events.Reset())
 
     def request_reset(self) -> None:
         """Ask the driver to reset the device and start over."""
