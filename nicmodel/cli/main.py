@@ -31,6 +31,7 @@ _COMMANDS = {
     "vm": "nicmodel.vm.cli",
     "config": "nicmodel.cli.config",
     "selftests": "nicmodel.cli.selftests",
+    "coverage": "nicmodel.cli.coverage",
     "stat": "nicmodel.cli.stat",
     "top": "nicmodel.cli.top",
     "ledger": "nicmodel.cli.ledger",
@@ -52,7 +53,7 @@ _COMMANDS = {
 #: How ``nicmodel --help`` groups them.
 _SECTIONS = {
     "To begin": ("demo", "doctor", "serve", "vm", "config"),
-    "To test and compare": ("selftests", "experiment"),
+    "To test and compare": ("selftests", "coverage", "experiment"),
     "To look into a running server": (
         "stat",
         "top",

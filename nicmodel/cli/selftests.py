@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nicmodel.cli.tables import plain_table
+from nicmodel.vm.coverage.recorder import recorded
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.options import kernel_options
@@ -37,8 +38,16 @@ console = Console(highlight=False)
               help="Keep what each test printed there, and what the kernel logged meanwhile.")  # fmt: skip
 @click.option("--json", "report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write every case there: test, case, outcome, what the test said, the reason expected.")  # fmt: skip
+@click.option("--coverage", "coverage_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Record there which code of the driver each test runs; `nicmodel coverage` shows it.")  # fmt: skip
 def selftests(
-    names: tuple[str, ...], only_list: bool, quick: bool, kernel: KernelChoice, logs: Path | None, report: Path | None
+    names: tuple[str, ...],
+    only_list: bool,
+    quick: bool,
+    kernel: KernelChoice,
+    logs: Path | None,
+    report: Path | None,
+    coverage_file: Path | None,
 ) -> None:
     """Run the kernel's own network driver selftests on the NIC.
 
@@ -63,7 +72,7 @@ def selftests(
         return
     check_host()
     outcomes = []
-    with Bench(kernel) as bench:
+    with recorded(coverage_file, live=False) as recorder, Bench(kernel, recorder) as bench:
         for program in programs:
             with console.status(f"{program.name} …"):
                 outcome = bench.run(program, quick=quick)

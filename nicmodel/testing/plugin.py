@@ -21,7 +21,8 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from nicmodel.gvnic.testing.driver import Driver
     from nicmodel.gvnic.testing.nic import TestNic
     from nicmodel.testing.clock import VirtualClock
+    from nicmodel.vm.coverage.recorder import Recorder
     from nicmodel.vm.guest import Guest, GuestConfig
 
 
@@ -40,10 +42,78 @@ class Station(NamedTuple):
     driver: Driver
 
 
+_RECORDER: pytest.StashKey[Recorder] = pytest.StashKey()
+_PARTS: pytest.StashKey[list[str]] = pytest.StashKey()
+#: What a process of pytest-xdist's hands to the one that started it, which has no recorder of its own.
+_OUTPUT = "nicmodel_driver_coverage"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options for the coverage of drivers."""
+    group = parser.getgroup("nicmodel", "coverage of drivers in guests (nicmodel)")
+    group.addoption("--driver-coverage", nargs="?", const="driver.cov", metavar="FILE",
+                    help="Record which code of the NIC's driver each test runs, in all guests that it starts. FILE is "
+                         "driver.cov if none is named: 'nicmodel coverage report driver.cov'.")  # fmt: skip
+    group.addoption("--driver-coverage-module", action="append", metavar="MODULE",
+                    help="Record this module instead: a name, or the file of one of your own. Repeat for "
+                         "more.")  # fmt: skip
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Make the markers known, and begin to record if that is asked for."""
+    if config.getoption("--driver-coverage"):
+        from nicmodel.vm.coverage.recorder import Recorder
+        from nicmodel.vm.guest import Guest
+
+        config.stash[_RECORDER] = Guest.every_recorder = Recorder(config.getoption("--driver-coverage-module"))
+        config.stash[_PARTS] = []
     config.addinivalue_line("markers", "nic(**profile): what the NIC offers, by the fields of Profile")
     config.addinivalue_line("markers", "contract(strict=True): watch the driver, and fail when it breaks a rule")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """What guests run during a test, its fixtures included, counts for it."""
+    recorder = item.config.stash.get(_RECORDER, None)
+    if recorder:
+        recorder.context(item.nodeid)
+    yield
+    if recorder:
+        recorder.context("")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Called by pytest-xdist: a process of tests has ended."""
+    if _OUTPUT in getattr(node, "workeroutput", {}):
+        node.config.stash[_PARTS].append(node.workeroutput[_OUTPUT])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write what was recorded: all fixtures are gone by now, and their guests."""
+    config = session.config
+    recorder = config.stash.get(_RECORDER, None)
+    if recorder is None:
+        return
+    from nicmodel.vm.coverage.data import Coverage
+    from nicmodel.vm.guest import Guest
+
+    Guest.every_recorder = None
+    coverage = recorder.coverage()
+    for part in config.stash[_PARTS]:
+        coverage.add(Coverage.parse(part, "what a process of tests has recorded"))
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[_OUTPUT] = coverage.as_json()
+    else:
+        coverage.save(Path(config.getoption("--driver-coverage")))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say where it is."""
+    if config.stash.get(_RECORDER, None):
+        file = config.getoption("--driver-coverage")
+        terminalreporter.write_line(f"coverage of the driver: nicmodel coverage report {file}")
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import click
 
 from nicmodel.nearest import Choice
 from nicmodel.vm import shell
+from nicmodel.vm.coverage.files import DRIVERS
+from nicmodel.vm.coverage.recorder import recorded
 from nicmodel.vm.guest import Guest, GuestConfig, parse_named_size, print_command
 from nicmodel.vm.image import build_image
 from nicmodel.vm.kernel import KernelChoice
@@ -66,6 +68,12 @@ _PREPARED = """
               help="Boot the guest, and do not start it from a snapshot of one that has booted.")  # fmt: skip
 @click.option("--console", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the serial console (the kernel's messages) there.")  # fmt: skip
+@click.option("--coverage", "coverage_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Record there which code of the NIC's driver runs; `nicmodel coverage` shows it, also while the "
+                   "guest runs. Its CPU is emulated then, without KVM.")  # fmt: skip
+@click.option("--coverage-module", "coverage_modules", multiple=True, metavar="MODULE",
+              help="Record this module instead: a name, or the file of one of your own (./mine.ko). Repeat for "
+                   f"more.  [default: {', '.join(DRIVERS)}]")  # fmt: skip
 @click.option("--run", "command", metavar="COMMAND", help="Run this and exit with its status, instead of a shell.")
 @click.option(
     "--prepare",
@@ -90,6 +98,8 @@ def vm(
     tools: bool,
     boot: bool,
     console: Path | None,
+    coverage_file: Path | None,
+    coverage_modules: tuple[str, ...],
     command: str | None,
     prepare: bool,
     update: bool,
@@ -119,9 +129,18 @@ def vm(
     A kernel of your own as make left it, a folder of tests:
       nicmodel vm --kernel ~/src/linux --share tests --run 'sh /mnt/tests/all.sh'
 
+    \b
+    What of the driver runs when its interface comes up:
+      nicmodel vm --nic nic.sock --coverage up.cov --run 'ip link set eth0 up'
+      nicmodel coverage report up.cov
+
     Environment: NICMODEL_MIRROR (a Debian mirror), NICMODEL_QEMU (a QEMU binary), NICMODEL_ACCEL (kvm or tcg),
     XDG_CACHE_HOME.
     """
+    if coverage_modules and not coverage_file:
+        raise click.UsageError("--coverage-module is about what --coverage FILE records")
+    if coverage_file and (prepare or only_print):
+        raise click.UsageError("--coverage records a guest that runs: not with --prepare or --print")
     if tools or accelerators:
         check_host()
     if accelerators:
@@ -158,7 +177,10 @@ def vm(
     if only_print:
         click.echo(print_command(config))
         return
-    with Guest(config, console=console, snapshot=not boot) as guest:
+    with (
+        recorded(coverage_file, coverage_modules) as recorder,
+        Guest(config, console=console, snapshot=not boot, recorder=recorder) as guest,
+    ):
         if tools:
             install_guest_tools(guest)
         if accelerators:

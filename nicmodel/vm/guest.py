@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from nicmodel.vm import agent, needs, share, snapshot
 from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result, Sink
@@ -30,9 +30,12 @@ from nicmodel.vm.image import Image, build_image
 from nicmodel.vm.kernel import DEFAULT_KERNEL, Kernel, KernelChoice
 from nicmodel.vm.layout import Accelerator, Nic, arguments, without_nics
 from nicmodel.vm.progress import step
-from nicmodel.vm.qemu import acceleration, find_qemu, kind_of, spawn
+from nicmodel.vm.qemu import acceleration, find_qemu, kind_of, known_acceleration, spawn
 from nicmodel.vm.qmp import Qmp
 from nicmodel.vm.share import Share, ShareServer
+
+if TYPE_CHECKING:
+    from nicmodel.vm.coverage.recorder import Recorder
 
 GIB = 1 << 30
 
@@ -120,8 +123,10 @@ class Guest:
         console: File for the serial console's output; one in a temporary folder if None.
         boot_timeout: Seconds from the start of QEMU until the guest takes commands.
         snapshot: Whether to start from a snapshot if that is possible; otherwise the guest boots.
+        recorder: Records which code of drivers runs; `Guest.every_recorder` if None. The guest's CPU is then emulated.
 
     Attributes:
+        every_recorder: Records all guests of this process that are started from now on and are given no other.
         accel: "kvm" or "tcg".
         why_booted: Why it has booted; empty if it has started from a snapshot.
         kernel: What was found of its kernel, and where.
@@ -131,6 +136,7 @@ class Guest:
         device_memory: Both kinds, by the names of the configuration.
     """
 
+    every_recorder: "ClassVar[Recorder | None]" = None
     accel: str
     why_booted: str
     kernel: Kernel
@@ -146,12 +152,15 @@ class Guest:
         console: Path | None = None,
         boot_timeout: float = 300,
         snapshot: bool = True,
+        recorder: "Recorder | None" = None,
     ):
         self.config = config or GuestConfig()
+        self._recorder = recorder or self.every_recorder
         self._console_wanted = console
         self._boot_timeout = boot_timeout
         self._snapshot_wanted = snapshot
         self._plugged = True
+        self._accel_wanted = ""
 
     @property
     def pid(self) -> int:
@@ -279,7 +288,7 @@ class Guest:
         self._look_at_kernel()
         self._image = build_image(self.kernel)
         self._qemu = find_qemu()
-        self._acceleration = acceleration(self._qemu, self._image)
+        self._acceleration = self._choose_acceleration()
         self.accel = kind_of(self._acceleration)
         self.kernel_version = self._image.version
         self._folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nicmodel-")))
@@ -317,6 +326,21 @@ class Guest:
         for place, file in self.config.files.items():
             self.run(["mkdir", "-p", os.path.dirname(place)])
             self.put(file, place, file.stat().st_mode & 0o777)
+
+    def _choose_acceleration(self) -> str:
+        """See `acceleration`. QEMU sees which code runs only if it translates it.
+
+        Raises:
+            VmError: The user has chosen KVM, and that code is to be recorded.
+        """
+        if self._accel_wanted or not self._recorder:
+            return self._accel_wanted or acceleration(self._qemu, self._image)
+        named = os.environ.get("NICMODEL_ACCEL") or "tcg"
+        if kind_of(named) != "tcg":
+            raise VmError(f"coverage is measured on an emulated CPU only: NICMODEL_ACCEL={named} must be unset, or tcg")
+        if known_acceleration(self._qemu.version) == "kvm":
+            print("nicmodel: for its coverage this guest runs on an emulated CPU, without KVM", file=sys.stderr)
+        return named
 
     def _start_from_snapshot(self) -> bool:
         """Whether it was possible; `why_booted` says why not.
@@ -363,6 +387,8 @@ class Guest:
         """Boot such a guest without NICs, and save it."""
         maker = Guest(self.config, console=folder / "console", snapshot=False)
         maker._plugged = False
+        maker._recorder = None  # it has no driver to record; but its CPU is like this guest's
+        maker._accel_wanted = self._acceleration
         with step("booting the guest once, for a snapshot; the next ones start from it"), maker:
             try:
                 snapshot.save(maker.qmp, folder / "state")
@@ -434,6 +460,9 @@ class Guest:
             command += ["-incoming", "defer"]
             descriptors.append(kept.state)
         self.console.write_bytes(kept.console if kept else b"")
+        if self._recorder:
+            recording = self._recorder.recording(self.kernel, self._qemu, self.config.vcpus, self._folder)
+            command += self._running.enter_context(recording)
         self._qemu_log = self._folder / "qemu.log"
         with self._qemu_log.open("wb") as log:
             self._process = spawn(command, self._qemu.environment, stdout=log, stderr=log, pass_fds=descriptors)

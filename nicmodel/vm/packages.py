@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,6 +119,49 @@ def obtain(packages: Packages, *, update: bool = False) -> Tree:
         # The record is what makes the tree valid: written last, and in one piece.
         write_whole(record, json.dumps({"tree": path.name, "suite": packages.suite, "versions": versions}, indent=1))
         return Tree(path, versions)
+
+
+def obtain_file(package: str, suite: str, member: str) -> bytes:
+    """One file of a package, for packages of which the rest is of no use here; neither is kept.
+
+    Args:
+        package: its name.
+        suite: of Debian's, see `Packages`.
+        member: path in the package, without a slash at its beginning.
+
+    Raises:
+        VmError: the suite has no such package, or the package no such file; or there is no room.
+    """
+    trees = cache_dir() / "trees"
+    trees.mkdir(parents=True, exist_ok=True)
+    host.require(host.programs(), host.cache(), host.room(_WORKING_ROOM))
+    root = _AptRoot(suite)
+    debs = [deb for deb in root.resolve((package,)) if deb.name == package]
+    if not debs:
+        raise VmError(f"Debian {suite} has no package {package}")
+    size = debs[0].size
+    host.require(host.room(_WORKING_ROOM + size))
+    with tempfile.TemporaryDirectory(dir=trees, prefix="download-") as folder:
+        with step(f"fetching {package}: {size / 1e6:.0f} MB") as advance:
+            file = root.download(debs, advance, Path(folder))[0]
+        with step(f"unpacking {member.rpartition('/')[2]} from it"):
+            return _member(file, member)
+
+
+def _member(deb: Path, member: str) -> bytes:
+    """A file in a package; nothing behind it is unpacked."""
+    command = [host.program("dpkg-deb"), "--fsys-tarfile", str(deb)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                for one in archive:
+                    if one.isfile() and os.path.normpath(one.name) == member and (content := archive.extractfile(one)):
+                        return content.read()
+        except tarfile.TarError as error:
+            raise VmError(f"{deb.name} cannot be unpacked: {error}") from None
+        finally:
+            process.kill()
+    raise VmError(f"{deb.name} has no file {member}")
 
 
 def obtained(packages: Packages) -> Tree | None:
@@ -239,12 +283,15 @@ class _AptRoot:
     def unpack(self, debs: list[_Deb], tree: Path, advance: Advance) -> None:
         """Download `debs` and unpack them into the folder `tree`."""
         with tempfile.TemporaryDirectory(dir=tree.parent, prefix="download-") as folder:
-            names = [f"{deb.name}={deb.version}" for deb in debs]
-            self._run(["apt-get", "download", *names], lambda percent: advance(percent * 0.7), Path(folder))
-            files = sorted(Path(folder).glob("*.deb"))
+            files = self.download(debs, lambda percent: advance(percent * 0.7), Path(folder))
             for index, file in enumerate(files):
                 self._run(["dpkg-deb", "--extract", str(file), str(tree)])
                 advance(70 + 30 * index / len(files))
+
+    def download(self, debs: list[_Deb], advance: Advance, folder: Path) -> list[Path]:
+        """The packages themselves, in `folder`."""
+        self._run(["apt-get", "download", *(f"{deb.name}={deb.version}" for deb in debs)], advance, folder)
+        return sorted(folder.glob("*.deb"))
 
     def _run(self, command: list[str], advance: Advance = lambda percent: None, folder: Path | None = None) -> str:
         """Run apt or dpkg, tell `advance` the percentage that apt reports, return the output."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nicmodel.nearest import did_you_mean
+from nicmodel.vm.coverage.recorder import Recorder
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.kernel import DEFAULT_KERNEL, KernelChoice
@@ -284,12 +285,17 @@ class Bench:
     It starts with the first program, and anew after a crash and for a program that wants other NICs. Use it as a
     context manager.
 
+    Args:
+        kernel: The guest's.
+        recorder: Records which code each program has the driver run, with its name as context.
+
     Attributes:
         kernel_version: As `uname -r` prints it, once a guest has been started.
     """
 
-    def __init__(self, kernel: KernelChoice = DEFAULT_KERNEL) -> None:
+    def __init__(self, kernel: KernelChoice = DEFAULT_KERNEL, recorder: Recorder | None = None) -> None:
         self.kernel = kernel
+        self._recorder = recorder
         self.kernel_version = ""
         self._running = ExitStack()
         self._guest: Guest | None = None
@@ -312,6 +318,8 @@ class Bench:
         Raises:
             VmError: The NICs could not be set up, or the guest died.
         """
+        if self._recorder:
+            self._recorder.context(program.name)
         guest = self._guest if self._guest and self._nics == program.nics else self._start(program.nics)
         guest.run(["bash", "-c", _BIND, "bind", *self._addresses], timeout=120)
         environment = dict(_ENVIRONMENT)
@@ -355,7 +363,7 @@ class Bench:
             disks=[build_disk(self.kernel.find())],
             prepare=UNPACK,
         )
-        guest = self._running.enter_context(Guest(config))
+        guest = self._running.enter_context(Guest(config, recorder=self._recorder))
         self._guest, self._nics, self.kernel_version = guest, nics, guest.kernel_version
         # PCI addresses are in the order of the NICs.
         self._addresses = guest.run("modprobe gve; ls /sys/bus/pci/drivers/gve | grep ^0000:").stdout.split()

@@ -67,6 +67,14 @@ def build_guest_tools() -> Path:
     )
 
 
+def build_qemu_plugin(source: Path, api: int) -> Path:
+    """A plugin of QEMU's emulator, for a version of QEMU's plugin interface: one C file, which is told it as `API`."""
+    options = f"-std=gnu23 -O2 -Wall -Wextra -Werror -shared -fPIC -fvisibility=hidden -DAPI={api}"
+    script = f"gcc {options} -o /out/plugin.so {source.name}\n"
+    name = f"{source.parent.name}-plugin-{api}"
+    return _build(name, source.read_bytes(), {source: f"build/{source.name}"}, script) / "plugin.so"
+
+
 def build_guest_module(kernel: Kernel) -> Path:
     """The module of `guest/module`, which exports a PCI device's memory as dma-bufs, for exactly this kernel.
 
