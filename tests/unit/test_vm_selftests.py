@@ -134,3 +134,45 @@ def test_choosing(tmp_path: Path) -> None:
         recipe.chosen(["loopback"])
     with pytest.raises(VmError, match="say one of ping, hds"):
         recipe.chosen(["pong"])
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("hw", ["devmem", "rss_ctx"]),
+        ("drivers/net/hw/", ["devmem", "rss_ctx"]),
+        ("hw/devmem.py", ["devmem"]),
+        ("drivers/net/ping.py", ["ping"]),
+        ("drivers/net", ["ping", "devmem", "rss_ctx"]),
+    ],
+)
+def test_choosing_by_file_and_folder(name: str, chosen: list[str]) -> None:
+    programs = [Program(Path(path).stem, path, 1) for path in TREE[:3]]
+    recipe = Recipe("7.3", {one.name: one for one in programs}, {"loopback.sh": "no loopback"})
+    assert [one.name for one in recipe.chosen([name])] == chosen
+
+
+#: As kselftest-list.txt has them, but for the colon.
+TREE = ("drivers/net/ping.py", "drivers/net/hw/devmem.py", "drivers/net/hw/rss_ctx.py", "drivers/net/hw/ping.py")
+
+
+def test_the_recipe_of_another_tree_has_what_is_there(tmp_path: Path) -> None:
+    files = ("drivers/net:ping.py", "drivers/net/hw:devmem.py", "drivers/net/hw:ping.py", "drivers/net/hw:new.py")
+    (tmp_path / "kselftest-list.txt").write_text(
+        "".join(f"{line}\n" for line in (*files, "drivers/net/hw:loopback.sh"))
+    )
+    programs = [Program(Path(path).stem, path, 1) for path in TREE[:3]]
+    recipe = Recipe("7.3", {one.name: one for one in programs}, {"loopback.sh": "no loopback"}).of_tree(tmp_path)
+    assert {name: one.cases for name, one in recipe.programs.items()} == {
+        "ping": 1, "devmem": 1, "hw/ping.py": None, "new": None,
+    }  # fmt: skip
+    assert all(name == one.name for name, one in recipe.programs.items())
+    assert judge(recipe.programs["new"], [Result("any", "fail")]) == []
+    assert judge(recipe.programs["new"], []) == ["new: no case has run"]
+
+
+def test_which_release_is_known() -> None:
+    recipe = Recipe("7.3", {}, {})
+    assert recipe.is_known("7.3.4+deb13-cloud-amd64")
+    assert not recipe.is_known("7.30.1")
+    assert not recipe.is_known("6.12.117")
