@@ -34,7 +34,7 @@ _TROUBLE = re.compile(
     r"BUG:|WARNING:|Oops|Invalid RX buffer_id|RX buffer_id is not|Invalid TX completion tag|No pending data completion"
     r"|Timeout on tx queue|Unrecoverable platform error"
 )
-_FATAL = re.compile(r"BUG:|Oops")
+_FATAL = re.compile(r"BUG:|Oops|Kernel panic")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Result:
     Attributes:
         case: Its name as the test prints it, without the program's; `#3` if it printed none.
         outcome: "pass", "fail", "skip" or "xfail" as it says; "crash" if the kernel did, "none" if the program ended.
-        said: What it says of a skip, or the last line of a failure's traceback.
+        said: What it says of a skip, the last line of a failure's traceback, or of a crash the kernel's first.
     """
 
     case: str
@@ -93,7 +93,7 @@ class Program:
         path: Its file, relative to the selftests.
         nics: Which pair of NICs it gets, a key of `NICS`.
         setup: Shell commands before it, in the guest; `$NETIF` is the interface.
-        cases: How many cases it has.
+        cases: How many cases it has; None: nothing is known of it, and nothing expected.
         quick: Cases of a quick run, as patterns; none: all of them.
         slow: A quick run leaves the program out.
         arguments: The program's arguments.
@@ -103,7 +103,7 @@ class Program:
 
     name: str
     path: str
-    cases: int
+    cases: int | None
     nics: str = "jumbo"
     setup: str = "true"
     quick: tuple[str, ...] = ()
@@ -176,13 +176,53 @@ class Recipe:
     def chosen(self, names: Sequence[str]) -> list[Program]:
         """The programs of these names, all if none is given.
 
+        Args:
+            names: Programs by name or file, or folders: `devmem`, `hw/devmem.py`, `hw`, `drivers/net/hw`.
+
         Raises:
             VmError: There is no such program.
         """
-        if unknown := [name for name in names if name not in self.programs]:
+        found = {name: [one for one in self.programs.values() if _called(one, name)] for name in names}
+        if unknown := [name for name, programs in found.items() if not programs]:
             among = f"say one of {', '.join(self.programs)}{did_you_mean(unknown[0], self.programs)}"
             raise VmError(f"no test '{unknown[0]}' to run: {self.inapplicable.get(unknown[0], among)}")
-        return [program for name, program in self.programs.items() if not names or name in names]
+        wanted = [program for programs in found.values() for program in programs]
+        return [program for program in self.programs.values() if not names or program in wanted]
+
+    def of_tree(self, selftests: Path) -> Self:
+        """The recipe for tests that were built of another source.
+
+        Args:
+            selftests: As `nicmodel.vm.tools.build_selftests` leaves them.
+
+        Returns:
+            Without programs that are not there, and with those that are new there, of which nothing is expected.
+        """
+        lines = (selftests / "kselftest-list.txt").read_text("utf-8").split()
+        paths = [line.replace(":", "/", 1) for line in lines]
+        kept = {name: program for name, program in self.programs.items() if program.path in paths}
+        known = {program.path for program in kept.values()}
+        for path in paths:
+            file = path.removeprefix(_DRIVERS_NET)
+            stem = Path(file).stem
+            if path not in known and Path(file).name not in self.inapplicable and stem not in self.inapplicable:
+                name = file if stem in self.programs else stem
+                kept[name] = Program(name, path, cases=None)
+        return replace(self, programs=kept)
+
+    def is_known(self, release: str) -> bool:
+        """Whether the outcomes are those of this release of Linux, such as "7.3.4-cloud-amd64"."""
+        return release.startswith(f"{self.kernel}.")
+
+
+#: Where the kernel has them, below tools/testing/selftests.
+_DRIVERS_NET = "drivers/net/"
+
+
+def _called(program: Program, name: str) -> bool:
+    """Whether `name` is the program's, its file's or that of a folder above it."""
+    path = _DRIVERS_NET + name.strip("/").removeprefix(_DRIVERS_NET.rstrip("/")).lstrip("/")
+    return name == program.name or path == program.path or program.path.startswith(path.rstrip("/") + "/")
 
 
 def _program(name: str, table: dict[str, Any]) -> Program:
@@ -216,9 +256,31 @@ def parse_ktap(text: str) -> list[Result]:
     return results
 
 
+def interrupted(results: Sequence[Result], fatal: str, dead: str) -> list[Result]:
+    """The results of a program in the midst of which the kernel has crashed, or the guest fallen silent.
+
+    The first case that has not ended is the one in which that happened.
+
+    Args:
+        results: As far as they go.
+        fatal: The kernel's line; empty if there is none.
+        dead: What is known of the guest otherwise; empty if it still answers.
+    """
+    changed = list(results)
+    first = next((number for number, result in enumerate(results) if result.outcome == "none"), len(results))
+    if first == len(results):
+        if results and not dead:  # the kernel has complained in passing, and the program ended all the same
+            return changed
+        changed.append(Result(f"#{first + 1}", "none"))
+    changed[first] = replace(changed[first], outcome="crash" if fatal else "none", said=fatal.strip() or dead)
+    return changed
+
+
 def judge(program: Program, results: Sequence[Result], *, quick: bool = False) -> list[str]:
     """How `results` differ from what is expected, in sentences; none if they do not."""
     surprises = []
+    if program.cases is None:
+        return [] if results else [f"{program.name}: no case has run"]
     for result in results:
         expectation = program.expectation(result.case) or _PASS
         if not expectation.fits(result):
@@ -286,15 +348,22 @@ class Bench:
     context manager.
 
     Args:
-        kernel: The guest's.
+        kernel: The guest's kernel.
+        tree: The source that the selftests are built of; None: that of Debian's kernel.
         recorder: Records which code each program has the driver run, with its name as context.
 
     Attributes:
         kernel_version: As `uname -r` prints it, once a guest has been started.
     """
 
-    def __init__(self, kernel: KernelChoice = DEFAULT_KERNEL, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        kernel: KernelChoice = DEFAULT_KERNEL,
+        tree: Path | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.kernel = kernel
+        self.tree = tree
         self._recorder = recorder
         self.kernel_version = ""
         self._running = ExitStack()
@@ -315,8 +384,10 @@ class Bench:
             program: The program.
             quick: Only its cases for a quick run.
 
+        A guest that crashes or no longer answers is an outcome; the next program gets another one.
+
         Raises:
-            VmError: The NICs could not be set up, or the guest died.
+            VmError: The guest could not be started, or the NICs set up.
         """
         if self._recorder:
             self._recorder.context(program.name)
@@ -335,14 +406,22 @@ class Bench:
             exec timeout -k 20 {program.timeout} python3 -u ./{file} {shlex.join(arguments)} 2>&1
         """
         started = time.monotonic()
-        # The guest's own clock ends a test that hangs; a kernel that hangs as well has this long.
-        output = guest.run(command, timeout=program.timeout + 120, check=False).stdout
+        process = guest.start(command)
+        process.close_input()
+        dead = ""
+        try:
+            # The guest's own clock ends a test that hangs; a kernel that hangs as well has this long.
+            output = process.wait(program.timeout + 120).stdout
+            kernel_log = guest.dmesg().rpartition(marker)[2]
+        except VmError:
+            output = process.output()
+            dead, kernel_log = "the guest no longer answers", guest.console_tail().rpartition(marker)[2]
         seconds = time.monotonic() - started
-        kernel_log = guest.dmesg().rpartition(marker)[2]
         results = parse_ktap(output)
         complaints = [line for line in kernel_log.splitlines() if _TROUBLE.search(line)]
-        if any(_FATAL.search(line) for line in complaints):
-            results = [replace(result, outcome="crash") if result.outcome == "none" else result for result in results]
+        fatal = next((line for line in kernel_log.splitlines() if _FATAL.search(line)), "")
+        if dead or fatal:
+            results = interrupted(results, fatal, dead)
             guest.kill()
             self._guest = None
         surprises = judge(program, results, quick=quick)
@@ -360,7 +439,7 @@ class Bench:
             nics=[Nic(socket) for socket in server.sockets],
             memory="2G",
             kernel=self.kernel,
-            disks=[build_disk(self.kernel.find())],
+            disks=[build_disk(self.kernel.find(), self.tree)],
             prepare=UNPACK,
         )
         guest = self._running.enter_context(Guest(config, recorder=self._recorder))

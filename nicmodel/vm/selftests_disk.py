@@ -37,11 +37,16 @@ RUNTIME = re.compile(r"usr/s?bin/(bpf|ethtool)|usr/lib/x86_64-linux-gnu/lib(?!cl
 """What the packages have for running bpftool, bpftrace and ethtool. clang has done its work already."""
 
 
-def build_disk(kernel: Kernel) -> Path:
-    """The archive for guests of `kernel` (cpio, about 300 MB): from the cache, else built."""
-    selftests, userland = build_selftests(), obtain(USERLAND)
+def build_disk(kernel: Kernel, tree: Path | None = None) -> Path:
+    """The archive for guests of `kernel` (cpio, about 300 MB): from the cache, else built.
+
+    Args:
+        kernel: The kernel.
+        tree: The source of a kernel that the selftests are taken of; None: that of the package.
+    """
+    selftests, userland = build_selftests(tree), obtain(USERLAND)
     tools = (obtain(BPF_TOOLS), obtain(NEWER_TOOLS))
-    trees = (selftests.parent.name, kernel.id, userland.id, *(tree.id for tree in tools))
+    trees = (selftests.parent.name, kernel.id, userland.id, *(tool.id for tool in tools))
     identity = repr(trees).encode() + Path(__file__).read_bytes()
     folder = cache_dir() / "images"
     disk = folder / f"{kernel.release}-{hashlib.sha256(identity).hexdigest()[:12]}.selftests"
@@ -53,8 +58,8 @@ def build_disk(kernel: Kernel) -> Path:
             ):
                 root = Path(name)
                 link_tree(selftests, root / FOLDER.lstrip("/"))
-                for tree in tools:
-                    for file in walk(tree.path):
+                for tool in tools:
+                    for file in walk(tool.path):
                         if file.source and RUNTIME.match(file.name):
                             (root / file.name).parent.mkdir(parents=True, exist_ok=True)
                             os.link(file.source, root / file.name, follow_symlinks=False)

@@ -13,6 +13,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from nicmodel.cache import cache_dir
@@ -123,14 +124,20 @@ def build_ncdevmem() -> Path:
     return _build("ncdevmem", source.name.encode(), {source: "build"}, script) / "ncdevmem"
 
 
-def build_selftests() -> Path:
+def build_selftests(tree: Path | None = None) -> Path:
     """The kernel's network driver selftests, built and installed as drivers/net/README.rst says.
+
+    Args:
+        tree: A kernel's source of the user's own, which is not written to; None: that of the default kernel's package.
 
     The folder has `drivers/net`, `drivers/net/hw` and `net/lib` of tools/testing/selftests as their Makefile installs
     them: scripts, C programs (`drivers/net/hw/iou-zcrx`, `drivers/net/hw/ncdevmem` …), BPF objects (`net/lib/*.bpf.o`,
     by clang), and the Python netlink library with its specifications. All of it runs in the guest.
+    `kselftest-list.txt` names the test programs.
+
+    Raises:
+        VmError: `tree` is no kernel's source, or its tests do not compile.
     """
-    source = kernel_source()
     bpf_tools, newer_tools = obtain(BPF_TOOLS), obtain(NEWER_TOOLS)
     script = (
         "ln -s mawk /usr/bin/awk\n"  # as mawk's installation would
@@ -138,9 +145,63 @@ def build_selftests() -> Path:
         'make -s -C tools/testing/selftests TARGETS="drivers/net drivers/net/hw" FORCE_TARGETS=1 KHDR_INCLUDES='
         " CC=gcc CLANG=clang-19 HAS_IOURING_ZCRX=y INSTALL_PATH=/out/selftests install\n"
     )
+    tools = {bpf_tools.path: ".", newer_tools.path: "."}
+    if tree:
+        source_release(tree)
+        files = list(_source_files(tree))
+        # As with modules of a kernel of one's own, sizes and times stand for the content.
+        stats = [(str(file.relative_to(tree)), file.stat(follow_symlinks=False)) for file in files]
+        known = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+        identity = "\0".join([known, bpf_tools.id, newer_tools.id]).encode()
+        places = {file: f"build/{file.relative_to(tree)}" for file in files}
+        return _build("selftests", identity, places | tools, script) / "selftests"
+    source = kernel_source()
     identity = "\0".join([source.name, bpf_tools.id, newer_tools.id]).encode()
-    sources = {source: "build", bpf_tools.path: ".", newer_tools.path: "."}
-    return _build("selftests", identity, sources, script) / "selftests"
+    return _build("selftests", identity, {source: "build", **tools}, script) / "selftests"
+
+
+def source_release(tree: Path) -> str:
+    """The release of a kernel's source, such as "7.3".
+
+    Raises:
+        VmError: It is no kernel's source.
+    """
+    try:
+        makefile = (tree / "Makefile").read_text("utf-8", errors="replace")
+    except OSError:
+        makefile = ""
+    numbers = [re.search(rf"^{name} = (\d+)$", makefile, re.MULTILINE) for name in ("VERSION", "PATCHLEVEL")]
+    missing = [part for part in (*SOURCE_PARTS, "tools/testing/selftests/drivers/net") if not (tree / part).exists()]
+    if missing or not all(numbers):
+        lacks = missing[0] if missing else "a VERSION in its Makefile"
+        raise VmError(
+            f"{tree} is no source of a kernel, it lacks {lacks}: name the folder that has the kernel's Makefile"
+        )
+    return ".".join(number[1] for number in numbers if number)
+
+
+#: What `make` has left in a tree: the compiler's tree has other headers, and nothing of the host's runs in the guest.
+_GENERATED = ("include/generated", "include/config", "arch/x86/include/generated")
+_OBJECTS = (b"\x7fELF", b"!<ar")
+
+
+def _source_files(tree: Path) -> Iterator[Path]:
+    """The files of `SOURCE_PARTS`, in order, without what has been built in the tree."""
+    for part in SOURCE_PARTS:
+        if (tree / part).is_file():
+            yield tree / part
+        for folder, folders, names in os.walk(tree / part):
+            at = Path(folder)
+            links = [name for name in folders if (at / name).is_symlink()]
+            folders[:] = sorted(name for name in folders if str((at / name).relative_to(tree)) not in _GENERATED)
+            for file in (at / name for name in sorted([*names, *links])):
+                if file.is_symlink() or (file.is_file() and not _is_object(file)):
+                    yield file
+
+
+def _is_object(file: Path) -> bool:
+    with file.open("rb") as content:
+        return content.read(4) in _OBJECTS
 
 
 def install_guest_tools(guest: Guest) -> None:
@@ -238,9 +299,10 @@ def link_tree(source: Path, target: Path) -> None:
 
     What is at `target` already stays.
     """
-    if not source.is_dir():
+    if source.is_symlink() or not source.is_dir():
+        # A copy, with its time, by which make judges: a file of the user's own is never written to.
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, target)
+        shutil.copy2(source, target, follow_symlinks=False)
         return
     for folder, folders, files in os.walk(source):
         place = target / Path(folder).relative_to(source)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from junitparser import JUnitXml
 
 pytestmark = pytest.mark.guest
 
@@ -24,13 +25,27 @@ FEW, MORE = ("hds", "irq", "devmem"), ("queues", "stats", "nic_timestamp", "xsk_
 @pytest.mark.parametrize("programs", [FEW, pytest.param(MORE, marks=pytest.mark.long)], ids=["few", "more"])
 def test_programs_end_as_expected(programs: Sequence[str], tmp_path: Path) -> None:
     command = [*NICMODEL, *programs, "--quick"]
-    command += ["--json", str(tmp_path / "cases.json"), "--logs", str(tmp_path / "logs")]
+    for option, name in {
+        "--json": "cases.json",
+        "--ktap": "cases.ktap",
+        "--junit": "cases.xml",
+        "--logs": "logs",
+    }.items():
+        command += [option, str(tmp_path / name)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    cases = json.loads((tmp_path / "cases.json").read_text())
-    assert {case["test"] for case in cases} == set(programs)
+    tests = json.loads((tmp_path / "cases.json").read_text())["results"]
+    cases = [case for test in tests for case in test["results"]]
+    assert {test["name"] for test in tests} == set(programs)
     assert {log.stem for log in (tmp_path / "logs").iterdir()} == set(programs)
     assert all(case["reason"] for case in cases if case["outcome"] != "pass")
+    # All three formats tell of the same cases, and what is expected is no failure in JUnit.
+    suites = JUnitXml.fromfile(str(tmp_path / "cases.xml"))
+    assert [case.name for suite in suites for case in suite] == [case["name"] for case in cases]
+    assert (suites.failures, suites.errors) == (0, 0)
+    lines = (tmp_path / "cases.ktap").read_text().splitlines()
+    nested = [line for line in lines if line.startswith(("  ok ", "  not ok "))]
+    assert [line.split(" # ")[0].split()[-1] for line in nested] == [case["name"] for case in cases]
 
 
 def test_list() -> None:

@@ -1,11 +1,13 @@
 """The selftests' output and the file of what is expected of them."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nicmodel.cli.selftests import _rows
+from nicmodel.vm import tools
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.selftests import NICS, Expectation, Outcome, Program, Recipe, Result, judge, parse_ktap
 
@@ -113,7 +115,7 @@ def test_an_expectation_needs_a_reason() -> None:
 def test_the_file_is_well_formed() -> None:
     recipe = Recipe.read()
     for entry in recipe.programs.values():
-        assert entry.cases > 0
+        assert entry.cases and entry.cases > 0
         assert entry.nics in NICS
         for expectation in entry.expected:
             assert set(expectation.outcomes) <= {"pass", "fail", "skip", "xfail", "crash", "none"}
@@ -134,3 +136,100 @@ def test_choosing(tmp_path: Path) -> None:
         recipe.chosen(["loopback"])
     with pytest.raises(VmError, match="say one of ping, hds"):
         recipe.chosen(["pong"])
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("hw", ["devmem", "rss_ctx"]),
+        ("drivers/net/hw/", ["devmem", "rss_ctx"]),
+        ("hw/devmem.py", ["devmem"]),
+        ("drivers/net/ping.py", ["ping"]),
+        ("drivers/net", ["ping", "devmem", "rss_ctx"]),
+    ],
+)
+def test_choosing_by_file_and_folder(name: str, chosen: list[str]) -> None:
+    programs = [Program(Path(path).stem, path, 1) for path in TREE[:3]]
+    recipe = Recipe("7.3", {one.name: one for one in programs}, {"loopback.sh": "no loopback"})
+    assert [one.name for one in recipe.chosen([name])] == chosen
+
+
+#: As kselftest-list.txt has them, but for the colon.
+TREE = ("drivers/net/ping.py", "drivers/net/hw/devmem.py", "drivers/net/hw/rss_ctx.py", "drivers/net/hw/ping.py")
+
+
+def test_the_recipe_of_another_tree_has_what_is_there(tmp_path: Path) -> None:
+    files = ("drivers/net:ping.py", "drivers/net/hw:devmem.py", "drivers/net/hw:ping.py", "drivers/net/hw:new.py")
+    (tmp_path / "kselftest-list.txt").write_text(
+        "".join(f"{line}\n" for line in (*files, "drivers/net/hw:loopback.sh"))
+    )
+    programs = [Program(Path(path).stem, path, 1) for path in TREE[:3]]
+    recipe = Recipe("7.3", {one.name: one for one in programs}, {"loopback.sh": "no loopback"}).of_tree(tmp_path)
+    assert {name: one.cases for name, one in recipe.programs.items()} == {
+        "ping": 1, "devmem": 1, "hw/ping.py": None, "new": None,
+    }  # fmt: skip
+    assert all(name == one.name for name, one in recipe.programs.items())
+    assert judge(recipe.programs["new"], [Result("any", "fail")]) == []
+    assert judge(recipe.programs["new"], []) == ["new: no case has run"]
+
+
+def test_which_release_is_known() -> None:
+    recipe = Recipe("7.3", {}, {})
+    assert recipe.is_known("7.3.4+deb13-cloud-amd64")
+    assert not recipe.is_known("7.30.1")
+    assert not recipe.is_known("6.12.117")
+
+
+def kernel_tree(root: Path) -> Path:
+    """As much of a kernel's source as is looked at."""
+    for name, content in {
+        "Makefile": "VERSION = 6\nPATCHLEVEL = 19\nSUBLEVEL = 0\n",
+        "MAINTAINERS": "",
+        "Documentation/netlink/specs/netdev.yaml": "name: netdev\n",
+        "include/linux/gve.h": "",
+        "include/generated/autoconf.h": "#define CONFIG_GVE 1\n",
+        "scripts/Kbuild.include": "",
+        "arch/x86/include/generated/asm/x.h": "",
+        "arch/x86/Makefile": "",
+        "tools/testing/selftests/drivers/net/ping.py": "print('1..0')\n",
+        "tools/testing/selftests/drivers/net/hw/iou-zcrx": "\x7fELF",
+        "tools/lib/bpf/libbpf.a": "!<arch>\n",
+        "drivers/net/ethernet/google/gve/gve_main.c": "",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    (root / "tools/testing/selftests/drivers/net/link").symlink_to("hw")
+    return root
+
+
+def test_of_a_tree_only_its_source_is_taken(tmp_path: Path) -> None:
+    tree = kernel_tree(tmp_path)
+    assert tools.source_release(tree) == "6.19"
+    taken = [str(file.relative_to(tree)) for file in tools._source_files(tree)]
+    assert sorted(taken) == [
+        "Documentation/netlink/specs/netdev.yaml", "MAINTAINERS", "Makefile", "arch/x86/Makefile",
+        "include/linux/gve.h", "scripts/Kbuild.include", "tools/testing/selftests/drivers/net/link",
+        "tools/testing/selftests/drivers/net/ping.py",
+    ]  # fmt: skip
+
+
+def test_a_tree_is_copied_so_that_no_file_of_it_is_written_to(tmp_path: Path) -> None:
+    tree, copy = kernel_tree(tmp_path / "tree"), tmp_path / "copy"
+    for file in tools._source_files(tree):
+        tools.link_tree(file, copy / file.relative_to(tree))
+    assert (copy / "Makefile").read_text() == (tree / "Makefile").read_text()
+    assert not (copy / "Makefile").samefile(tree / "Makefile")
+    assert (copy / "Makefile").stat().st_mtime_ns == (tree / "Makefile").stat().st_mtime_ns
+    assert (copy / "tools/testing/selftests/drivers/net/link").is_symlink()
+
+
+@pytest.mark.parametrize("gone", ["Makefile", "MAINTAINERS", "tools/testing/selftests/drivers/net/ping.py"])
+def test_what_is_no_source_of_a_kernel(tmp_path: Path, gone: str) -> None:
+    tree = kernel_tree(tmp_path)
+    if gone.endswith("ping.py"):
+        shutil.rmtree(tree / "tools/testing/selftests/drivers/net")
+        gone = "tools/testing/selftests/drivers/net"
+    else:
+        (tree / gone).unlink()
+    with pytest.raises(VmError, match=f"is no source of a kernel, it lacks {gone}"):
+        tools.source_release(tree)
