@@ -16,7 +16,7 @@ from rich.table import Table
 from nicmodel.cli.tables import plain_table
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import KernelChoice
-from nicmodel.vm.options import kernel_options
+from nicmodel.vm.options import kernel_options, module_option
 from nicmodel.vm.selftests import Bench, Outcome, Recipe
 from nicmodel.vm.tools import check_host
 
@@ -33,12 +33,19 @@ console = Console(highlight=False)
 @click.option("--list", "only_list", is_flag=True, help="Only list the tests, and why some are not run.")
 @click.option("--quick", is_flag=True, help="Some cases of every test, in 5 minutes.")
 @kernel_options
+@module_option
 @click.option("--logs", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Keep what each test printed there, and what the kernel logged meanwhile.")  # fmt: skip
 @click.option("--json", "report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write every case there: test, case, outcome, what the test said, the reason expected.")  # fmt: skip
 def selftests(
-    names: tuple[str, ...], only_list: bool, quick: bool, kernel: KernelChoice, logs: Path | None, report: Path | None
+    names: tuple[str, ...],
+    only_list: bool,
+    quick: bool,
+    kernel: KernelChoice,
+    module_files: tuple[Path, ...],
+    logs: Path | None,
+    report: Path | None,
 ) -> None:
     """Run the kernel's own network driver selftests on the NIC.
 
@@ -63,7 +70,7 @@ def selftests(
         return
     check_host()
     outcomes = []
-    with Bench(kernel) as bench:
+    with Bench(kernel, module_files) as bench:
         for program in programs:
             with console.status(f"{program.name} …"):
                 outcome = bench.run(program, quick=quick)

@@ -284,12 +284,17 @@ class Bench:
     It starts with the first program, and anew after a crash and for a program that wants other NICs. Use it as a
     context manager.
 
+    Args:
+        kernel: The guest's.
+        modules: Instead of the stock ones of the same names.
+
     Attributes:
         kernel_version: As `uname -r` prints it, once a guest has been started.
     """
 
-    def __init__(self, kernel: KernelChoice = DEFAULT_KERNEL) -> None:
+    def __init__(self, kernel: KernelChoice = DEFAULT_KERNEL, modules: Sequence[Path] = ()) -> None:
         self.kernel = kernel
+        self.modules = modules
         self.kernel_version = ""
         self._running = ExitStack()
         self._guest: Guest | None = None
@@ -352,6 +357,7 @@ class Bench:
             nics=[Nic(socket) for socket in server.sockets],
             memory="2G",
             kernel=self.kernel,
+            modules=self.modules,
             disks=[build_disk(self.kernel.find())],
             prepare=UNPACK,
         )
