@@ -31,6 +31,7 @@ _COMMANDS = {
     "vm": "nicmodel.vm.cli",
     "config": "nicmodel.cli.config",
     "selftests": "nicmodel.cli.selftests",
+    "driver": "nicmodel.cli.driver",
     "stat": "nicmodel.cli.stat",
     "top": "nicmodel.cli.top",
     "ledger": "nicmodel.cli.ledger",
@@ -51,6 +52,7 @@ _COMMANDS = {
 #: How ``nicmodel --help`` groups them.
 _SECTIONS = {
     "To begin": ("demo", "doctor", "serve", "vm", "config"),
+    "To write a driver": ("driver",),
     "To test and compare": ("selftests", "experiment"),
     "To look into a running server": ("stat", "top", "ledger", "show", "trace", "capture", "findings"),
     "To act on a running server": ("inject", "send", "link", "reset", "fault"),

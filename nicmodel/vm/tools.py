@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from nicmodel.cache import cache_dir
@@ -120,19 +121,28 @@ def install_guest_module(guest: Guest) -> None:
 
 def kernel_source() -> Path:
     """The parts of the default kernel's source that its user-space tools and selftests are built from."""
+    return _parts_of_source("", SOURCE_PARTS)
+
+
+def driver_source(folder: str) -> Path:
+    """A folder of the default kernel's source, such as drivers/net/ethernet/google/gve, in the cache: read only."""
+    return _parts_of_source("-" + folder.replace("/", "-"), [folder]) / folder
+
+
+def _parts_of_source(name: str, parts: Sequence[str]) -> Path:
+    """A tree with some parts of the default kernel's source; `name` tells it from those with other parts."""
     linux = obtain(DEFAULT_KERNEL.packages)
     release = re.search(r"linux-image-(\d+\.\d+)\.", " ".join(linux.versions))
     if not release:
         raise VmError(f"no kernel release in {', '.join(linux.versions)}")
     package = f"linux-source-{release[1]}"
     source = obtain(Packages("linux-source", (package,), DEFAULT_KERNEL.suite, keep="linux-source-"))
-    path = cache_dir() / "source" / source.id
+    path = cache_dir() / "source" / (source.id + name)
     with locked(path.with_suffix(".lock"), "unpacking the kernel's source"), building(path) as unfinished:
         if unfinished:
-            members = [f"{package}/{part}" for part in SOURCE_PARTS]
             archive = source.path / f"usr/src/{package}.tar.xz"
             with step("unpacking the kernel's source"):
-                _unpack(archive, unfinished, members)
+                _unpack(archive, unfinished, [f"{package}/{part}" for part in parts])
     return path
 
 
