@@ -375,7 +375,7 @@ def summary(
 def _posted(nic: Mapping[str, Any]) -> dict[str, int]:
     """Buffers that wait for frames, by receive queue."""
     return {
-        f"rx{queue['queue']}": (queue["buffer_tail"] - queue["buffer_head"]) & queue["position_mask"]
+        f"rx{queue['queue']}": (queue["buffer_tail"] - queue["buffer_head"]) % queue["positions"]
         for queue in nic["rx_queues"]
         if queue["active"]
     }

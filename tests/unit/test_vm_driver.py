@@ -50,7 +50,7 @@ def test_the_device_is_summed_up() -> None:
             "active": 1,
             "buffer_tail": tail,
             "buffer_head": 0,
-            "position_mask": 1023,
+            "positions": 1024,
         }
         return {
             "admin": admin, "rx_queues": [queue], "tx_queues": [{"queue": 0, "packets": 1}], "drops": {},
