@@ -31,6 +31,7 @@ _COMMANDS = {
     "vm": "nicmodel.vm.cli",
     "config": "nicmodel.cli.config",
     "selftests": "nicmodel.cli.selftests",
+    "driver": "nicmodel.cli.driver",
     "coverage": "nicmodel.cli.coverage",
     "stat": "nicmodel.cli.stat",
     "top": "nicmodel.cli.top",
@@ -53,17 +54,9 @@ _COMMANDS = {
 #: How ``nicmodel --help`` groups them.
 _SECTIONS = {
     "To begin": ("demo", "doctor", "serve", "vm", "config"),
-    "To test and compare": ("selftests", "coverage", "experiment"),
-    "To look into a running server": (
-        "stat",
-        "top",
-        "ledger",
-        "show",
-        "bringup",
-        "trace",
-        "capture",
-        "findings",
-    ),
+    "To write a driver": ("driver", "bringup", "coverage"),
+    "To test and compare": ("selftests", "experiment"),
+    "To look into a running server": ("stat", "top", "ledger", "show", "trace", "capture", "findings"),
     "To act on a running server": ("inject", "send", "link", "reset", "fault"),
     "To look up": ("rules", "faults"),
 }

@@ -19,7 +19,7 @@ from nicmodel.client.text import printable
 from nicmodel.vm.coverage.recorder import recorded
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import KernelChoice, OwnKernel
-from nicmodel.vm.options import kernel_options
+from nicmodel.vm.options import kernel_options, module_option
 from nicmodel.vm.selftests import Bench, Outcome, Program, Recipe
 from nicmodel.vm.selftests_report import Comparison, Run, check_earlier, ci_json, compare, junit, ktap, reason
 from nicmodel.vm.tools import build_selftests, check_host, source_release
@@ -49,6 +49,7 @@ def _file_option(name: str, help_text: str) -> Callable[[Callable[..., None]], C
 @click.option("--list", "only_list", is_flag=True, help="Only list the tests, and why some are not run.")
 @click.option("--quick", is_flag=True, help="Some cases of every test, in 5 minutes.")
 @kernel_options
+@module_option
 @click.option("--tree", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
               help="The source of a kernel, whose tests are built and run. Nothing is written there, and nothing that "
                    "was built there is used.")  # fmt: skip
@@ -69,6 +70,7 @@ def selftests(
     only_list: bool,
     quick: bool,
     kernel: KernelChoice,
+    module_files: tuple[Path, ...],
     tree: Path | None,
     logs: Path | None,
     json_file: Path | None,
@@ -99,7 +101,7 @@ def selftests(
       nicmodel selftests ntuple --logs /tmp/selftests
 
     \b
-    A kernel of your own and its tests, before and after a change:
+    Your own kernel and its tests, before and after a change:
       nicmodel selftests --kernel ~/src/linux --tree ~/src/linux \\
         --json before.json
       nicmodel selftests --kernel ~/src/linux --tree ~/src/linux \\
@@ -117,7 +119,7 @@ def selftests(
     check_host()
     outcomes = []
     start = _now()
-    with recorded(coverage_file, live=False) as recorder, Bench(kernel, tree, recorder) as bench:
+    with recorded(coverage_file, live=False) as recorder, Bench(kernel, module_files, tree, recorder) as bench:
         for program in programs:
             with console.status(f"{program.name} …"):
                 outcome = bench.run(program, quick=quick)

@@ -19,8 +19,8 @@ faults     nic                                          a list: faults at work o
 fault      nic, fault, parameters, seed                 the same of a new one, see `nicmodel.faults`
 fault_end  nic, injection (all if it is left out)       {}
 scenario   text (TOML, see `nicmodel.faults.scenario`)  {}; its faults have been given to all NICs
-findings   nic (all if it is left out)                  a list: how the driver has broken the contract, see
-                                                        `nicmodel.observe.findings.Finding`
+findings   nic (all if it is left out), clear (true:    a list: how the driver has broken the contract, see
+           they are forgotten then)                     `nicmodel.observe.findings.Finding`
 trace      kinds, queues, nic (all if it is left out)   {}; from now on lines ``{"event": …}`` come, see
                                                         `nicmodel.observe.trace`
 capture    queues, limit (bytes of a frame), nic (all   {"epoch": …, "wires": …}, see `Control.capture`; from now on
@@ -230,13 +230,17 @@ class Control:
         """
         self.request("scenario", text=text)
 
-    def findings(self, nic: str | None = None) -> list[dict[str, Any]]:
+    def findings(self, nic: str | None = None, *, clear: bool = False) -> list[dict[str, Any]]:
         """How the drivers, or that of one NIC, have broken the contract so far (`Finding.as_dict`).
+
+        Args:
+            nic: the NIC; None: all.
+            clear: have the server forget them, so that the next ones are of what happens from now on.
 
         Raises:
             ControlError: the server does not watch them.
         """
-        found: list[dict[str, Any]] = self.request("findings", nic=nic)
+        found: list[dict[str, Any]] = self.request("findings", nic=nic, clear=clear or None)
         return found
 
     def trace(

@@ -325,7 +325,13 @@ class _Client:
         if not checkers:
             raise _Refused("nobody watches the driver: the server needs --check or --strict")
         names = [self._nic(request).name] if "nic" in request else list(checkers)
-        return [finding.as_dict() for name in names for finding in checkers[name].findings]
+        clear = request.get("clear", False)
+        if not isinstance(clear, bool):
+            raise _Refused("clear is true or false")
+        found = [finding.as_dict() for name in names for finding in checkers[name].findings]
+        for name in names if clear else ():
+            checkers[name].clear()
+        return found
 
     def _list_faults(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         return [injection.describe() for injection in self._faults(request).injections.values()]

@@ -142,6 +142,9 @@ class Checker(Protocol):
     def findings(self) -> list[Finding]:
         """What was found, in the order in which it was."""
 
+    def clear(self) -> None:
+        """Forget what was found: what is broken again is found again, with new evidence."""
+
 
 class Journal:
     """Findings of one NIC, and the events that a finding is shown with.

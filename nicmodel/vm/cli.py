@@ -14,7 +14,7 @@ from nicmodel.vm.guest import Guest, GuestConfig, parse_named_size, print_comman
 from nicmodel.vm.image import build_image
 from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.layout import LAYOUTS, Nic
-from nicmodel.vm.options import kernel_options
+from nicmodel.vm.options import kernel_options, module_option
 from nicmodel.vm.qemu import find_qemu, unpacked_qemu
 from nicmodel.vm.share import Share, parse_put
 from nicmodel.vm.tools import (
@@ -47,6 +47,7 @@ _PREPARED = """
 @click.option("--cmdline", default="", metavar="WORDS",
               help="Added to the kernel's command line. modprobe.blacklist=gve leaves the driver to be loaded "
                    "by hand.")  # fmt: skip
+@module_option
 @click.option("--device-memory", multiple=True, metavar="NAME=SIZE",
               help="Memory of a device, as a NUMA node without CPUs (node 1, 2, …): bind memory there for "
                    "devmem.")  # fmt: skip
@@ -90,6 +91,7 @@ def vm(
     layout: str,
     kernel: KernelChoice,
     cmdline: str,
+    module_files: tuple[Path, ...],
     device_memory: tuple[str, ...],
     accelerators: tuple[str, ...],
     cpu: str,
@@ -172,6 +174,7 @@ def vm(
         cmdline=cmdline,
         shares=[Share.parse(text) for text in shares],
         files=dict(parse_put(text) for text in puts),
+        modules=module_files,
         arguments=qemu_arguments,
     )
     if only_print:

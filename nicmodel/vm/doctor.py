@@ -12,11 +12,11 @@ from pathlib import Path
 from nicmodel.cache import cache_dir
 from nicmodel.jit.compiled import CACHE, functions_cached
 from nicmodel.vm import host
+from nicmodel.vm.compiler import COMPILER
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.host import Check, State
 from nicmodel.vm.packages import KEYRING, mirror, obtained
 from nicmodel.vm.qemu import QEMU, known_acceleration, system_qemu
-from nicmodel.vm.tools import COMPILER
 
 
 def python() -> Check:

@@ -7,7 +7,6 @@ whole stream in the accelerator's memory, checked byte by byte when the clock ha
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import socket
 from collections.abc import Callable, Iterator
@@ -23,10 +22,9 @@ from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.devmem import send_pattern, set_up_devmem
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
-from nicmodel.vm.host import program
 from nicmodel.vm.kernel import DEFAULT_KERNEL, KernelChoice
 from nicmodel.vm.layout import Nic
-from nicmodel.vm.namespace import Namespace
+from nicmodel.vm.namespace import namespace_for_taps
 from nicmodel.vm.needs import DEVMEM, NIC, require
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.server import NicServer
@@ -135,11 +133,11 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH, kernel: Ker
     if accelerator == SWITCH:
         check_guest_module(found)
     tools = build_guest_tools()
-    namespace = _namespace(stack)
+    namespace = namespace_for_taps()
     if namespace is not None:
+        stack.enter_context(namespace)
         mtu = _SEGMENT + _HEADERS + _TIMESTAMPS
-        server = NicServer(["--wire", "tap:tap0"])
-        namespace.run(stack.enter_context, server)
+        server = stack.enter_context(NicServer(["--wire", "tap:tap0"], prefix=namespace.prefix))
         namespace.ip("addr", "add", "10.2.0.2/24", "dev", "tap0")
         namespace.ip("link", "set", "tap0", "mtu", str(mtu), "up")
         address, gateway = "10.2.0.1", None
@@ -193,16 +191,6 @@ def _config(server: NicServer, accelerator: str, dmabuf_size: int, kernel: Kerne
 def _whole_mib(size: int) -> int:
     """The next multiple of 2 MiB, the size of what QEMU and the kernel hand out."""
     return -(-size // (2 << 20)) * (2 << 20)
-
-
-def _namespace(stack: ExitStack) -> Namespace | None:
-    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        return None
-    try:
-        program("ip")
-        return stack.enter_context(Namespace())
-    except (OSError, VmError):  # no rights, or no iproute2, as on a minimal system
-        return None
 
 
 def run(bench: Bench, nbytes: int, runs: int) -> Iterator[Run]:

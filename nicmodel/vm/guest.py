@@ -17,12 +17,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from nicmodel.vm import agent, needs, share, snapshot
+from nicmodel.vm import agent, modules, needs, share, snapshot
 from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result, Sink
 from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.errors import VmError
@@ -68,6 +68,7 @@ class GuestConfig:
             must not ask for NICs.
         shares: Folders of the host's that the guest has mounted.
         files: Files of the host's that are copied into the guest when it starts, by their absolute paths there.
+        modules: Files of kernel modules, which are loaded instead of the stock ones of the same names.
         arguments: Added to QEMU's arguments, such as `-netdev` and `-device` for other NICs.
     """
 
@@ -84,6 +85,7 @@ class GuestConfig:
     prepare: str = ""
     shares: Sequence[Share] = ()
     files: Mapping[str, Path] = field(default_factory=dict)
+    modules: Sequence[Path] = ()
     arguments: Sequence[str] = ()
 
 
@@ -245,6 +247,7 @@ class Guest:
         greetings = self._channel.greetings
         self.start("reboot -f")
         self._await_boot(greetings + 1)
+        modules.replace(self, self._modules)
         self._furnish()
 
     def reset(self) -> None:
@@ -252,6 +255,7 @@ class Guest:
         greetings = self._channel.greetings
         self.qmp.execute("system_reset")
         self._await_boot(greetings + 1)
+        modules.replace(self, self._modules)
         self._furnish()
 
     def qemu_log(self) -> str:
@@ -291,6 +295,7 @@ class Guest:
         self._acceleration = self._choose_acceleration()
         self.accel = kind_of(self._acceleration)
         self.kernel_version = self._image.version
+        self._modules = [modules.read(file, self.kernel_version) for file in self.config.modules]
         self._folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nicmodel-")))
         self.console = self._console_wanted or self._folder / "console.log"
         self.why_booted = "" if self._snapshot_wanted else "as asked"
@@ -301,6 +306,7 @@ class Guest:
             self._await_boot(1)
             if self.config.prepare:
                 self.run(self.config.prepare, timeout=_PREPARE_TIMEOUT)
+            modules.replace(self, self._modules)
         self._furnish()
 
     def _look_at_kernel(self) -> None:
@@ -311,7 +317,8 @@ class Guest:
         """
         needs.require(self.kernel, needs.SHARE if self.config.shares else ())
         needs.require(self.kernel, needs.NODE if self.config.device_memory else ())
-        if self._plugged and self.config.nics and (missing := needs.lacking(self.kernel, needs.NIC)):
+        missing = needs.lacking(self.kernel, needs.NIC)
+        if missing and self._plugged and self.config.nics and not self.config.modules:
             print(f"nicmodel: the guest's kernel is without {', '.join(missing)}", file=sys.stderr)
 
     def _furnish(self) -> None:
@@ -385,7 +392,7 @@ class Guest:
 
     def _save_snapshot(self, folder: Path) -> None:
         """Boot such a guest without NICs, and save it."""
-        maker = Guest(self.config, console=folder / "console", snapshot=False)
+        maker = Guest(replace(self.config, modules=()), console=folder / "console", snapshot=False)
         maker._plugged = False
         maker._recorder = None  # it has no driver to record; but its CPU is like this guest's
         maker._accel_wanted = self._acceleration
@@ -404,6 +411,9 @@ class Guest:
         """
         self._launch(kept)
         snapshot.restore(self.qmp, kept.path)
+        if self._modules:  # before the NICs, whose drivers they may be
+            self._wake()
+            modules.put(self, self._modules)
         _, nics = without_nics(self._words(dict.fromkeys(self._memories, "")))
         for nic in nics:
             self.qmp.execute("device_add", nic)
@@ -412,10 +422,21 @@ class Guest:
                 self.qmp.execute("device_add", server.device())
             except VmError as error:
                 raise VmError(f"{error} {server.said()}") from None
+        self._wake()
+        modules.load(self, self._modules)
+
+    def _wake(self) -> None:
+        """Have the guest of a snapshot run, and its agent look for what has been plugged in.
+
+        Raises:
+            RestoreError: It does not come to life.
+        """
         self.qmp.execute("cont")
+        greetings = self._channel.greetings
+        self._channel.reset("the agent was woken")
         self._channel.wake()
         try:
-            self._await_boot(1)
+            self._await_boot(greetings + 1)
         except VmError as error:
             raise snapshot.RestoreError(str(error)) from error
 

@@ -26,16 +26,18 @@ PROGRAMS = {
     "dpkg-deb": "dpkg",
     "setpriv": "util-linux",
     "unshare": "util-linux",
+    "nsenter": "util-linux",
     "mount": "mount",
     "chroot": "coreutils",
     "tar": "tar",
     "sh": "dash",
+    "make": "make",
     "strip": "binutils",
     "ip": "iproute2",
     "valgrind": "valgrind",
 }
-#: What only tests and benchmarks call, and what makes the modules of a kernel that was built here smaller.
-OPTIONAL = ("strip", "ip", "valgrind")
+#: What only tests and benchmarks call, and what is for modules of a kernel that was built here.
+OPTIONAL = ("make", "strip", "ip", "valgrind")
 
 #: An ordinary user's PATH on Debian is without these.
 _SYSTEM = ("/usr/local/sbin", "/usr/sbin", "/sbin")

@@ -221,9 +221,15 @@ def copy_modules(kernel: Kernel, userland: Tree, root: Path, modules: Iterable[s
             wanted += [dependency.replace("-", "_") for dependency in depends[1].decode().split(",")]
     for index, content in kernel.indexes.items():
         (target / index).write_bytes(content)
-    depmod = userland.command("usr/bin/kmod", "-b", str(root), "-m", "/usr/lib/modules", kernel.release)
+    depmod = kmod(userland, "depmod", "-b", str(root), "-m", "/usr/lib/modules", kernel.release)
+    host.run(depmod, "the index of the guest's modules", root)
+
+
+def kmod(userland: Tree, name: str, *arguments: str) -> list[str]:
+    """How to run `depmod` or `modinfo` of the guest's packages on this host."""
     # kmod is one program of several names; the loader can be told the name to call it by.
-    host.run([depmod[0], "--argv0", "depmod", *depmod[1:]], "the index of the guest's modules", root)
+    loader, *words = userland.command("usr/bin/kmod", *arguments)
+    return [loader, "--argv0", name, *words]
 
 
 def _strip(file: Path, content: bytes) -> None:

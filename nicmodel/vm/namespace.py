@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
-from nicmodel.vm.host import program
+from nicmodel.vm.host import find_program, program
 
 CLONE_NEWNET = 0x40000000
 
@@ -49,6 +50,12 @@ class Namespace:
         """What the command ip prints there."""
         return self.run(subprocess.check_output, [program("ip"), *words], text=True)
 
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What to put before a command that is to run there, whichever thread starts it."""
+        thread = self.run(threading.get_native_id)
+        return program("nsenter"), f"--net=/proc/{os.getpid()}/task/{thread}/ns/net", "--"
+
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown()
@@ -58,3 +65,13 @@ class Namespace:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.unshare(CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def namespace_for_taps() -> Namespace | None:
+    """A namespace in which a tap can be made and set up; None if this user may not, or the program ip is missing."""
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK) or not find_program("ip"):
+        return None
+    try:
+        return Namespace()
+    except OSError:
+        return None

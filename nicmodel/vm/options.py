@@ -25,3 +25,11 @@ def kernel_options(command: Callable[..., None]) -> Callable[..., None]:
         command(*arguments, kernel=kernel_named(kernel, modules), **keywords)
 
     return with_kernel
+
+
+module_option = click.option(
+    "--module", "module_files", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
+    help="Load this kernel module instead of the stock one of the same name; `nicmodel driver build` makes one. Repeat "
+         "for more.",
+)  # fmt: skip
+"""The command gets them as `module_files`."""

@@ -349,6 +349,7 @@ class Bench:
 
     Args:
         kernel: The guest's kernel.
+        modules: Instead of the stock ones of the same names.
         tree: The source that the selftests are built of; None: that of Debian's kernel.
         recorder: Records which code each program has the driver run, with its name as context.
 
@@ -359,10 +360,12 @@ class Bench:
     def __init__(
         self,
         kernel: KernelChoice = DEFAULT_KERNEL,
+        modules: Sequence[Path] = (),
         tree: Path | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         self.kernel = kernel
+        self.modules = modules
         self.tree = tree
         self._recorder = recorder
         self.kernel_version = ""
@@ -439,6 +442,7 @@ class Bench:
             nics=[Nic(socket) for socket in server.sockets],
             memory="2G",
             kernel=self.kernel,
+            modules=self.modules,
             disks=[build_disk(self.kernel.find(), self.tree)],
             prepare=UNPACK,
         )

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from nicmodel.cache import cache_dir
+from nicmodel.vm.compiler import link_tree
 from nicmodel.vm.image import (
     MODULES,
     USERLAND,
@@ -18,7 +19,7 @@ from nicmodel.vm.image import (
 from nicmodel.vm.kernel import Kernel
 from nicmodel.vm.packages import locked, obtain
 from nicmodel.vm.progress import step
-from nicmodel.vm.tools import BPF_TOOLS, NEWER_TOOLS, build_selftests, link_tree
+from nicmodel.vm.tools import BPF_TOOLS, NEWER_TOOLS, build_selftests
 
 FOLDER = "/usr/lib/kselftest"
 """Where the selftests are in the guest."""

@@ -1,8 +1,4 @@
-"""Programs for the guest, compiled here: the kernel's own network selftests, and the C sources of `guest/`.
-
-They are compiled by Debian's compiler in a tree of unpacked packages, entered by chroot: so the host needs no compiler,
-and the result fits the guest.
-"""
+"""Programs for the guest, compiled here: the kernel's own network selftests, and the C sources of `guest/`."""
 
 import contextlib
 import hashlib
@@ -10,31 +6,21 @@ import lzma
 import os
 import re
 import shutil
-import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nicmodel.cache import cache_dir
 from nicmodel.vm import host
+from nicmodel.vm.compiler import COMPILER, enter, link_tree
+from nicmodel.vm.driver import Driver
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest
 from nicmodel.vm.image import GUEST_FILES
 from nicmodel.vm.kernel import DEFAULT_KERNEL, Kernel
 from nicmodel.vm.packages import Packages, building, locked, obtain, obtained
 from nicmodel.vm.progress import step
-
-COMPILER = Packages(
-    "compiler",
-    (
-        # linux-libc-dev of backports has the interfaces of the newest kernel, devmem TCP among them.
-        *("base-files", "dash", "coreutils", "sed", "grep", "findutils", "make", "gcc", "libc6-dev", "linux-libc-dev"),
-        # The kernel generates its netlink library with Python.
-        *("python3-minimal", "libpython3-stdlib", "python3-yaml", "python3-jsonschema"),
-    ),
-    suite="trixie-backports",
-)
 
 # What the network selftests need besides, to be built and to be run: 65 MB, most of it LLVM, which clang and bpftrace
 # share. Only these packages are taken of what they depend on: the rest is in the compiler's tree, or in the guest.
@@ -82,26 +68,8 @@ def build_guest_module(kernel: Kernel) -> Path:
     Raises:
         VmError: The kernel is not Debian's; or it does not compile: those before 6.13 lack dma_buf_phys_vec_to_sgt().
     """
-    version, headers = kernel.release, obtain(_headers(kernel))
-    sources = sorted((GUEST_FILES / "module").iterdir())
-    content = b"\0".join([headers.id.encode(), *(source.read_bytes() for source in sources)])
-    script = (
-        "ln -s mawk /usr/bin/awk\n"
-        # objtool insists on knowing where its stack ends, and there is no /proc here.
-        "mkdir -p /proc/self; echo '7ffffffde000-7ffffffff000 [stack]' >/proc/self/maps\n"
-        # The kernel's type information is left out: without pahole the module's cannot be made from it.
-        f"rm -f /usr/src/linux-headers-{version}/vmlinux\n"
-        f"make -s -C /usr/src/linux-headers-{version} M=/build CC=gcc modules\n"
-        f"mkdir /out/module && mv {MODULE}.ko /out/module\n"
-    )
-    places = {source: f"build/{source.name}" for source in sources} | {headers.path: "."}
-    return _build(f"module-{version}", content, places, script) / f"module/{MODULE}.ko"
-
-
-def _headers(kernel: Kernel) -> Packages:
-    if not isinstance(kernel.headers, Packages):
-        raise VmError(f"{MODULE}, the driver of accelerators, is built for Debian's kernels only: choose one")
-    return kernel.headers
+    check_guest_module(kernel)
+    return Driver(GUEST_FILES / "module", kernel).build().modules[0]
 
 
 def check_guest_module(kernel: Kernel) -> None:
@@ -110,7 +78,8 @@ def check_guest_module(kernel: Kernel) -> None:
     Raises:
         VmError: The kernel is not Debian's.
     """
-    _headers(kernel)
+    if not isinstance(kernel.headers, Packages):
+        raise VmError(f"{MODULE}, the driver of accelerators, is built for Debian's kernels only: choose one")
 
 
 def build_ncdevmem() -> Path:
@@ -220,19 +189,28 @@ def install_guest_module(guest: Guest) -> None:
 
 def kernel_source() -> Path:
     """The parts of the default kernel's source that its user-space tools and selftests are built from."""
+    return _parts_of_source("", SOURCE_PARTS)
+
+
+def driver_source(folder: str) -> Path:
+    """A folder of the default kernel's source, such as drivers/net/ethernet/google/gve, in the cache: read only."""
+    return _parts_of_source("-" + folder.replace("/", "-"), [folder]) / folder
+
+
+def _parts_of_source(name: str, parts: Sequence[str]) -> Path:
+    """A tree with some parts of the default kernel's source; `name` tells it from those with other parts."""
     linux = obtain(DEFAULT_KERNEL.packages)
     release = re.search(r"linux-image-(\d+\.\d+)\.", " ".join(linux.versions))
     if not release:
         raise VmError(f"no kernel release in {', '.join(linux.versions)}")
     package = f"linux-source-{release[1]}"
     source = obtain(Packages("linux-source", (package,), DEFAULT_KERNEL.suite, keep="linux-source-"))
-    path = cache_dir() / "source" / source.id
+    path = cache_dir() / "source" / (source.id + name)
     with locked(path.with_suffix(".lock"), "unpacking the kernel's source"), building(path) as unfinished:
         if unfinished:
-            members = [f"{package}/{part}" for part in SOURCE_PARTS]
             archive = source.path / f"usr/src/{package}.tar.xz"
             with step("unpacking the kernel's source"):
-                _unpack(archive, unfinished, members)
+                _unpack(archive, unfinished, [f"{package}/{part}" for part in parts])
     return path
 
 
@@ -287,41 +265,8 @@ def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) ->
                 (root / "out").mkdir()
                 for source, target in sources.items():
                     link_tree(source, root / target)
-                host.run([*_enter(root), "/bin/sh", "-ec", f"export PATH=/usr/bin; cd /build\n{script}"], name, root)
+                host.run([*enter(root), "/bin/sh", "-ec", f"export PATH=/usr/bin; cd /build\n{script}"], name, root)
                 for product in (root / "out").iterdir():
                     if os.access(product, os.X_OK):
                         shutil.move(product, unfinished)
     return path
-
-
-def link_tree(source: Path, target: Path) -> None:
-    """Hard links to `source`'s files: cheap, and compilers and make replace files rather than write into them.
-
-    What is at `target` already stays.
-    """
-    if source.is_symlink() or not source.is_dir():
-        # A copy, with its time, by which make judges: a file of the user's own is never written to.
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target, follow_symlinks=False)
-        return
-    for folder, folders, files in os.walk(source):
-        place = target / Path(folder).relative_to(source)
-        place.mkdir(parents=True, exist_ok=True)
-        for name in [*files, *(name for name in folders if Path(folder, name).is_symlink())]:
-            with contextlib.suppress(FileExistsError):
-                os.link(Path(folder, name), place / name, follow_symlinks=False)
-
-
-def _enter(root: Path) -> list[str]:
-    """How to run a command with `root` as its root folder, which gets a /dev/null."""
-    (root / "dev").mkdir(exist_ok=True)
-    null = root / "dev/null"
-    chroot = host.program("chroot")
-    if host.can_make_devices(root):
-        os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        return [chroot, str(root)]
-    # An ordinary user: a user namespace, and the host's device over an empty file.
-    null.touch()
-    inside = 'mount=$1 chroot=$2; shift 2; "$mount" --bind /dev/null "$1/dev/null" && exec "$chroot" "$@"'
-    inside_words = ["sh", "-c", inside, "sh", host.program("mount"), chroot, str(root)]
-    return [host.program("unshare"), "--map-root-user", "--mount", *inside_words]

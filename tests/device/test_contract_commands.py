@@ -84,6 +84,24 @@ def test_a_strict_server_ends_with_a_status_of_its_own(tmp_path: Path) -> None:
     assert [one["rule"] for one in report["findings"]] == ["DBL-005"]
 
 
+def test_findings_are_forgotten_on_request(tmp_path: Path) -> None:
+    """Steps: break a rule, clear, break it again. Verify: each time there is one finding, counted anew."""
+    server = Strict(tmp_path, "--strict")
+    with Driver(server.socket) as driver, Control(server.control) as control:
+        driver.probe()
+        driver.open(rx_queues=1)
+        for tail in (5000, 6000):
+            driver.doorbells.ring(driver.rx[0].doorbell_index, tail)
+            driver.device_status()
+            [finding] = control.findings(clear=True)
+            assert f"set to {tail} " in finding["what"] and finding["count"] == 1
+            assert control.findings() == []
+        with pytest.raises(ControlError, match="clear is true or false"):
+            control.request("findings", clear=1)
+        driver.remove()
+    server.end(0)
+
+
 def test_a_driver_without_fault_leaves_status_0(tmp_path: Path) -> None:
     server = Strict(tmp_path, "--strict")
     with Driver(server.socket) as driver:

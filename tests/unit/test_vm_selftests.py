@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nicmodel.cli.selftests import _rows
-from nicmodel.vm import tools
+from nicmodel.vm import compiler, tools
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.selftests import NICS, Expectation, Outcome, Program, Recipe, Result, judge, parse_ktap
 
@@ -216,7 +216,7 @@ def test_of_a_tree_only_its_source_is_taken(tmp_path: Path) -> None:
 def test_a_tree_is_copied_so_that_no_file_of_it_is_written_to(tmp_path: Path) -> None:
     tree, copy = kernel_tree(tmp_path / "tree"), tmp_path / "copy"
     for file in tools._source_files(tree):
-        tools.link_tree(file, copy / file.relative_to(tree))
+        compiler.link_tree(file, copy / file.relative_to(tree))
     assert (copy / "Makefile").read_text() == (tree / "Makefile").read_text()
     assert not (copy / "Makefile").samefile(tree / "Makefile")
     assert (copy / "Makefile").stat().st_mtime_ns == (tree / "Makefile").stat().st_mtime_ns

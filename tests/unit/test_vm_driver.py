@@ -1,0 +1,70 @@
+"""A driver's folder, before anything is compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nicmodel.vm import driver
+from nicmodel.vm.driver import BuildError, Driver
+from nicmodel.vm.driver_bench import summary
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.kernel import Kernel
+
+
+def kernel(headers: Path | None) -> Kernel:
+    return Kernel("own", "6.1.0", Path("/nowhere"), {}, {}, headers, "id", None, "")
+
+
+def test_results_of_a_build_are_no_sources(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".git").mkdir()
+    for name in ("Makefile", "a.c", "a.h", "sub/b.c", "a.o", "a.ko", "a.mod.c", ".a.o.cmd", "modules.order", ".git/x"):
+        (tmp_path / name).write_text(name)
+    assert sorted(driver._sources(tmp_path)) == ["Makefile", "a.c", "a.h", "sub/b.c"]
+
+
+def test_a_folder_with_too_much_in_it_is_no_drivers(tmp_path: Path) -> None:
+    for number in range(driver._MAX_FILES + 1):
+        (tmp_path / f"{number}.c").touch()
+    with pytest.raises(BuildError, match=r"more than 2000 files .*: give the folder of one driver"):
+        driver._sources(tmp_path)
+
+
+def test_what_cannot_be_built_is_said_first(tmp_path: Path) -> None:
+    with pytest.raises(VmError, match="there is no such folder"):
+        Driver(tmp_path / "nowhere", kernel(None))
+    with pytest.raises(VmError, match=r"neither Makefile nor Kbuild: .*obj-m \+= NAME\.o"):
+        Driver(tmp_path, kernel(None))
+    (tmp_path / "Kbuild").write_text("obj-m += a.o\n")
+    with pytest.raises(VmError, match=r"nothing to compile modules for own with: .*/lib/modules/6\.1\.0/build"):
+        Driver(tmp_path, kernel(None))
+
+
+def test_the_device_is_summed_up() -> None:
+    def nic(frames: int, tail: int, admin: dict[str, int]) -> dict[str, object]:
+        queue = {
+            "queue": 0,
+            "frames": frames,
+            "active": 1,
+            "buffer_tail": tail,
+            "buffer_head": 0,
+            "positions": 1024,
+        }
+        return {
+            "admin": admin, "rx_queues": [queue], "tx_queues": [{"queue": 0, "packets": 1}], "drops": {},
+            "interrupts": [frames], "dma_faults": frames // 10,
+        }  # fmt: skip
+
+    before, up = nic(5, 0, {"A PASSED": 1}), nic(5, 992, {})
+    told = summary(before, up, nic(25, 972, {}), nic(25, 0, {"A PASSED": 3, "B INVALID_ARGUMENT": 1}))
+    assert told == {
+        "admin": "3 commands, refused: B INVALID_ARGUMENT 1",
+        "rx": "20 frames (rx0 20)",
+        "tx": "0 packets",
+        "drops": "none",
+        "interrupts": "25",
+        "buffers": "posted before the command and after it: rx0 992 -> 972",
+        "DMA faults": "2",
+    }
