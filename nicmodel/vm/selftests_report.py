@@ -189,7 +189,9 @@ class Comparison:
 
 
 def compare(run: Run, earlier: Any) -> Comparison:
-    """Hold a run against an earlier one, as `ci_json` has made it. Tests that it lacks are new, those that now were not run do not count.
+    """Hold a run against an earlier one, as `ci_json` has made it.
+
+    Tests that the earlier one lacks are new; those that have not run now do not count.
 
     A case that is gone because its program ended early, or the kernel crashed, has not vanished: it is worse.
 
