@@ -101,7 +101,7 @@ def selftests(
       nicmodel selftests ntuple --logs /tmp/selftests
 
     \b
-    Your own kernel and its tests, before and after a change:
+    Your own kernel and tests, before and after a change:
       nicmodel selftests --kernel ~/src/linux --tree ~/src/linux \\
         --json before.json
       nicmodel selftests --kernel ~/src/linux --tree ~/src/linux \\
@@ -225,6 +225,8 @@ def _line(outcome: Outcome) -> str:
     """One program's run in a line."""
     counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items())
     verdict = "[red]not as expected[/red]" if outcome.surprises else "[green]as expected[/green]"
+    if outcome.program.cases is None and not outcome.surprises:
+        verdict = "nothing expected"
     return f"  {outcome.program.name:20} {verdict} [dim]{counts}; {outcome.seconds:.0f} s[/dim]"
 
 

@@ -189,7 +189,9 @@ class Comparison:
 
 
 def compare(run: Run, earlier: Any) -> Comparison:
-    """Hold a run against an earlier one, as `ci_json` has made it. Only tests that are in both count.
+    """Hold a run against an earlier one, as `ci_json` has made it.
+
+    Tests that the earlier one lacks are new; those that have not run now do not count.
 
     A case that is gone because its program ended early, or the kernel crashed, has not vanished: it is worse.
 
@@ -201,6 +203,7 @@ def compare(run: Run, earlier: Any) -> Comparison:
     for outcome in run.outcomes:
         name = outcome.program.name
         if name not in known:
+            comparison.new.append(f"{name}: the whole test")
             continue
         # Cases without a name are those which a program announced, and did not come to.
         now = {result.case: result.outcome for result in outcome.results if not result.case.startswith("#")}
