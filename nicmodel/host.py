@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nicmodel.faults.faults import Faults
 from nicmodel.nic.nic import Nic
@@ -29,6 +29,7 @@ from nicmodel.wire.wire import Wire
 
 if TYPE_CHECKING:
     from nicmodel.observe.findings import Checker, Finding
+    from nicmodel.observe.ladder import Ladder
     from nicmodel.observe.metrics import MetricsServer
 
 
@@ -50,6 +51,9 @@ class Model(Protocol[N]):
     def faults(self, nic: N) -> Faults:
         """Have faults on demand for it."""
 
+    def ladder(self, nic: N) -> Ladder[Any]:
+        """See how far its driver comes."""
+
     def check(self, nic: N, on_finding: Callable[[Finding], None] | None) -> Checker:
         """Watch its driver keep the contract; `on_finding` is called with each new finding."""
 
@@ -66,6 +70,7 @@ class Host:
         poller: the same.
         nics: in the order in which they were added.
         faults: of each of them, faults on demand.
+        ladders: by the names of the NICs, how far their drivers have come.
         checkers: by the names of the NICs whose drivers are watched.
         servers: what clients connect to, in the order of the NICs.
     """
@@ -74,6 +79,7 @@ class Host:
         self.poller = poller
         self.nics: list[Nic] = []
         self.faults: list[Faults] = []
+        self.ladders: dict[str, Ladder[Any]] = {}
         self.checkers: dict[str, Checker] = {}
         self.servers: list[Server] = []
         self._strands: dict[Hashable, Strand] = {}
@@ -109,6 +115,7 @@ class Host:
         self._open.callback(nic.stop)
         self.nics.append(nic)
         self.faults.append(model.faults(nic))
+        self.ladders[name] = model.ladder(nic)
         if check:
             self.checkers[name] = model.check(nic, on_finding)
         return nic
@@ -144,7 +151,7 @@ class Host:
         Raises:
             AddressError: the socket cannot be created.
         """
-        control = ControlServer(place, self.served, self._beside, self.faults, self.checkers)
+        control = ControlServer(place, self.served, self._beside, self.faults, self.checkers, self.ladders)
         self._open.callback(control.close)
         return control
 

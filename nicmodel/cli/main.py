@@ -35,6 +35,7 @@ _COMMANDS = {
     "top": "nicmodel.cli.top",
     "ledger": "nicmodel.cli.ledger",
     "show": "nicmodel.cli.show",
+    "bringup": "nicmodel.cli.bringup",
     "trace": "nicmodel.cli.trace",
     "capture": "nicmodel.cli.capture",
     "inject": "nicmodel.cli.act",
@@ -52,7 +53,16 @@ _COMMANDS = {
 _SECTIONS = {
     "To begin": ("demo", "doctor", "serve", "vm", "config"),
     "To test and compare": ("selftests", "experiment"),
-    "To look into a running server": ("stat", "top", "ledger", "show", "trace", "capture", "findings"),
+    "To look into a running server": (
+        "stat",
+        "top",
+        "ledger",
+        "show",
+        "bringup",
+        "trace",
+        "capture",
+        "findings",
+    ),
     "To act on a running server": ("inject", "send", "link", "reset", "fault"),
     "To look up": ("rules", "faults"),
 }

@@ -10,6 +10,7 @@ request    arguments                                    reply
 ========== ============================================ =========================================================
 stat                                                    a list: `nicmodel.observe.snapshot` of every NIC
 show       nic                                          `nicmodel.observe.detail`
+bringup    nic                                          how far the driver has come: `nicmodel.observe.ladder.Ladder`
 inject     nic, frames, encoding ("hex" or "base64")    a list: where each frame went, see `Control.inject`
 send       nic, frames, encoding ("hex" or "base64")    {"sent": …}: how many the wire has taken
 link       nic, up (true or false)                      {"link_up": …}, which takes the wire's own state in
@@ -145,6 +146,11 @@ class Control:
     def show(self, nic: str | None = None) -> dict[str, Any]:
         """All that a NIC holds (`nicmodel.observe.detail`)."""
         found: dict[str, Any] = self.request("show", nic=nic)
+        return found
+
+    def bringup(self, nic: str | None = None) -> dict[str, Any]:
+        """How far the driver of a NIC has come, and those before it (`nicmodel.observe.ladder.Ladder.report`)."""
+        found: dict[str, Any] = self.request("bringup", nic=nic)
         return found
 
     def inject(self, frames: Sequence[bytes], nic: str | None = None) -> list[dict[str, Any]]:

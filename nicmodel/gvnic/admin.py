@@ -222,13 +222,11 @@ class AdminQueue:
 
     def _execute(self, slot: bytes) -> Status:
         number = int.from_bytes(slot[:4], "big")
-        if self._diagnostics.observers:
-            self._diagnostics.tell(events.CommandFetched(slot))
+        self._diagnostics.tell_control(events.CommandFetched(slot))
         if number not in _OPCODES:
             log.warning("admin command %#x is not implemented", number)
             self.count(number, Status.UNIMPLEMENTED.name)
-            if self._diagnostics.observers:
-                self._diagnostics.tell(events.CommandExecuted(number, None, Status.UNIMPLEMENTED, ""))
+            self._diagnostics.tell_control(events.CommandExecuted(number, None, Status.UNIMPLEMENTED, ""))
             return Status.UNIMPLEMENTED
         opcode = Opcode(number)
         payload = opcode.command.parse(slot, c.HEADER.itemsize)
@@ -250,8 +248,7 @@ class AdminQueue:
             log.warning("admin %s %s: %s: %s", opcode.name, explain(payload), status.name, reason)
         elif opcode != Opcode.REPORT_NIC_TIMESTAMP:  # comes four times a second
             log.debug("admin %s %s", opcode.name, explain(payload))
-        if self._diagnostics.observers:
-            self._diagnostics.tell(events.CommandExecuted(number, payload, status, reason))
+        self._diagnostics.tell_control(events.CommandExecuted(number, payload, status, reason))
         return status
 
     # Commands, in the order of their opcodes.

@@ -148,7 +148,7 @@ class Nic(nic.Nic):
         self.doorbells = Doorbells(state, self.ingress, self.egress, self.deferred, diagnostics)
         self._options = self._make_options()
         self.admin = AdminQueue(self, self._options)
-        self.registers = RegisterFile(name, profile.queues, self.admin, self.work, self.deconfigure)
+        self.registers = RegisterFile(name, profile.queues, self.admin, self.work, self.deconfigure, diagnostics)
         self.load()
 
     def _make_options(self) -> tuple[Option, ...]:

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nicmodel.faults.faults import Faults
+from nicmodel.gvnic.bringup.life import GvnicLife
+from nicmodel.gvnic.bringup.steps import ladder
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.faults.admin import AdminFaults
 from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.faults.receive import ReceiveFaults
 from nicmodel.gvnic.faults.transmit import TransmitFaults
 from nicmodel.gvnic.profile import Profile
+from nicmodel.observe.ladder import Ladder
 from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.wire.wire import Wire
 
@@ -38,6 +41,10 @@ class Gvnic:
     def faults(self, nic: Nic) -> Faults:
         """Have faults on demand for it."""
         return Faults(nic, KINDS, (ReceiveFaults(nic), TransmitFaults(nic), AdminFaults(nic)))
+
+    def ladder(self, nic: Nic) -> Ladder[GvnicLife]:
+        """See how far its driver comes."""
+        return ladder(nic)
 
     def check(self, nic: Nic, on_finding: Callable[[Finding], None] | None) -> Checker:
         """Watch its driver keep the contract."""

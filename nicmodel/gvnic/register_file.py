@@ -12,6 +12,8 @@ from collections.abc import Callable
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.admin import AdminQueue
 from nicmodel.gvnic.registers import DeviceStatus, DriverStatus
+from nicmodel.nic import events
+from nicmodel.nic.diagnostics import Diagnostics
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +30,20 @@ class RegisterFile:
         admin: the admin queue, which the driver sets up and rings here.
         work: has doorbells that came before take effect.
         deconfigure: has all DMA and all interrupts end.
+        diagnostics: told when the admin queue goes.
 
     Attributes:
         status: what the device status register shows.
     """
 
     def __init__(
-        self, name: str, queues: int, admin: AdminQueue, work: Callable[[], None], deconfigure: Callable[[], None]
+        self,
+        name: str,
+        queues: int,
+        admin: AdminQueue,
+        work: Callable[[], None],
+        deconfigure: Callable[[], None],
+        diagnostics: Diagnostics,
     ) -> None:
         self.status = DeviceStatus(0)
         self._name = name
@@ -42,6 +51,7 @@ class RegisterFile:
         self._admin = admin
         self._work = work
         self._deconfigure = deconfigure
+        self._diagnostics = diagnostics
         self._written: dict[int, int] = {}
         self._version = ""
 
@@ -73,11 +83,18 @@ class RegisterFile:
 
     def release(self) -> None:
         """The driver has let go: all DMA and all interrupts end before this returns."""
+        was_there = self._admin.base != 0
+        if was_there:
+            with self._diagnostics.surviving("release"):
+                self._diagnostics.tell_control(events.Releasing())
         self._deconfigure()
         self._admin.stop()
         self._written[r.ADMINQ_PFN.offset] = 0
         self.status &= ~(DeviceStatus.RESET | DeviceStatus.REPORT_STATS)
         self.status |= DeviceStatus.DEVICE_IS_RESET
+        if was_there:
+            with self._diagnostics.surviving("release"):
+                self._diagnostics.tell_control(events.Released())
 
     def reset(self) -> None:
         """Registers as after power-on; what they had brought about has been ended by `release`."""

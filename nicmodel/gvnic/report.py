@@ -110,7 +110,7 @@ def detail(nic: Nic) -> dict[str, Any]:
 
 
 def _registers(nic: Nic) -> dict[str, Any]:
-    image = nic.region_read(Bar.REGISTERS, 0, r.REGISTERS_SIZE)
+    image = nic.registers.read(0, r.REGISTERS_SIZE)
     values: dict[str, Any] = {}
     flags: dict[str, Any] = {}
     for one in r.REGISTERS.values():

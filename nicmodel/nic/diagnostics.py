@@ -20,12 +20,15 @@ class Diagnostics:
 
     Attributes:
         observers: called with each event of `nicmodel.nic.events`; none is the default.
+        control_observers: called with those of the control path only (`nicmodel.nic.events.Control`), which costs
+            packets nothing.
         counters: events of the control path; ``internal_error`` and, by what has failed, ``failed_…`` are exceptions
             that the device has survived.
     """
 
     def __init__(self, name: str) -> None:
         self.observers: tuple[events.Observer, ...] = ()
+        self.control_observers: tuple[events.ControlObserver, ...] = ()
         self.counters: Counter[str] = Counter()
         self._name = name
 
@@ -38,8 +41,19 @@ class Diagnostics:
         """Leave an observer alone; one that does not watch is ignored."""
         self.observers = tuple(one for one in self.observers if one != observer)
 
+    def watch_control(self, observer: events.ControlObserver) -> None:
+        """Have an observer called with each event of the control path from now on. It must not raise anything."""
+        self.control_observers = (*self.control_observers, observer)
+
     def tell(self, event: events.Event) -> None:
         """Let the observers know of an event. Who calls this looks first whether there are any."""
+        for observer in self.observers:
+            observer(event)
+
+    def tell_control(self, event: events.Control) -> None:
+        """Let all observers know of an event of the control path."""
+        for control_observer in self.control_observers:
+            control_observer(event)
         for observer in self.observers:
             observer(event)
 

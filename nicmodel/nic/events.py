@@ -27,11 +27,32 @@ class Event:
     __slots__ = ()
 
 
+class Control(Event):
+    """What a driver does to set the device up, not to move packets. A doorbell is a `Write`, too, but told apart."""
+
+    __slots__ = ()
+
+
 # Registers and commands.
 
 
 @dataclass(frozen=True, slots=True)
-class Write(Event):
+class Read(Control):
+    """The driver reads registers or the configuration space; told before it sees what is there.
+
+    Attributes:
+        region: number of the region, as vfio counts them: a BAR, or the configuration space.
+        offset: in the region, bytes.
+        count: how many bytes.
+    """
+
+    region: int
+    offset: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Write(Control):
     """The driver writes to a register, a doorbell or the configuration space; told before it takes effect.
 
     Attributes:
@@ -46,7 +67,7 @@ class Write(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class CommandFetched(Event):
+class CommandFetched(Control):
     """A command of the driver's has been read; told before it is executed.
 
     Attributes:
@@ -57,7 +78,7 @@ class CommandFetched(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class CommandExecuted(Event):
+class CommandExecuted(Control):
     """A command was executed, or refused; told before the driver sees its status.
 
     Attributes:
@@ -99,8 +120,23 @@ class LinkChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Resetting(Event):
+class Resetting(Control):
     """The device is about to be as after power-on, whatever the cause. It writes no completion on that way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reset(Control):
+    """It is as after power-on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Releasing(Control):
+    """The driver takes its admin queue back, or a reset does: all that commands have set up is about to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released(Control):
+    """It has ended, and there is no admin queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +246,9 @@ class CompletedLate(Event):
     queue: int
     index: int
 
+
+#: Called with each event of the control path.
+ControlObserver = Callable[[Control], None]
 
 #: Called with each event. What it raises is survived, but what the device was about to do may be left undone.
 Observer = Callable[[Event], None]

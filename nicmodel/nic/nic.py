@@ -157,6 +157,9 @@ class Nic(Device, ABC):
     def region_read(self, region: int, offset: int, count: int) -> bytes:
         """Read a BAR or the configuration space."""
         try:
+            if region != self.doorbell_region:
+                with self.diagnostics.surviving("observer"):
+                    self.diagnostics.tell_control(events.Read(region, offset, count))
             if self.bus is not None and (answer := self.bus.read(region, offset, count)) is not None:
                 return answer
             if region == PciRegion.CONFIG:
@@ -172,7 +175,9 @@ class Nic(Device, ABC):
     def region_write(self, region: int, offset: int, data: bytes | memoryview) -> None:
         """Write a BAR or the configuration space."""
         try:
-            if self.diagnostics.observers:
+            if region != self.doorbell_region:
+                self.diagnostics.tell_control(events.Write(region, offset, data))
+            elif self.diagnostics.observers:
                 self.diagnostics.tell(events.Write(region, offset, data))
             if self.bus is not None and not self.bus.write(region, offset, bytes(data)):
                 return
@@ -257,11 +262,12 @@ class Nic(Device, ABC):
     def reset(self) -> None:
         """Function level reset, DEVICE_RESET, or the client's end: back to power-on state."""
         with self.diagnostics.surviving("reset"):
-            if self.diagnostics.observers:
-                self.diagnostics.tell(events.Resetting())
+            self.diagnostics.tell_control(events.Resetting())
         self.let_go()
         self.config.reset()
         self.reset_registers()
+        with self.diagnostics.surviving("reset"):
+            self.diagnostics.tell_control(events.Reset())
 
     @abstractmethod
     def let_go(self) -> None:

@@ -30,9 +30,12 @@ from nicmodel.vfio_user.server import Server
 
 if TYPE_CHECKING:
     from nicmodel.observe.findings import Checker
+    from nicmodel.observe.ladder import Ladder
 
 log = logging.getLogger(__name__)
 
+#: Broken rules that are told with how far a driver has come; `findings` has all.
+_MAX_BROKEN = 8
 #: Clients at a time.
 _MAX_CLIENTS = 32
 #: Bytes that may wait for a client: beyond the first, its events are lost; beyond the second, it is dropped.
@@ -58,6 +61,7 @@ class ControlServer:
         poller: the event loop.
         faults: of each NIC, if it is to have faults on demand.
         checkers: by the names of the NICs whose drivers are watched.
+        ladders: by the names of the NICs, how far their drivers have come.
 
     Raises:
         AddressError: the socket cannot be created.
@@ -70,10 +74,12 @@ class ControlServer:
         poller: EventLoop,
         faults: Sequence[Faults] = (),
         checkers: Mapping[str, Checker] | None = None,
+        ladders: Mapping[str, Ladder[Any]] | None = None,
     ) -> None:
         self.nics = {nic.name: (nic, server) for nic, server in nics}
         self.faults = {one.nic.name: one for one in faults}
         self.checkers = dict(checkers or {})
+        self.ladders = dict(ladders or {})
         self.tracers = {nic.name: Tracer(nic, server) for nic, server in nics}
         self._poller = poller
         self._listener = path if isinstance(path, Listener) else Listener(path, mode=0o600)
@@ -118,6 +124,7 @@ class _Client:
         self._requests: dict[str, Callable[[dict[str, Any]], Any]] = {
             "stat": self._stat,
             "show": self._show,
+            "bringup": self._bringup,
             "inject": self._inject,
             "send": self._send_frames,
             "link": self._link,
@@ -263,6 +270,16 @@ class _Client:
 
     def _show(self, request: dict[str, Any]) -> dict[str, Any]:
         return detail(self._nic(request))
+
+    def _bringup(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = self._nic(request).name
+        ladder, checker = self._server.ladders[name], self._server.checkers.get(name)
+        began = ladder.began
+        broken = [] if checker is None or began is None else [one for one in checker.findings if one.time >= began]
+        told = [f"rule {one.rule.name}, {one.queue or 'device'}: {one.what}" for one in broken[:_MAX_BROKEN]]
+        if len(broken) > _MAX_BROKEN:
+            told.append(f"and {len(broken) - _MAX_BROKEN:,} rules more: nicmodel findings")
+        return ladder.report(told)
 
     def _inject(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         nic = self._nic(request)

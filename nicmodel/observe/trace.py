@@ -149,8 +149,10 @@ class Tracer:
                 self.emit("injected", fault=fault, injection=injection, **details)
             case events.Failed(reason, name):
                 self.emit("error", **({"queue": name} if name else {}), reason=reason)
-            case events.Write():
-                pass  # told by the server, together with what is read
+            case events.Read() | events.Write():
+                pass  # told by the server, with what is there
+            case events.Reset() | events.Releasing() | events.Released():
+                pass  # the register's write tells, or the reset
             case events.CommandFetched():
                 pass  # told when it is done, with its status
             case events.Sending():

@@ -15,6 +15,7 @@ completions by `poll` and `poll_tx`.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,6 +30,7 @@ from nicmodel.gvnic.commands import (
     CONFIGURE_FLOW_RULE,
     DESCRIPTOR_VERSION,
     DRIVER_INFO,
+    DRIVER_PARAMETER_MTU,
     FLOW_RULE,
     FLUSH_RX_QUEUE,
     NIC_TIMESTAMP,
@@ -56,10 +58,12 @@ from nicmodel.gvnic.commands import (
 )
 from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS
 from nicmodel.gvnic.registers import (
+    DEVICE_GVNIC,
     DEVICE_STATUS,
     DRIVER_VERSION,
     MAX_RX_QUEUES,
     MAX_TX_QUEUES,
+    VENDOR_GOOGLE,
     DeviceStatus,
 )
 from nicmodel.gvnic.testing.adminq import AdminError, AdminQueue, encode_command
@@ -254,6 +258,7 @@ class Driver:
             AdminError: the device refused a step.
             ContractViolation: the device says impossible things of itself.
         """
+        self.identify()
         self.set_bus_master()
         for byte in b"GVE-1.0.0\n":
             self.registers.write(DRIVER_VERSION, byte)
@@ -290,6 +295,16 @@ class Driver:
         if self.adminq is not None:
             self.adminq.free()
             self.adminq = None
+
+    def identify(self) -> None:
+        """See that the device is a gVNIC, which a kernel's PCI bus does before it calls a driver.
+
+        Raises:
+            ContractViolation: it is something else.
+        """
+        vendor, device = struct.unpack("<HH", self.client.region_read(PciRegion.CONFIG, 0, 4))
+        if (vendor, device) != (VENDOR_GOOGLE, DEVICE_GVNIC):
+            raise ContractViolation(f"{vendor:04x}:{device:04x} is no gVNIC")
 
     def set_bus_master(self, on: bool = True) -> None:
         """Let the device respond to its BARs, and start DMA and interrupts of its own; or forbid the latter."""
@@ -756,6 +771,14 @@ class Driver:
     def report_link_speed(self) -> int:
         """The link's speed in Mbit/s."""
         return int.from_bytes(self._with_answer(Opcode.REPORT_LINK_SPEED, "address", 8), "big")
+
+    def set_mtu(self, mtu: int) -> None:
+        """Tell the device the largest packet without its Ethernet header, bytes: ``ip link set mtu``.
+
+        Raises:
+            AdminError: the device takes no such MTU.
+        """
+        self.admin(Opcode.SET_DRIVER_PARAMETER, type=DRIVER_PARAMETER_MTU, value=mtu)
 
     def nic_timestamp(self) -> int:
         """The NIC's clock in ns; the base that receive timestamps are expanded with."""
