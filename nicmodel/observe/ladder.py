@@ -5,8 +5,8 @@ when the admin queue of the one before was released, or the device was reset, an
 so any driver can be asked about, of any system.
 
 The ladder listens to the control path only, and looks at the NIC's state whenever something happens there and whenever
-it is asked: packets cost no more than without it. The price is that a step which only packets show is dated with the
-moment at which it was seen, which may be later than it happened (`Step.sampled`).
+it is asked: packets cost no more than without it. The price is that a step which only packets show, or the client's
+interrupts, is dated with the moment at which it was seen, which may be later than it happened (`Step.sampled`).
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Step(Generic[L]):
         now: what the device has of it now; empty: nothing worth a word.
         amiss: why it is not reached, if the device can tell; empty: it cannot.
         applies: whether the driver has it to go, by what it has chosen and what the device offers.
-        sampled: packets show it, not the control path.
+        sampled: it is not the control path that shows it: it was reached when it is dated, or before.
         costly: it is looked at only when somebody asks, and at a life's end.
     """
 
@@ -175,6 +175,13 @@ class _Climb(Generic[L]):
             if step.applies(self.life) and step.reached(self.life):
                 self._reached[step.name] = _Reached(now, len(self._reached) + 1, before)
 
+    def begin(self, now: int) -> None:
+        """The driver is at work from now on: what it has lost of what there was before is not reached."""
+        self.began = now
+        lost = [step.name for step in self._steps if step.name in self._reached and not step.reached(self.life)]
+        for name in lost:
+            del self._reached[name]
+
     def _stage(self, number: int, way: Sequence[Step[L]], stands: bool) -> Stage:
         """Of step `number` of the way, where the driver may stand only if it stands nowhere else."""
         step = way[number]
@@ -211,7 +218,8 @@ class _Climb(Generic[L]):
 
     def _step(self, step: Step[L], stage: Stage) -> dict[str, Any]:
         reached = self._reached.get(step.name)
-        after = None if reached is None or self.began is None else reached.time - self.began
+        dated = reached is not None and not reached.before and self.began is not None
+        after = reached.time - self.began if dated and reached and self.began is not None else None
         return {
             "name": step.name,
             "title": step.title,
@@ -268,6 +276,7 @@ class Ladder(Generic[L]):
             it has come to the end; ``problems``, sentences.
         """
         now = self._nic.clock()
+        self._begin_work(now)
         self._climb.look(now, costly=True)
         lives = list(self._past)
         at_work = self._climb.life.at_work
@@ -307,24 +316,29 @@ class Ladder(Generic[L]):
                 self._end("the driver released the admin queue", event, now)
             case events.Released():
                 self._climb = _Climb(self._steps, self._begin(self._climb.life), now)
+                self._nic.poller.when_idle(self._look)
             case _:
                 self._go_on(event, now)
 
     def _go_on(self, event: events.Control, now: int) -> None:
-        climb = self._climb
         if not isinstance(event, events.Read):  # which changes nothing, and which drivers do in loops
-            climb.look(now)
-        was_at_work = climb.life.at_work
-        if not climb.life.hear(event):
-            return
-        if climb.life.at_work and not was_at_work:
+            self._climb.look(now)
+        if self._climb.life.hear(event):
+            self._begin_work(now)
+            self._nic.poller.when_idle(self._look)
+
+    def _begin_work(self, now: int) -> None:
+        """See whether the driver has begun."""
+        if self._climb.began is None and self._climb.life.at_work:
+            self._climb.begin(now)
             self._lives += 1
-            climb.began = now
-        self._nic.poller.when_idle(self._look)
 
     def _look(self) -> None:
+        """What was heard last has taken effect."""
         try:
-            self._climb.look(self._nic.clock())
+            now = self._nic.clock()
+            self._begin_work(now)
+            self._climb.look(now)
         except Exception:
             log.exception("%s: the ladder failed", self._nic.name)
 
@@ -332,6 +346,7 @@ class Ladder(Generic[L]):
         """The life that goes on is about to end: keep what it has come to."""
         climb = self._climb
         climb.life.hear(event)
+        self._begin_work(now)
         climb.look(now, costly=True)
         if climb.life.at_work:
             self._past.appendleft(climb.told(self._lives, {"time": now, "how": how}))

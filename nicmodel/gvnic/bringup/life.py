@@ -90,8 +90,8 @@ class GvnicLife:
 
     @property
     def at_work(self) -> bool:
-        """Whether a register was written."""
-        return bool(self.written)
+        """Whether a register was written, or there is an admin queue, which took the place of another."""
+        return bool(self.written) or self.nic.admin.base != 0
 
     # What happens.
 
@@ -236,7 +236,8 @@ class GvnicLife:
         """
         state = self.nic.state
         vectors = state.vectors[: self.nic.interrupts.blocks]
-        self.acknowledged |= bool(((vectors["fires"] > 0) & (vectors["enabled"] != 0)).any())
+        # A vector masks itself when it fires: one that has fired twice was enabled in between.
+        self.acknowledged |= bool((vectors["fires"] > (vectors["enabled"] == 0)).any())
         if self.handed_back or not state.rx["active"].any():
             return
         for name, (visible, entries) in self.posted().items():
