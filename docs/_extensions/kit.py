@@ -1,4 +1,4 @@
-"""Tables of what the test kit and the device offer, made from the code: fixtures, profiles, drops, faults."""
+"""Tables of what the test kit and the device offer, made from the code: fixtures, profiles, drops, faults, steps."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 from nicmodel.faults.fault import Chance
+from nicmodel.gvnic.bringup.steps import STEPS
 from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.profile import PROFILES
 from nicmodel.testing import plugin
@@ -69,11 +70,22 @@ def _parameters(_argument: str) -> Iterator[str]:
                 yield f"| `{name}` | `{one.name}` | {default} | {_cell(one.meaning + words)} |"
 
 
+def _steps(_argument: str) -> Iterator[str]:
+    """The steps of a driver's life; links are those of a page in ``docs``."""
+    yield from ("| step | kind | the device sees that | described in | example |", "|---|---|---|---|---|")
+    for step in STEPS:
+        page, _, anchor = step.datasheet.partition("#")
+        example = f"`{Path(step.example.file).name}:{step.example.line}`"
+        place = f"[{anchor.replace('-', ' ')}](datasheet/{page}#{anchor})"
+        yield f"| {_cell(step.title)} | {step.need} | {_cell(step.shows)} | {place} | {example} |"
+
+
 _TABLES: dict[str, Callable[[str], Iterator[str]]] = {
     "fixtures": _fixtures,
     "profiles": _profiles,
     "members": _members,
     "fault-parameters": _parameters,
+    "bringup-steps": _steps,
 }
 
 

@@ -302,7 +302,7 @@ def test_admin_queue_nowhere(lab: Loopback) -> None:
     set_up(lab.driver, NOWHERE)
     lab.driver.registers.write(r.ADMINQ_DOORBELL, 1)
     problem(
-        lab, "command", f"the admin queue at {NOWHERE:#x}, 64 slots, is not in memory", "1 commands were not fetched"
+        lab, "command", f"the admin queue at {NOWHERE:#x}, 64 slots, is not in shared memory", "not in shared memory: 1"
     )
 
 
@@ -310,7 +310,9 @@ def test_admin_queue_at_0(lab: Loopback) -> None:
     go(lab, to="admin_queue")
     set_up(lab.driver, 0)
     lab.driver.registers.write(r.ADMINQ_DOORBELL, 1)
-    problem(lab, "admin_queue", "run with an admin queue at address 0", "1 writes of adminq_doorbell had no effect")
+    problem(
+        lab, "admin_queue", "run with an admin queue at address 0", "as there is no admin queue, or a shorter one: 1"
+    )
 
 
 def test_version_without_end(lab: Loopback) -> None:
@@ -361,21 +363,23 @@ def test_no_bus_master(lab: Loopback) -> None:
 def test_no_buffers(lab: Loopback) -> None:
     go(lab, to="receive", without=("buffers",))
     lab.receive(tcp(10))
-    problem(lab, "buffers", "1 frames wait for buffers")
+    problem(lab, "buffers", "frames that wait for buffers: 1")
 
 
 def test_doorbell_in_the_wrong_byte_order(lab: Loopback) -> None:
     go(lab, to="buffers")
     index = lab.driver.rx[0].doorbell_index
     lab.driver.client.region_write(Bar.DOORBELLS, 4 * index, (224).to_bytes(4, "big"), posted=True)
-    problem(lab, "buffers", "1 doorbells of queues had no effect: what was written is beyond the ring")
+    problem(lab, "buffers", "beyond the ring (DQO is little-endian, GQI big-endian): 1")
 
 
 def test_doorbell_at_an_offset_that_is_the_index(lab: Loopback) -> None:
     go(lab, to="buffers")
     index = lab.driver.rx[0].doorbell_index
     lab.driver.client.region_write(Bar.DOORBELLS, index, (224).to_bytes(4, "little"), posted=True)
-    problem(lab, "buffers", "1 writes to BAR 2 were at no doorbell that the device has given")
+    problem(
+        lab, "buffers", "writes to BAR 2 at no doorbell that the device has given (its indices count 32-bit words): 1"
+    )
 
 
 def test_interrupts_never_enabled(lab: Loopback) -> None:
@@ -397,7 +401,7 @@ def test_buffers_that_are_not_memory(lab: Loopback) -> None:
     for name in ("buffers", "unmasked", "link", "tx_posted", "transmit"):
         WAY[name](lab)
     lab.receive(tcp(10))
-    problem(lab, "receive", f"1 DMA faults, the last at {NOWHERE:#x}", "dropped: 1 dma_fault")
+    problem(lab, "receive", f"DMA faults: 1; the last at {NOWHERE:#x}", "dropped: dma_fault 1")
 
 
 def test_packet_that_is_not_memory(lab: Loopback) -> None:
@@ -413,7 +417,7 @@ def test_packet_that_is_not_memory(lab: Loopback) -> None:
         )
     )
     queue.kick()
-    problem(lab, "transmit", "all 1 packets that were handed over were dropped", "1 DMA faults")
+    problem(lab, "transmit", "all dropped: 1", "DMA faults: 1")
 
 
 def test_half_a_packet(lab: Loopback) -> None:
@@ -637,7 +641,7 @@ def test_timeouts_are_not_hidden(lab: Loopback) -> None:
     lab.driver.registers.write(r.DRIVER_STATUS, DriverStatus.RESET)
     with pytest.raises(AdminTimeout):
         lab.driver.report_link_speed()
-    problem(lab, "admin_queue", "1 writes of adminq_doorbell had no effect")
+    problem(lab, "admin_queue", "as there is no admin queue, or a shorter one: 1")
 
 
 def test_words_of_the_driver_are_kept_as_they_are(lab: Loopback) -> None:

@@ -79,6 +79,35 @@ def test_a_reset_that_the_device_asks_for(lab: Lab, tmp_path: Path) -> None:
     assert after["registers"]["device_status_flags"] == ["link_up"]
 
 
+def test_the_ladder_of_a_driver(lab: Lab) -> None:
+    """*Steps*: unload the driver, load it, ping. *Verify*: the life that has ended ended cleanly; in the new one every
+    step is taken, by the stock driver's own ways, and the features are seen that it uses by itself.
+    """
+    with Control(lab.server.control) as control:
+        before = control.bringup(NIC)
+        assert before["at_work"]
+        lab.run("rmmod gve; ip netns del peer")
+        gone = control.bringup(NIC)
+        assert not gone["at_work"]
+        last = gone["lives"][0]
+        assert last["number"] == before["lives"][0]["number"]
+        assert last["ended"]["how"] == "the driver released the admin queue"
+        assert {step["name"]: step["stage"] for step in last["steps"]}["removal"] == "reached"
+        lab.set_up()
+        lab.run(f"ping -q -c 200 -i 0.01 -w 60 {LINK0.peer}", timeout=120)  # buffers come back 32 at a time
+        life = control.bringup(NIC)["lives"][0]
+    assert life["number"] == last["number"] + 1
+    assert life["stands"] is None, life
+    stages = {step["name"]: step["stage"] for step in life["steps"]}
+    way = {step["name"] for step in life["steps"] if step["need"] != "feature"}
+    assert {name for name in way if stages[name] != "reached"} == set()
+    used = {name for name, stage in stages.items() if stage == "reached"} - way
+    assert {"rss", "statistics", "moderation", "timestamps"} <= used
+    assert not {"removal", "flow_rules", "jumbo"} & used
+    assert life["system"].startswith("LINUX") and life["driver"].startswith("GVE-")
+    assert life["queue_format"] == "DQO_RDA" and not [one for one in life["problems"] if "refused" in one]
+
+
 def test_a_probe_traced(lab: Lab, tmp_path: Path) -> None:
     """Load the driver and pass packets: commands by name in the order of the driver's source, packets decoded."""
     lab.run("rmmod gve; ip netns del peer")

@@ -8,7 +8,9 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("command", ["stat", "show", "ledger", "inject", "send", "link", "reset", "trace", "capture"])
+@pytest.mark.parametrize(
+    "command", ["stat", "show", "bringup", "ledger", "inject", "send", "link", "reset", "trace", "capture"]
+)
 def test_without_the_compiler(command: str) -> None:
     script = (
         "import sys\n"

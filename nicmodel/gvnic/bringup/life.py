@@ -28,10 +28,10 @@ _MAX_VERSION = 128
 _IDENTITY = 4
 #: Events of the control path that tell of a driver's mistake, as `Nic.counters` has them.
 _MISTAKES = {
-    "admin_queue_fault": "commands were not fetched, or not answered: the admin queue is not in memory that is shared",
-    "admin_doorbell_ignored": "writes of adminq_doorbell had no effect: there is no admin queue, or it is shorter",
-    "doorbell_beyond_ring": "doorbells of queues had no effect: what was written is beyond the ring",
-    "doorbell_unknown": "writes to BAR 2 were at no doorbell that the device has given",
+    "admin_queue_fault": "commands not fetched, or not answered, as the admin queue is not in shared memory",
+    "admin_doorbell_ignored": "writes of adminq_doorbell without effect, as there is no admin queue, or a shorter one",
+    "doorbell_beyond_ring": "doorbells without effect, as the value is beyond the ring (DQO is little-endian, GQI big-endian)",
+    "doorbell_unknown": "writes to BAR 2 at no doorbell that the device has given (its indices count 32-bit words)",
 }
 
 
@@ -287,14 +287,12 @@ class GvnicLife:
         if self.refused is not None:
             name, status, reason = self.refused
             found.append(f"the last command, {name}, was refused: {status}{reason and f', {reason}'}")
-        found += [f"{times:,} {what}" for name, what in _MISTAKES.items() if (times := self.count(name))]
+        found += [f"{what}: {times:,}" for name, what in _MISTAKES.items() if (times := self.count(name))]
         if self.faults:
             last = int(self.nic.state.device["fault_address"][0])
-            found.append(
-                f"{self.faults:,} DMA faults, the last at {last:#x}, which is not in memory that the client shares"
-            )
+            found.append(f"DMA faults: {self.faults:,}; the last at {last:#x}, which is not in shared memory")
         if drops := self.drops():
-            found.append("dropped: " + ", ".join(f"{count:,} {name}" for name, count in drops.items()))
+            found.append("dropped: " + ", ".join(f"{name} {count:,}" for name, count in drops.items()))
         return found
 
     # Registers, as a person is told of them.

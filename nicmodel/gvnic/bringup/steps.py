@@ -118,7 +118,7 @@ def _no_admin_queue(life: GvnicLife) -> str:
 def _no_command(life: GvnicLife) -> str:
     if life.count("admin_queue_fault"):
         admin = life.nic.admin
-        return f"the admin queue at {admin.base:#x}, {admin.slots} slots, is not in memory that the client shares"
+        return f"the admin queue at {admin.base:#x}, {admin.slots} slots, is not in shared memory"
     return ""
 
 
@@ -170,7 +170,7 @@ def _buffers(life: GvnicLife) -> str:
 
 def _starved(life: GvnicLife) -> str:
     held = int(life.nic.state.rx["held"].sum())
-    return f"{held:,} frames wait for buffers" if held else ""
+    return f"frames that wait for buffers: {held:,}" if held else ""
 
 
 def _unmasked(life: GvnicLife) -> bool:
@@ -213,7 +213,7 @@ def _sent(life: GvnicLife) -> str:
 def _not_sent(life: GvnicLife) -> str:
     packets = life.since("tx", "packets")
     if packets:
-        return f"all {packets:,} packets that were handed over were dropped"
+        return f"packets were handed over, and all dropped: {packets:,}"
     unfinished = "what the doorbells cover is no whole packet: no descriptor has end_of_packet"
     return _not_running(life) or (unfinished if _tx_posted(life) else "")
 
