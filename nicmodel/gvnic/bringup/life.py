@@ -30,7 +30,7 @@ _IDENTITY = 4
 _MISTAKES = {
     "admin_queue_fault": "commands not fetched, or not answered, as the admin queue is not in shared memory",
     "admin_doorbell_ignored": "writes of adminq_doorbell without effect, as there is no admin queue, or a shorter one",
-    "doorbell_beyond_ring": "doorbells without effect, as the value is beyond the ring (DQO is little-endian, GQI big-endian)",
+    "doorbell_beyond_ring": "doorbells without effect, beyond the ring (DQO is little-endian, GQI big-endian)",
     "doorbell_unknown": "writes to BAR 2 at no doorbell that the device has given (its indices count 32-bit words)",
 }
 
