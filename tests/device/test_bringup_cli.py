@@ -84,7 +84,7 @@ def test_follow(server: NicServer, driver: Driver) -> None:
     try:
         assert "driver's life" in process.stdout.readline()
         driver.probe()
-        lines = []
+        lines: list[str] = []
         while not lines or "waits for the admin command CREATE_TX_QUEUE" not in lines[-1]:
             lines.append(process.stdout.readline())
             assert lines[-1], lines
