@@ -253,8 +253,6 @@ class Nic(nic.Nic):
     def reset_registers(self) -> None:
         """See `nicmodel.nic.nic.Nic`."""
         self.registers.reset()
-        with self.diagnostics.surviving("reset"):
-            self.diagnostics.tell_control(events.Reset())
 
     def request_reset(self) -> None:
         """Ask the driver to reset the device and start over."""

@@ -31,9 +31,7 @@ class Event:
 
 
 class Control(Event):
-    """What a driver does that sets the device up, and does not move packets. A doorbell is a `Write`, but who watches
-    the control path only is not told of it.
-    """
+    """What a driver does to set the device up, not to move packets. A doorbell is a `Write`, too, but told apart."""
 
     __slots__ = ()
 

@@ -321,7 +321,8 @@ class Ladder(Generic[L]):
                 self._go_on(event, now)
 
     def _go_on(self, event: events.Control, now: int) -> None:
-        if not isinstance(event, events.Read):  # which changes nothing, and which drivers do in loops
+        # A read changes nothing, and drivers read in loops; what a command has done is seen at the next event, or soon.
+        if not isinstance(event, (events.Read, events.CommandExecuted)):
             self._climb.look(now)
         if self._climb.life.hear(event):
             self._begin_work(now)
