@@ -124,7 +124,6 @@ class _Client:
         self._requests: dict[str, Callable[[dict[str, Any]], Any]] = {
             "stat": self._stat,
             "show": self._show,
-            "bringup": self._bringup,
             "inject": self._inject,
             "send": self._send_frames,
             "link": self._link,
@@ -134,6 +133,7 @@ class _Client:
             "fault_end": self._end_faults,
             "scenario": self._begin_scenario,
             "findings": self._findings,
+            "bringup": self._bringup,
             "trace": self._trace,
             "capture": self._capture,
         }
