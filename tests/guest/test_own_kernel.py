@@ -131,6 +131,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_the_documentations_command(home: Path) -> None:
     """A folder in which a kernel was built, tests in a share, a program that was put; as printed, but for --boot."""
     [line] = re.findall(r"^nicmodel (vm --kernel ~.*)$", PAGE.read_text(), re.MULTILINE)
