@@ -21,12 +21,10 @@ from nicmodel.vm.coverage.data import Coverage
 from nicmodel.vm.coverage.data import merge as merge_all
 from nicmodel.vm.coverage.live import LiveFile
 from nicmodel.vm.coverage.recorder import load
-from nicmodel.vm.coverage.report import FunctionReport, Report, Share, Totals, lcov
+from nicmodel.vm.coverage.report import BETWEEN, FunctionReport, Report, Share, Totals, lcov
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.packages import write_whole
 
-#: What the context of code is called that ran in no test.
-_BETWEEN = "(between tests)"
 #: Of the functions that only one test reaches, a table names so many.
 _NAMED = 3
 
@@ -142,7 +140,7 @@ def tests(
             return
         table = plain_table("test", "calls")
         for known, calls in reached.items():
-            table.add_row(printable(known) or _BETWEEN, str(calls))
+            table.add_row(printable(known) or BETWEEN, str(calls))
         console.print(table)
         if not reached:
             console.print(f"No test reaches {name}.")
@@ -159,7 +157,7 @@ def tests(
             only = ", ".join(map(printable, test.only_here[:_NAMED]))
             if len(test.only_here) > _NAMED:
                 only += f", and {len(test.only_here) - _NAMED} more"
-            table.add_row(printable(test.name) or _BETWEEN, str(test.functions), str(test.blocks), lines, only)
+            table.add_row(printable(test.name) or BETWEEN, str(test.functions), str(test.blocks), lines, only)
         console.print(table)
         _hint(one)
 
@@ -230,7 +228,7 @@ def _show(one: Report, *, functions: bool, missing: bool) -> None:
         for function in one.functions:
             tests_of = one.tests_of(function.function)
             table.add_row(
-                printable(function.function.name), _place(function), str(function.calls), str(function.blocks),
+                printable(function.function.name), printable(function.place), str(function.calls), str(function.blocks),
                 _share(function.lines), str(len(tests_of)),
             )  # fmt: skip
     elif missing:
@@ -238,7 +236,7 @@ def _show(one: Report, *, functions: bool, missing: bool) -> None:
         _heading(table, one)
         for function in one.functions:
             if function.blocks.ran < function.blocks.total:
-                table.add_row(printable(function.function.name), _place(function), _missing(one, function))
+                table.add_row(printable(function.function.name), printable(function.place), _missing(one, function))
     else:
         table = plain_table("file", "functions", "", "blocks", "", "lines", "")
         _heading(table, one)
@@ -271,10 +269,6 @@ def _cells(totals: Totals) -> list[str]:
 
 def _share(share: Share) -> str:
     return str(share) if share.total else ""
-
-
-def _place(function: FunctionReport) -> str:
-    return f"{printable(function.file.rpartition('/')[2])}:{function.line}" if function.file else ""
 
 
 def _missing(one: Report, function: FunctionReport) -> str:

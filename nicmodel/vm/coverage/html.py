@@ -13,7 +13,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import CLexer
 
-from nicmodel.vm.coverage.report import FunctionReport, Report, Share, Totals
+from nicmodel.vm.coverage.report import BETWEEN, FunctionReport, Report, Share, Totals
 
 #: Of the contexts that reach a line or a function, so many are named.
 _NAMED = 20
@@ -100,7 +100,7 @@ def _overview(report: Report, pages: Mapping[str, str]) -> str:
     if any(report.contexts):
         words.append("<h3>Tests</h3>")
         rows = [
-            f"<tr><td>{escape(test.name) or '(between tests)'}</td>{_number(test.functions)}{_number(test.blocks)}"
+            f"<tr><td>{escape(test.name or BETWEEN)}</td>{_number(test.functions)}{_number(test.blocks)}"
             f"{_number(test.lines)}<td>{escape(', '.join(test.only_here))}</td></tr>"
             for test in report.by_test
         ]
@@ -135,7 +135,7 @@ def _totals_row(title: str, totals: Totals, kind: str = "") -> str:
 
 
 def _function_row(report: Report, function: FunctionReport, pages: Mapping[str, str]) -> str:
-    place = f"{function.file.rpartition('/')[2]}:{function.line}" if function.file else ""
+    place = function.place
     page = pages.get(function.file)
     tests = report.tests_of(function.function)
     return (
@@ -147,7 +147,7 @@ def _function_row(report: Report, function: FunctionReport, pages: Mapping[str, 
 
 def _names(tests: Sequence[str]) -> str:
     """An attribute that shows the names of tests."""
-    named = [test or "(between tests)" for test in tests[:_NAMED]]
+    named = [test or BETWEEN for test in tests[:_NAMED]]
     if len(tests) > _NAMED:
         named.append(f"and {len(tests) - _NAMED} more")
     text = "&#10;".join(map(escape, named))

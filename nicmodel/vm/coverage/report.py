@@ -41,6 +41,9 @@ class Share:
 
 NOTHING = Share(0, 0)
 
+BETWEEN = "(between tests)"
+"""What the context "" is called, for people: code that ran in no test."""
+
 
 @dataclass(frozen=True)
 class FunctionReport:
@@ -67,6 +70,11 @@ class FunctionReport:
     def reached(self) -> bool:
         """Whether any of it ran."""
         return bool(self.blocks.ran)
+
+    @property
+    def place(self) -> str:
+        """Its source file, without folders, and line; empty where lines are not known."""
+        return f"{self.file.rpartition('/')[2]}:{self.line}" if self.file else ""
 
 
 @dataclass(frozen=True)
