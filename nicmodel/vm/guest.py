@@ -247,16 +247,14 @@ class Guest:
         greetings = self._channel.greetings
         self.start("reboot -f")
         self._await_boot(greetings + 1)
-        modules.replace(self, self._modules)
-        self._furnish()
+        self._settle_in()
 
     def reset(self) -> None:
         """Press the reset button: no driver learns of it. Returns when the guest takes commands again."""
         greetings = self._channel.greetings
         self.qmp.execute("system_reset")
         self._await_boot(greetings + 1)
-        modules.replace(self, self._modules)
-        self._furnish()
+        self._settle_in()
 
     def qemu_log(self) -> str:
         """What QEMU has printed so far."""
@@ -301,13 +299,14 @@ class Guest:
         self.why_booted = "" if self._snapshot_wanted else "as asked"
         self.why_booted = self.why_booted or self._why_no_snapshot()
         self._running = self._cleanup.enter_context(contextlib.ExitStack())
-        if self.why_booted or not self._start_from_snapshot():
-            self._launch()
-            self._await_boot(1)
-            if self.config.prepare:
-                self.run(self.config.prepare, timeout=_PREPARE_TIMEOUT)
-            modules.replace(self, self._modules)
-        self._furnish()
+        if not self.why_booted and self._start_from_snapshot():
+            self._furnish()
+            return
+        self._launch()
+        self._await_boot(1)
+        if self.config.prepare:
+            self.run(self.config.prepare, timeout=_PREPARE_TIMEOUT)
+        self._settle_in()
 
     def _look_at_kernel(self) -> None:
         """Say what it lacks.
@@ -320,6 +319,11 @@ class Guest:
         missing = needs.lacking(self.kernel, needs.NIC)
         if missing and self._plugged and self.config.nics and not self.config.modules:
             print(f"nicmodel: the guest's kernel is without {', '.join(missing)}", file=sys.stderr)
+
+    def _settle_in(self) -> None:
+        """Give a guest that has just booted what its kernel and image do not have."""
+        modules.replace(self, self._modules)
+        self._furnish()
 
     def _furnish(self) -> None:
         """What a guest is given once it has booted: folders and files of the host's."""
