@@ -27,7 +27,7 @@ from nicmodel.cache import cache_dir
 from nicmodel.vm import host
 from nicmodel.vm.compiler import COMPILER, enter, link_tree
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.kernel import Kernel
+from nicmodel.vm.kernel import Kernel, module_name
 from nicmodel.vm.packages import Packages, Tree, building, locked, obtain, write_whole
 from nicmodel.vm.progress import step
 from nicmodel.vm.qemu import spawn
@@ -152,7 +152,7 @@ class Driver:
         An address is as call traces have it: `gve_probe+0x1b4/0x9a0 [gve]`.
         """
         addresses = re.compile(r"(?P<function>[\w.]+)\+0x(?P<offset>[0-9a-f]+)/0x[0-9a-f]+ \[(?P<module>\w+)\]")
-        modules = {path.stem.replace("-", "_"): path for path in (self._tree / _PLACE).rglob("*.ko")}
+        modules = {module_name(path.name): path for path in (self._tree / _PLACE).rglob("*.ko")}
 
         def place(found: re.Match[str]) -> str:
             module = modules.get(found["module"])

@@ -22,7 +22,7 @@ from typing import BinaryIO
 from nicmodel.cache import cache_dir
 from nicmodel.installation import data_folder
 from nicmodel.vm import agent, host
-from nicmodel.vm.kernel import Kernel
+from nicmodel.vm.kernel import Kernel, modinfo, module_name
 from nicmodel.vm.needs import GUEST, require
 from nicmodel.vm.packages import Packages, Tree, locked, obtain
 from nicmodel.vm.progress import step
@@ -216,9 +216,7 @@ def copy_modules(kernel: Kernel, userland: Tree, root: Path, modules: Iterable[s
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(content)
         _strip(copy, content)
-        # The .modinfo section: NUL-terminated `key=value` strings.
-        if depends := re.search(rb"\0depends=([^\0]+)\0", content):
-            wanted += [dependency.replace("-", "_") for dependency in depends[1].decode().split(",")]
+        wanted += [module_name(needed) for needed in modinfo(content, "depends").split(",") if needed]
     for index, content in kernel.indexes.items():
         (target / index).write_bytes(content)
     depmod = kmod(userland, "depmod", "-b", str(root), "-m", "/usr/lib/modules", kernel.release)

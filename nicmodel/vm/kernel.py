@@ -98,7 +98,7 @@ class Kernel:
     def built_in(self) -> frozenset[str]:
         """Names of what could be a module and is built in, if `indexes` tell."""
         lines = self.indexes.get("modules.builtin", b"").decode().splitlines()
-        return frozenset(_name(line.rpartition("/")[2]) for line in lines)
+        return frozenset(module_name(line.rpartition("/")[2]) for line in lines)
 
 
 @dataclass(frozen=True)
@@ -244,11 +244,10 @@ class OwnKernel:
         advice: str,
     ) -> Kernel:
         for module in list(modules.values())[:1]:
-            found = re.search(rb"\0vermagic=(\S+) ", module.content())
-            if found and found[1].decode(errors="replace") != read.release:
+            release, blank, _ = modinfo(module.content(), "vermagic").partition(" ")
+            if blank and release != read.release:
                 raise VmError(
-                    f"the module {module.file} is of Linux {found[1].decode(errors='replace')}, and {self.path} is"
-                    f" Linux {read.release}: {advice}"
+                    f"the module {module.file} is of Linux {release}, and {self.path} is Linux {read.release}: {advice}"
                 )
         digest = hashlib.sha256(read.content)
         for name, module in sorted(modules.items()):
@@ -303,9 +302,15 @@ def _readable(*paths: Path) -> Path | None:
     return next((path for path in paths if os.access(path, os.R_OK)), None)
 
 
-def _name(file: str) -> str:
-    """A module's name by that of its file: gve for gve.ko.xz."""
+def module_name(file: str) -> str:
+    """What the kernel calls a module, by the name of its file: snd_hda for snd-hda.ko.xz."""
     return file.partition(".")[0].replace("-", "_")
+
+
+def modinfo(content: bytes, field: str) -> str:
+    """A field of a module's .modinfo section, NUL-terminated `key=value` strings; empty if it has none."""
+    found = re.search(rb"\0" + field.encode() + rb"=([^\0]*)\0", content)
+    return found[1].decode(errors="replace") if found else ""
 
 
 def _indexes(folder: Path) -> dict[str, bytes]:
@@ -317,7 +322,7 @@ def _installed(folder: Path) -> dict[str, Module]:
     found: dict[str, Module] = {}
     for file in sorted(_walk(folder), key=lambda file: (_priority(file.relative_to(folder)), file)):
         place = str(file.relative_to(folder))
-        found[_name(file.name)] = Module(file, place[: place.rindex(".ko")] + ".ko")
+        found[module_name(file.name)] = Module(file, place[: place.rindex(".ko")] + ".ko")
     return found
 
 
@@ -337,7 +342,9 @@ def _built(tree: Path) -> dict[str, Module]:
     order = tree / "modules.order"
     places = _order(order.read_text("utf-8")) if order.exists() else ()
     return {
-        _name(Path(place).name): Module(tree / place, f"kernel/{place}") for place in places if (tree / place).exists()
+        module_name(Path(place).name): Module(tree / place, f"kernel/{place}")
+        for place in places
+        if (tree / place).exists()
     }
 
 

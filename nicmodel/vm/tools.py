@@ -19,7 +19,7 @@ from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest
 from nicmodel.vm.image import GUEST_FILES
 from nicmodel.vm.kernel import DEFAULT_KERNEL, Kernel
-from nicmodel.vm.packages import Packages, building, locked, obtain, obtained
+from nicmodel.vm.packages import Packages, Tree, building, locked, obtain, obtained
 from nicmodel.vm.progress import step
 
 # What the network selftests need besides, to be built and to be run: 65 MB, most of it LLVM, which clang and bpftrace
@@ -203,15 +203,32 @@ def _parts_of_source(name: str, parts: Sequence[str]) -> Path:
     release = re.search(r"linux-image-(\d+\.\d+)\.", " ".join(linux.versions))
     if not release:
         raise VmError(f"no kernel release in {', '.join(linux.versions)}")
-    package = f"linux-source-{release[1]}"
-    source = obtain(Packages("linux-source", (package,), DEFAULT_KERNEL.suite, keep="linux-source-"))
+    source, package = source_package(release[1], DEFAULT_KERNEL.suite)
     path = cache_dir() / "source" / (source.id + name)
     with locked(path.with_suffix(".lock"), "unpacking the kernel's source"), building(path) as unfinished:
         if unfinished:
-            archive = source.path / f"usr/src/{package}.tar.xz"
             with step("unpacking the kernel's source"):
-                _unpack(archive, unfinished, [f"{package}/{part}" for part in parts])
+                _unpack(source_archive(source, package), unfinished, [f"{package}/{part}" for part in parts])
     return path
+
+
+def source_package(version: str, suite: str) -> tuple[Tree, str]:
+    """The tree of the package with the whole source of a kernel, and its name.
+
+    Args:
+        version: The kernel's, such as "7.3".
+        suite: Debian's, which has that kernel.
+
+    Raises:
+        VmError: The suite has no such package (any more).
+    """
+    package = f"linux-source-{version}"
+    return obtain(Packages("linux-source", (package,), suite, keep="linux-source-")), package
+
+
+def source_archive(source: Tree, package: str) -> Path:
+    """The archive in the tree of `source_package`, compressed by xz; what is in it is below a folder of its name."""
+    return source.path / f"usr/src/{package}.tar.xz"
 
 
 def _unpack(archive: Path, folder: Path, members: list[str]) -> None:

@@ -7,17 +7,21 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from nicmodel.cache import cache_dir
 from nicmodel.vm.coverage.data import Recorded
 from nicmodel.vm.coverage.lines import Lines, has_lines, read_lines
 from nicmodel.vm.coverage.module import Module
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.kernel import KERNELS, Kernel
-from nicmodel.vm.packages import Packages, obtain, obtain_file, obtained, write_whole
+from nicmodel.vm.kernel import KERNELS, Kernel, module_name
+from nicmodel.vm.packages import obtain_file, obtained, write_whole
 from nicmodel.vm.progress import step
+from nicmodel.vm.tools import source_archive, source_package
+
+T = TypeVar("T")
 
 DRIVERS = ("gve",)
 """The drivers of the NICs that nicmodel has, by the names of their modules."""
@@ -38,7 +42,7 @@ def _folder() -> Path:
 
 def of_kernel(kernel: Kernel, name: str) -> Module | None:
     """A module of a kernel's, by its name; None if it has none of this name."""
-    found = kernel.modules.get(name.replace("-", "_"))
+    found = kernel.modules.get(module_name(name))
     return Module(found.content(), name) if found else None
 
 
@@ -95,21 +99,31 @@ def fetch_lines(record: Recorded, module: Module) -> Lines:
         VmError: Debian has no symbols of this kernel (any more), or this is no kernel of Debian's.
     """
     place = f"usr/lib/debug/lib/modules/{record.release}/{_place(record)}"
-    content, why = b"", ""
-    for suite in dict.fromkeys(kernel.suite for kernel in KERNELS.values()):
-        try:
-            content = obtain_file(f"linux-image-{record.release}-dbg", suite, place)
-            break
-        except VmError as error:
-            why = str(error)
-    else:
-        raise VmError(f"no debug symbols of {record.name} of Linux {record.release}: {why}")
+    content = _of_any_suite(
+        lambda suite: obtain_file(f"linux-image-{record.release}-dbg", suite, place),
+        f"debug symbols of {record.name} of Linux {record.release}",
+    )
     symbols = Module(content, f"the symbols of {record.name}")
     if symbols.build_id != module.build_id:
         raise VmError(f"Debian's debug symbols of Linux {record.release} are of another build than this {record.name}")
     lines = read_lines(symbols)
     write_whole(_folder() / record.build_id / _SYMBOLS, content)
     return lines
+
+
+def _of_any_suite(fetch: Callable[[str], T], what: str) -> T:
+    """What `fetch` finds in the first of Debian's suites that has it.
+
+    Raises:
+        VmError: None has.
+    """
+    why = ""
+    for suite in dict.fromkeys(kernel.suite for kernel in KERNELS.values()):
+        try:
+            return fetch(suite)
+        except VmError as error:
+            why = str(error)
+    raise VmError(f"no {what}: {why}")
 
 
 def _place(record: Recorded) -> str:
@@ -152,16 +166,8 @@ def fetch_sources(record: Recorded, lines: Lines) -> None:
     version = re.match(r"\d+\.\d+", record.release)
     if not wanted or not version:
         return
-    package = f"linux-source-{version[0]}"
-    why = ""
-    for suite in dict.fromkeys(kernel.suite for kernel in KERNELS.values()):
-        try:
-            tree = obtain(Packages("linux-source", (package,), suite, keep="linux-source-"))
-            break
-        except VmError as error:
-            why = str(error)
-    else:
-        raise VmError(f"no source of Linux {record.release}: {why}")
+    number = version[0]
+    tree, package = _of_any_suite(lambda suite: source_package(number, suite), f"source of Linux {record.release}")
     # Releases of bookworm's kernels do not tell the third number: 6.1.0-50.
     release = re.match(r"\d+\.\d+\.[1-9]\d*", record.release)
     if release and not tree.versions[package].startswith(f"{release[0]}-"):
@@ -169,7 +175,7 @@ def fetch_sources(record: Recorded, lines: Lines) -> None:
     target = _folder() / record.build_id / _SOURCE
     with (
         step("unpacking the driver's source"),
-        lzma.open(tree.path / f"usr/src/{package}.tar.xz") as content,
+        lzma.open(source_archive(tree, package)) as content,
         tarfile.open(fileobj=content, mode="r|") as archive,
     ):
         for member in archive:

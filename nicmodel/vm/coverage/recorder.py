@@ -24,7 +24,7 @@ from nicmodel.vm.coverage.data import Coverage, merge
 from nicmodel.vm.coverage.live import LiveFile, is_live
 from nicmodel.vm.coverage.module import Module
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.kernel import Kernel
+from nicmodel.vm.kernel import Kernel, module_name
 from nicmodel.vm.qemu import Qemu
 
 
@@ -86,12 +86,11 @@ class Recorder:
         Raises:
             VmError: a module is not there, or this QEMU takes no plugins.
         """
-        release = kernel.release
-        modules = self._modules(kernel, release)
+        modules = self._modules(kernel)
         for module, _ in modules:
             files.keep(module)
         about = {
-            "release": release,
+            "release": kernel.release,
             "modules": [{"name": module.name, "build_id": module.build_id, "file": file} for module, file in modules],
         }
         binary = plugin(qemu)
@@ -108,19 +107,19 @@ class Recorder:
                     self._done.add(recording.coverage())
                     self._running.remove(recording)
 
-    def _modules(self, kernel: Kernel, release: str) -> list[tuple[Module, str]]:
+    def _modules(self, kernel: Kernel) -> list[tuple[Module, str]]:
         """The modules, and the files of those that are the user's own."""
         found = []
         for name in self._names:
             if name.endswith(".ko") or "/" in name:
                 module = Module.read(Path(name))
-                module.name = Path(name).name.partition(".")[0].replace("-", "_")
+                module.name = module_name(Path(name).name)
                 found.append((module, str(Path(name).absolute())))
             elif module_of_kernel := files.of_kernel(kernel, name):
                 found.append((module_of_kernel, ""))
             elif self._all_wanted:
                 raise VmError(
-                    f"Linux {release} has no module {name}: name one that it has, or a file, such as ./{name}.ko"
+                    f"Linux {kernel.release} has no module {name}: name one that it has, or a file, such as ./{name}.ko"
                 )
         return found
 
