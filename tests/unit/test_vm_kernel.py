@@ -95,7 +95,7 @@ class TestImages:
             (b"MZ\0\0zimg" + bytes(99), "but an image for another architecture"),
             (b"MZ" + bytes(999), "such as a unified kernel image"),
             (b"\x7fELF" + bytes(999), "but an ELF file, such as vmlinux: give a vmlinuz"),
-            (gzip.compress(b"x"), "but compressed by gzip: give a vmlinuz"),
+            (gzip.compress(b"x", mtime=0), "but compressed by gzip: give a vmlinuz"),
             (bzimage(xloadflags=0), "is a kernel image for 32-bit x86"),
             (bzimage(loadflags=0), "is a kernel image for 32-bit x86"),
             (bzimage(version=0x206), "is a kernel image for 32-bit x86"),
@@ -129,11 +129,11 @@ class TestImages:
     @pytest.mark.parametrize(
         "payload",
         [
-            gzip.compress(b"no configuration in it"),
+            gzip.compress(b"no configuration in it", mtime=0),
             b"\x02\x21\x4c\x18 LZ4, for which Python has no library",
-            gzip.compress(b"x" * 9999)[:50],
+            gzip.compress(b"x" * 9999, mtime=0)[:50],
             b"\x28\xb5\x2f\xfd broken",
-            gzip.compress(b"IKCFG_ST and no more"),
+            gzip.compress(b"IKCFG_ST and no more", mtime=0),
             b"",
         ],
     )
