@@ -25,7 +25,7 @@ import numpy as np
 from numba import types
 from numba.core import config, event
 
-from nicmodel.cache import cache_dir
+from nicmodel.cache import by_last_use, cache_dir
 from nicmodel.jit.arrays import Arrays
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -111,7 +111,7 @@ def _use_cache() -> Path | None:
             pass
     except OSError:
         return None
-    for old in sorted(home.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)[_CACHES_KEPT:]:
+    for old in by_last_use(home)[_CACHES_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nicmodel.cache import cache_dir
+from nicmodel.cache import by_last_use, cache_dir
 from nicmodel.vm import host
 from nicmodel.vm.compiler import COMPILER, enter, link_tree
 from nicmodel.vm.errors import VmError
@@ -403,8 +403,7 @@ def _same(file: Path, content: bytes) -> bool:
 
 def _prune(used: Path) -> None:
     """Delete the trees of drivers that were not built for longest, except `used` and those that are being built."""
-    trees = [path for path in used.parent.iterdir() if path.is_dir() and path != used]
-    trees.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    trees = [path for path in by_last_use(used.parent) if path != used]
     for tree in trees[KEPT - 1 :]:
         with tree.with_suffix(".lock").open("w") as lock, suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

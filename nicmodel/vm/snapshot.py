@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nicmodel.cache import cache_dir
+from nicmodel.cache import by_last_use, cache_dir
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.packages import building, locked
 from nicmodel.vm.qmp import Qmp
@@ -125,15 +125,11 @@ def _prune(folder: Path) -> None:
         with (folder / f"{path.name[0]}.lock").open("w") as lock, contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody makes it
             shutil.rmtree(path, ignore_errors=True)
-    found = []
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):  # another process deletes, too
-            if path.is_dir() and not path.name.endswith(".unfinished"):
-                size = sum(file.stat().st_blocks * 512 for file in path.iterdir())
-                found.append((path.stat().st_mtime, size, path))
+    finished = (path for path in by_last_use(folder) if not path.name.endswith(".unfinished"))
     total = 0
-    for number, (_, size, path) in enumerate(sorted(found, reverse=True)):
-        total += size
+    for number, path in enumerate(finished):
+        with contextlib.suppress(OSError):  # another process deletes, too
+            total += sum(file.stat().st_blocks * 512 for file in path.iterdir())
         if number >= KEPT or (number and total > KEPT_BYTES):  # the newest is in use
             shutil.rmtree(path, ignore_errors=True)
 

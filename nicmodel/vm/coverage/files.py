@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from nicmodel.cache import cache_dir
+from nicmodel.cache import by_last_use, cache_dir
 from nicmodel.vm.coverage.data import Recorded
 from nicmodel.vm.coverage.lines import Lines, has_lines, read_lines
 from nicmodel.vm.coverage.module import Module
@@ -52,8 +52,7 @@ def keep(module: Module) -> None:
     if not path.exists():
         write_whole(path, module.content)
     os.utime(path.parent)
-    kept = sorted(_folder().iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for old in kept[KEPT:]:
+    for old in by_last_use(_folder())[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
