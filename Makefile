@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# One process of tests for each processor; a guest of the tests takes 1 to 2 GiB, so no more than eight. LONG=1: also the
-# tests that take long for what they add to others, as before a release.
+# How many processes of tests there are is for conftest.py to say. LONG=1: also the tests that take long for what
+# they add to others, as before a release.
 PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile $(if $(LONG),--long)
+# Containers often set it. The tests start some hundred processes, each of which would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test bench docs install-man lint unit protocol device guest fuzz cycles soak clean help
 

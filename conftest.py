@@ -1,7 +1,9 @@
 """What every test has: the fixtures that nicmodel brings, also in a checkout that is not installed."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -26,6 +28,17 @@ Loopback().close()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--long`."""
     parser.addoption("--long", action="store_true", help="also run the tests marked as long")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Three processes of tests for two processors: a test with a guest waits for a third of its time.
+
+    There is one at least, and one for each 3 GiB of memory that is free: each may have three guests of 512 MiB to 1 GiB.
+    """
+    processors = len(os.sched_getaffinity(0))
+    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(memory["MemAvailable"].removesuffix(" kB"))
+    return max(1, min((3 * processors + 1) // 2, available // (3 << 20)))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,15 +104,6 @@ def test_the_commands_of_the_page_work(control: str) -> None:
     for command in COMMANDS:
         run(*shlex.split(command.replace("/tmp/nic.ctl", control)))
     assert run("fault", "list", "--control", control) == ""
-
-
-def test_the_example(tmp_path: Path) -> None:
-    [example] = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    file = tmp_path / "test_example.py"
-    file.write_text(example)
-    command = [sys.executable, "-m", "pytest", "-p", "nicmodel.testing.plugin", "-p", "no:cacheprovider", str(file)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_table_is_the_registry() -> None:

@@ -151,8 +151,11 @@ def without_segmentation(lab: Lab) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("split", "offloads"),
-    [(False, False), (True, False), (True, True)],
-    ids=["frames", "frames split", "offloads split"],
+    [
+        pytest.param(False, False, id="frames", marks=pytest.mark.long),
+        pytest.param(True, False, id="frames split"),
+        pytest.param(True, True, id="offloads split"),
+    ],
 )
 def test_all_counters_agree(lab: Lab, split: bool, offloads: bool, tmp_path: Path) -> None:
     """Frame by frame and byte by byte.

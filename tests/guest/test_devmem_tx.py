@@ -227,7 +227,7 @@ def test_ncdevmem_at_both_ends(ends: Lab) -> None:
 
 def test_every_payload_size_is_split(ends: Lab) -> None:
     """devmem.py, check_rx_hds: one segment of each size; -L fails on payload that came with the header."""
-    sizes = [1 << n for n in (0, 3, 7, 10, 12, 13)]
+    sizes = [1 << n for n in (0, 7, 12, 13)]
     said = ends.run(
         f"""
         for size in {" ".join(map(str, sizes))}; do

@@ -80,8 +80,8 @@ def exchange(fleet: Fleet, asker: Station, answerer: Station, queues: int) -> No
 @pytest.mark.parametrize(
     ("asker", "answerer", "numbers"),
     [
-        pytest.param(SINGLE0, SINGLE1, (1, 4, QUEUES), id="one CPU"),
-        pytest.param(DOUBLE, QUAD, (1, 3, 8, QUEUES), id="two CPUs and four"),
+        pytest.param(SINGLE0, SINGLE1, (1, QUEUES), id="one CPU"),
+        pytest.param(DOUBLE, QUAD, (3, 8), id="two CPUs and four"),
     ],
 )
 def test_every_queue_carries_traffic(fleet: Fleet, asker: Station, answerer: Station, numbers: Any) -> None:

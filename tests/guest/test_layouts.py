@@ -118,7 +118,7 @@ def test_traffic_through_an_iommu(behind_iommu: tuple[Guest, NicServer]) -> None
     for split in ("on", "off"):
         guest.run(f"ethtool -G eth0 tcp-data-split {split}", timeout=120)
         ping_sizes(guest)
-        send_file(guest, LINK0.peer, MEBIBYTES << 20)
+    send_file(guest, LINK0.peer, MEBIBYTES << 20)
     from_peer_to_peer(guest, server)
     after = server.report()
     assert sum(queue["bad_checksum"] for report in after for queue in report["rx_queues"]) == 0

@@ -60,6 +60,7 @@ def test_reboot_under_traffic(guest: Guest, server: NicServer) -> None:
     assert "vfio" not in guest.qemu_log()
 
 
+@pytest.mark.long  # test_layouts.py has it behind an IOMMU
 def test_reset_button_under_traffic(guest: Guest, server: NicServer) -> None:
     """The machine's, which no driver learns of: the device is reset while it writes to memory."""
     resets = server.report()[0]["vfio_user"]["device_reset"]
