@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Three processes of tests for two processors: a test with a guest waits for a third of its time.
 
-    There is one at least, and no more than one for each 3 GiB of free memory: each may have three guests of up to 1 GiB.
+    There is one at least, and no more than one for each 3 GiB of free memory: each may have three guests of 1 GiB.
     """
     processors = len(os.sched_getaffinity(0))
     memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
