@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import inspect
 from typing import Any, Self
 
@@ -92,7 +93,9 @@ class ArraysType(types.Type):  # type: ignore[misc]
 
     def __init__(self, name: str, fields: tuple[tuple[str, Any], ...]) -> None:
         self.fields = dict(fields)
-        super().__init__(f"{name}({', '.join(f'{field}: {kind}' for field, kind in fields)})")
+        # The name is part of each symbol's in compiled code; in full, it was most of what LLVM read and the cache held.
+        digest = hashlib.sha256(repr(fields).encode()).hexdigest()[:16]
+        super().__init__(f"{name}({digest})")
 
 
 register_default(ArraysType)(models.OpaqueModel)

@@ -1,6 +1,6 @@
 """Telling the person at the terminal that the packet path is being compiled, whenever it is.
 
-That takes a minute or so, at the first start of these sources with this Python: nobody should have to wonder.
+That takes half a minute or so, at the first start of these sources with this Python: nobody should have to wonder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Progress:
             self._begun = True
             self._said = now
             kept = "once for these sources" if CACHE else "at every start, as the cache folder cannot be written"
-            self._say(f"{BEGINS}: {kept}, a minute or so\n")
+            self._say(f"{BEGINS}: {kept}, half a minute or so\n")
         so_far = f"  {compilation.functions} {PROGRESS}, {compilation.seconds:.0f} s"
         if self._terminal:
             self._say(f"\r{so_far}" if compilation.running else "\r\x1b[K")

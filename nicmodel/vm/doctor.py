@@ -47,10 +47,10 @@ def user_namespaces() -> Check:
 def compiled() -> Check:
     """Whether the packet path is compiled."""
     if CACHE is None:
-        return Check("compiled code", State.LIMITED, "cannot be kept: every start compiles, a minute or so",
+        return Check("compiled code", State.LIMITED, "cannot be kept: every start compiles, half a minute or so",
                      "See cache folder")  # fmt: skip
     if not (count := functions_cached()):
-        return Check("compiled code", State.GOOD, "none yet: the first start compiles, a minute or so")
+        return Check("compiled code", State.GOOD, "none yet: the first start compiles, half a minute or so")
     return Check("compiled code", State.GOOD, f"{count} functions of these sources are kept")
 
 

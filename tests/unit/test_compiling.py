@@ -13,7 +13,7 @@ from typing import Any
 import numba
 import pytest
 
-from nicmodel.jit.compiled import JIT_DISABLED, Compilation, compiled, sources, watch
+from nicmodel.jit.compiled import JIT_DISABLED, Compilation, compiled, inlined, sources, watch
 from nicmodel.observe import compiling
 
 needs_compiler = pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
@@ -54,7 +54,64 @@ def test_a_function_is_compiled_once_for_all_constants() -> None:
         return scaled(x, 2, False) + scaled(x, 3, True) + scaled(x, factor=factor, negative=False)
 
     assert several(10, 5) == 20 - 30 + 50
-    assert len(scaled.signatures) == 1  # type: ignore[attr-defined]
+    assert len(scaled.callee.signatures) == 1  # type: ignore[attr-defined]
+
+
+@needs_compiler
+def test_machine_code_is_made_only_of_what_is_called_from_python() -> None:
+    @inlined
+    def twice(x: int) -> int:
+        return 2 * x
+
+    @compiled
+    def four_times(x: int) -> int:
+        return twice(twice(x))
+
+    assert four_times(10) == 40
+    assert not twice.signatures  # type: ignore[attr-defined]
+    assert twice(10) == 20
+    assert len(twice.signatures) == 1  # type: ignore[attr-defined]
+
+
+_CALLERS = """
+from nicmodel.jit.compiled import Compilation, compiled, inlined, watch
+
+@inlined
+def one(x):
+    return x + 1
+
+@inlined
+def two(x):
+    return one(one(x))
+
+@compiled
+def first(x):
+    return two(x)
+
+@compiled
+def second(x):
+    return two(one(x))
+
+def told(function):
+    watched = Compilation(lambda _: None)
+    watch(watched)
+    print(function(1), watched.functions)
+"""
+
+
+@needs_compiler
+def test_what_compiled_code_calls_is_kept_for_other_callers(tmp_path: Path) -> None:
+    (tmp_path / "callers.py").write_text(_CALLERS)
+    environment = os.environ | {
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(compiling.__file__).parents[2])]),
+    }
+    for function, told in (("first", "3 3\n"), ("second", "4 1\n"), ("first", "3 0\n")):
+        code = f"import callers; callers.told(callers.{function})"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment
+        )
+        assert done.stdout == told, done.stderr
 
 
 def state(functions: int, seconds: float, running: bool) -> Any:
