@@ -20,7 +20,7 @@ from plot import Plot, Series
 from report import Column, output_option, write
 from rich.progress import track
 
-from nicmodel.gvnic.commands import DdpDigest
+from nicmodel.gvnic.options.ddp.declarations import DdpDigest
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.loopback import Loopback

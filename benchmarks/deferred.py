@@ -26,7 +26,8 @@ from rich.progress import track
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
-from nicmodel.gvnic.descriptors import RX_COMPLETION, RX_DEFERRED
+from nicmodel.gvnic.descriptors import RX_COMPLETION
+from nicmodel.gvnic.options.deferred.declarations import RX_DEFERRED
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.loopback import Loopback

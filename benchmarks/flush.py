@@ -23,7 +23,8 @@ from report import Column, output_option, write
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from nicmodel.gvnic.commands import ALL_OWNERS, FLUSH_RX_QUEUE, Inner, Opcode
+from nicmodel.gvnic.commands import Inner, Opcode
+from nicmodel.gvnic.options.flush.declarations import ALL_OWNERS, FLUSH_RX_QUEUE
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.flows import UDPv4
 from nicmodel.gvnic.testing.loopback import Loopback

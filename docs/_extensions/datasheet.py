@@ -24,9 +24,10 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from nicmodel.gvnic import commands, descriptors, registers
-from nicmodel.gvnic.commands import Command, Inner
+from nicmodel.gvnic import commands, declare, descriptors, registers
+from nicmodel.gvnic.commands import Inner
 from nicmodel.gvnic.contract.rules import AREAS, RULES
+from nicmodel.gvnic.declare import Command
 from nicmodel.nic.layout import Form, Layout, size_of
 from nicmodel.observe.findings import Rule
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
@@ -34,12 +35,12 @@ from nicmodel.vfio_user.dma import READABLE, WRITABLE
 logger = logging.getLogger(__name__)
 
 _MEANINGS = Path(__file__).parents[1] / "datasheet" / "meanings.toml"
-_MODULES = (registers, commands, descriptors)
+_MODULES = (registers, commands, declare, descriptors, *commands.OWN_DECLARATIONS)
 
 #: Declarations by name, but for the fields of commands, which are in `Opcode`.
 _STRUCTURES: dict[str, Form] = {
     name: value
-    for module in (commands, descriptors)
+    for module in _MODULES
     for name, value in vars(module).items()
     if isinstance(value, Layout) or (isinstance(value, np.dtype) and value.names)
 }
@@ -123,7 +124,7 @@ def _declared(command: Command) -> str:
         if places:
             told.append(f"Memory that the device {verb}: {', '.join(places)}.")
     if command.option is not None:
-        told.append(f"Offered by the option {command.option.name}.")
+        told.append(f"Offered by the option {commands.OptionId(command.option.number).name}.")
     return " ".join(told)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import FlowOperation, Inner, Opcode, OptionId, OsType, QueueFormat, Status
+from nicmodel.gvnic.declare import QUEUE_RESOURCES
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
     GQI_RX_SLOT,
@@ -161,7 +162,7 @@ class AdminQueue:
 
     def _has(self, command: Opcode | Inner) -> bool:
         # A device without flow rules has a table without room, which says so itself.
-        return command.command.option is OptionId.FLOW_STEERING or command.offered(self._profile)
+        return command.command.option is OptionId.FLOW_STEERING.option or command.offered(self._profile)
 
     def start(self, base: int, length: int) -> None:
         """Take a queue of `length` bytes at guest address `base`."""
@@ -396,7 +397,7 @@ class AdminQueue:
 
     def answer_resources(self, p: np.void, doorbell: int, counter: int) -> None:
         """Tell the driver of a new ring's doorbell and counter."""
-        resources = np.array((doorbell, counter), c.QUEUE_RESOURCES).tobytes()
+        resources = np.array((doorbell, counter), QUEUE_RESOURCES).tobytes()
         self._dma.write(int(p["queue_resources_address"]), resources)
 
     def _destroy_tx_queue(self, p: np.void) -> None:

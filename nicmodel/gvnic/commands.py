@@ -1,34 +1,35 @@
 """The admin queue's structures, all big-endian: status codes, what commands point at, device options, commands.
 
 A member of `Opcode`, `Inner` or `OptionId` is a number and a name, and declares all that a command or an option means:
-the device, the driver in Python, the trace, the checker and the datasheet take it from there.
+the device, the driver in Python, the trace, the checker and the datasheet take it from there. Those of this model's own
+options are declared in the options' folders.
 
 Source: Linux drivers/net/ethernet/google/gve/gve_adminq.h.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from nicmodel.gvnic.declare import RESOURCES, Command, Memory, Option, Queue, Ring
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
     GQI_RX_SLOT,
     GQI_TX_PACKET,
-    PLACEMENT_COMPLETION,
-    PLACEMENT_REQUEST,
     RX_BUFFER,
     RX_COMPLETION,
     TX_COMPLETION,
     TX_PACKET,
 )
-from nicmodel.gvnic.options.ddp.state import MAX_DDP_BUFFERS, MAX_DDP_PIECES
-from nicmodel.gvnic.options.deferred.state import NIC_PAGE
-from nicmodel.nic.layout import Form, record
+from nicmodel.gvnic.options.ddp import declarations as ddp
+from nicmodel.gvnic.options.deferred import declarations as deferred
+from nicmodel.gvnic.options.flush import declarations as flush
+from nicmodel.gvnic.options.owners import declarations as owners
+from nicmodel.nic.layout import record
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
 if TYPE_CHECKING:
@@ -116,43 +117,11 @@ OPTION_BUFFER_SIZES = record(("supported", ">u4"), ("packet_buffer_size", ">u2")
 OPTION_FLOW_STEERING = record(("supported", ">u4"), ("reserved", ">u4"), ("max_flow_rules", ">u4"))
 OPTION_NIC_TIMESTAMP = record(("supported", ">u4"))
 OPTION_RSS_CONFIG = record(("supported", ">u4"), ("key_size", ">u2"), ("lut_size", ">u2"))
-#: Bytes of payload that the NIC keeps, for all queues and for each; bytes of the pages it keeps it in; how long.
-OPTION_DEFERRED_PLACEMENT = record(
-    ("supported", ">u4"), ("device_bytes", ">u4"), ("queue_bytes", ">u4"), ("page_size", ">u4"), ("timeout_us", ">u4")
-)  # fmt: skip
-OPTION_QUEUE_FLUSH = record(("supported", ">u4"))
-#: The largest number of owners of a queue's buffers, and how many buffers the NIC sorts by owner ahead of need.
-OPTION_BUFFER_OWNERS = record(("supported", ">u4"), ("owners", ">u4"), ("lookahead", ">u4"))
-#: How many flows, and buffers of all flows together, can be there, and of how many pieces a buffer may consist.
-OPTION_DDP = record(("supported", ">u4"), ("max_flows", ">u2"), ("max_buffers", ">u2"), ("max_pieces", ">u4"))
+#: The modules that declare this model's own options.
+OWN_DECLARATIONS = (deferred, flush, owners, ddp)
 
-#: Options from this id on are of this model only, far from what a real device may come to use (docs/options.md).
-OWN_OPTIONS = 0x8000
 #: Pages of a page list, as a suggestion to drivers; a receive list has to cover a ring of 1024.
 TX_PAGES_PER_QPL, RX_PAGES_PER_QPL = 512, 1024
-
-
-@dataclass(frozen=True, eq=False)
-class Option:
-    """What a device option says, and when.
-
-    Attributes:
-        number: its id.
-        payload: what follows its `OPTION_HEADER`. The first field is the supported-features mask.
-        offered: whether a device of this profile has it.
-        values: the other fields for a device of this profile.
-        feature: the bit of the mask that lets it take effect; None: none has to be set.
-        queue_format: the queue format that it offers; None: something else.
-        offers: what its commands are for, as a finding calls it.
-    """
-
-    number: int
-    payload: np.dtype[np.void]
-    offered: Callable[[Profile], bool]
-    values: Callable[[Profile], tuple[int, ...]] = lambda _: ()
-    feature: Feature | None = None
-    queue_format: QueueFormat | None = None
-    offers: str = ""
 
 
 def _format(
@@ -199,29 +168,11 @@ class OptionId(IntEnum):
         0xE, OPTION_RSS_CONFIG, lambda p: p.rss_option, lambda _: (RSS_KEY_SIZE, RSS_LUT_SIZE),
         Feature.RSS_CONFIG, offers="readable RSS settings",
     )  # fmt: skip
-    DEFERRED_PLACEMENT = Option(
-        0x8001, OPTION_DEFERRED_PLACEMENT, lambda p: p.deferred_bytes > 0,
-        lambda p: (p.deferred_bytes, p.deferred_queue_budget, NIC_PAGE, p.deferred_usecs),
-        offers="deferred placement",
-    )  # fmt: skip
-    QUEUE_FLUSH = Option(0x8002, OPTION_QUEUE_FLUSH, lambda p: p.queue_flush, offers="a flush of one queue")
-    BUFFER_OWNERS = Option(
-        0x8003, OPTION_BUFFER_OWNERS, lambda p: p.owners > 0, lambda p: (p.owners, p.owner_lookahead),
-        offers="several owners of a queue's buffers",
-    )  # fmt: skip
-    DDP = Option(
-        0x8004, OPTION_DDP, lambda p: p.ddp_flows > 0, lambda p: (p.ddp_flows, MAX_DDP_BUFFERS, MAX_DDP_PIECES),
-        offers="direct data placement",
-    )  # fmt: skip
-
-    @property
-    def own(self) -> bool:
-        """Whether it is of this model only, so that no driver has to know it."""
-        return self >= OWN_OPTIONS
-
-
-#: What the device writes to a queue's resources when it is created: dword index into BAR 2, index of its counter.
-QUEUE_RESOURCES = record(("doorbell_index", ">u4"), ("counter_index", ">u4"))
+    # This model's own.
+    DEFERRED_PLACEMENT = deferred.OPTION
+    QUEUE_FLUSH = flush.OPTION
+    BUFFER_OWNERS = owners.OPTION
+    DDP = ddp.OPTION
 
 
 class OsType(IntEnum):
@@ -357,72 +308,6 @@ QUERY_FLOW_RULES_HEADER = record(
 QUERIED_RULE = record(("location", ">u4"), ("rule", FLOW_RULE))
 
 
-class DeferFlag(IntFlag):
-    """`CONFIGURE_DEFERRED_PLACEMENT.flags`."""
-
-    #: The queue's data buffers are not to be written: a packet that the NIC has no room for is dropped.
-    HEADERS_ONLY = 1 << 0
-
-
-#: Placement ring and completion ring have as many `entries`; the device writes `QUEUE_RESOURCES` for the former.
-CONFIGURE_DEFERRED_PLACEMENT = record(
-    ("queue_id", ">u4"),
-    ("flags", ">u4"),
-    ("queue_resources_address", ">u8"),
-    ("request_ring_address", ">u8"),
-    ("completion_ring_address", ">u8"),
-    ("entries", ">u4"),
-    ("padding", ">u4"),
-)
-#: `owner` whose buffers come back, of a queue with several; else, and for those of all of them, `ALL_OWNERS`.
-FLUSH_RX_QUEUE = record(("queue_id", ">u4"), ("owner", ">u4"))
-ALL_OWNERS = 0xFFFFFFFF
-#: From now on the buffers of the queue have `owners` owners.
-CONFIGURE_BUFFER_OWNERS = record(("queue_id", ">u4"), ("owners", ">u4"))
-
-
-class DdpOperation(IntEnum):
-    """`CONFIGURE_DDP.operation`."""
-
-    #: Follow a TCP flow of IPv4 (by `ADD_FLOW6` of IPv6) as `flow`: a PDU begins at `sequence`; `digests` are in use.
-    ADD_FLOW4 = 0
-    ADD_FLOW6 = 1
-    #: Forget the flow and its buffers.
-    DELETE_FLOW = 2
-    #: The data of `command` of `flow` goes to a buffer of `count` pieces.
-    SET_UP = 3
-    #: It does so no longer: nothing is written there once this is done.
-    TEAR_DOWN = 4
-    #: A PDU of `flow` begins at `sequence`: the answer to a request for resynchronisation.
-    RESYNC = 5
-
-
-class DdpDigest(IntFlag):
-    """`CONFIGURE_DDP.digests`: as in an initialisation response of NVMe/TCP."""
-
-    HEADER = 1
-    DATA = 2
-
-
-#: `address` is that of `count` `DDP_PIECE`s. Which fields count depends on the operation (`DdpOperation`). Addresses of
-#: IPv4 are in the first four bytes; the source is the sender, so the controller.
-CONFIGURE_DDP = record(
-    ("operation", "u1"),
-    ("digests", "u1"),
-    ("flow", ">u2"),
-    ("command", ">u2"),
-    ("count", ">u2"),
-    ("sequence", ">u4"),
-    ("source", "u1", (16,)),
-    ("destination", "u1", (16,)),
-    ("source_port", ">u2"),
-    ("destination_port", ">u2"),
-    ("address", ">u8"),
-)
-#: One piece of a buffer: guest address and bytes.
-DDP_PIECE = record(("address", ">u8"), ("length", ">u8"))
-
-
 class Stat(IntEnum):
     """Names in the statistics region that the device writes."""
 
@@ -441,95 +326,6 @@ STATS_DRIVER_RX = 2
 STATS_DEVICE_RX = 4
 
 
-@dataclass(frozen=True, eq=False)
-class Memory:
-    """Guest memory that a command names, and that has to be mapped.
-
-    Attributes:
-        what: what is there, as a finding calls it.
-        address: the command's field that holds its guest address.
-        length: its bytes: a field of the command, or what follows from its fields.
-        right: READABLE if the device reads it, WRITABLE if it writes it.
-        least: the bytes without which the command cannot be done; they may depend on what the device is.
-    """
-
-    what: str
-    address: str
-    length: str | Callable[[np.void], int]
-    right: int
-    least: Callable[[Profile], int] = lambda _: 0
-
-    def size(self, command: np.void) -> int:
-        """Bytes of it, by the command's fields."""
-        return int(command[self.length]) if isinstance(self.length, str) else self.length(command)
-
-
-@dataclass(frozen=True, eq=False)
-class Ring:
-    """A ring that a command names.
-
-    Attributes:
-        name: what it is called.
-        address: the command's field that holds its guest address.
-        entries: the field that holds their number.
-        entry: the structure of an entry.
-        right: READABLE if the device reads it, WRITABLE if it writes it.
-    """
-
-    name: str
-    address: str
-    entries: str
-    entry: Form
-    right: int
-
-
-@dataclass(frozen=True, eq=False)
-class Queue:
-    """The queue that a command is about.
-
-    Attributes:
-        way: receive or transmit.
-        effect: what becomes of it. One that is created must not be there; one that is destroyed or changed must.
-        number: the command's field that holds its number.
-    """
-
-    way: Literal["rx", "tx"]
-    effect: Literal["created", "destroyed", "changed"]
-    number: str = "queue_id"
-
-
-@dataclass(frozen=True, eq=False)
-class Command:
-    """What an admin command says, and of what.
-
-    Attributes:
-        number: its opcode.
-        payload: its fields: behind the `HEADER` of its slot or, of an inner command, all that is there.
-        enumerations: what the numbers in some of its fields mean; a field of a field is written ``rule.flow_type``.
-        memory: what it names besides rings, in the order in which it is looked at.
-        rings: the rings that it names if the queue format is one of DQO.
-        gqi_rings: those that it names if it is one of GQI. Older drivers leave the number of entries 0 and mean the
-            default.
-        queue: the queue that it is about; None: it is about none, or about several.
-        option: the device option that offers it; None: every device has it.
-    """
-
-    number: int
-    payload: np.dtype[np.void]
-    enumerations: Mapping[str, type[IntEnum | IntFlag]] = field(default_factory=dict)
-    memory: tuple[Memory, ...] = ()
-    rings: tuple[Ring, ...] = ()
-    gqi_rings: tuple[Ring, ...] = ()
-    queue: Queue | None = None
-    option: OptionId | None = None
-
-    def parse(self, raw: bytes, offset: int = 0) -> np.void:
-        """Its fields, from byte `offset` of `raw` on."""
-        if not self.payload:  # numpy reads no record without fields
-            return np.void(b"")
-        return np.frombuffer(raw, self.payload, 1, offset)[0]  # type: ignore[no-any-return]
-
-
 class _Commands(IntEnum):
     """Numbers of commands, each with its declaration, `command`."""
 
@@ -543,7 +339,7 @@ class _Commands(IntEnum):
 
     def offered(self, profile: Profile) -> bool:
         """Whether a device of this profile has it."""
-        return self.command.option is None or self.command.option.option.offered(profile)
+        return self.command.option is None or self.command.option.offered(profile)
 
     @property
     def own(self) -> bool:
@@ -553,7 +349,7 @@ class _Commands(IntEnum):
     @property
     def offers(self) -> str:
         """What offers it, as a finding calls it; empty: every device has it."""
-        return "" if self.command.option is None else self.command.option.option.offers
+        return "" if self.command.option is None else self.command.option.offers
 
 
 def _answer(
@@ -561,9 +357,6 @@ def _answer(
 ) -> tuple[Memory]:
     """Memory for an answer of `least` bytes."""
     return (Memory("answer's memory", address, length, WRITABLE, least),)
-
-
-_RESOURCES = Memory("queue resources", "queue_resources_address", lambda _: QUEUE_RESOURCES.itemsize, WRITABLE)
 
 
 class Opcode(_Commands):
@@ -613,7 +406,7 @@ class Opcode(_Commands):
             ("ring_entries", ">u2"),
             ("completion_ring_entries", ">u2"),
         ),
-        memory=(_RESOURCES,),
+        memory=(RESOURCES,),
         rings=(
             Ring("descriptor ring", "ring_address", "ring_entries", TX_PACKET, READABLE),
             Ring("completion ring", "completion_ring_address", "completion_ring_entries", TX_COMPLETION, WRITABLE),
@@ -639,7 +432,7 @@ class Opcode(_Commands):
             ("padding", "u1"),
             ("header_buffer_size", ">u2"),
         ),
-        memory=(_RESOURCES,),
+        memory=(RESOURCES,),
         rings=(
             Ring("buffer ring", "buffer_ring_address", "buffer_ring_entries", RX_BUFFER, READABLE),
             Ring("completion ring", "completion_ring_address", "completion_ring_entries", RX_COMPLETION, WRITABLE),
@@ -694,19 +487,19 @@ class Opcode(_Commands):
         ),
         {"query": FlowQuery},
         memory=_answer(lambda _: QUERY_FLOW_RULES_HEADER.itemsize, "available_length"),
-        option=OptionId.FLOW_STEERING,
+        option=OptionId.FLOW_STEERING.option,
     )  # fmt: skip
     REPORT_NIC_TIMESTAMP = Command(
         0x11,
         record(("length", ">u8"), ("address", ">u8")),
         memory=_answer(lambda _: NIC_TIMESTAMP.itemsize),
-        option=OptionId.NIC_TIMESTAMP,
+        option=OptionId.NIC_TIMESTAMP.option,
     )
     QUERY_RSS = Command(
         0x12,
         record(("available_length", ">u8"), ("address", ">u8")),
         memory=_answer(lambda _: QUERY_RSS_HEADER.itemsize + RSS_KEY_SIZE + 4 * RSS_LUT_SIZE, "available_length"),
-        option=OptionId.RSS_CONFIG,
+        option=OptionId.RSS_CONFIG.option,
     )
     EXTENDED_COMMAND = Command(
         0xFF,
@@ -722,30 +515,10 @@ class Inner(_Commands):
         0x101,
         CONFIGURE_FLOW_RULE,
         {"operation": FlowOperation, "rule.flow_type": RuleFlowType},
-        option=OptionId.FLOW_STEERING,
+        option=OptionId.FLOW_STEERING.option,
     )
     # Of this model's own options (docs/options.md, docs/ddp.md).
-    CONFIGURE_DEFERRED_PLACEMENT = Command(
-        0x8001,
-        CONFIGURE_DEFERRED_PLACEMENT,
-        {"flags": DeferFlag},
-        memory=(_RESOURCES,),
-        rings=(
-            Ring("placement ring", "request_ring_address", "entries", PLACEMENT_REQUEST, READABLE),
-            Ring("placement completion ring", "completion_ring_address", "entries", PLACEMENT_COMPLETION, WRITABLE),
-        ),
-        queue=Queue("rx", "changed"),
-        option=OptionId.DEFERRED_PLACEMENT,
-    )
-    FLUSH_RX_QUEUE = Command(0x8002, FLUSH_RX_QUEUE, queue=Queue("rx", "changed"), option=OptionId.QUEUE_FLUSH)
-    CONFIGURE_BUFFER_OWNERS = Command(
-        0x8003, CONFIGURE_BUFFER_OWNERS, queue=Queue("rx", "changed"), option=OptionId.BUFFER_OWNERS
-    )
-    CONFIGURE_DDP = Command(
-        0x8004,
-        CONFIGURE_DDP,
-        {"operation": DdpOperation, "digests": DdpDigest},
-        # Only `SET_UP` has pieces.
-        memory=(Memory("buffer's pieces", "address", lambda p: int(p["count"]) * DDP_PIECE.itemsize, READABLE),),
-        option=OptionId.DDP,
-    )
+    CONFIGURE_DEFERRED_PLACEMENT = deferred.COMMAND
+    FLUSH_RX_QUEUE = flush.COMMAND
+    CONFIGURE_BUFFER_OWNERS = owners.COMMAND
+    CONFIGURE_DDP = ddp.COMMAND

@@ -18,7 +18,8 @@ import numpy as np
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic import registers as r
-from nicmodel.gvnic.commands import Command, Inner, Opcode
+from nicmodel.gvnic.commands import Inner, Opcode
+from nicmodel.gvnic.declare import Command
 from nicmodel.gvnic.descriptors import (
     GQI_RX_DESCRIPTOR,
     GQI_RX_SLOT,
@@ -26,13 +27,8 @@ from nicmodel.gvnic.descriptors import (
     GQI_TX_PACKET,
     GQI_TX_SEGMENT,
     IRQ_DOORBELL,
-    PLACEMENT_COMPLETION,
-    PLACEMENT_REQUEST,
     RX_BUFFER,
     RX_COMPLETION,
-    RX_DDP,
-    RX_DEFERRED,
-    RX_FLUSHED,
     TX_COMPLETION,
     TX_GENERAL_CONTEXT,
     TX_PACKET,
@@ -40,11 +36,18 @@ from nicmodel.gvnic.descriptors import (
     GqiIrqDoorbell,
     GqiRxFlag,
     GqiTxType,
-    PlacementStatus,
     TxCompletionType,
     TxType,
 )
+from nicmodel.gvnic.options.ddp.declarations import RX_DDP
+from nicmodel.gvnic.options.deferred.declarations import (
+    PLACEMENT_COMPLETION,
+    PLACEMENT_REQUEST,
+    RX_DEFERRED,
+    PlacementStatus,
+)
 from nicmodel.gvnic.options.deferred.events import Placed, Placing
+from nicmodel.gvnic.options.flush.declarations import RX_FLUSHED
 from nicmodel.gvnic.options.flush.events import Flushed, Flushing
 from nicmodel.gvnic.options.owners.lists import posted
 from nicmodel.gvnic.registers import Bar

@@ -18,9 +18,6 @@ RX_BUFFER = Layout(
     header_address=at(16, 0, 64),
 )
 
-#: The owner of a buffer, on a queue whose buffers have several (an option of this model); reserved otherwise.
-RX_BUFFER_OWNER = Layout("RX buffer, owner", 32, owner=at(2, 0, 8))
-
 #: Completion queue of a receive queue: one for each buffer used.
 RX_COMPLETION = Layout(
     "RX completion",
@@ -55,81 +52,8 @@ RX_COMPLETION = Layout(
     timestamp=at(28, 0, 32),
 )
 
-#: What the completions of a packet say besides when it is of a flow with direct data placement (an option of this
-#: model, `nicmodel.gvnic.options.ddp`). The real device's completions have nothing in these places.
-RX_DDP = Layout(
-    "RX completion, direct data placement",
-    32,
-    placements=at(20, 0, 12),
-    digest_good=at(21, 4, 1),
-    digest_bad=at(21, 5, 1),
-    resync=at(21, 6, 1),
-    ddp=at(21, 7, 1),
-    ddp_flow=at(22, 0, 16),
-    resync_sequence=at(24, 0, 32),
-)
-
-#: A run of payload that was placed: its place in the payload of the packet, its length, where it lies in the data of
-#: `command`. `RX_DDP.placements` of them end a packet, and stand for the bytes that it lacks.
-PLACEMENT = record(
-    ("position", "<u4"), ("length", "<u4"), ("offset", "<u4"), ("command", "<u2"), ("reserved", "<u2")
-)  # fmt: skip
-
 #: The only value of `RX_COMPLETION.rxdid` that drivers accept.
 RXDID = 1
-
-#: What the first completion of a packet says besides on a queue with deferred placement (an option of this model):
-#: whether the payload has stayed on the NIC, how long it is, and the handle by which a placement request names it. The
-#: real device's completions have nothing in these places.
-RX_DEFERRED = Layout(
-    "RX completion, deferred",
-    32,
-    deferred=at(11, 1, 1),
-    payload_length=at(20, 0, 32),
-    handle=at(24, 0, 32),
-)
-
-#: What the completion of a buffer says besides that a flush of its queue has handed back (an option of this model). It
-#: is an error too, so that a driver that does not know the bit takes nothing for received.
-RX_FLUSHED = Layout("RX completion, flushed", 32, flushed=at(11, 2, 1))
-
-#: Placement ring of a queue with deferred placement: where one piece of a payload goes. All descriptors of a request
-#: name the payload by the same `handle`; with `drop` it goes nowhere.
-PLACEMENT_REQUEST = Layout(
-    "placement request",
-    16,
-    address=at(0, 0, 64),
-    handle=at(8, 0, 32),
-    length=at(12, 0, 24),
-    drop=at(15, 0, 1),
-    end_of_request=at(15, 7, 1),
-)
-
-
-class PlacementStatus(IntEnum):
-    """What became of a placement request (`PLACEMENT_COMPLETION.status`). After all but the first two a payload that
-    was there before is there still.
-    """
-
-    PLACED = 1
-    DROPPED = 2
-    #: No payload has that handle on this queue: it was placed, dropped, has timed out, or never was.
-    NOT_FOUND = 3
-    #: The pieces do not add up to the payload, are too many, or have different handles.
-    BAD_REQUEST = 4
-    #: A piece is outside of what the guest mapped for writing. Nothing was written.
-    DMA_FAULT = 5
-
-
-#: One for each placement request, in order. `head` is the placement ring's first descriptor that is not done.
-PLACEMENT_COMPLETION = Layout(
-    "placement completion",
-    8,
-    handle=at(0, 0, 32),
-    head=at(4, 0, 16),
-    status=at(6, 0, 8),
-    generation=at(7, 7, 1),
-)
 
 #: Largest values of the length fields.
 MAX_PACKET_LENGTH = RX_COMPLETION.packet_length.mask

@@ -160,7 +160,7 @@ class Profile(DdpProfile, FlushProfile, OwnersProfile, DeferredProfile):
         packed = b""
         for one in self.options:
             payload = one.option.payload
-            supported = 0 if one.own else mask
+            supported = 0 if one.option.own else mask
             packed += np.array((one, payload.itemsize, 0), c.OPTION_HEADER).tobytes()
             packed += np.array((supported, *one.option.values(self)), payload).tobytes()
         descriptor = np.zeros((), c.DEVICE_DESCRIPTOR)

@@ -14,17 +14,8 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
-from nicmodel.gvnic.commands import (
-    CONFIGURE_DDP,
-    DDP_PIECE,
-    DdpDigest,
-    DdpOperation,
-    Inner,
-    OptionId,
-    QueueFormat,
-    Status,
-)
-from nicmodel.gvnic.options.ddp.state import MAX_DDP_PIECES
+from nicmodel.gvnic.commands import Inner, OptionId, QueueFormat, Status
+from nicmodel.gvnic.options.ddp.declarations import CONFIGURE_DDP, DDP_PIECE, MAX_DDP_PIECES, DdpDigest, DdpOperation
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.loopback import Loopback

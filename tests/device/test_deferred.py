@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nicmodel.gvnic.commands import Inner, OptionId, Status
-from nicmodel.gvnic.descriptors import PlacementStatus
+from nicmodel.gvnic.options.deferred.declarations import PlacementStatus
 from nicmodel.gvnic.options.deferred.events import Placing
 from nicmodel.gvnic.options.deferred.state import NIC_PAGE
 from nicmodel.gvnic.profile import Profile, parse_mac

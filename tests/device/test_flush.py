@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from nicmodel.gvnic.commands import ALL_OWNERS, FLUSH_RX_QUEUE, Inner, OptionId, QueueFormat, Status
-from nicmodel.gvnic.descriptors import RX_COMPLETION, RX_FLUSHED
+from nicmodel.gvnic.commands import Inner, OptionId, QueueFormat, Status
+from nicmodel.gvnic.descriptors import RX_COMPLETION
+from nicmodel.gvnic.options.flush.declarations import ALL_OWNERS, FLUSH_RX_QUEUE, RX_FLUSHED
 from nicmodel.gvnic.options.flush.events import Flushed
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.testing.adminq import AdminError

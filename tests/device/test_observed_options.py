@@ -20,7 +20,8 @@ from nicmodel.cli import capture, contract, ledger, show, stat, top
 from nicmodel.cli.serve import serve
 from nicmodel.client.control import Control
 from nicmodel.client.text import lines
-from nicmodel.gvnic.commands import CONFIGURE_DDP, DdpOperation, Inner, Opcode, QueueFormat
+from nicmodel.gvnic.commands import Inner, Opcode, QueueFormat
+from nicmodel.gvnic.options.ddp.declarations import CONFIGURE_DDP, DdpOperation
 from nicmodel.gvnic.profile import PROFILES, Profile, named_profile
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.flows import TCPv4

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nicmodel.gvnic.commands import ALL_OWNERS, CONFIGURE_BUFFER_OWNERS, FLUSH_RX_QUEUE, Inner, Status
+from nicmodel.gvnic.commands import Inner, Status
+from nicmodel.gvnic.options.flush.declarations import ALL_OWNERS, FLUSH_RX_QUEUE
+from nicmodel.gvnic.options.owners.declarations import CONFIGURE_BUFFER_OWNERS
 from nicmodel.gvnic.profile import Profile, parse_mac
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.flows import TCPv4

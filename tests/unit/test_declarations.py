@@ -35,7 +35,12 @@ EVERYTHING = Profile(
 MEANINGS: dict[str, dict[str, Any]] = tomllib.loads((ROOT / "docs/datasheet/meanings.toml").read_text())
 COMMANDS: list[Opcode | Inner] = [*Opcode, *Inner]
 #: Structures and registers by the names that they are declared with.
-NAMES = {id(value): name for module in (commands, registers) for name, value in vars(module).items()}
+DECLARING = (commands, registers, *commands.OWN_DECLARATIONS)
+NAMES = {id(value): name for module in DECLARING for name, value in vars(module).items()}
+
+
+#: Files that declare, or show, what others use.
+_NO_USE = ("registers.py", "declarations.py", "decoder.py", "buffers.py", "report.py")
 
 
 def used_in(folder: str) -> set[str]:
@@ -43,7 +48,7 @@ def used_in(folder: str) -> set[str]:
     found = set()
     room = ROOT / "nicmodel" / folder
     for file in (*room.glob("*.py"), *(room / "options").rglob("*.py")):
-        if folder != "gvnic" or file.name not in ("registers.py", "decoder.py", "buffers.py", "report.py"):
+        if folder != "gvnic" or file.name not in _NO_USE:
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.Attribute | ast.Name):
                     found.add(node.attr if isinstance(node, ast.Attribute) else node.id)
@@ -155,10 +160,10 @@ def test_options_are_offered_and_decoded(lab: Loopback) -> None:
 def test_an_option_is_checked_and_explained(option: OptionId) -> None:
     """Verify: using it without an offer is found (ADM-RES-002, ADM-CMD-005), or there are rules of its fields."""
     declared, name = option.option, NAMES.get(id(option.option.payload), option.name)
-    offers_commands = any(one.command.option is option for one in COMMANDS)
+    offers_commands = any(one.command.option is declared for one in COMMANDS)
     assert not offers_commands or declared.offers
     checked = declared.queue_format or offers_commands or rules_of(name) & set(RULES)
-    assert checked or option.own or option == OptionId.GQI_RAW_ADDRESSING
+    assert checked or declared.own or option == OptionId.GQI_RAW_ADDRESSING
     assert option.name in MEANINGS["OptionId"]
     assert declared.feature is None or declared.feature.name in MEANINGS["Feature"]
     assert not unexplained(name, declared.payload)

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.contract.rings import Rings
-from nicmodel.gvnic.descriptors import GQI_RX_SLOT, RX_BUFFER, RX_BUFFER_OWNER
+from nicmodel.gvnic.descriptors import GQI_RX_SLOT, RX_BUFFER
 from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.options.owners.declarations import RX_BUFFER_OWNER
 from nicmodel.gvnic.options.owners.lists import identifiers, in_lists
 from nicmodel.nic.layout import Bits
 from nicmodel.observe.findings import Journal

@@ -8,10 +8,7 @@ import numpy as np
 
 from nicmodel.gvnic.commands import (
     DEVICE_DESCRIPTOR,
-    OPTION_BUFFER_OWNERS,
     OPTION_BUFFER_SIZES,
-    OPTION_DDP,
-    OPTION_DEFERRED_PLACEMENT,
     OPTION_DQO_RDA,
     OPTION_FLOW_STEERING,
     OPTION_HEADER,
@@ -21,6 +18,9 @@ from nicmodel.gvnic.commands import (
     Feature,
     OptionId,
 )
+from nicmodel.gvnic.options.ddp.declarations import OPTION_DDP
+from nicmodel.gvnic.options.deferred.declarations import OPTION_DEFERRED_PLACEMENT
+from nicmodel.gvnic.options.owners.declarations import OPTION_BUFFER_OWNERS
 from nicmodel.gvnic.testing.violation import ContractViolation
 
 

@@ -25,14 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.commands import (
-    ALL_OWNERS,
-    CONFIGURE_BUFFER_OWNERS,
     CONFIGURE_FLOW_RULE,
     DESCRIPTOR_VERSION,
     DRIVER_INFO,
     DRIVER_PARAMETER_MTU,
     FLOW_RULE,
-    FLUSH_RX_QUEUE,
     NIC_TIMESTAMP,
     PTYPE,
     PTYPE_COUNT,
@@ -57,6 +54,8 @@ from nicmodel.gvnic.commands import (
     Stat,
 )
 from nicmodel.gvnic.descriptors import IRQ_DOORBELL, ITR_NO_UPDATE, ITR_UNIT_NS
+from nicmodel.gvnic.options.flush.declarations import ALL_OWNERS, FLUSH_RX_QUEUE
+from nicmodel.gvnic.options.owners.declarations import CONFIGURE_BUFFER_OWNERS
 from nicmodel.gvnic.registers import (
     DEVICE_GVNIC,
     DEVICE_STATUS,

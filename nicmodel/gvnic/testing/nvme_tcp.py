@@ -21,8 +21,8 @@ from ipaddress import ip_address
 
 import numpy as np
 
-from nicmodel.gvnic.commands import CONFIGURE_DDP, DDP_PIECE, DdpDigest, DdpOperation, Inner
-from nicmodel.gvnic.descriptors import PLACEMENT
+from nicmodel.gvnic.commands import Inner
+from nicmodel.gvnic.options.ddp.declarations import CONFIGURE_DDP, DDP_PIECE, PLACEMENT, DdpDigest, DdpOperation
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.rx import RxPacket

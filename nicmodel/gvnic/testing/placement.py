@@ -8,8 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.commands import CONFIGURE_DEFERRED_PLACEMENT, DeferFlag
-from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, PlacementStatus
+from nicmodel.gvnic.options.deferred.declarations import (
+    CONFIGURE_DEFERRED_PLACEMENT,
+    PLACEMENT_COMPLETION,
+    PLACEMENT_REQUEST,
+    DeferFlag,
+    PlacementStatus,
+)
 from nicmodel.gvnic.testing.queue import Queue
 from nicmodel.testing.guest_memory import GuestMemory
 

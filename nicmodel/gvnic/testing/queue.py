@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nicmodel.gvnic.commands import QUEUE_RESOURCES
+from nicmodel.gvnic.declare import QUEUE_RESOURCES
 from nicmodel.testing.guest_memory import GuestMemory
 
 #: `page_list_id` of queues whose descriptors hold plain DMA addresses.

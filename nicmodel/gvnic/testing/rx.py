@@ -17,7 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.commands import L3Type, L4Type, Opcode
-from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RX_DDP, RX_DEFERRED, RX_FLUSHED, RXDID
+from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RXDID
+from nicmodel.gvnic.options.ddp.declarations import RX_DDP
+from nicmodel.gvnic.options.deferred.declarations import RX_DEFERRED
+from nicmodel.gvnic.options.flush.declarations import RX_FLUSHED
 from nicmodel.gvnic.testing.adminq import encode_command
 from nicmodel.gvnic.testing.placement import PlacementRing
 from nicmodel.gvnic.testing.queue import RAW_ADDRESSING, Queue

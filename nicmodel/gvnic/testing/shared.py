@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.descriptors import RX_BUFFER, RX_BUFFER_OWNER
+from nicmodel.gvnic.descriptors import RX_BUFFER
+from nicmodel.gvnic.options.owners.declarations import RX_BUFFER_OWNER
 from nicmodel.gvnic.testing.rx import RxConfig, RxPacket, RxQueue
 from nicmodel.testing.guest_memory import GuestMemory
 

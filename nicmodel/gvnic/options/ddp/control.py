@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nicmodel.gvnic.commands import DDP_PIECE, DdpDigest, DdpOperation, Inner, Status
-from nicmodel.gvnic.options.ddp.state import MAX_DDP_PIECES
+from nicmodel.gvnic.commands import Inner, Status
+from nicmodel.gvnic.options.ddp.declarations import DDP_PIECE, MAX_DDP_PIECES, DdpDigest, DdpOperation
 from nicmodel.gvnic.options.option import Handlers, Option
 from nicmodel.gvnic.refusal import AdminError, require
 from nicmodel.gvnic.state import State
@@ -125,7 +125,7 @@ class Ddp(Option):
         Args:
             flow: of the command.
             command: its identifier.
-            pieces: what the buffer consists of, `nicmodel.gvnic.commands.DDP_PIECE`, at most `MAX_DDP_PIECES`.
+            pieces: what the buffer consists of, `DDP_PIECE`, at most `MAX_DDP_PIECES`.
 
         Raises:
             AdminError: no such flow, the command has a buffer already, a piece is empty or wraps around, or no more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nicmodel.gvnic.descriptors import PLACEMENT, RX_DDP
+from nicmodel.gvnic.options.ddp.declarations import PLACEMENT, RX_DDP
 from nicmodel.gvnic.options.ddp.state import MAX_PLACEMENTS
 from nicmodel.gvnic.rings_dqo import Words
 from nicmodel.gvnic.state import State

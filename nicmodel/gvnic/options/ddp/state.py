@@ -5,16 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.descriptors import PLACEMENT
+from nicmodel.gvnic.options.ddp.declarations import MAX_DDP_BUFFERS, MAX_DDP_PIECES, PLACEMENT
 from nicmodel.jit.arrays import Arrays
 from nicmodel.packet.nvme_tcp import TRACKER
 
 #: In the record of the device: how many flows are to be looked at.
 DEVICE_FIELDS = (("ddp_flows", "<i4"),)
 
-#: The most buffers of all flows together, pieces of one, and placements in one packet.
-MAX_DDP_BUFFERS = 1024
-MAX_DDP_PIECES = 256
+#: The most placements in one packet.
 MAX_PLACEMENTS = 4095
 
 #: What direct data placement counts: frames of its flows, and of these those with nothing new (`old`), with bytes

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nicmodel.gvnic.commands import DeferFlag, Inner, Status
-from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST
+from nicmodel.gvnic.commands import Inner, Status
+from nicmodel.gvnic.options.deferred.declarations import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, DeferFlag
 from nicmodel.gvnic.options.deferred.events import Placed, Placing
 from nicmodel.gvnic.options.deferred.payload import discard, expire
 from nicmodel.gvnic.options.deferred.requests import place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nicmodel.gvnic.descriptors import RX_DEFERRED
+from nicmodel.gvnic.options.deferred.declarations import RX_DEFERRED
 from nicmodel.gvnic.options.deferred.state import ELSE_DROP, NIC_PAGE
 from nicmodel.gvnic.rings_dqo import Words
 from nicmodel.gvnic.state import State

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nicmodel.gvnic.descriptors import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, PlacementStatus
+from nicmodel.gvnic.options.deferred.declarations import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, PlacementStatus
 from nicmodel.gvnic.options.deferred.payload import GENERATION_SHIFT, PAGE_MASK, free
 from nicmodel.gvnic.options.deferred.state import NIC_PAGE
 from nicmodel.gvnic.state import State

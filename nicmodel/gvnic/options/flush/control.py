@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nicmodel.gvnic.commands import ALL_OWNERS, Inner, Status
+from nicmodel.gvnic.commands import Inner, Status
+from nicmodel.gvnic.options.flush.declarations import ALL_OWNERS
 from nicmodel.gvnic.options.flush.events import Flushed, Flushing
 from nicmodel.gvnic.options.flush.hand_back import hand_back, hand_back_owned
 from nicmodel.gvnic.options.option import Handlers, Option

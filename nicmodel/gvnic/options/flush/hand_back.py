@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nicmodel.gvnic.descriptors import RX_FLUSHED
+from nicmodel.gvnic.options.flush.declarations import RX_FLUSHED
 from nicmodel.gvnic.options.owners.lists import NOTHING, exchange, reject_owned, sort
 from nicmodel.gvnic.rings_dqo import reject
 from nicmodel.gvnic.state import State

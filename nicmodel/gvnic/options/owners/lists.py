@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.descriptors import RX_BUFFER, RX_BUFFER_OWNER
+from nicmodel.gvnic.descriptors import RX_BUFFER
+from nicmodel.gvnic.options.owners.declarations import RX_BUFFER_OWNER
 from nicmodel.gvnic.rings_dqo import refuse
 from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u8, load_u16, load_u64
