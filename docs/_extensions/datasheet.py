@@ -239,7 +239,7 @@ class EnumerationDirective(_Generated):
 
     def markdown(self, name: str) -> str:
         """The content."""
-        module_name, _, class_name = name.partition(".")
+        module_name, _, class_name = name.rpartition(".")
         self.shown(class_name)
         module = importlib.import_module(f"nicmodel.gvnic.{module_name}")
         enumeration: type[IntEnum] = getattr(module, class_name)

@@ -15,6 +15,9 @@ from nicmodel.client.control import Control, ControlError
 from nicmodel.gvnic.contract.rules import AREAS, RULES
 from nicmodel.gvnic.testing.driver import Driver
 
+#: What the pages say of the number of rules, so that a new one need not touch them.
+_MANY = "more than a hundred rules"
+
 
 def run(*arguments: str, status: int = 0) -> str:
     """What a command prints."""
@@ -29,8 +32,7 @@ def test_all_rules_are_listed() -> None:
     listed = run("rules")
     assert all(name in listed for name in RULES) and f"{len(RULES)} rules" in listed
     root = Path(__file__).parents[2]
-    assert f"There are {len(RULES)} rules" in (root / "docs" / "contract.md").read_text()
-    assert f"the {len(RULES)} rules" in (root / "README.md").read_text()
+    assert len(RULES) > 100 and all(_MANY in (root / page).read_text() for page in ("README.md", "docs/contract.md"))
     told = json.loads(run("rules", "--json"))
     assert [rule["rule"] for rule in told] == list(RULES)
     assert {rule["area"] for rule in told} == set(AREAS.values())
