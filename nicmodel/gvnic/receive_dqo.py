@@ -61,9 +61,8 @@ def _place(
     """Put one packet into the queue's next buffers, of which there are enough; some of it may go elsewhere."""
     queue = packet.queue
     rx = state.rx[queue]
-    words = describe(state, batch, headers, packet)
     if ddp is not None:
-        packet, words = divert(state, batch, headers, packet, words)
+        packet, words = divert(state, batch, headers, packet, describe(state, batch, headers, packet))
     header = max(packet.header, i64(0))
     left = packet.length - header
     if deferred is not None:
@@ -89,6 +88,8 @@ def _place(
             return _DMA_FAULT
         if k == 0:
             header_address = address
+    if ddp is None:
+        words = describe(state, batch, headers, packet)
     if deferred is not None:
         packet, words = defer(state, batch, packet, words, header, packet.length - header - left)
     fill(state, batch, packet, words, header_address, needed)
