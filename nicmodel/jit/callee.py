@@ -3,8 +3,7 @@
 Left alone, Numba makes a whole function of each helper: it optimises it with everything that it calls, makes machine
 code of that, twice more to call it from Python and from C, and then the helper ends inside its callers, where all is
 optimised again. Here a helper is only brought into LLVM's form. It is linked into what is called from Python, and
-optimised there, once. With it, a first start takes 18 seconds of CPU time
-in place of 30.
+optimised there, once. So a first start takes 18 seconds of CPU time in place of 30.
 """
 
 from __future__ import annotations
