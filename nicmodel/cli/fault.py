@@ -1,4 +1,4 @@
-"""``nicmodel faults`` and ``nicmodel fault``: faults on demand."""
+"""``nicmodel faults``, ``nicmodel fault`` and ``nicmodel weather``: faults on demand, and what is none."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from nicmodel.cli.tables import wrapped
 from nicmodel.client.control import Control
 from nicmodel.client.report import plain_console
 from nicmodel.client.text import escaped, fields
+from nicmodel.faults.fault import FaultError
+from nicmodel.faults.weather import FORM, Weather, behaviours
 from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.nearest import did_you_mean
 
@@ -41,6 +43,8 @@ def faults(names: tuple[str, ...]) -> None:
         kind = KINDS[name]
         console.print(f"{name} ({kind.where}): {kind.summary()}")
         console.print(f"The stock driver: {kind.effect}")
+        if kind.source:
+            console.print(f"The contract allows it: {kind.source}")
         table = Table(box=None, pad_edge=False)
         for heading in ("parameter", "default", "meaning"):
             table.add_column(heading)
@@ -48,6 +52,35 @@ def faults(names: tuple[str, ...]) -> None:
             meaning = f"{one.meaning} ({one.allowed})" if one.allowed else one.meaning
             table.add_row(one.name, "" if one.default is None else str(one.default), meaning)
         console.print(table)
+
+
+@click.command()
+@click.argument("text", metavar=f"[{FORM}]", required=False)
+def weather(text: str | None) -> None:
+    """List what a device may do by its contract and rarely does, or write a weather as a scenario.
+
+    `nicmodel serve --weather` has a NIC do it, each behaviour with a probability and times that are drawn from a seed.
+    With that seed this command prints what was drawn, as a scenario in TOML for `nicmodel fault play`. Each behaviour
+    can also be begun by `nicmodel fault add`; `nicmodel faults NAME` tells its parameters.
+
+    \b
+      nicmodel weather
+      nicmodel weather 7:0.3
+      nicmodel weather 7:0.3:tx-miss,rx-scatter
+    """
+    if text is not None:
+        try:
+            click.echo(Weather.parse(text).toml(KINDS), nl=False)
+        except FaultError as error:
+            raise click.BadParameter(str(error)) from None
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("where", "behaviour", "what it does"):
+        table.add_column(heading, no_wrap=heading == "behaviour")
+    for kind in behaviours(KINDS).values():
+        told = f"{kind.summary()} Packets are lost: only where it is named." if kind.loses else kind.summary()
+        table.add_row(kind.where, kind.name, told)
+    plain_console().print(table)
 
 
 @click.group(cls=HelpGroup)

@@ -48,6 +48,7 @@ _COMMANDS = {
     "findings": "nicmodel.cli.contract",
     "faults": "nicmodel.cli.fault",
     "fault": "nicmodel.cli.fault",
+    "weather": "nicmodel.cli.fault",
 }
 
 
@@ -58,7 +59,7 @@ _SECTIONS = {
     "To test and compare": ("selftests", "experiment"),
     "To look into a running server": ("stat", "top", "ledger", "show", "trace", "capture", "findings"),
     "To act on a running server": ("inject", "send", "link", "reset", "fault"),
-    "To look up": ("rules", "faults"),
+    "To look up": ("rules", "faults", "weather"),
 }
 
 

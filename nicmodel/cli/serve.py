@@ -29,6 +29,8 @@ from nicmodel.cli.sockets import Access, access_options
 from nicmodel.cli.start import no_garbage
 from nicmodel.faults.fault import FaultError
 from nicmodel.faults.scenario import Scenario
+from nicmodel.faults.weather import FORM as WEATHER_FORM
+from nicmodel.faults.weather import Weather
 from nicmodel.faults.wire import load as load_wire_faults
 from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.model import Gvnic
@@ -95,7 +97,7 @@ _SECTIONS = {
     Section.OWN: _options_below(Section.OWN),
     "Looking inside and testing": (
         "--control", "--control-mode", "--control-group", "--report", "--metrics", "--check", "--strict", "--faults",
-        "--below-switch", "--verbose",
+        "--weather", "--below-switch", "--verbose",
     ),
 }  # fmt: skip
 
@@ -141,6 +143,17 @@ def _host_and_port(_context: click.Context, _parameter: click.Parameter, value: 
     return host.strip("[]"), int(port)
 
 
+def _weather(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Weather | None:
+    if value is None:
+        return None
+    try:
+        weather = Weather.parse(value)
+        weather.scenario(KINDS)
+    except FaultError as error:
+        raise click.BadParameter(str(error)) from None
+    return weather
+
+
 def _report_file(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
     if value is not None and not value.parent.is_dir():  # said now, and not when there is something to report
         raise click.BadParameter(f"there is no folder {value.parent}")
@@ -171,6 +184,10 @@ def _report_file(_context: click.Context, _parameter: click.Parameter, value: Pa
 @access_options("control", "600, only for you", "that of those who may look inside.")
 @click.option("--faults", "scenario", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
               help="Faults on demand: a scenario in TOML, which begins at once.")  # fmt: skip
+@click.option("--weather", callback=_weather, metavar=WEATHER_FORM,
+              help="Have the NICs do what the contract allows and devices rarely do, mixed by a seed: late, early, in other "
+                   "orders, pieces, steps. `nicmodel weather` lists the behaviours. STRENGTH is the "
+                   "greatest probability of each; with a NAME, only these.")  # fmt: skip
 @click.option("--below-switch", "peers", multiple=True, metavar="NAME",
               help="Memory of this name (that of its file on the host) is a BAR below the same PCIe switch as the NIC, "
                    "so that the ledger books DMA there as not passing the root complex. Repeat for more.")  # fmt: skip
@@ -193,6 +210,7 @@ def serve(
     control_mode: int | None,
     control_group: int | None,
     scenario: str | None,
+    weather: Weather | None,
     peers: tuple[str, ...],
     metrics: tuple[str, int] | None,
     verbose: int,
@@ -258,6 +276,9 @@ def serve(
             host.start()
             if scenario is not None:
                 Scenario.load(scenario, KINDS).begin(host.faults)
+            if weather is not None:
+                for faults in host.faults:
+                    weather.begin(faults)
             if run_as is not None:
                 try:
                     run_as.become()

@@ -65,6 +65,21 @@ SPAN = Range(0, 10**9)
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """The values from which weather draws a parameter (`nicmodel.faults.weather`), both ends included.
+
+    Each power of ten is as likely as another.
+    """
+
+    low: float
+    high: float
+
+    def draw(self, chance: random.Random) -> float:
+        """One of them, to three digits, so that a person can read and repeat it."""
+        return float(f"{self.low * (self.high / self.low) ** chance.random():.3g}")
+
+
+@dataclass(frozen=True)
 class Parameter:
     """A parameter of a fault.
 
@@ -74,13 +89,15 @@ class Parameter:
         default: its value if none is given.
         meaning: what it means.
         range: the numbers that it may be; None: it is a word.
+        drawn: the values that weather draws from; None: weather leaves it at its default.
     """
 
     name: str
     kinds: tuple[Any, ...]
     default: Any
     meaning: str
-    range: Range | None
+    range: Range | None = None
+    drawn: Drawn | None = None
 
     @property
     def allowed(self) -> str:
@@ -144,11 +161,16 @@ class Fault:
         name: what it is called everywhere.
         where: what it is in.
         effect: what the stock Linux driver and the stack above it make of it.
+        source: where a driver's author finds that a device may do so, with which it is a behaviour of weather
+            (`nicmodel.faults.weather`); empty: the contract is broken, or it is none of the device's doing.
+        loses: though a device may do so, packets under way are lost: weather has it only where it is named.
     """
 
     name: ClassVar[str]
     where: ClassVar[Where]
     effect: ClassVar[str]
+    source: ClassVar[str] = ""
+    loses: ClassVar[bool] = False
 
     start: Annotated[float, "seconds from now until it begins", SPAN] = 0.0
     duration: Annotated[float | None, "seconds that it lasts; none: until it is removed", SPAN] = None
@@ -177,7 +199,7 @@ class Fault:
             hint, meaning, *ranges = typing.get_args(hints[one.name])
             is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
             kinds = typing.get_args(hint) if is_union else (hint,)
-            found[one.name] = Parameter(one.name, kinds, one.default, meaning, *(ranges or [None]))
+            found[one.name] = Parameter(one.name, kinds, one.default, meaning, *ranges)
         common = [name for name in ("probability", "count", "start", "duration") if name in found]
         return {name: found[name] for name in (*(name for name in found if name not in common), *common)}
 

@@ -1,4 +1,4 @@
-"""Faults of interrupts: lost, late, spurious."""
+"""Faults of interrupts: lost, late, spurious, together with others."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from functools import partial
 
 from nicmodel.faults.fault import Injection, Late
-from nicmodel.faults.kinds import IrqFault, IrqLate, IrqLost, IrqSpurious
+from nicmodel.faults.kinds import IrqFault, IrqLate, IrqLost, IrqMerged, IrqSpurious
 from nicmodel.nic.seams import Seams
 
 
 class InterruptFaults:
     """Stands between a NIC and its vectors while there are such faults."""
 
-    kinds = (IrqLost, IrqLate, IrqSpurious)
+    kinds = (IrqLost, IrqLate, IrqSpurious, IrqMerged)
 
     def __init__(self, nic: Seams) -> None:
         self._nic = nic
         self._active: Sequence[Injection] = ()
         self._late = Late(nic)
+        self._together: dict[int, None] = {}  # vectors that are raised at the same moment, in the order of their coming
 
     def update(self, active: Sequence[Injection]) -> None:
         """These faults are at work from now on."""
@@ -41,7 +42,19 @@ class InterruptFaults:
                 and self._late.call(fault.delay, partial(self._nic.interrupts.raise_vector, vector))
             ):
                 return
+            if isinstance(fault, IrqMerged) and (self._together or injection.chance()):
+                is_first = not self._together
+                if is_first and not self._late.call(fault.delay, self._raise_together):
+                    break
+                injection.strike(vector=vector)
+                self._together[vector] = None
+                return
         self._nic.interrupts.raise_vector(vector)
+
+    def _raise_together(self) -> None:
+        together, self._together = self._together, {}
+        for vector in together:
+            self._nic.interrupts.raise_vector(vector)
 
     def _vectors(self, fault: IrqFault) -> range:
         """The vectors that the fault is about."""

@@ -7,9 +7,9 @@ personality. It may have more of them; what a NIC has is in `Faults.kinds`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from nicmodel.faults.fault import SPAN, Chance, Fault, Range
+from nicmodel.faults.fault import SPAN, Chance, Drawn, Fault, Range, Where
 
 #: Which way frames go, as the NIC sees it.
 Direction = Literal["rx", "tx", "both"]
@@ -106,9 +106,11 @@ class WireFlap(Chance):
     name = "wire-flap"
     where = "wire"
     effect = "Carrier is lost and comes back (carrier_changes counts both); TCP connections survive."
+    source = "gve_main.c, gve_handle_link_status: the link's bit may change at any time, told by the management vector."
+    loses = True
 
-    down: Annotated[float, "seconds without a link", SPAN] = 0.5
-    period: Annotated[float, "seconds from one pull to the next", _PERIOD] = 2.0
+    down: Annotated[float, "seconds without a link", SPAN, Drawn(0.05, 1)] = 0.5
+    period: Annotated[float, "seconds from one pull to the next", _PERIOD, Drawn(2, 20)] = 2.0
 
 
 # ------------------------------------------------------------------------------------------------------------ receive
@@ -118,7 +120,7 @@ class WireFlap(Chance):
 class RxFault(Chance):
     """A fault of packets on their way into receive queues."""
 
-    where = "receive"
+    where: ClassVar[Where] = "receive"
 
     queue: Annotated[int | None, _QUEUE, _QUEUES] = None
 
@@ -132,6 +134,7 @@ class RxUnsplit(RxFault):
         "On an ordinary queue nothing is lost. On a queue bound to a dma-buf the driver cannot read the header "
         "there and drops the packet (rx_skb_alloc_fail of the queue); TCP sends it again."
     )
+    source = "gve_rx_dqo.c, gve_rx_dqo: a completion without split_header has the whole packet in data buffers."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,10 @@ class RxSplitBeyond(RxFault):
         "The stack gets these bytes in the packet's linear part. recvmsg hands them out as SCM_DEVMEM_LINEAR, copied "
         "to the caller's buffer, and the rest as SCM_DEVMEM_DMABUF. No byte is lost."
     )
+    source = (
+        "gve_rx_dqo.c, gve_rx_dqo: header_len is taken as it is; Documentation/networking/devmem.rst, "
+        "SCM_DEVMEM_LINEAR: payload may land in the linear buffer."
+    )
 
     extra: Annotated[int, "bytes of payload behind the header", Range(1, 1 << 16)] = 16
 
@@ -153,6 +160,7 @@ class RxHeaderOverflow(RxFault):
 
     name = "rx-header-overflow"
     effect = "As rx-unsplit: nothing is lost on an ordinary queue, a queue bound to a dma-buf drops the packet."
+    source = "gve_desc_dqo.h, header_buffer_overflow; counted by gve_rx_dqo as rx_hsplit_unsplit_pkt."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +193,9 @@ class RxLate(RxFault):
 
     name = "rx-late"
     effect = "The round trip grows by the delay. Later packets of the queue wait too: a completion ring has an order."
+    source = "Nothing says when a completion comes; gve_rx_poll_dqo looks at what is there."
 
-    delay: Annotated[float, "seconds", SPAN] = 0.01
+    delay: Annotated[float, "seconds", SPAN, Drawn(0.0001, 0.01)] = 0.01
 
 
 # ----------------------------------------------------------------------------------------------------------- transmit
@@ -207,8 +216,9 @@ class TxLate(TxFault):
 
     name = "tx-late"
     effect = "The socket's memory stays charged meanwhile, so a sender with a small buffer slows down; nothing is lost."
+    source = "Nothing says when a packet is completed; packets may overtake each other (gve_tx_dqo.c: completion tags)."
 
-    delay: Annotated[float, "seconds", SPAN] = 0.01
+    delay: Annotated[float, "seconds", SPAN, Drawn(0.0001, 0.02)] = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,8 +262,9 @@ class IrqLate(IrqFault):
 
     name = "irq-late"
     effect = "Packets wait for the next interrupt, so round trips grow by up to the delay, and batches get larger."
+    source = "Interrupts are moderated, and travel: nothing says when one comes."
 
-    delay: Annotated[float, "seconds", SPAN] = 0.01
+    delay: Annotated[float, "seconds", SPAN, Drawn(0.0001, 0.01)] = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,8 +273,20 @@ class IrqSpurious(IrqFault):
 
     name = "irq-spurious"
     effect = "The driver polls, finds nothing and enables the vector again; only /proc/interrupts shows it."
+    source = "gve_main.c, gve_napi_poll_dqo: a poll that finds nothing enables the vector again."
 
-    interval: Annotated[float, "seconds from one to the next", _PERIOD] = 0.01
+    interval: Annotated[float, "seconds from one to the next", _PERIOD, Drawn(0.005, 0.1)] = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class IrqMerged(IrqFault):
+    """An interrupt waits for those of other vectors, and all are raised together."""
+
+    name = "irq-merged"
+    effect = "Several queues are polled at once; packets wait up to the time for it."
+    source = "As irq-late: an interrupt may come later, and so at the same moment as others."
+
+    delay: Annotated[float, "seconds that the first of them waits", SPAN, Drawn(0.0001, 0.01)] = 0.002
 
 
 # ---------------------------------------------------------------------------------------------------------------- DMA
@@ -308,8 +331,10 @@ class DeviceReset(Chance):
         'The log says "Device requested reset."; the driver releases everything and sets up again, within a second. '
         "Connections survive; flow rules of ethtool are gone."
     )
+    source = "gve_main.c, gve_handle_status: GVE_DEVICE_STATUS_RESET_MASK may come at any time."
+    loses = True
 
-    period: Annotated[float, "seconds from one request to the next", _PERIOD] = 10.0
+    period: Annotated[float, "seconds from one request to the next", _PERIOD, Drawn(2, 20)] = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,7 +380,7 @@ KINDS: dict[str, type[Fault]] = {
         WireDrop, WireCorrupt, WireDuplicate, WireReorder, WireDelay, WireRate, WireFlap,
         RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxStarve, RxLate,
         TxLate, TxNever,
-        IrqLost, IrqLate, IrqSpurious,
+        IrqLost, IrqLate, IrqSpurious, IrqMerged,
         DmaFault, DmaSlow,
         DeviceReset, DeviceHang, DeviceGone, DeviceOnes,
     )

@@ -51,8 +51,8 @@ GQI_BUFFER, PAGE_SIZE = 2048, 4096
 MAX_PAGE_SIZE = 1 << 30
 #: Most commands that are executed in one turn of the event loop: all that fit the ring that drivers give.
 _COMMANDS_PER_TURN = 64
-#: A gate's answer: the command is not executed yet. No status is 0.
-WAIT = 0
+#: A gate's answer: the command is not executed yet. No status is negative.
+WAIT = -1
 #: Numbers that are no command's and are counted by themselves; all others together, as "other".
 MAX_UNKNOWN = 16
 _OPCODES, _INNER = frozenset(Opcode), frozenset(Inner)
@@ -129,6 +129,7 @@ class AdminQueue:
         counter: commands completed, 32 bits, as the event counter register shows it.
         gate: asked about each command, by its number, before it is executed: None lets it pass, a status is answered
             instead, `WAIT` has the queue stand still until `resume`. No gate is the default (`nicmodel.faults`).
+        describe: makes the answer to DESCRIBE_DEVICE; the profile's is the default (`nicmodel.faults`).
         executed: number of commands by name and status (`count`), for display.
     """
 
@@ -142,6 +143,7 @@ class AdminQueue:
         self.slots = 0
         self.counter = 0
         self.gate: Callable[[int], int | None] | None = None
+        self.describe: Callable[[], bytes] = nic.profile.describe
         self._producer = 0
         self._commands = Budget(nic.poller, _COMMANDS_PER_TURN)
         self.executed: Counter[str] = Counter()
@@ -257,7 +259,7 @@ class AdminQueue:
     def _describe_device(self, p: np.void) -> None:
         require(p["version"] == c.DESCRIPTOR_VERSION, Status.INVALID_ARGUMENT, f"descriptor version {p['version']}")
         # iPXE gives room for the descriptor and some options, and real devices write what fits.
-        answer = self._profile.describe()[: int(p["available_length"])]
+        answer = self.describe()[: int(p["available_length"])]
         self._dma.write(int(p["descriptor_address"]), answer)
 
     def _configure_device_resources(self, p: np.void) -> None:

@@ -39,8 +39,8 @@ class Buffers:
         raw, _, _ = peek_many(self._nic.state.memory_map, addresses, np.full(len(queue), size))
         completions: Bytes = raw.reshape(-1, size)
 
-        # Every completion is of one buffer, and buffers are used in the order of their ring, unless they have owners:
-        # then the rings have them by their identifiers.
+        # Every completion is of one buffer, most often the next of the ring. Where buffers have owners, the rings have
+        # them by their identifiers.
         slot = index
         if not self._gqi:
             used = (index - queues["completion_index"][queue]) % completion_entries
@@ -51,7 +51,19 @@ class Buffers:
         for number in np.unique(queue).tolist():
             chosen = queue == number
             buffers[chosen] = self._rings[number][slot[chosen]]
+            if not self._gqi:
+                buffers[chosen] = self._named(number, buffers[chosen], identifiers[chosen])
         return self._read_gqi(completions, queue, buffers, later == 0) if self._gqi else _read_dqo(completions, buffers)
+
+    def _named(self, queue: int, buffers: Bytes, identifiers: Numbers) -> Bytes:
+        """These buffers of a queue, or where a completion has named another, that one."""
+        others = _field(buffers.view("<u8"), RX_BUFFER.buffer_id) != identifiers
+        if others.any():
+            ring = self._rings[queue]
+            places = {name: place for place, name in enumerate(_field(ring.view("<u8"), RX_BUFFER.buffer_id).tolist())}
+            for number in np.flatnonzero(others).tolist():
+                buffers[number] = ring[places.get(int(identifiers[number]), 0)]
+        return buffers
 
     def _read_gqi(
         self, completions: Bytes, queue: Numbers, buffers: Bytes, is_first: npt.NDArray[np.bool_]

@@ -189,6 +189,16 @@ class OsType(IntEnum):
     DPDK = 5
 
 
+class DriverCapability(IntFlag):
+    """`DRIVER_INFO.capabilities`, first word; of the others a device has no use."""
+
+    #: It knows of transmit packets that are completed in two steps, the first also told by a bit of the tag.
+    ALTERNATE_MISS = 1 << 4
+
+
+#: Bit of a packet completion's tag that makes it a miss, for drivers with `DriverCapability.ALTERNATE_MISS`.
+ALTERNATE_MISS_BIT = 1 << 15
+
 DRIVER_INFO = record(
     ("os_type", "u1"),
     ("driver_major", "u1"),

@@ -13,6 +13,7 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.faults.admin import AdminFaults
 from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.faults.receive import ReceiveFaults
+from nicmodel.gvnic.faults.statistics import StatisticsFaults
 from nicmodel.gvnic.faults.transmit import TransmitFaults
 from nicmodel.gvnic.profile import Profile
 from nicmodel.observe.ladder import Ladder
@@ -40,7 +41,7 @@ class Gvnic:
 
     def faults(self, nic: Nic) -> Faults:
         """Have faults on demand for it."""
-        return Faults(nic, KINDS, (ReceiveFaults(nic), TransmitFaults(nic), AdminFaults(nic)))
+        return Faults(nic, KINDS, (ReceiveFaults(nic), TransmitFaults(nic), AdminFaults(nic), StatisticsFaults(nic)))
 
     def ladder(self, nic: Nic) -> Ladder[GvnicLife]:
         """See how far its driver comes."""

@@ -35,6 +35,10 @@ class Statistics:
         poller: the event loop.
         is_halted: whether the device has stopped, and writes nothing.
         diagnostics: told of failures.
+
+    Attributes:
+        detour: given what is about to be written; what it returns is written instead, nothing if that is None. No
+            detour is the default (`nicmodel.faults`).
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Statistics:
         self._poller = poller
         self._is_halted = is_halted
         self._diagnostics = diagnostics
+        self.detour: Callable[[bytes], bytes | None] | None = None
         self._address = 0
         self._length = 0
         self._interval_ns = 0
@@ -95,8 +100,10 @@ class Statistics:
                 (Stat.RX_DROPS_INVALID_CHECKSUM, 0),  # none is dropped for that: the verdict goes to the driver
             )
         ]
-        raw = np.array(entries, c.STATS_ENTRY).tobytes()
-        if c.STATS_HEADER_SIZE + len(raw) > self._length:
+        raw: bytes | None = np.array(entries, c.STATS_ENTRY).tobytes()
+        if raw and self.detour is not None:
+            raw = self.detour(raw)
+        if raw is None or c.STATS_HEADER_SIZE + len(raw) > self._length:
             return
         try:
             self._dma.write(self._address + self._length - len(raw), raw, Purpose.STATISTICS)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from nicmodel.faults.weather import Weather
 from nicmodel.host import Host, Model
 from nicmodel.nic.nic import Nic
 from nicmodel.observe.delivery import Deliveries, inject
@@ -70,6 +71,7 @@ class TestNic(Generic[N]):
             of this object. None: real time, and a thread of the NIC's own, which is what a guest needs.
         folder: where the socket is; a temporary folder if None.
         check: watch the driver keep the contract (`nicmodel.observe.findings`); what it has broken is in `findings`.
+        weather: what the NIC does that its contract allows and devices rarely do, from the beginning.
 
     Attributes:
         host: what the NIC and its server are part of.
@@ -92,6 +94,7 @@ class TestNic(Generic[N]):
         clock: VirtualClock | None = None,
         folder: Path | None = None,
         check: bool = False,
+        weather: Weather | None = None,
     ) -> None:
         self.clock = clock
         self.wire: Wire = TestWire() if wire is None else wire
@@ -105,6 +108,8 @@ class TestNic(Generic[N]):
         self.server = self.host.serve(self.device, str(self.path))
         self._loop = None if clock else _Loop(poller)
         self.call(self.host.start)
+        if weather is not None:
+            self.call(partial(weather.begin, self.faults))
 
     def __enter__(self) -> Self:
         return self

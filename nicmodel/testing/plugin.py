@@ -12,6 +12,9 @@ What the NIC offers, a marker says: ``@pytest.mark.nic(queues=2, max_mtu=1500)``
 drivers are watched (`nicmodel.gvnic.contract`), and a test whose driver breaks a rule fails; with ``strict=False``
 the test looks into `TestNic.findings` itself.
 
+``@pytest.mark.weather("7:0.3")`` has the NICs of the fixtures do what their contract allows and devices rarely do
+(`nicmodel.faults.weather`); pytest's option ``--nic-weather 7:0.3`` does so for all tests that say nothing else.
+
 Nothing is imported before a fixture is used: pytest loads this file in every project where nicmodel is installed.
 """
 
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
+    from nicmodel.faults.weather import Weather
     from nicmodel.gvnic.profile import Profile
     from nicmodel.gvnic.testing.driver import Driver
     from nicmodel.gvnic.testing.nic import TestNic
@@ -58,6 +62,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                     help="Record this module instead: a name, or the file of one of your own. Repeat for "
                          "more.")  # fmt: skip
 
+    parser.getgroup("nicmodel-weather", "weather of NICs (nicmodel)").addoption(
+        "--nic-weather", metavar="SEED[:STRENGTH[:NAME,...]]",
+        help="Have the NICs of nic, link and guest_nic do what their contract allows and devices rarely do: "
+             "'nicmodel weather'.")  # fmt: skip
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the markers known, and begin to record if that is asked for."""
@@ -68,6 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_RECORDER] = Guest.every_recorder = Recorder(config.getoption("--driver-coverage-module"))
         config.stash[_PARTS] = []
     config.addinivalue_line("markers", "nic(**profile): what the NIC offers, by the fields of Profile")
+    config.addinivalue_line("markers", "weather(text): the NIC's weather, as nicmodel serve --weather takes it")
     config.addinivalue_line("markers", "contract(strict=True): watch the driver, and fail when it breaks a rule")
 
 
@@ -130,7 +140,8 @@ def nic(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[TestNic
     from nicmodel.gvnic.testing.nic import TestNic
 
     announce_compiling(request.config)
-    with TestNic(_profile(request, 1), clock=clock, check=_checked(request)) as made:
+    weather = _weather(request)
+    with TestNic(_profile(request, 1), clock=clock, check=_checked(request), weather=weather) as made:
         yield made
         _judge(request, made)
 
@@ -152,7 +163,11 @@ def link(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[tuple[
     announce_compiling(request.config)
     with ExitStack() as stack:
         nics = [
-            stack.enter_context(TestNic(_profile(request, number), wire=end, clock=clock, check=_checked(request)))
+            stack.enter_context(
+                TestNic(
+                    _profile(request, number), wire=end, clock=clock, check=_checked(request), weather=_weather(request)
+                )
+            )
             for number, end in enumerate(make_link(), 1)
         ]
         one, other = [Station(end, stack.enter_context(end.connect())) for end in nics]
@@ -177,7 +192,7 @@ def guest_nic(pytestconfig: pytest.Config) -> Iterator[TestNic]:
     from nicmodel.gvnic.testing.nic import TestNic
 
     announce_compiling(pytestconfig)
-    with TestNic(_numbered(1)) as made:
+    with TestNic(_numbered(1), weather=_parsed(pytestconfig.getoption("--nic-weather"))) as made:
         yield made
 
 
@@ -225,6 +240,22 @@ def _numbered(number: int, **fields: object) -> Profile:
 def _checked(request: pytest.FixtureRequest) -> bool:
     """Whether the nearest marker has the driver watched."""
     return request.node.get_closest_marker("contract") is not None
+
+
+def _weather(request: pytest.FixtureRequest) -> Weather | None:
+    """What the nearest marker asks for, or else pytest's option."""
+    marker = request.node.get_closest_marker("weather")
+    return _parsed(request.config.getoption("--nic-weather") if marker is None else str(marker.args[0]))
+
+
+def _parsed(text: str | None) -> Weather | None:
+    from nicmodel.faults.fault import FaultError
+    from nicmodel.faults.weather import Weather
+
+    try:
+        return None if text is None else Weather.parse(text)
+    except FaultError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _judge(request: pytest.FixtureRequest, nic: TestNic) -> None:

@@ -1,21 +1,26 @@
-"""Faults of the admin queue: any status for any command, late answers, none."""
+"""Faults of the admin queue: any status for any command, late answers, none, a malformed description."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from nicmodel.faults.fault import Injection
 from nicmodel.gvnic.admin import WAIT
-from nicmodel.gvnic.commands import Opcode, Status
+from nicmodel.gvnic.commands import DEVICE_DESCRIPTOR, OPTION_HEADER, Opcode, Status
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.faults.kinds import AdminFault, AdminSilent, AdminSlow, AdminStatus
+from nicmodel.gvnic.faults.kinds import NO_STATUS, AdminFault, AdminOptions, AdminSilent, AdminSlow, AdminStatus
 from nicmodel.vfio_user.poll import Timer
+
+#: A device option that no driver knows, and features that no device has.
+_UNKNOWN_OPTION, _UNKNOWN_FEATURES = 0x7FFF, 1 << 31
 
 
 class AdminFaults:
     """The gate of a NIC's admin queue while there are such faults."""
 
-    kinds = (AdminStatus, AdminSlow, AdminSilent)
+    kinds = (AdminStatus, AdminSlow, AdminSilent, AdminOptions)
 
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
@@ -34,8 +39,11 @@ class AdminFaults:
             and not any(isinstance(one.fault, AdminSilent) for one in active)
         ):
             self._held = None
-        self._nic.admin.gate = self._ask if active or self._held is not None else None
-        self._nic.admin.resume()
+        admin = self._nic.admin
+        admin.gate = self._ask if active or self._held is not None else None
+        is_malformed = any(isinstance(one.fault, AdminOptions) for one in active)
+        admin.describe = self._describe if is_malformed else self._nic.profile.describe
+        admin.resume()
 
     def _ask(self, number: int) -> int | None:
         queue = self._nic.admin
@@ -63,5 +71,41 @@ class AdminFaults:
                 return WAIT
             if isinstance(fault, AdminStatus) and injection.hit(command=name, status=fault.status):
                 queue.count(number, fault.status)
-                return Status[fault.status]
+                return NO_STATUS[fault.status] if fault.status in NO_STATUS else Status[fault.status]
         return None
+
+    def _describe(self) -> bytes:
+        """The answer to DESCRIBE_DEVICE."""
+        answer = self._nic.profile.describe()
+        for injection in self._active:
+            if isinstance(injection.fault, AdminOptions) and injection.hit(what=injection.fault.what):
+                answer = _malformed(answer, injection.fault.what)
+        return answer
+
+
+def _malformed(answer: bytes, what: str) -> bytes:
+    """A device descriptor with options of which each, or one, is malformed (`AdminOptions`)."""
+    descriptor = np.frombuffer(answer, DEVICE_DESCRIPTOR, 1).copy()
+    rest = answer[DEVICE_DESCRIPTOR.itemsize :]
+    options: list[tuple[np.ndarray, bytes]] = []
+    while rest:
+        header = np.frombuffer(rest, OPTION_HEADER, 1).copy()
+        end = OPTION_HEADER.itemsize + int(header["length"][0])
+        options.append((header, rest[OPTION_HEADER.itemsize : end]))
+        rest = rest[end:]
+    if what == "unknown":
+        unknown = np.array([(_UNKNOWN_OPTION, 8, _UNKNOWN_FEATURES)], OPTION_HEADER)
+        options.insert(0, (unknown, bytes(8)))
+        descriptor["num_device_options"] += 1
+    for number, (header, payload) in enumerate(options):
+        if what == "required":
+            header["required_features"] |= _UNKNOWN_FEATURES
+        elif what in ("short", "long"):
+            payload = payload[:-2] if what == "short" else payload + bytes(2)
+            header["length"] = len(payload)
+            options[number] = header, payload
+    if what == "beyond" and options:
+        options[-1][0]["length"] += 64
+    packed = b"".join(header.tobytes() + payload for header, payload in options)
+    descriptor["total_length"] = DEVICE_DESCRIPTOR.itemsize + len(packed)
+    return descriptor.tobytes() + packed

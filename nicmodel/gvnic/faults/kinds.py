@@ -1,4 +1,4 @@
-"""Faults that only a gVNIC has: those of its admin queue.
+"""Faults that only a gVNIC has, and what only its contract allows.
 
 `KINDS` is what the command line, scenarios, the documentation's table and the tests go by.
 """
@@ -6,12 +6,235 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from nicmodel.faults.fault import SPAN, Chance, Fault
+from nicmodel.faults.fault import SPAN, Chance, Drawn, Fault, Range, Where
 from nicmodel.faults.kinds import KINDS as ANY_NIC
-from nicmodel.faults.kinds import DmaFault
+from nicmodel.faults.kinds import RxFault, TxFault
 from nicmodel.gvnic.commands import Opcode, Status
+
+#: Statuses that are none: what is left as the driver wrote it, and a number that the contract does not know.
+NO_STATUS = {"UNSET": 0, "UNDEFINED": 0xFFFFFFEF}
+
+#: Most buffers of a packet: for so many gve keeps its queues filled (gve_rx_dqo.c, gve_rx_post_buffers_dqo).
+MOST_BUFFERS = 19
+
+# ------------------------------------------------------------------------------------------------------------ receive
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxSpread(RxFault):
+    """A packet that needs several buffers comes in more of them, none of which is full (DQO formats).
+
+    One that fits a buffer is never spread: gve relies on that with XDP, which it runs on one buffer.
+    """
+
+    name = "rx-spread"
+    effect = "Its pieces become fragments of one packet; beyond 17 the driver chains packets. Nothing is lost."
+    source = (
+        "gve_rx_dqo.c, gve_rx_append_frags: packet_len of each completion is taken as it is; "
+        f"gve_rx_post_buffers_dqo: up to {MOST_BUFFERS} buffers a packet."
+    )
+
+    most: Annotated[int, "the most buffers of a packet", Range(2, 255)] = MOST_BUFFERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxScatter(RxFault):
+    """Buffers are used in another order than that in which they were posted (DQO formats)."""
+
+    name = "rx-scatter"
+    effect = "The driver finds each buffer by its id. Nothing is lost."
+    source = (
+        "gve_rx_dqo.c, gve_rx_dqo: buffers are found by buf_id, in any order. Buffers of aggregates that grow side by "
+        "side are completed so."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxCut(RxFault):
+    """An aggregate ends before this frame; one that came whole is taken apart."""
+
+    name = "rx-cut"
+    effect = "The stack gets more and smaller packets, and merges them itself. Nothing is lost."
+    source = "Nothing says how much is merged: a device that never sets rsc keeps the contract."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxUnverified(RxFault):
+    """The device has not looked at a packet's checksums (DQO formats; packets that are not aggregated)."""
+
+    name = "rx-unverified"
+    effect = (
+        "The stack verifies by itself. On a queue bound to a dma-buf it cannot: the packet is lost, TCP sends again."
+    )
+    source = "gve_rx_dqo.c, gve_rx_skb_csum: without l3_l4_processed the packet is CHECKSUM_NONE."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxNoTimestamp(RxFault):
+    """A packet has no valid timestamp (DQO formats)."""
+
+    name = "rx-no-timestamp"
+    effect = "The socket gets no hardware timestamp for it."
+    source = "gve_rx_dqo.c, gve_rx_skb_hwtstamp: GVE_DQO_RX_HWTSTAMP_VALID is looked at in each packet."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxHold(RxFault):
+    """Completions wait until they fill a line of 128 bytes, which are four, or for a time (DQO formats)."""
+
+    name = "rx-hold"
+    effect = "Packets come in small batches, and a poll may find a packet without its end. Nothing is lost."
+    source = "As rx-late. Devices write completions by lines; drivers that poll have waited for the rest of one."
+
+    delay: Annotated[float, "seconds that a line waits at most", SPAN, Drawn(0.0001, 0.005)] = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxError(RxFault):
+    """The last completion of a packet says that receiving it has failed (DQO formats)."""
+
+    name = "rx-error"
+    effect = "The driver drops the packet (rx_desc_err_dropped_pkt of the queue); TCP sends it again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxExAdd(RxFault):
+    """A packet is said to have IPv6 extension headers with addresses in them (DQO formats)."""
+
+    name = "rx-ex-add"
+    effect = "Of an IPv6 packet the stack verifies the checksum by itself; of another it is not looked at."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxBufferId(RxFault):
+    """A completion names a buffer that it cannot be about (DQO formats)."""
+
+    name = "rx-buffer-id"
+    effect = (
+        'The log says "Invalid RX buffer_id" or "RX buffer_id is not allocated", and the packet is dropped. The buffer '
+        "that was meant never comes back, so that the queue has one less until its rings are made anew. An id that is "
+        "in use brings other bytes to the stack."
+    )
+
+    which: Annotated[
+        Literal["beyond", "again"], "beyond: an id that the driver never gave; again: that of the completion before"
+    ] = "beyond"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxTooLong(RxFault):
+    """A descriptor says that there are more bytes in a buffer than it holds (GQI formats)."""
+
+    name = "rx-too-long"
+    effect = 'The log says "Unexpected frag size", the packet is dropped, and the driver resets the device.'
+
+
+# ----------------------------------------------------------------------------------------------------------- transmit
+
+
+@dataclass(frozen=True, kw_only=True)
+class TxMiss(TxFault):
+    """A packet is completed in two steps, as one whose flow the device has to look up: a miss, later a re-injection.
+
+    It is sent once (DQO formats; drivers that announce that they know of misses, as Linux does).
+    """
+
+    name = "tx-miss"
+    effect = (
+        "Byte queue limits take the packet for sent at the miss, its memory is freed at the re-injection. After 1 s "
+        'without one the log says "No reinjection completion was received" and the packet counts as dropped '
+        '(tx_dropped); if it comes then, "Re-injection completion: … received after timeout". After 60 s more the tag '
+        "is used again."
+    )
+    source = (
+        "gve_tx_dqo.c, gve_handle_miss_completion, GVE_COMPL_TYPE_DQO_MISS and _REINJECTION, GVE_ALT_MISS_COMPL_BIT; "
+        "gve_dqo.h, GVE_REINJECT_COMPL_TIMEOUT."
+    )
+
+    delay: Annotated[
+        float | None, "seconds from the miss to the re-injection; none: it never comes", SPAN, Drawn(0.0002, 0.3)
+    ] = 0.05
+    form: Annotated[
+        Literal["type", "bit", "both"], "how a miss is told: by its type, or by a bit of the tag; both: now so, now so"
+    ] = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TxOrder(TxFault):
+    """The completions of a batch are written in another order, those of descriptors among those of packets (DQO)."""
+
+    name = "tx-order"
+    effect = "The driver finds each packet by its tag. Nothing is lost."
+    source = "gve_tx_dqo.c: packets are found by completion_tag, in any order; AF_XDP's are put in order by the driver."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TxReportLate(TxFault):
+    """The completion of descriptors comes later; one that comes meanwhile stands for both (DQO formats)."""
+
+    name = "tx-report-late"
+    effect = "The driver knows of less room in the ring than there is, and stops its queue the sooner for it."
+    source = "gve_tx_dqo.c, gve_clean_tx_done_dqo: hw_tx_head is what the last of them says, whenever it comes."
+
+    delay: Annotated[float, "seconds", SPAN, Drawn(0.0001, 0.02)] = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class TxHold(TxFault):
+    """Completions wait until they fill a line of 128 bytes, which are sixteen, or for a time (DQO formats)."""
+
+    name = "tx-hold"
+    effect = "Memory of packets is freed in batches; a sender with a small buffer waits for them. Nothing is lost."
+    source = "As tx-late. Devices write completions by lines; drivers that poll have waited for the rest of one."
+
+    delay: Annotated[float, "seconds that a line waits at most", SPAN, Drawn(0.0001, 0.005)] = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class TxTag(TxFault):
+    """A completion has a tag that it cannot have (DQO formats)."""
+
+    name = "tx-tag"
+    effect = (
+        'The log says "Invalid TX completion tag" or "No pending data completion". The packet that was meant is never '
+        "completed: see tx-never. Completed again, nothing is lost."
+    )
+
+    which: Annotated[
+        Literal["beyond", "again"],
+        "beyond: one that the driver never gave; again: that of a packet just completed, and then the right one",
+    ] = "beyond"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TxHalt(TxFault):
+    """A malformed packet stops its queue until it is created anew, as it does on hardware."""
+
+    name = "tx-halt"
+    effect = (
+        "A right driver never meets it. What meets it finds that nothing is completed any more, and is reset by the "
+        "watchdog after some seconds."
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- interrupts
+
+
+@dataclass(frozen=True, kw_only=True)
+class IrqEarly(RxFault):
+    """The interrupt of a packet comes before its completions are to be seen, and again when they are (DQO formats)."""
+
+    name = "irq-early"
+    where = "interrupts"
+    effect = "The driver polls, finds nothing and enables the vector again, which then tells of the packet."
+    source = "Interrupts and writes take different ways; gve_main.c, gve_napi_poll_dqo: a poll may find nothing."
+
+    delay: Annotated[float, "seconds that the completions come later", SPAN, Drawn(0.0001, 0.005)] = 0.001
+
+
+# -------------------------------------------------------------------------------------------------------- admin queue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +256,10 @@ class AdminStatus(AdminFault):
         "ethtool or ip says so, a queue's creation fails and the interface stays down."
     )
 
-    status: Annotated[Literal[tuple(Status.__members__)], "the status"] = "INTERNAL_ERROR"  # type: ignore[valid-type]
+    status: Annotated[
+        Literal[(*Status.__members__, *NO_STATUS)],  # type: ignore[valid-type]
+        "the status; UNSET: none, as the driver wrote it; UNDEFINED: a number that is no status",
+    ] = "INTERNAL_ERROR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +268,9 @@ class AdminSlow(AdminFault):
 
     name = "admin-slow"
     effect = "The caller sleeps as long; beyond 2 s see admin-silent."
+    source = "gve_adminq.c, gve_adminq_kick_and_wait: the event counter is polled for 2 s (FreeBSD: 0.2 s)."
 
-    delay: Annotated[float, "seconds", SPAN] = 0.1
+    delay: Annotated[float, "seconds", SPAN, Drawn(0.001, 0.1)] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +282,62 @@ class AdminSilent(AdminFault):
     effect = 'After 2 s the log says "AQ commands timed out, need to reset AQ", and the caller gets ENOTRECOVERABLE.'
 
 
-_ANY: list[type[Fault]] = list(ANY_NIC.values())
-_OWN: list[type[Fault]] = [AdminStatus, AdminSlow, AdminSilent]
-_BEFORE = _ANY.index(DmaFault)
+@dataclass(frozen=True, kw_only=True)
+class AdminOptions(Chance):
+    """The answer to DESCRIBE_DEVICE has device options that are malformed."""
+
+    name = "admin-options"
+    where = "admin queue"
+    effect = (
+        'short and required: the log says "… option error", and the option is not used; without any queue format the '
+        "driver takes the oldest, and the probe fails. long: the rest is not looked at, with a warning. beyond: the "
+        "probe fails, as options exceed the descriptor. unknown: it is skipped."
+    )
+
+    what: Annotated[
+        Literal["short", "long", "beyond", "required", "unknown"],
+        "short, long: each option's length is 2 less, 2 more than its fields; beyond: the last goes beyond the end; "
+        "required: each asks for features that do not exist; unknown: one of an unknown id comes first",
+    ] = "short"
+
+
+# ------------------------------------------------------------------------------------------------------------- device
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsLate(Chance):
+    """The statistics in the driver's memory are not brought up to date this time."""
+
+    name = "stats-late"
+    where = "device"
+    effect = "ethtool -S shows older counts of what the device has dropped."
+    source = "gve_ethtool.c, gve_get_ethtool_stats reads what is there; the interval is the device's to keep."
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsMalformed(Chance):
+    """The statistics in the driver's memory are of queues, or of counters, that do not exist."""
+
+    name = "stats-malformed"
+    where = "device"
+    effect = (
+        'queue: the log says "Invalid rxq id in NIC stats" when ethtool -S is asked. name: the driver takes it for '
+        "statistics that were not written yet. In either case the device's counts are shown as 0."
+    )
+
+    what: Annotated[
+        Literal["queue", "name"], "queue: entries are of queues that do not exist; name: entries have no name"
+    ] = "queue"
+
+
+_OWN: tuple[type[Fault], ...] = (
+    RxSpread, RxScatter, RxCut, RxUnverified, RxNoTimestamp, RxHold, RxError, RxExAdd, RxBufferId, RxTooLong,
+    TxMiss, TxOrder, TxReportLate, TxHold, TxTag, TxHalt,
+    IrqEarly,
+    AdminStatus, AdminSlow, AdminSilent, AdminOptions,
+    StatsLate, StatsMalformed,
+)  # fmt: skip
 #: All faults of a gVNIC by name, in the order of a frame's way and of a person's interest.
-KINDS: dict[str, type[Fault]] = {kind.name: kind for kind in (*_ANY[:_BEFORE], *_OWN, *_ANY[_BEFORE:])}
+KINDS: dict[str, type[Fault]] = {
+    kind.name: kind for kind in sorted((*ANY_NIC.values(), *_OWN), key=lambda kind: get_args(Where).index(kind.where))
+}

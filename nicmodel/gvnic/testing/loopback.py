@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from nicmodel.faults.weather import Weather
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.driver import Driver
@@ -22,6 +23,7 @@ class Loopback(TestNic):
         scheme: how the driver sets the admin queue up.
         ram: the guest's memory; 64 MiB if None.
         check: see `TestNic`.
+        weather: see `TestNic`.
 
     Attributes:
         clock: the time of NIC and event loop; `advance` moves it.
@@ -41,8 +43,9 @@ class Loopback(TestNic):
         scheme: Literal["base", "pfn"] = "base",
         ram: GuestMemory | None = None,
         check: bool = False,
+        weather: Weather | None = None,
     ) -> None:
-        super().__init__(profile, wire=wire, clock=VirtualClock(), check=check)
+        super().__init__(profile, wire=wire, clock=VirtualClock(), check=check, weather=weather)
         self.ram = GuestMemory("ram", size=64 << 20) if ram is None else ram
         self.driver = self.connect(scheme=scheme)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from nicmodel.faults.weather import Weather
 from nicmodel.gvnic.contract.checker import Checker
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.model import Gvnic
@@ -37,6 +38,7 @@ class TestNic(harness.TestNic[Nic]):
             of this object. None: real time, and a thread of the NIC's own, which is what a guest needs.
         folder: where the socket is; a temporary folder if None.
         check: watch the driver keep the contract (`nicmodel.gvnic.contract`); what it has broken is in `findings`.
+        weather: what the NIC does that its contract allows and devices rarely do, from the beginning.
 
     Attributes:
         host: what the NIC and its server are part of.
@@ -61,9 +63,10 @@ class TestNic(harness.TestNic[Nic]):
         clock: VirtualClock | None = None,
         folder: Path | None = None,
         check: bool = False,
+        weather: Weather | None = None,
     ) -> None:
         model = Gvnic() if profile is None else Gvnic(profile)
-        super().__init__(model, wire=wire, clock=clock, folder=folder, check=check)
+        super().__init__(model, wire=wire, clock=clock, folder=folder, check=check, weather=weather)
 
     def connect(self, *, scheme: Literal["base", "pfn"] = "base", ram: GuestMemory | None = None) -> Driver:
         """A driver for it (see `Driver`); the device serves one at a time, and the next when that has disconnected."""

@@ -2,7 +2,8 @@
 
 The driver puts descriptors in its ring and moves the doorbell. Two kinds of completion come back: a *packet completion*
 returns a packet's tag, and with it its memory; a *descriptor completion*, asked for by `report_event`, returns room in
-the ring (Linux drivers/net/ethernet/google/gve/gve_tx_dqo.c).
+the ring (Linux drivers/net/ethernet/google/gve/gve_tx_dqo.c). Some packets are completed in two steps: a *miss*, also
+told by a bit of a packet completion's tag, and later a *re-injection*, which returns what a packet completion does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.commands import Opcode
+from nicmodel.gvnic.commands import ALTERNATE_MISS_BIT, Opcode
 from nicmodel.gvnic.descriptors import (
     TX_COMPLETION,
     TX_GENERAL_CONTEXT,
@@ -68,6 +69,7 @@ class TxQueue(Queue):
         ring: the descriptors, shape (entries, 16), uint8.
         completion_ring: the completions, shape (entries, 8), uint8.
         pending: by tag of a packet that is not completed, the memory it lies in.
+        missed: tags of those of them that wait for their re-injection.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class TxQueue(Queue):
         # A numpy record, whose attributes no type checker knows.
         self.state: Any = np.zeros(1, TX_STATE).view(np.recarray)[0]
         self.pending: dict[int, list[tuple[GuestMemory, int]]] = {}
+        self.missed: set[int] = set()
         # So many packets that their completions and one report for each 32 descriptors cannot overflow the ring.
         self._tags = list(range((entries - entries // REPORT_INTERVAL) // 2))[::-1]
 
@@ -238,6 +241,7 @@ class TxQueue(Queue):
             for memory, address in pieces:
                 memory.free(address)
         self.pending.clear()
+        self.missed.clear()
         super().free()
 
     def _report(self, wanted: bool | None) -> bool:
@@ -253,20 +257,28 @@ class TxQueue(Queue):
         def violation(fault: str) -> ContractViolation:
             return ContractViolation(f"TX queue {self.number}: {fault}: {completion}")
 
-        value = completion["tag_or_head"]
+        kind, value = completion["type"], completion["tag_or_head"]
         if completion["queue_id"] != self.number:
             raise violation("completion of another queue")
-        if completion["type"] == TxCompletionType.PACKET:
+        if kind == TxCompletionType.PACKET and value & ALTERNATE_MISS_BIT:
+            kind, value = TxCompletionType.MISS, value & ~ALTERNATE_MISS_BIT
+        if kind in (TxCompletionType.PACKET, TxCompletionType.MISS, TxCompletionType.REINJECTION):
             if value not in self.pending:
                 raise violation("no packet with this tag is pending")
+            if (value in self.missed) != (kind == TxCompletionType.REINJECTION):
+                raise violation("a re-injection comes after a miss, and nothing else does")
+        if kind == TxCompletionType.MISS:
+            self.missed.add(value)
+        elif kind in (TxCompletionType.PACKET, TxCompletionType.REINJECTION):
+            self.missed.discard(value)
             for memory, address in self.pending.pop(value):
                 memory.free(address)
             self._tags.append(value)
-        elif completion["type"] == TxCompletionType.DESCRIPTOR:
+        elif kind == TxCompletionType.DESCRIPTOR:
             state = self.state
             if value >= self.entries or (value - state.head) % self.entries > (state.tail - state.head) % self.entries:
                 raise violation("head is not between the old head and the tail")
             state.head = value
         else:
             raise violation("a completion that is neither of a packet nor of descriptors")
-        return TxCompletion(TxCompletionType(completion["type"]), value)
+        return TxCompletion(TxCompletionType(kind), value)
