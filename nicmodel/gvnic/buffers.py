@@ -59,10 +59,13 @@ class Buffers:
         """These buffers of a queue, or where a completion has named another, that one."""
         others = _field(buffers.view("<u8"), RX_BUFFER.buffer_id) != identifiers
         if others.any():
-            ring = self._rings[queue]
-            places = {name: place for place, name in enumerate(_field(ring.view("<u8"), RX_BUFFER.buffer_id).tolist())}
+            ring, record = self._rings[queue], self._queues[queue]
+            posted = int(record["buffer_tail"] - record["buffer_head"]) % len(ring)
+            mine = ring[(int(record["buffer_head"]) + np.arange(posted)) % len(ring)]
+            places = {name: place for place, name in enumerate(_field(mine.view("<u8"), RX_BUFFER.buffer_id).tolist())}
             for number in np.flatnonzero(others).tolist():
-                buffers[number] = ring[places.get(int(identifiers[number]), 0)]
+                if int(identifiers[number]) in places:
+                    buffers[number] = mine[places[int(identifiers[number])]]
         return buffers
 
     def _read_gqi(

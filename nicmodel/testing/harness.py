@@ -77,6 +77,7 @@ class TestNic(Generic[N]):
         host: what the NIC and its server are part of.
         device: the NIC.
         faults: its faults on demand; on real time they are given by `call`.
+        weather: what it does that its contract allows and devices rarely do, from the beginning; None: nothing.
         checker: the contract checker; None without `check`.
         server: what clients connect to.
         wire: the NIC's wire.
@@ -108,6 +109,7 @@ class TestNic(Generic[N]):
         self.server = self.host.serve(self.device, str(self.path))
         self._loop = None if clock else _Loop(poller)
         self.call(self.host.start)
+        self.weather = weather
         if weather is not None:
             self.call(partial(weather.begin, self.faults))
 
@@ -259,6 +261,13 @@ class TestNic(Generic[N]):
                 return False
             self.clock.advance((ends if due is None else min(due, ends)) - self.clock.now)
         return True
+
+    def pause(self, seconds: float) -> None:
+        """Let so much time pass: virtual time at once."""
+        if self.clock is None:
+            time.sleep(seconds)
+        else:
+            self.clock.advance(round(seconds * 1e9))
 
     def call(self, function: Callable[[], T]) -> T:
         """Call a function where the NIC runs, after all that its driver did before."""

@@ -6,7 +6,7 @@ done, and then every command's status word is read (drivers/net/ethernet/google/
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from nicmodel.gvnic.testing.bars import Registers
 from nicmodel.testing.guest_memory import GuestMemory
 
 _COUNTER_MASK = 0xFFFF_FFFF
+#: How often, and every how many seconds, a driver that waits looks whether its commands are done
+#: (GVE_MAX_ADMINQ_EVENT_COUNTER_CHECK, GVE_ADMINQ_SLEEP_LEN).
+_LOOKS, _LOOK_SECONDS = 100, 0.02
 
 
 class AdminError(Exception):
@@ -79,17 +82,26 @@ class AdminQueue:
         memory: where the ring lies.
         scheme: how the ring is made known: "base" (address, length and driver_status; what Linux does on PCI revision 1
             and up) or "pfn" (page number; revision 0, FreeBSD and older DPDK).
+        pause: lets seconds pass between two looks at the event counter, as Linux does; None: it looks once.
 
     Attributes:
         produced: commands handed over since the set-up, modulo 2³².
     """
 
-    def __init__(self, registers: Registers, memory: GuestMemory, scheme: str = "base") -> None:
+    def __init__(
+        self,
+        registers: Registers,
+        memory: GuestMemory,
+        scheme: str = "base",
+        *,
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
         if scheme not in ("base", "pfn"):
             raise ValueError(f"admin queue scheme {scheme!r} is neither base nor pfn")
         self._registers = registers
         self._memory = memory
         self._scheme = scheme
+        self._pause = pause
         self.address = memory.allocate_zeroed(ADMINQ_PAGE)
         self._slots: npt.NDArray[np.void] = memory.records(self.address, f"V{SLOT_SIZE}", ADMINQ_PAGE // SLOT_SIZE)
         self._waiting = 0
@@ -154,6 +166,11 @@ class AdminQueue:
         self._waiting = 0
         self._registers.write(ADMINQ_DOORBELL, self.produced)
         done = self._registers.read(ADMINQ_EVENT_COUNTER)
+        looks = 0
+        while done != self.produced and self._pause is not None and looks < _LOOKS:
+            self._pause(_LOOK_SECONDS)
+            done = self._registers.read(ADMINQ_EVENT_COUNTER)
+            looks += 1
         if done != self.produced:
             raise AdminTimeout(f"event counter is {done}, {self.produced} expected")
         headers = [self._slots[(first + number) % len(self._slots)].tobytes() for number in range(count)]

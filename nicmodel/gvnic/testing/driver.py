@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
@@ -115,6 +115,7 @@ class Driver:
         device: a connected client, or the path of the device's socket.
         scheme: how the admin queue is set up, "base" (PCI revision 1 and up) or "pfn".
         ram: the guest's memory; made here, and then closed with the driver, if None.
+        pause: lets seconds pass while admin commands are not done; None: they have to be done at once.
 
     Attributes:
         client: the vfio-user connection.
@@ -142,11 +143,13 @@ class Driver:
         *,
         scheme: Literal["base", "pfn"] = "base",
         ram: GuestMemory | None = None,
+        pause: Callable[[float], object] | None = None,
     ) -> None:
         self.client = device if isinstance(device, Client) else Client(os.fspath(device))
         self.ram = GuestMemory("ram") if ram is None else ram
         self._owns_ram = ram is None
         self._scheme = scheme
+        self._pause = pause
         self.registers = Registers(self.client)
         self.doorbells = Doorbells(self.client)
         self.adminq: AdminQueue | None = None
@@ -313,7 +316,7 @@ class Driver:
     def setup_adminq(self) -> None:
         """Give the device an admin queue."""
         if self.adminq is None:
-            self.adminq = AdminQueue(self.registers, self.ram, self._scheme)
+            self.adminq = AdminQueue(self.registers, self.ram, self._scheme, pause=self._pause)
         self.adminq.start()
 
     def release(self) -> None:

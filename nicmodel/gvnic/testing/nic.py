@@ -70,4 +70,4 @@ class TestNic(harness.TestNic[Nic]):
 
     def connect(self, *, scheme: Literal["base", "pfn"] = "base", ram: GuestMemory | None = None) -> Driver:
         """A driver for it (see `Driver`); the device serves one at a time, and the next when that has disconnected."""
-        return Driver(self.client(), scheme=scheme, ram=ram)
+        return Driver(self.client(), scheme=scheme, ram=ram, pause=self.pause if self.weather is not None else None)
