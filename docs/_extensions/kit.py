@@ -1,4 +1,4 @@
-"""Tables of what the test kit and the device offer, made from the code: fixtures, profiles, drops, faults, steps."""
+"""Tables of what the kit and the device offer, made from the code: fixtures, profiles, drops, faults and weather, steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
-from nicmodel.faults.fault import Chance
+from nicmodel.faults.fault import Chance, Drawn
+from nicmodel.faults.weather import behaviours
 from nicmodel.gvnic.bringup.steps import STEPS
 from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.profile import PROFILES
@@ -70,6 +71,23 @@ def _parameters(_argument: str) -> Iterator[str]:
                 yield f"| `{name}` | `{one.name}` | {default} | {_cell(one.meaning + words)} |"
 
 
+def _weather(_argument: str) -> Iterator[str]:
+    """The behaviours of weather, and what of each is drawn from the seed."""
+    yield from ("| behaviour | where | what the device does | drawn from the seed | where the contract allows it |",
+                "|---|---|---|---|---|")  # fmt: skip
+    for name, kind in behaviours(KINDS).items():
+        drawn = [
+            ("probability", Drawn(0, 1)),
+            *((one.name, one.drawn) for one in kind.parameters().values() if one.drawn),
+        ]
+        told = ", ".join(
+            f"`{parameter}`" if parameter == "probability" else f"`{parameter}` {values.low:g} to {values.high:g} s"
+            for parameter, values in drawn
+        )
+        does = f"{kind.summary()} Packets under way are lost: only where it is named." if kind.loses else kind.summary()
+        yield f"| `{name}` | {kind.where} | {_cell(does)} | {told} | {_cell(kind.source)} |"
+
+
 def _steps(_argument: str) -> Iterator[str]:
     """The steps of a driver's life; links are those of a page in ``docs``."""
     yield from ("| step | kind | the device sees that | described in | example |", "|---|---|---|---|---|")
@@ -85,6 +103,7 @@ _TABLES: dict[str, Callable[[str], Iterator[str]]] = {
     "profiles": _profiles,
     "members": _members,
     "fault-parameters": _parameters,
+    "weather-behaviours": _weather,
     "bringup-steps": _steps,
 }
 

@@ -186,7 +186,7 @@ def _report_file(_context: click.Context, _parameter: click.Parameter, value: Pa
               help="Faults on demand: a scenario in TOML, which begins at once.")  # fmt: skip
 @click.option("--weather", callback=_weather, metavar=WEATHER_FORM,
               help="Have the NICs do what the contract allows and devices rarely do, mixed by a seed: see `nicmodel "
-                   "weather`. STRENGTH is the greatest probability of each behaviour; with a NAME, only these.")  # fmt: skip
+                   "weather`. STRENGTH is the greatest probability of each; with a NAME, only these.")  # fmt: skip
 @click.option("--below-switch", "peers", multiple=True, metavar="NAME",
               help="Memory of this name (that of its file on the host) is a BAR below the same PCIe switch as the NIC, "
                    "so that the ledger books DMA there as not passing the root complex. Repeat for more.")  # fmt: skip

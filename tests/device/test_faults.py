@@ -785,6 +785,105 @@ def test_what_is_no_scenario(lab: Loopback, text: str, reason: str) -> None:
     assert lab.faults.injections == {}
 
 
+# What no device does by the contract.
+
+
+def test_a_completion_with_an_error(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("rx-error", count=1)
+    first, second = numbered(2)
+    lab.receive(first, second)
+    assert received(lab) == [second]
+    assert driver.rx[0].errors == 1
+
+
+def test_an_extension_header_that_is_none(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("rx-ex-add", count=1)
+    lab.receive(tcp(v=6), tcp(v=6))
+    assert [packet.checksum_unnecessary for packet in driver.poll(0)] == [False, True]
+
+
+@pytest.mark.parametrize("which", ["beyond", "again"])
+def test_a_completion_of_a_wrong_buffer(lab: Loopback, driver: Driver, which: str) -> None:
+    lab.faults.add("rx-buffer-id", which=which, count=1)
+    lab.receive(*numbered(2))
+    with pytest.raises(ContractViolation, match="not the device's"):
+        driver.poll(0)
+
+
+@pytest.mark.parametrize("which", ["beyond", "again"])
+def test_a_completion_of_a_wrong_packet(lab: Loopback, driver: Driver, which: str) -> None:
+    lab.faults.add("tx-tag", which=which, count=1)
+    send(lab)
+    with pytest.raises(ContractViolation, match="no packet with this tag is pending"):
+        driver.poll_tx(0)
+
+
+def test_a_malformed_packet_stops_its_queue(lab: Loopback, driver: Driver) -> None:
+    """Until the queue is created anew; the other one goes on."""
+    lab.faults.add("tx-halt")
+    driver.send(0, tcp(), tso=(1000, 1))  # these headers are more than a byte
+    lab.run()
+    assert len(completed(lab)) == 1
+    send(lab, count=3)
+    assert completed(lab) == [] and lab.wire.take() == []
+    assert completed(lab, 1) == send(lab, 1) or completed(lab, 1)
+    assert hits(lab) == {"tx-halt": 1}
+    driver.reset()
+    driver.open(rx_queues=2, tx_queues=2, ring_entries=ENTRIES)
+    assert send(lab) == completed(lab)
+
+
+@pytest.mark.parametrize(("status", "number"), [("UNSET", 0), ("UNDEFINED", 0xFFFFFFEF)])
+def test_a_status_that_is_none(lab: Loopback, driver: Driver, status: str, number: int) -> None:
+    lab.faults.add("admin-status", status=status, count=1)
+    with pytest.raises(AdminError) as refused:
+        driver.report_link_speed()
+    assert refused.value.status == number
+    driver.report_link_speed()
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("short", "does not offer the queue format"),
+        ("required", "does not offer the queue format"),
+        ("beyond", "beyond the total length"),
+    ],
+)
+def test_options_that_a_driver_cannot_use(lab: Loopback, what: str, reason: str) -> None:
+    lab.faults.add("admin-options", what=what, count=1)
+    with pytest.raises(ContractViolation, match=reason):
+        lab.driver.probe()
+    lab.driver.describe()
+
+
+@pytest.mark.parametrize("what", ["long", "unknown"])
+def test_options_that_a_driver_skips(lab: Loopback, what: str) -> None:
+    lab.driver.probe()
+    before = lab.driver.description
+    lab.faults.add("admin-options", what=what, count=1)
+    after = lab.driver.describe()
+    assert before is not None and after.features == before.features
+    assert (after.max_mtu, after.header_buffer_size) == (before.max_mtu, before.header_buffer_size)
+    assert set(after.options) == set(before.options)
+
+
+def test_statistics_that_are_late_or_malformed(lab: Loopback, driver: Driver) -> None:
+    period = 21_000 * MS
+    lab.advance(period)
+    good = driver.read_stats()
+    assert {queue for queue, _ in good} >= {0, 1}
+    lab.receive(*[tcp(9200)] * 3)  # longer than the NIC takes
+    lab.faults.add("stats-late", count=1)
+    lab.advance(period)
+    assert driver.read_stats() == good
+    lab.advance(period)
+    assert driver.read_stats() != good
+    lab.faults.add("stats-malformed", what="queue", count=1)
+    lab.advance(period)
+    assert 0xFFFF in {queue for queue, _ in driver.read_stats()}
+
+
 # All of them.
 
 

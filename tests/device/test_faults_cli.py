@@ -106,6 +106,36 @@ def test_the_commands_of_the_page_work(control: str) -> None:
     assert run("fault", "list", "--control", control) == ""
 
 
+WEATHER = (Path(__file__).parents[2] / "docs" / "weather.md").read_text()
+
+
+def test_weather_is_listed_and_written_down(tmp_path: Path) -> None:
+    listed = run("weather")
+    assert [name for name, kind in KINDS.items() if kind.source and name not in listed] == []
+    assert "wire-drop" not in listed
+    written = run("weather", "7:0.3:tx-miss,rx-scatter")
+    assert [fault.name for _, fault in Scenario.parse(written, KINDS).faults] == ["tx-miss", "rx-scatter"]
+    assert "is no behaviour of weather" in run("weather", "7:0.3:tx-mist", status=2)
+    assert "it is SEED" in run("serve", "--socket", str(tmp_path / "nic.sock"), "--weather", "rain", status=2)
+
+
+def test_a_server_has_weather() -> None:
+    with NicServer(["--mac", NIC_MAC, "--weather", "7:0.3:tx-miss"]) as server:
+        listed = run("fault", "list", "--control", str(server.control))
+        assert listed.startswith("1: tx-miss active, 0 hits") and len(listed.split(": tx-miss")) == 2
+
+
+def test_the_weather_of_the_page(control: str, tmp_path: Path) -> None:
+    """Its scenario plays, and its commands work."""
+    [scenario] = re.findall(r"^```toml\n(.*?)^```", WEATHER, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "scenario.toml"
+    file.write_text(scenario)
+    run("fault", "play", str(file), "--control", control)
+    assert "tx-miss active" in run("fault", "list", "--control", control)
+    for command in re.findall(r"^ +nicmodel ((?:weather|faults|fault add) ?.*?)(?: +#.*)?$", WEATHER, re.MULTILINE):
+        run(*shlex.split(command.replace("/tmp/nic.ctl", control)))
+
+
 def test_the_table_is_the_registry() -> None:
     """Each fault has its row, with the words of its definition."""
     rows = re.findall(r"^\| `(.*?)` \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)

@@ -104,6 +104,13 @@ def test_a_buffer_out_of_reach_comes_back_with_an_error(gqi: Gqi) -> None:
     assert content == tcp(11)
 
 
+def test_a_descriptor_of_more_than_its_buffer(gqi: Gqi) -> None:
+    gqi.lab.faults.add("rx-too-long", count=1)
+    gqi.lab.receive(tcp(10), tcp(11))
+    lengths = [int(descriptor["length"]) for _, descriptor in gqi.receive()]
+    assert lengths == [BUFFER + 1, len(tcp(11)) + GQI_RX_PAD]
+
+
 def test_transmit_and_its_counter(gqi: Gqi) -> None:
     for number in range(ENTRIES * 3):
         frame = tcp(100 + number)

@@ -57,7 +57,8 @@ KNOWN_FAULTS = ("INT-004", "REG-008")
 #: What the kernel's log must never say.
 TROUBLE = re.compile(
     r"AQ command failed|WARNING:|BUG:|Oops|Invalid RX buffer_id|RX buffer_id is not allocated|Invalid TX completion tag"
-    r"|No pending data completion|Timeout on tx queue|Unrecoverable platform error|NETDEV WATCHDOG|Call Trace"
+    r"|No pending data completion|einjection completion|Unexpected packet state"
+    r"|Timeout on tx queue|Unrecoverable platform error|NETDEV WATCHDOG|Call Trace"
     r"|Reset failed|State not recoverable|hung task"
 )
 

@@ -58,7 +58,7 @@ class Description:
             if header["required_features"] == 0:
                 options[int(header["id"])] = raw[place:end]
             place = end
-        if OptionId.DQO_RDA not in options:
+        if len(options.get(OptionId.DQO_RDA, b"")) < OPTION_DQO_RDA.itemsize:
             raise ContractViolation("the device does not offer the queue format DQO-RDA")
         supported = np.frombuffer(options[OptionId.DQO_RDA], OPTION_DQO_RDA, 1)["supported"][0]
         return cls(descriptor, options, Feature(int(supported)))
