@@ -1,4 +1,4 @@
-"""Tables of what the kit and the device offer, made from the code: fixtures, profiles, drops, faults and weather, steps."""
+"""Tables of the test kit and of the device, made from the code: fixtures, profiles, drops, faults, weather, steps."""
 
 from __future__ import annotations
 

@@ -1,0 +1,129 @@
+"""Faults of the stock driver that weather has found (docs/found.md): each is shown, in a guest of its own.
+
+A test that fails means that the kernel is better now: say so on the page, and take it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import frame_echo
+import pytest
+from lab import wait_until
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+
+from nicmodel.client.control import Control
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.guest import Guest, GuestConfig
+from nicmodel.vm.layout import Nic
+from nicmodel.vm.server import NicServer
+from nicmodel.vm.tools import install_guest_tools
+
+pytestmark = [pytest.mark.guest, pytest.mark.long]
+
+PEER, NIC = "02:00:00:00:00:02", "02:00:00:00:00:01"
+FRAMES = [
+    bytes(
+        Ether(src=PEER, dst=NIC) / IP(src="198.18.0.1", dst="198.18.0.2") / UDP(sport=number, dport=7) / Raw(b"x" * 64)
+    )
+    for number in range(40)
+]
+#: Sends the frames and waits for none.
+SEND = """
+import socket
+packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+packets.bind(("eth1", 0))
+for line in open("/tmp/frames"):
+    packets.send(bytes.fromhex(line))
+"""
+#: Where the kernel frees what is no skb as one.
+UNDERFLOW = "refcount_warn_saturate"
+
+
+class Bench:
+    """A guest with two NICs back to back, of which the first has an XDP program or sockets.
+
+    Attributes:
+        guest: the guest.
+        control: of the server.
+    """
+
+    def __init__(self, stack: ExitStack) -> None:
+        arguments = ["--profile", "afxdp", "--wire", "link", "--mac", NIC, "--mac", PEER]
+        server = stack.enter_context(NicServer(arguments, sockets=2))
+        self.control = stack.enter_context(Control(server.control))
+        self.guest = stack.enter_context(Guest(GuestConfig(nics=[Nic(path) for path in server.sockets])))
+        install_guest_tools(self.guest)
+        self.guest.put(Path(frame_echo.__file__), "/tmp/frame_echo.py")
+        self.guest.put(b"\n".join(frame.hex().encode() for frame in FRAMES), "/tmp/frames")
+        self.guest.run(
+            """
+            set -e
+            for i in 0 1; do until [ -e /sys/class/net/eth$i ]; do sleep 0.1; done; done
+            ip netns add peer; ip link set eth1 netns peer
+            ip link set eth0 up; ip -n peer link set eth1 up
+            ethtool -K eth0 rx-gro-hw off; ethtool -G eth0 rx-buf-len 2048
+            """,
+            timeout=120,
+        )
+
+    def echo(self) -> str:
+        """Send frames from the peer and wait for each to come back."""
+        return self.guest.run("ip netns exec peer python3 /tmp/frame_echo.py eth1 /tmp/frames", timeout=120).stdout
+
+    def begin(self, program: str) -> None:
+        """Start one of our programs on the first NIC; frames come back then."""
+        self.guest.start(program).expect("ready", timeout=120)
+        wait_until(lambda: '"missing": []' in self.echo(), timeout=120)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with ExitStack() as stack:
+        yield Bench(stack)
+
+
+def complains(bench: Bench, of: str, act: Callable[[], object]) -> None:
+    """The kernel's log tells of a use after free, in this function of the driver."""
+    act()
+    wait_until(lambda: UNDERFLOW in bench.guest.dmesg(), timeout=60)
+    log = bench.guest.dmesg()
+    assert of in log[log.index(UNDERFLOW) :], log[-3000:]
+
+
+@pytest.mark.parametrize("form", ["type", "bit"])
+def test_a_miss_completion_of_an_af_xdp_packet(bench: Bench, form: str) -> None:
+    bench.begin("xdp_socket --interface eth0 --queues 4 zero-copy")
+    bench.control.add_fault("tx-miss", nic="nic0", delay=0.01, form=form)
+    with pytest.raises(VmError, match="Kernel panic"):
+        bench.echo()
+    assert "gve_handle_miss_completion" in bench.guest.console_tail(120)
+
+
+def test_a_miss_of_an_xdp_frame_that_is_not_re_injected(bench: Bench) -> None:
+    bench.begin("xdp_program --interface eth0 tx")
+    bench.control.add_fault("tx-miss", nic="nic0", delay=1000, count=20)
+    bench.echo()
+
+    def later() -> None:
+        bench.guest.run("sleep 1.5")
+        bench.echo()
+
+    complains(bench, "gve_clean_tx_done_dqo", later)
+
+
+def test_the_interface_goes_down_while_xdp_frames_are_under_way(bench: Bench) -> None:
+    bench.begin("xdp_program --interface eth0 tx")
+    bench.control.add_fault("tx-late", nic="nic0", delay=4)
+
+    def go_down() -> None:
+        with contextlib.suppress(VmError):  # it may end in a panic
+            bench.guest.run(f"ip netns exec peer python3 -c {shlex.quote(SEND)}; sleep 0.2; ip link set eth0 down")
+
+    complains(bench, "gve_tx_stop_ring_dqo", go_down)
