@@ -190,13 +190,19 @@ class OsType(IntEnum):
 
 
 class DriverCapability(IntFlag):
-    """`DRIVER_INFO.capabilities`, first word; of the others a device has no use."""
+    """`DRIVER_INFO.capabilities`, first word; the others are empty."""
 
-    #: It knows of transmit packets that are completed in two steps, the first also told by a bit of the tag.
+    GQI_QPL = 1 << 0
+    GQI_RDA = 1 << 1
+    DQO_QPL = 1 << 2
+    DQO_RDA = 1 << 3
     ALTERNATE_MISS = 1 << 4
+    FLEXIBLE_BUFFER_SIZE = 1 << 5
+    FLEXIBLE_RSS_SIZE = 1 << 6
 
 
-#: Bit of a packet completion's tag that makes it a miss, for drivers with `DriverCapability.ALTERNATE_MISS`.
+#: Bit of a packet completion's tag that makes it a miss, for drivers with `DriverCapability.ALTERNATE_MISS` (Linux:
+#: GVE_ALT_MISS_COMPL_BIT).
 ALTERNATE_MISS_BIT = 1 << 15
 
 DRIVER_INFO = record(

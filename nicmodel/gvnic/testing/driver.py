@@ -44,6 +44,7 @@ from nicmodel.gvnic.commands import (
     STATS_DRIVER_TX,
     STATS_ENTRY,
     STATS_HEADER_SIZE,
+    DriverCapability,
     FlowOperation,
     FlowQuery,
     Inner,
@@ -81,7 +82,10 @@ from nicmodel.vfio_user.client import Client
 from nicmodel.vfio_user.protocol import DmaFlag, PciIrq, PciRegion
 
 #: What Linux announces in VERIFY_DRIVER_COMPATIBILITY: all queue formats but DQO-QPL, and flexible sizes.
-LINUX_CAPABILITIES = 0x7B
+LINUX_CAPABILITIES = (
+    DriverCapability.GQI_QPL | DriverCapability.GQI_RDA | DriverCapability.DQO_RDA | DriverCapability.ALTERNATE_MISS
+    | DriverCapability.FLEXIBLE_BUFFER_SIZE | DriverCapability.FLEXIBLE_RSS_SIZE
+)  # fmt: skip
 #: What Linux has the device hash: TCP and UDP over IPv4 and IPv6.
 LINUX_HASH_TYPES = RssHashType.TCPV4 | RssHashType.TCPV6 | RssHashType.UDPV4 | RssHashType.UDPV6
 #: Toeplitz key of Microsoft's "Verifying the RSS Hash Calculation", so that hashes can be compared with published ones.
