@@ -30,8 +30,9 @@ _RSS_MARGIN = 7
 def show(path: str, nic: str | None, as_json: bool) -> None:
     """Show all that a NIC holds: registers, queues, rules, memory.
 
-    Also the admin queue, what the driver says of itself, the device descriptor and the options offered, RSS, and
-    interrupts. What is the same for all queues is told once, below their table. Addresses are guest addresses.
+    Also the admin queue, what the driver says of itself, the device descriptor and the options offered, RSS,
+    interrupts, and the faults and the weather that the NIC has. What is the same for all queues is told once, below
+    their table. Addresses are guest addresses.
     """
     with Control(path) as control:
         found = control.show(nic)
@@ -67,6 +68,8 @@ def print_state(console: Console, found: Mapping[str, Any]) -> None:
     _table(console, "memory", memory[:_MAX_REGIONS])
     if (more := found["memory_regions"] - _MAX_REGIONS) > 0:
         console.print(f"and {more:,} regions more")
+    faults = [{**fault, "parameters": fields(fault["parameters"])} for fault in found.get("faults", ())]
+    _table(console, "faults and weather", faults)
 
 
 def _runs(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -71,6 +71,8 @@ class Profile(DdpProfile, FlushProfile, OwnersProfile, DeferredProfile):
             merged that the wire hands over together, and no frame waits.
         link_speed: Mbit/s.
         max_registered_pages: pages in all page lists together, for the QPL formats.
+        msix_vectors: MSI-X vectors; 0: as many as the queues want, one for each, and one for management. A driver that
+            is given fewer can use fewer queues.
     """
 
     formats: tuple[QueueFormat, ...] = (QueueFormat.DQO_RDA, QueueFormat.GQI_QPL)
@@ -118,6 +120,11 @@ class Profile(DdpProfile, FlushProfile, OwnersProfile, DeferredProfile):
     )})  # fmt: skip
     link_speed: int = 100_000
     max_registered_pages: int = 65536
+    msix_vectors: int = field(default=0, metadata={SETTING: Setting(
+        Section.NIC, "MSI-X vectors; with fewer than the queues want a driver can use fewer queues.", "N",
+        option="--vectors", default="two for each of --queues, and one",
+        range=Range(0, 2 * MAX_QUEUES + 1, "{value} MSI-X vectors: between 3 and {high} are possible"),
+    )})  # fmt: skip
 
     def __post_init__(self) -> None:
         for name, setting in SETTINGS.items():
@@ -126,13 +133,16 @@ class Profile(DdpProfile, FlushProfile, OwnersProfile, DeferredProfile):
         if not self.formats or not set(self.formats) <= set(QueueFormat) - {QueueFormat.UNSPECIFIED}:
             raise ValueError("a device offers at least one queue format")
         super().__post_init__()
+        if self.msix_vectors in (1, 2):
+            raise ValueError(f"{self.msix_vectors} MSI-X vectors: a driver needs 3 at least")
         if len(self.mac) != 6 or self.mac[0] & 1:
             raise ValueError("a MAC address has six bytes, the first of them even")
 
     @property
     def vectors(self) -> int:
-        """MSI-X vectors: one for each queue and one for management."""
-        return 2 * self.queues + 1
+        """MSI-X vectors: one for each queue and one for management, if there are not fewer."""
+        wanted = 2 * self.queues + 1
+        return min(self.msix_vectors or wanted, wanted)
 
     @property
     def max_frame(self) -> int:

@@ -269,7 +269,10 @@ class _Client:
         return [snapshot(nic, server.stats) for nic, server in self._server.nics.values()]
 
     def _show(self, request: dict[str, Any]) -> dict[str, Any]:
-        return detail(self._nic(request))
+        nic = self._nic(request)
+        faults = self._server.faults.get(nic.name)
+        injections = [] if faults is None else faults.injections.values()
+        return {**detail(nic), "faults": [injection.describe() for injection in injections]}
 
     def _bringup(self, request: dict[str, Any]) -> dict[str, Any]:
         name = self._nic(request).name

@@ -123,6 +123,7 @@ def test_a_server_has_weather() -> None:
     with NicServer(["--mac", NIC_MAC, "--weather", "7:0.3:tx-miss"]) as server:
         listed = run("fault", "list", "--control", str(server.control))
         assert listed.startswith("1: tx-miss active, 0 hits") and len(listed.split(": tx-miss")) == 2
+        assert "tx-miss" in run("show", "--control", str(server.control)).split("faults and weather")[1]
 
 
 def test_the_weather_of_the_page(control: str, tmp_path: Path) -> None:

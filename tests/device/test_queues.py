@@ -9,6 +9,7 @@ import pytest
 
 from nicmodel.gvnic.commands import Opcode, Stat
 from nicmodel.gvnic.descriptors import RX_COMPLETION
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.adminq import decode_command
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.flows import TCPv4
@@ -318,3 +319,21 @@ def test_transmit_queue_comes_back(lab: Loopback, driver: Driver) -> None:
         assert [value for kind, value in completions if kind.name == "PACKET"] == tags
         driver.close()
         driver.open(rx_queues=3, tx_queues=2, ring_entries=ENTRIES)
+
+
+def test_fewer_vectors_than_queues_want(make_lab: Callable[..., Loopback]) -> None:
+    """The driver uses as many queues as it has vectors for."""
+    lab = make_lab(queues=8, msix_vectors=6)
+    driver = lab.driver
+    driver.probe()
+    assert (driver.max_tx_queues, driver.max_rx_queues, driver.blocks) == (2, 2, 4)
+    driver.open(ring_entries=ENTRIES)
+    driver.set_rss(table=[1] * 128)
+    lab.receive(tcp())
+    assert len(driver.poll(1)) == 1
+
+
+@pytest.mark.parametrize("vectors", [-1, 1, 2, 128])
+def test_vectors_that_no_driver_can_use(vectors: int) -> None:
+    with pytest.raises(ValueError, match=f"{vectors} MSI-X vectors"):
+        Profile(msix_vectors=vectors)
