@@ -130,6 +130,7 @@ class AdminQueue:
         gate: asked about each command, by its number, before it is executed: None lets it pass, a status is answered
             instead, `WAIT` has the queue stand still until `resume`. No gate is the default (`nicmodel.faults`).
         describe: makes the answer to DESCRIBE_DEVICE; the profile's is the default (`nicmodel.faults`).
+        time: what REPORT_NIC_TIMESTAMP answers, ns; the event loop's clock is the default (`nicmodel.faults`).
         executed: number of commands by name and status (`count`), for display.
     """
 
@@ -144,6 +145,7 @@ class AdminQueue:
         self.counter = 0
         self.gate: Callable[[int], int | None] | None = None
         self.describe: Callable[[], bytes] = nic.profile.describe
+        self.time: Callable[[], int] = nic.poller.clock
         self._producer = 0
         self._commands = Budget(nic.poller, _COMMANDS_PER_TURN)
         self.executed: Counter[str] = Counter()
@@ -474,7 +476,7 @@ class AdminQueue:
 
     def _report_nic_timestamp(self, p: np.void) -> None:
         answer = np.zeros((), c.NIC_TIMESTAMP)
-        answer["nic_ns"] = self.nic.poller.clock()
+        answer["nic_ns"] = self.time()
         self._answer(int(p["address"]), int(p["length"]), answer.tobytes())
 
     def _query_rss(self, p: np.void) -> None:

@@ -27,6 +27,8 @@ from .conftest import ENTRIES
 from .frames import NIC_MAC, pattern, tcp, udp
 
 MS = 1_000_000
+#: Behaviours that come after seconds.
+RARE = {"stats-late", "clock-jump"}
 #: Where in the frames of these tests, which have no options, the protocol, the TCP header and its payload are.
 IP_PROTOCOL, TCP_HEADER, TCP_PAYLOAD = 23, 34, 54
 QUEUES = 2
@@ -161,7 +163,7 @@ def test_no_weather_loses_anything() -> None:
             traffic.check()
             shown += strikes(lab)
             assert {one.fault.name for one in lab.faults.injections.values()} == set(GENTLE)
-    assert set(GENTLE) - {"stats-late"} <= shown.keys(), shown
+    assert set(GENTLE) - RARE <= shown.keys(), shown
 
 
 @pytest.mark.long
@@ -441,3 +443,16 @@ def test_interrupts_come_together(lab: Loopback, driver: Driver) -> None:
     lab.advance(1 * MS)
     assert [driver.fired(vector) for vector in vectors] == [1, 1]
     assert strikes(lab) == {"irq-merged": 2}
+
+
+def test_the_clock_jumps(lab: Loopback, driver: Driver) -> None:
+    """What the driver is told of the time, and what packets say of it, jump together."""
+    injection = lab.faults.add("clock-jump", step=0.5, period=1, count=3)
+    for jumps in (0, 1, 2):
+        lab.receive(tcp())
+        [packet] = driver.poll(0)
+        assert packet.timestamp == lab.now + jumps * 500 * MS & 0xFFFFFFFF
+        assert driver.nic_timestamp() == lab.now + jumps * 500 * MS
+        lab.advance(1000 * MS)
+    lab.faults.remove(injection)
+    assert driver.nic_timestamp() == lab.now

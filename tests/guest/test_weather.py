@@ -23,7 +23,7 @@ pytestmark = pytest.mark.guest
 FLOWS = 40
 MIB = 1 << 20
 #: What a guest's traffic may not bring about in so short a time.
-_RARE = {"stats-late", "rx-spread", "rx-cut"}
+_RARE = {"stats-late", "clock-jump", "rx-spread", "rx-cut"}
 GENTLE = {name for name, kind in behaviours(KINDS).items() if not kind.loses}
 
 #: A TCP stream each way at the same time, each compared.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -10,17 +11,30 @@ from nicmodel.faults.fault import Injection
 from nicmodel.gvnic.admin import WAIT
 from nicmodel.gvnic.commands import DEVICE_DESCRIPTOR, OPTION_HEADER, Opcode, Status
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.faults.kinds import NO_STATUS, AdminFault, AdminOptions, AdminSilent, AdminSlow, AdminStatus
+from nicmodel.gvnic.faults.kinds import (
+    NO_STATUS,
+    AdminFault,
+    AdminOptions,
+    AdminSilent,
+    AdminSlow,
+    AdminStatus,
+    ClockJump,
+)
 from nicmodel.vfio_user.poll import Timer
 
 #: A device option that no driver knows, and features that no device has.
 _UNKNOWN_OPTION, _UNKNOWN_FEATURES = 0x7FFF, 1 << 31
 
 
+def jumped(active: Sequence[Injection]) -> int:
+    """How far the NIC's clock is ahead by its jumps, ns."""
+    return sum(round(one.hits * one.fault.step * 1e9) for one in active if isinstance(one.fault, ClockJump))
+
+
 class AdminFaults:
     """The gate of a NIC's admin queue while there are such faults."""
 
-    kinds = (AdminStatus, AdminSlow, AdminSilent, AdminOptions)
+    kinds = (AdminStatus, AdminSlow, AdminSilent, AdminOptions, ClockJump)
 
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
@@ -32,6 +46,9 @@ class AdminFaults:
 
     def update(self, active: Sequence[Injection]) -> None:
         """These faults are at work from now on."""
+        for injection in active:
+            if isinstance(injection.fault, ClockJump) and injection not in self._active:
+                self._arm(injection, injection.fault)
         self._active = active
         if (
             self._held is not None
@@ -42,6 +59,8 @@ class AdminFaults:
         admin = self._nic.admin
         admin.gate = self._ask if active or self._held is not None else None
         is_malformed = any(isinstance(one.fault, AdminOptions) for one in active)
+        jumps = any(isinstance(one.fault, ClockJump) for one in active)
+        admin.time = self._time if jumps else self._nic.clock
         admin.describe = self._describe if is_malformed else self._nic.profile.describe
         admin.resume()
 
@@ -73,6 +92,17 @@ class AdminFaults:
                 queue.count(number, fault.status)
                 return NO_STATUS[fault.status] if fault.status in NO_STATUS else Status[fault.status]
         return None
+
+    def _arm(self, injection: Injection, fault: ClockJump) -> None:
+        injection.after(fault.period, "period", partial(self._jump, injection, fault))
+
+    def _jump(self, injection: Injection, fault: ClockJump) -> None:
+        if injection.state == "active":
+            injection.hit(step=fault.step)
+            self._arm(injection, fault)
+
+    def _time(self) -> int:
+        return self._nic.clock() + jumped(self._active)
 
     def _describe(self) -> bytes:
         """The answer to DESCRIBE_DEVICE."""

@@ -69,6 +69,13 @@ def rename(injection: Injection, queue: int, packet: Sequence[Words], before: Wo
         put(packet[0], RX_COMPLETION.buffer_id, other)
 
 
+def shift_time(packet: Sequence[Words], ns: int) -> None:
+    """Have a packet's timestamp be later."""
+    for completion in packet:
+        stamp = get(completion, RX_COMPLETION.timestamp) + ns & RX_COMPLETION.timestamp.mask
+        put(completion, RX_COMPLETION.timestamp, stamp)
+
+
 def lengthen(injection: Injection, queue: int, completion: Words, size: int) -> None:
     """Have a GQI descriptor tell of one byte more than a buffer holds."""
     if injection.hit(queue=f"rx{queue}"):

@@ -305,6 +305,25 @@ class AdminOptions(Chance):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClockJump(Chance):
+    """The NIC's clock jumps, time after time; in the end it goes back to where it would be."""
+
+    name = "clock-jump"
+    where = "device"
+    effect = (
+        "Hardware timestamps jump, too. Those of packets that come before the driver has asked for the time again, "
+        "within 250 ms, are of neither time if the jump is more than 2 s."
+    )
+    source = (
+        "gve_rx_dqo.c, gve_rx_get_hwtstamp: a timestamp is the difference to the device's last answer, which gve_ptp.c "
+        "asks for again and again. Nothing says that it is steady."
+    )
+
+    step: Annotated[float, "seconds of each jump", SPAN, Drawn(0.001, 10)] = 1.0
+    period: Annotated[float, "seconds from one jump to the next", Range(0.001, 10**9), Drawn(0.3, 5)] = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class StatsLate(Chance):
     """The statistics in the driver's memory are not brought up to date this time."""
 
@@ -335,7 +354,7 @@ _OWN: tuple[type[Fault], ...] = (
     TxMiss, TxOrder, TxReportLate, TxHold, TxTag, TxHalt,
     IrqEarly,
     AdminStatus, AdminSlow, AdminSilent, AdminOptions,
-    StatsLate, StatsMalformed,
+    ClockJump, StatsLate, StatsMalformed,
 )  # fmt: skip
 #: All faults of a gVNIC by name, in the order of a frame's way and of a person's interest.
 KINDS: dict[str, type[Fault]] = {

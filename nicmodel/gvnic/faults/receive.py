@@ -25,8 +25,10 @@ from nicmodel.faults.kinds import (
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, RX_COMPLETION
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.faults import edits
+from nicmodel.gvnic.faults.admin import jumped
 from nicmodel.gvnic.faults.edits import Buffers, Words
 from nicmodel.gvnic.faults.kinds import (
+    ClockJump,
     IrqEarly,
     RxBufferId,
     RxCut,
@@ -73,6 +75,7 @@ class ReceiveFaults:
     kinds = (
         RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxStarve, RxLate, DmaSlow, RxSpread, RxScatter, RxCut,
         RxUnverified, RxNoTimestamp, RxHold, RxError, RxExAdd, RxBufferId, RxTooLong, IrqEarly,
+        ClockJump,
     )  # fmt: skip
 
     def __init__(self, nic: Nic) -> None:
@@ -238,6 +241,8 @@ class ReceiveFaults:
                 if isinstance(fault, DmaSlow):
                     injection.strike(queue=f"rx{queue}", delay=fault.delay)
                     late |= {(queue, place): fault.delay for place in places}
+                if isinstance(fault, ClockJump) and not self._nic.gqi:
+                    edits.shift_time(packet, jumped([injection]))
                 if not isinstance(fault, RxFault) or fault.queue not in (None, queue):
                     continue
                 if isinstance(fault, RxLate) and injection.hit(queue=f"rx{queue}", delay=fault.delay):
