@@ -338,7 +338,8 @@ class Pool:
     def places(self, count: int) -> tuple[Addresses, Addresses]:
         """Addresses in this process of the next header and data buffers for the copy, shape (count,) each."""
         headers = self._to_host + self._headers + self._offsets(count, RING * BUFFER) // BUFFER * self._stride
-        return headers, self._to_host + self._payloads + self._size + self._offsets(count, self._size)
+        data = self._to_host + self._payloads + self._size + self._offsets(count, self._size)
+        return headers.astype(np.uint64, copy=False), data.astype(np.uint64, copy=False)
 
     @property
     def _stride(self) -> int:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nicmodel.gvnic import commands as c
 from nicmodel.gvnic.commands import FlowOperation, Inner, Opcode, OptionId, OsType, QueueFormat, Status
@@ -387,7 +388,7 @@ class AdminQueue:
             rsc=int(p["enable_rsc"] != 0),
         )
 
-    def _new_queue(self, p: np.void, queues: np.ndarray, first_counter: int) -> int:
+    def _new_queue(self, p: np.void, queues: NDArray[Any], first_counter: int) -> int:
         queue, block = int(p["queue_id"]), int(p["notification_block"])
         require(self.nic.configured, Status.FAILED_PRECONDITION, "no device resources configured")
         require(queue < len(queues), Status.INVALID_ARGUMENT, f"queue {queue} of {len(queues)}")

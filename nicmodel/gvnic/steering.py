@@ -85,12 +85,12 @@ _IPV6 = (FlowType.TCPV6, FlowType.UDPV6, FlowType.SCTPV6, FlowType.AHV6, FlowTyp
 _SPI = (FlowType.AHV4, FlowType.ESPV4, FlowType.AHV6, FlowType.ESPV6)
 
 
-def _turn(address: NDArray[Any]) -> np.ndarray:
+def _turn(address: NDArray[Any]) -> NDArray[Any]:
     """An IPv6 address with its 32-bit words in the opposite order."""
     return address.reshape(4, 4)[::-1].reshape(16)
 
 
-def translate(theirs: np.void, words_reversed: bool) -> np.ndarray:
+def translate(theirs: np.void, words_reversed: bool) -> NDArray[Any]:
     """A driver's `FLOW_RULE` as the packet path matches it: a `RULE`, shape (1,).
 
     Args:

@@ -213,7 +213,7 @@ def inlined(function: F) -> F:
     return result
 
 
-class _FieldsFirst(np.void):  # type: ignore[misc]  # final to type checkers only
+class _FieldsFirst(np.void):  # type: ignore[misc,unused-ignore]  # final to newer stubs only
     """A record whose fields are attributes, also those that numpy has attributes of that name for."""
 
     def __getattribute__(self, name: str) -> Any:

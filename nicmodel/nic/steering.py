@@ -119,7 +119,8 @@ class FlowRules:
 
     def locations(self) -> list[int]:
         """Locations in use, ascending: the order in which they are matched."""
-        return np.flatnonzero(self._state.rules["installed"]).tolist()
+        found: list[int] = np.flatnonzero(self._state.rules["installed"]).tolist()
+        return found
 
     def check(self, location: int, queue: int) -> None:
         """See that there may be a rule at `location` that sends frames to receive queue `queue`.

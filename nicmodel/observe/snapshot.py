@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+from numpy.typing import NDArray
 
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import Drop
@@ -78,11 +78,11 @@ def _queue(nic: View, way: Literal["rx", "tx"], number: int) -> dict[str, Any]:
     }
 
 
-def _drops(row: np.ndarray) -> dict[str, int]:
+def _drops(row: NDArray[Any]) -> dict[str, int]:
     return {reason.name.lower(): int(row[reason]) for reason in Drop if reason > Drop.HELD and row[reason]}
 
 
-def _ledger(table: np.ndarray, kinds: list[str]) -> dict[str, dict[str, int]]:
+def _ledger(table: NDArray[Any], kinds: list[str]) -> dict[str, dict[str, int]]:
     """Bytes by purpose and kind, without the zeros."""
     return {
         purpose.name.lower(): {kind: int(count) for kind, count in zip(kinds, table[purpose], strict=False) if count}

@@ -155,7 +155,7 @@ def test_what_was_fetched_ends_with_its_queue(bench: Bench) -> None:
 
 def test_a_ring_has_to_have_a_descriptor(bench: Bench) -> None:
     bench.driver.open(rx_queues=1, tx_queues=1)
-    bench.nic.call(lambda: bench.nic.device.state.rx["completion_ring"].__setitem__(0, bench.memory.base))
+    bench.nic.call(lambda: np.put(bench.nic.device.state.rx["completion_ring"], 0, bench.memory.base))
     bench.receive(tcp(payload=b"x" * 100))
     assert bench.nic.device.state.device["faults"][0] == 1
     assert not np.any(bench.memory.bytes)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nicmodel.faults.fault import Injection
 from nicmodel.gvnic.admin import WAIT
@@ -117,7 +119,7 @@ def _malformed(answer: bytes, what: str) -> bytes:
     """A device descriptor with options of which each, or one, is malformed (`AdminOptions`)."""
     descriptor = np.frombuffer(answer, DEVICE_DESCRIPTOR, 1).copy()
     rest = answer[DEVICE_DESCRIPTOR.itemsize :]
-    options: list[tuple[np.ndarray, bytes]] = []
+    options: list[tuple[NDArray[Any], bytes]] = []
     while rest:
         header = np.frombuffer(rest, OPTION_HEADER, 1).copy()
         end = OPTION_HEADER.itemsize + int(header["length"][0])

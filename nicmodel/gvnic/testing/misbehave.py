@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
@@ -583,7 +585,7 @@ def _dqo_qpl(nic: Loopback) -> None:
     nic.driver.configure_resources(QueueFormat.DQO_QPL)
 
 
-def _gqi_packet(**fields: int) -> np.ndarray:
+def _gqi_packet(**fields: int) -> NDArray[Any]:
     """The descriptor of a packet in one piece, correct except for some fields."""
     descriptor = np.zeros((), GQI_TX_PACKET)
     whole = {"descriptors": 1, "length": len(_FRAME), "segment_length": len(_FRAME), "segment_address": 0}
@@ -592,14 +594,14 @@ def _gqi_packet(**fields: int) -> np.ndarray:
     return descriptor
 
 
-def _gqi_segment(**fields: int) -> np.ndarray:
+def _gqi_segment(**fields: int) -> NDArray[Any]:
     descriptor = np.zeros((), GQI_TX_SEGMENT)
     for name, value in ({"type_flags": GqiTxType.SEGMENT << 4} | fields).items():
         descriptor[name] = value
     return descriptor
 
 
-def _post_gqi(nic: Loopback, *descriptors: np.ndarray) -> None:
+def _post_gqi(nic: Loopback, *descriptors: NDArray[Any]) -> None:
     """Post descriptors, whose data is in the page list, on a queue of format GQI-QPL."""
     _gqi(nic, qpl=True).post(*descriptors)
 

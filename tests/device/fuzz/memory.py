@@ -47,7 +47,8 @@ def ranges(
     edges = np.zeros(memory.size + 1, np.int64)
     np.add.at(edges, np.maximum(start, first), 1)
     np.add.at(edges, np.clip(start + size, first, stop), -1)
-    return np.cumsum(edges[:-1]) > 0
+    near: npt.NDArray[np.bool_] = np.cumsum(edges[:-1]) > 0
+    return near
 
 
 class Arena(GuestMemory):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from nicmodel.gvnic.options.ddp.declarations import PLACEMENT, RX_DDP
 from nicmodel.gvnic.options.ddp.state import MAX_PLACEMENTS
@@ -52,7 +53,7 @@ _FLOW = RX_DDP.ddp_flow.bit - _FIRST
 
 
 @inlined
-def _flow_of(state: State, h: Record, data: np.ndarray, offset: int) -> int:
+def _flow_of(state: State, h: Record, data: npt.NDArray[np.uint8], offset: int) -> int:
     """The flow that a frame with these headers belongs to, -1 if none."""
     if h.l4 != _TCP or h.fragment != 0:
         return -1
