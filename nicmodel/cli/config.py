@@ -14,9 +14,10 @@ from rich.table import Table
 
 from nicmodel.installation import data_folder
 from nicmodel.nearest import did_you_mean
+from nicmodel.vm.arch import ARCHES
 from nicmodel.vm.guest import parse_named_size, parse_size, shell_command
 from nicmodel.vm.layout import ACCELERATORS, FOLDER, LAYOUTS, LIBVIRT, Accelerator, Nic, arguments, libvirt_domain
-from nicmodel.vm.qemu import TOO_OLD, system_qemu
+from nicmodel.vm.qemu import system_qemu, too_old
 
 _UNITS = ("nicmodel@.socket", "nicmodel@.service")
 _FILES = {
@@ -80,7 +81,7 @@ def config(
         click.echo(_FILES[name].read_text("utf-8").replace("${NICMODEL}", shlex.join(_own_command())), nl=False)
         return
     chosen = [Nic(socket) for socket in nics or _default_sockets(name)]
-    values = {"VCPUS": str(vcpus), "ACCEL": _acceleration(), **values}
+    values = {"VCPUS": str(vcpus), "ACCEL": _acceleration(name), **values}
     if name == "libvirt":
         if accelerators or qemu_arguments:
             raise click.UsageError("accelerators and arguments of QEMU are for machines, not for libvirt")
@@ -92,11 +93,12 @@ def config(
         Accelerator(own, size, f"/dev/shm/{own}")
         for own, size in (parse_named_size(text, "--accelerator") for text in accelerators)
     ]
-    qemu = shlex.split(os.environ.get("QEMU", "")) or ["qemu-system-x86_64"]
+    arch = next(one for one in ARCHES.values() if name in one.layouts)
+    qemu = shlex.split(os.environ.get("QEMU", "")) or [arch.qemu_program]
     words = [*qemu, *arguments(name, chosen, {"MEMORY": memory, **values}, added), *qemu_arguments]
     click.echo(shell_command(words))
-    if "QEMU" not in os.environ and system_qemu() is None:
-        click.echo(TOO_OLD, err=True)
+    if "QEMU" not in os.environ and system_qemu(arch) is None:
+        click.echo(too_old(arch), err=True)
 
 
 def _list() -> None:
@@ -133,8 +135,10 @@ def _default_sockets(name: str) -> list[str]:
     return [f"/run/nicmodel/nic{number}.sock" for number in range(2 if name == "two-nics" else 1)]
 
 
-def _acceleration() -> str:
-    return "kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+def _acceleration(name: str) -> str:
+    """KVM runs no machines of another architecture."""
+    foreign = any(name in arch.layouts for arch in ARCHES.values() if not arch.is_hosts)
+    return "kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) and not foreign else "tcg"
 
 
 def _own_command() -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nicmodel.vm.arch import AMD64, Arch
 from nicmodel.vm.errors import VmError
 
 if sys.version_info >= (3, 14):
@@ -42,7 +43,6 @@ _XLF_KERNEL_64 = 1 << 0
 
 #: What other files begin with, or have at an offset: what people take for a kernel image by mistake.
 _OTHERS = (
-    (0x38, b"ARM\x64", "an image for arm64"),
     (0x38, b"RSC\x05", "an image for RISC-V"),
     (0x04, b"zimg", "an image for another architecture (EFI zboot)"),
     (0x00, b"\x7fELF", "an ELF file, such as vmlinux"),
@@ -79,6 +79,29 @@ def decompress(data: bytes) -> bytes:
     raise FormatError(f"unknown format {data[:6].hex()}")
 
 
+def read_content(path: Path) -> bytes:
+    """The content of a kernel's file.
+
+    Raises:
+        VmError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise VmError(
+            f"the kernel {path} cannot be read: {error.strerror}. Have a copy made that you may read"
+        ) from error
+
+
+def find_configuration(kernel: bytes) -> str | None:
+    """The text of the .config in a kernel that is not compressed; None if there is none."""
+    _, found, after = kernel.partition(_IKCONFIG)
+    if found:
+        with contextlib.suppress(FormatError):
+            return decompress(after).decode("utf-8", "replace")
+    return None
+
+
 @dataclass(frozen=True)
 class BzImage:
     """A kernel image for 64-bit x86.
@@ -91,6 +114,11 @@ class BzImage:
     content: bytes
     release: str
 
+    @property
+    def arch(self) -> Arch:
+        """The architecture."""
+        return AMD64
+
     @classmethod
     def read(cls, path: Path) -> "BzImage":
         """Read a file.
@@ -98,18 +126,14 @@ class BzImage:
         Raises:
             VmError: It is no such image; the message says what it is, where that can be told.
         """
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise VmError(
-                f"the kernel {path} cannot be read: {error.strerror}. Have a copy made that you may read"
-            ) from error
+        content = read_content(path)
         at, magic = _HEADER
         if content[at : at + 4] != magic or len(content) < _HEADER_END:
             found = next((what for start, mark, what in _OTHERS if content.startswith(mark, start)), "")
             raise VmError(
-                f"{path} is no kernel image for x86{found and f', but {found}'}: "
-                "give a vmlinuz or arch/x86/boot/bzImage, or the folder in which the kernel was built"
+                f"{path} is no kernel image for x86 or arm64{found and f', but {found}'}: "
+                "give a vmlinuz, arch/x86/boot/bzImage or arch/arm64/boot/Image, or the folder in which the kernel was"
+                " built"
             )
         version, banner = (struct.unpack_from("<H", content, at)[0] for at in (_VERSION, _KERNEL_VERSION))
         if not content[_LOADFLAGS] & _LOADED_HIGH or version < 0x20C or not content[_XLOADFLAGS] & _XLF_KERNEL_64:
@@ -128,7 +152,5 @@ class BzImage:
         offset, length = struct.unpack_from("<II", self.content, _PAYLOAD)
         start = (setup_sectors + 1) * 512 + offset
         with contextlib.suppress(FormatError):
-            _, found, after = decompress(self.content[start : start + length]).partition(_IKCONFIG)
-            if found:
-                return decompress(after).decode("utf-8", "replace")
+            return find_configuration(decompress(self.content[start : start + length]))
         return None

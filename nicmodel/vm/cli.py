@@ -40,9 +40,10 @@ _PREPARED = """
               help="Plug in the NIC that `nicmodel serve` serves at this socket. Repeat for more.")  # fmt: skip
 @click.option("--vcpus", type=click.IntRange(1, 64), default=2, show_default=True, help="Virtual CPUs.")
 @click.option("--memory", default="1G", show_default=True, metavar="SIZE", help="Memory, such as 512M or 2G.")
-@click.option("--layout", type=Choice(list(LAYOUTS)), default="q35", show_default=True,
+@click.option("--layout", type=Choice(list(LAYOUTS)),
               help="The machine: the NIC behind a root port (q35), two such NICs, NICs behind a PCIe switch, or behind "
-                   "an IOMMU. `nicmodel config` shows each.")  # fmt: skip
+                   "an IOMMU; for arm64 the NIC behind a root port (virt). `nicmodel config` shows each.  "
+                   "[default: q35, or virt]")  # fmt: skip
 @kernel_options
 @click.option("--cmdline", default="", metavar="WORDS",
               help="Added to the kernel's command line. modprobe.blacklist=gve leaves the driver to be loaded "
@@ -88,7 +89,7 @@ def vm(
     nics: tuple[str, ...],
     vcpus: int,
     memory: str,
-    layout: str,
+    layout: str | None,
     kernel: KernelChoice,
     cmdline: str,
     module_files: tuple[Path, ...],
@@ -148,19 +149,20 @@ def vm(
     if accelerators:
         check_guest_module(kernel.find())
     if update:
-        build_image(kernel.find(update=True), update=True)
-        unpacked_qemu(update=True)
+        newer = kernel.find(update=True)
+        build_image(newer, update=True)
+        unpacked_qemu(newer.arch, update=True)
     if prepare:
         found = kernel.find()
-        image = build_image(found)
-        made = {"KERNEL": image.kernel, "INITRD": image.initrd, "QEMU": shlex.join(find_qemu().shell_words())}
+        image, qemu = build_image(found), find_qemu(found.arch)
+        made = {"KERNEL": image.kernel, "INITRD": image.initrd, "QEMU": shlex.join(qemu.shell_words())}
         if tools:
-            made |= {"TOOLS": build_guest_tools(), "NCDEVMEM": build_ncdevmem()}
+            made |= {"TOOLS": build_guest_tools(found.arch), "NCDEVMEM": build_ncdevmem(found.arch)}
         if accelerators:
             made |= {"MODULE": build_guest_module(found)}
         for name, value in made.items():
             click.echo(f"{name}={shlex.quote(str(value))}")
-        click.echo(_PREPARED.format(version=find_qemu().version), err=True)
+        click.echo(_PREPARED.format(version=qemu.version), err=True)
         return
     config = GuestConfig(
         nics=[Nic(socket) for socket in nics],
@@ -168,7 +170,7 @@ def vm(
         memory=memory,
         device_memory=dict(parse_named_size(text, "--device-memory") for text in device_memory),
         accelerators=dict(parse_named_size(text, "--accelerator") for text in accelerators),
-        layout=layout,
+        layout=layout or "",
         kernel=kernel,
         cpu=cpu,
         cmdline=cmdline,

@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 from nicmodel.vm import host
+from nicmodel.vm.arch import Arch
 from nicmodel.vm.packages import Packages
 
 COMPILER = Packages(
@@ -22,6 +23,17 @@ COMPILER = Packages(
     ),
     suite="trixie-backports",
 )
+
+
+def cross_compiler(arch: Arch) -> Packages:
+    """What the compiler's tree lacks to compile for another architecture."""
+    wanted = (f"gcc-{arch.machine}-linux-gnu", f"libc6-dev-{arch.name}-cross")
+    return Packages(f"{arch.name}-compiler", wanted, COMPILER.suite, keep=f".*({arch.machine}|{arch.name}|cross)")
+
+
+def tool_prefix(arch: Arch) -> str:
+    """What the names of a compiler's programs for an architecture begin with."""
+    return "" if arch.is_hosts else f"{arch.triplet}-"
 
 
 def link_tree(source: Path, target: Path) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from nicmodel.cache import cache_dir
 from nicmodel.jit.compiled import CACHE, functions_cached
 from nicmodel.vm import host
+from nicmodel.vm.arch import AMD64, ARM64, Arch
 from nicmodel.vm.compiler import COMPILER
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.host import Check, State
 from nicmodel.vm.packages import KEYRING, mirror, obtained
-from nicmodel.vm.qemu import QEMU, known_acceleration, system_qemu
+from nicmodel.vm.qemu import known_acceleration, system_qemu
 
 
 def python() -> Check:
@@ -56,14 +57,24 @@ def compiled() -> Check:
 
 def qemu() -> Check:
     """Which QEMU would be used."""
+    return _qemu("QEMU", AMD64)
+
+
+def qemu_arm64() -> Check:
+    """Which QEMU would be used for arm64 guests; nothing else needs it."""
+    check = _qemu("QEMU for arm64", ARM64)
+    return replace(check, state=State.LIMITED) if check.state is State.BAD else check
+
+
+def _qemu(subject: str, arch: Arch) -> Check:
     try:
-        if found := system_qemu():
-            return Check("QEMU", State.GOOD, f"{found.version} ({found.command[0]})")
+        if found := system_qemu(arch):
+            return Check(subject, State.GOOD, f"{found.version} ({found.command[0]})")
     except VmError as error:
-        return Check("QEMU", State.BAD, str(error), "Correct NICMODEL_QEMU, or unset it")
-    if tree := obtained(QEMU):
-        return Check("QEMU", State.GOOD, f"{tree.versions['qemu-system-x86']}, from Debian's packages, in the cache")
-    return Check("QEMU", State.GOOD, "will be downloaded from Debian's packages: this host has none from 10.1 on")
+        return Check(subject, State.BAD, str(error), f"Correct {arch.qemu_variable}, or unset it")
+    if tree := obtained(arch.qemu_packages):
+        return Check(subject, State.GOOD, f"{tree.versions[arch.qemu]}, from Debian's packages, in the cache")
+    return Check(subject, State.GOOD, "will be downloaded from Debian's packages: this host has none from 10.1 on")
 
 
 def kvm() -> Check:
@@ -124,7 +135,7 @@ def room() -> Check:
 
 CHECKS: tuple[Callable[[], Check], ...] = (
     *(python, guest_memory, host.programs, host.building, user_namespaces),
-    *(host.cache, room, compiled, packages, keyring, qemu, kvm, tun),
+    *(host.cache, room, compiled, packages, keyring, qemu, qemu_arm64, kvm, tun),
 )
 
 

@@ -23,12 +23,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from nicmodel.vm import agent, modules, needs, share, snapshot
+from nicmodel.vm.arch import Arch, arch_named
 from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result, Sink
 from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.image import Image, build_image
-from nicmodel.vm.kernel import DEFAULT_KERNEL, Kernel, KernelChoice
-from nicmodel.vm.layout import Accelerator, Nic, arguments, without_nics
+from nicmodel.vm.kernel import DEFAULT_KERNEL, Kernel, KernelChoice, for_arch
+from nicmodel.vm.layout import LAYOUTS, Accelerator, Nic, arguments, without_nics
 from nicmodel.vm.progress import step
 from nicmodel.vm.qemu import acceleration, find_qemu, kind_of, known_acceleration, spawn
 from nicmodel.vm.qmp import Qmp
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 
 _PREPARE_TIMEOUT = 600
-#: What an emulated CPU is to lack. QEMU executes "rep movsb" and its like byte by byte. A kernel that finds these
-#: features copies and clears memory that way; one that does not, in words, which is twice as fast.
-_SLOW_IF_EMULATED = ",-erms,-fsrm,-fzrm,-fsrs,-fsrc"
 #: Bytes of the console in which a crash is looked for: what a kernel says from its first word to "end Kernel panic".
 _CRASH = 16 << 10
 _CHANNELS = ("agent", "console", "qmp")
@@ -59,8 +57,10 @@ class GuestConfig:
         device_memory: Memory of devices as NUMA nodes, in bytes by name (at least 2 MiB each): see `DeviceMemory`.
         accelerators: PCI devices with memory in a BAR, in bytes by name, powers of two: see `DeviceMemory`. The module
             `guest/module` exports it as dma-bufs (`nicmodel.vm.tools.install_guest_module`).
-        layout: "q35", "two-nics", "switch" or "iommu": see `qemu-configs/`.
-        kernel: The kernel, Debian's or one of your own: `nicmodel.vm.kernel.kernel_named("/src/linux")`.
+        arch: "amd64" or "arm64"; "": that of the kernel.
+        layout: "q35", "two-nics", "switch", "iommu", or "virt" for arm64: see `qemu-configs/`. "": "q35", or "virt".
+        kernel: The kernel, Debian's or one of your own: `nicmodel.vm.kernel.kernel_named("/src/linux")`. One of a suite
+            is taken for the guest's architecture.
         cpu: QEMU's CPU model, such as "EPYC".
         cmdline: Added to the kernel's command line.
         disks: Files that the guest sees as /dev/vda, /dev/vdb, …, which it cannot write.
@@ -77,7 +77,8 @@ class GuestConfig:
     memory: int | str = GIB
     device_memory: Mapping[str, int] = field(default_factory=dict)
     accelerators: Mapping[str, int] = field(default_factory=dict)
-    layout: str = "q35"
+    arch: str = ""
+    layout: str = ""
     kernel: KernelChoice = DEFAULT_KERNEL
     cpu: str = "max"
     cmdline: str = ""
@@ -286,10 +287,10 @@ class Guest:
     def _start(self) -> None:
         check_memories(self.config)
         check_files(self.config)
-        self.kernel = self.config.kernel.find()
+        self.kernel = find_kernel(self.config)
         self._look_at_kernel()
         self._image = build_image(self.kernel)
-        self._qemu = find_qemu()
+        self._qemu = find_qemu(self.kernel.arch)
         self._acceleration = self._choose_acceleration()
         self.accel = kind_of(self._acceleration)
         self.kernel_version = self._image.version
@@ -600,8 +601,8 @@ def print_command(config: GuestConfig) -> str:
     """A command line for the shell that starts such a guest by hand, its console on the terminal."""
     if config.shares or config.files:
         raise VmError("--share and --put need more than QEMU's command line: leave them out to have it printed")
-    image = build_image(config.kernel.find())
-    qemu = find_qemu()
+    image = build_image(find_kernel(config))
+    qemu = find_qemu(image.arch)
     check_memories(config)
     files = {name: f"/dev/shm/{name}" for name in config.accelerators}
     words = [*qemu.shell_words(), *qemu_arguments(config, image, acceleration(qemu, image), files), "-serial", "stdio"]
@@ -612,6 +613,15 @@ def print_command(config: GuestConfig) -> str:
 def shell_command(words: Sequence[str]) -> str:
     """Words as a command for the shell, each option on a line of its own."""
     return " ".join(f"\\\n  {shlex.quote(word)}" if word.startswith("-") else shlex.quote(word) for word in words)
+
+
+def find_kernel(config: GuestConfig) -> Kernel:
+    """The kernel of a guest, of its architecture.
+
+    Raises:
+        VmError: There is none, or it is for another architecture.
+    """
+    return for_arch(config.kernel, arch_named(config.arch) if config.arch else None).find()
 
 
 def check_memories(config: GuestConfig) -> None:
@@ -665,17 +675,28 @@ def qemu_arguments(config: GuestConfig, image: Image, accel: str, files: Mapping
         "ACCEL": f"{accel},kernel-irqchip=split" if kind_of(accel) == "kvm" else accel,
         "VCPUS": str(config.vcpus),
         "MEMORY": f"{_memory(config)}B",
-        "CPU": config.cpu + (_SLOW_IF_EMULATED if kind_of(accel) == "tcg" else ""),
+        "CPU": config.cpu + (image.arch.slow_if_emulated if kind_of(accel) == "tcg" else ""),
         "CMDLINE": config.cmdline,
     }
     accelerators = [Accelerator(name, size, files[name]) for name, size in config.accelerators.items()]
-    words = arguments(config.layout, config.nics, variables, accelerators)
+    words = arguments(layout_of(config, image.arch), config.nics, variables, accelerators)
     if config.device_memory:
         # Once there are NUMA nodes, each names its memory, and the machine no longer does.
         words = [word.removesuffix(",memory-backend=ram") for word in words]
     for disk in config.disks:
         words += ["-drive", f"file={str(disk).replace(',', ',,')},format=raw,if=virtio,readonly=on"]
     return [*words, *share.ports(len(config.shares)), *config.arguments]
+
+
+def layout_of(config: GuestConfig, arch: Arch) -> str:
+    """The layout of a guest.
+
+    Raises:
+        VmError: It is a machine of another architecture.
+    """
+    if config.layout in LAYOUTS and config.layout not in arch.layouts:
+        raise VmError(f"layout '{config.layout}' is none of an {arch.name} guest's: say {' or '.join(arch.layouts)}")
+    return config.layout or arch.layouts[0]
 
 
 def _memory(config: GuestConfig) -> int:

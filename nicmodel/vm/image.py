@@ -15,15 +15,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from nicmodel.cache import cache_dir
 from nicmodel.installation import data_folder
 from nicmodel.vm import agent, host
+from nicmodel.vm.arch import AMD64, Arch
 from nicmodel.vm.kernel import Kernel, modinfo, module_name
-from nicmodel.vm.needs import GUEST, require
+from nicmodel.vm.needs import GUEST, MACHINE, require
 from nicmodel.vm.packages import Packages, Tree, locked, obtain
 from nicmodel.vm.progress import step
 
@@ -48,10 +49,11 @@ USERLAND = Packages(
     ),
     suite="trixie",
 )
+"""The programs of guests of this host's own architecture. Some of them also serve here, to make images."""
 
 LEFT_OUT = re.compile(
     r"usr/share/(doc|man|info|locale|zoneinfo|lintian|bash-completion|perl5|bug|common-licenses)$"
-    r"|usr/lib/x86_64-linux-gnu/(gconv|perl-base)$"
+    r"|usr/lib/[^/]+-linux-gnu/(gconv|perl-base)$"
     r"|usr/lib/python3[^/]*/(test|pydoc_data|idlelib|ensurepip)$"
     r"|(boot|dev|proc|sys|run|tmp|var/lib|var/cache)$"
 )
@@ -90,14 +92,21 @@ class Image:
     """What QEMU boots.
 
     Attributes:
-        kernel: The bzImage.
+        kernel: The kernel's image.
         initrd: The initramfs.
         version: The kernel's release, as `uname -r` prints it.
+        arch: The architecture.
     """
 
     kernel: Path
     initrd: Path
     version: str
+    arch: Arch = AMD64
+
+
+def userland(arch: Arch) -> Packages:
+    """The request for the guest's programs."""
+    return replace(USERLAND, architecture=arch.name)
 
 
 def build_image(kernel: Kernel, *, update: bool = False) -> Image:
@@ -110,20 +119,20 @@ def build_image(kernel: Kernel, *, update: bool = False) -> Image:
     Raises:
         VmError: The kernel lacks what a guest needs, or a module cannot be read.
     """
-    userland = obtain(USERLAND, update=update)
+    programs = obtain(userland(kernel.arch), update=update)
     folder = cache_dir() / "images"
     overlay = _overlay()
     added = b"".join(entry.source.read_bytes() for entry in overlay if entry.source)
-    initrd = folder / f"{kernel.release}-{_key(userland.id, kernel.id, added)}.initrd"
+    initrd = folder / f"{kernel.release}-{_key(programs.id, kernel.id, added)}.initrd"
     with locked(folder / "lock", "the guest's image"):
-        base = _base(folder, userland)
+        base = _base(folder, programs)
         if not initrd.exists():
-            require(kernel, GUEST)
+            require(kernel, (*GUEST, *MACHINE[kernel.arch]))
             with (
                 tempfile.TemporaryDirectory(dir=folder, prefix="building-") as name,
                 step(f"building the guest's image for Linux {kernel.release}"),
             ):
-                copy_modules(kernel, userland, Path(name))
+                copy_modules(kernel, Path(name))
                 unfinished = initrd.with_suffix(".unfinished")
                 with unfinished.open("wb") as file:
                     with base.open("rb") as archive:
@@ -134,7 +143,7 @@ def build_image(kernel: Kernel, *, update: bool = False) -> Image:
         for used in (base, initrd):
             mark_used(used)
         _prune(folder)
-    return Image(kernel.image, initrd, kernel.release)
+    return Image(kernel.image, initrd, kernel.release, kernel.arch)
 
 
 def _key(*parts: object) -> str:
@@ -156,9 +165,9 @@ def mark_used(file: Path) -> None:
     os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
 
 
-def _base(folder: Path, userland: Tree) -> Path:
+def _base(folder: Path, programs: Tree) -> Path:
     """The archive of packages."""
-    archive = folder / f"userland-{_key(userland.id)}.cpio"
+    archive = folder / f"userland-{_key(programs.id)}.cpio"
     if archive.exists():
         return archive
     with (
@@ -166,9 +175,9 @@ def _base(folder: Path, userland: Tree) -> Path:
         step("building the guest's programs") as advance,
     ):
         root = Path(name)
-        _copy_userland(userland, root)
+        _copy_userland(programs, root)
         advance(20)
-        _compile_python(userland, root)
+        _compile_python(root)
         advance(80)
         unfinished = archive.with_suffix(".unfinished")
         with unfinished.open("wb") as file:
@@ -177,23 +186,23 @@ def _base(folder: Path, userland: Tree) -> Path:
     return archive
 
 
-def _copy_userland(userland: Tree, root: Path) -> None:
-    """Hard links to the userland's files, without what is left out, with busybox for commands that it lacks."""
+def _copy_userland(programs: Tree, root: Path) -> None:
+    """Hard links to the packages' files, without what is left out, with busybox for commands that it lacks."""
 
     def ignore(folder: str, names: list[str]) -> list[str]:
-        inside = os.path.relpath(folder, userland.path)
+        inside = os.path.relpath(folder, programs.path)
         return [name for name in names if LEFT_OUT.search(os.path.normpath(os.path.join(inside, name)))]
 
-    shutil.copytree(userland.path, root, symlinks=True, ignore=ignore, copy_function=os.link, dirs_exist_ok=True)
+    shutil.copytree(programs.path, root, symlinks=True, ignore=ignore, copy_function=os.link, dirs_exist_ok=True)
     for name in ("dev", "proc", "sys", "run", "tmp", "mnt", "var/lib", "usr/local/bin", "usr/local/sbin"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    busybox = root / "usr/bin/busybox"
+    busybox = obtain(USERLAND).path / "usr/bin/busybox"
     for applet in subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split():
         if not any(os.path.lexists(root / folder / applet) for folder in ("usr/bin", "usr/sbin")):
             (root / "usr/bin" / applet).symlink_to("busybox")
 
 
-def copy_modules(kernel: Kernel, userland: Tree, root: Path, modules: Iterable[str] = MODULES) -> None:
+def copy_modules(kernel: Kernel, root: Path, modules: Iterable[str] = MODULES) -> None:
     """`modules` and their dependencies into usr/lib/modules of `root`, indexed.
 
     They are decompressed here, since a guest without KVM is slow at that, and without debugging information. A kernel
@@ -215,18 +224,19 @@ def copy_modules(kernel: Kernel, userland: Tree, root: Path, modules: Iterable[s
         copy = target / module.place
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(content)
-        _strip(copy, content)
+        if kernel.arch.is_hosts:
+            _strip(copy, content)
         wanted += [module_name(needed) for needed in modinfo(content, "depends").split(",") if needed]
     for index, content in kernel.indexes.items():
         (target / index).write_bytes(content)
-    depmod = kmod(userland, "depmod", "-b", str(root), "-m", "/usr/lib/modules", kernel.release)
+    depmod = kmod("depmod", "-b", str(root), "-m", "/usr/lib/modules", kernel.release)
     host.run(depmod, "the index of the guest's modules", root)
 
 
-def kmod(userland: Tree, name: str, *arguments: str) -> list[str]:
-    """How to run `depmod` or `modinfo` of the guest's packages on this host."""
+def kmod(name: str, *arguments: str) -> list[str]:
+    """How to run `depmod` or `modinfo` of Debian's packages on this host, for modules of any architecture."""
     # kmod is one program of several names; the loader can be told the name to call it by.
-    loader, *words = userland.command("usr/bin/kmod", *arguments)
+    loader, *words = obtain(USERLAND).command("usr/bin/kmod", *arguments)
     return [loader, "--argv0", name, *words]
 
 
@@ -239,17 +249,21 @@ def _strip(file: Path, content: bytes) -> None:
         host.run([strip, "--strip-debug", str(file)], "a module without debugging information", file.parent)
 
 
-def _compile_python(userland: Tree, root: Path) -> None:
-    """Byte code for the guest's Python, which otherwise compiles its library anew at every start."""
+def _compile_python(root: Path) -> None:
+    """Byte code for the guest's Python, which otherwise compiles its library anew at every start.
+
+    It is the same on all architectures. So this host's Python of the same suite makes it.
+    """
+    programs = obtain(USERLAND)
     python = next((root / "usr/bin").glob("python3.*")).name
     compileall = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/")
     host.run(
-        userland.command(
+        programs.command(
             f"usr/bin/{python}", *compileall, str(root / "usr/lib/python3"), str(root / "usr/lib" / python)
         ),
         "byte code for the guest's Python",
         root,
-        {"PYTHONHOME": str(userland.path / "usr"), "PYTHONNOUSERSITE": "1"},
+        {"PYTHONHOME": str(programs.path / "usr"), "PYTHONNOUSERSITE": "1"},
     )
 
 

@@ -8,20 +8,26 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from nicmodel.nearest import did_you_mean
+from nicmodel.vm.arch import AMD64, ARCHES, ARM64, Arch
+from nicmodel.vm.arm64image import Arm64Image
 from nicmodel.vm.bzimage import BzImage, FormatError, decompress
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.packages import Packages, obtain
 
 # What `make` leaves in a tree. auto.conf is what was built: .config may have been edited since.
-BZIMAGE = Path("arch/x86/boot/bzImage")
+IMAGES = {arch: Path("arch", arch.source, arch.image) for arch in ARCHES.values()}
+BZIMAGE = IMAGES[AMD64]
 _RELEASE = Path("include/config/kernel.release")
 _BUILT_CONFIG = Path("include/config/auto.conf")
+
+#: The option by which a configuration tells its architecture.
+_OPTIONS = {"CONFIG_X86_64": AMD64, "CONFIG_ARM64": ARM64}
 
 BOOT = Path("/boot")
 """Where this host's kernels are."""
@@ -69,13 +75,14 @@ class Kernel:
     Attributes:
         name: What the user calls it.
         release: As `uname -r` prints it.
-        image: The bzImage.
+        image: What QEMU boots: the bzImage, or for arm64 the Image.
         modules: Its modules, by name with underscores, as `lsmod` shows them.
         indexes: What a folder of modules has besides, by name: modules.builtin for one.
         headers: What modules are compiled against: packages of Debian's, or a folder; None if neither is there.
         id: Stands for the content of all files.
         config_file: The .config that it was built with; None: perhaps it is in the image.
         advice: What to do if one of its modules is missing.
+        arch: Its architecture.
     """
 
     name: str
@@ -87,11 +94,12 @@ class Kernel:
     id: str
     config_file: Path | None
     advice: str
+    arch: Arch = AMD64
 
     @cached_property
     def config(self) -> Mapping[str, str] | None:
         """Options that are set, such as `{"GVE": "m"}`; None if nothing tells."""
-        text = self.config_file.read_text("utf-8") if self.config_file else BzImage.read(self.image).configuration()
+        text = self.config_file.read_text("utf-8") if self.config_file else read_image(self.image).configuration()
         return None if text is None else dict(re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.MULTILINE))
 
     @cached_property
@@ -99,6 +107,18 @@ class Kernel:
         """Names of what could be a module and is built in, if `indexes` tell."""
         lines = self.indexes.get("modules.builtin", b"").decode().splitlines()
         return frozenset(module_name(line.rpartition("/")[2]) for line in lines)
+
+
+KernelImage: TypeAlias = BzImage | Arm64Image
+
+
+def read_image(path: Path) -> KernelImage:
+    """The image in a file, of whichever architecture.
+
+    Raises:
+        VmError: It cannot be read, or is none.
+    """
+    return Arm64Image.read(path) or BzImage.read(path)
 
 
 @dataclass(frozen=True)
@@ -116,9 +136,19 @@ class DebianKernel:
     package: str = "linux-image-cloud-amd64"
 
     @property
+    def arch(self) -> Arch:
+        """The architecture that the package is for, which ends its name, or comes before a flavour (arm64-16k)."""
+        return next((arch for arch in ARCHES.values() if re.search(rf"-{arch.name}(-\w+)?$", self.package)), AMD64)
+
+    def of(self, arch: Arch) -> Self:
+        """The choice of the kernel of the same suite and flavour for another architecture."""
+        return replace(self, package=re.sub(rf"-{self.arch.name}(?=$|-\w+$)", f"-{arch.name}", self.package))
+
+    @property
     def packages(self) -> Packages:
         """The request for the kernel alone: what it depends on serves to install it, which nobody does here."""
-        return Packages("linux", (self.package,), self.suite, keep=r"linux-(image|base|binary|modules)-\d")
+        keep = r"linux-(image|base|binary|modules)-\d"
+        return Packages("linux", (self.package,), self.suite, keep, self.arch.name)
 
     def find(self, *, update: bool = False) -> Kernel:
         """The kernel, downloaded if it is not in the cache.
@@ -142,10 +172,11 @@ class DebianKernel:
             image=next(image for image in images if image.exists()),
             modules=_installed(folder),
             indexes=_indexes(folder),
-            headers=headers,
+            headers=headers if self.arch.is_hosts else None,
             id=tree.id,
             config_file=_first(folder / "config", tree.path / f"boot/config-{release}"),
-            advice="choose a 'cloud' or 'amd64' kernel package",
+            advice=f"choose a 'cloud' or '{self.arch.name}' kernel package",
+            arch=self.arch,
         )
 
 
@@ -157,10 +188,12 @@ class OwnKernel:
         path: A bzImage (vmlinuz), or the folder in which `make` has built the kernel.
         modules: Its modules: lib/modules/RELEASE, or a folder that has lib/modules. None: they are taken from where the
             kernel was built, or installed.
+        arch: The architecture that it has to be for; None: any.
     """
 
     path: Path
     modules: Path | None = None
+    arch: Arch | None = None
 
     @property
     def name(self) -> str:
@@ -177,7 +210,7 @@ class OwnKernel:
             VmError: It is no kernel, was not built, or its modules are another's.
         """
         path = self.path.expanduser().resolve()
-        if path.match(str(BZIMAGE)) and (path.parents[3] / _RELEASE).exists():
+        if any(path.match(str(image)) for image in IMAGES.values()) and (path.parents[3] / _RELEASE).exists():
             path = path.parents[3]
         if path.is_file():
             return self._from_image(path)
@@ -192,15 +225,17 @@ class OwnKernel:
     def _from_tree(self, tree: Path) -> Kernel:
         """As it stands after `make`: nothing is installed."""
         config = _first(tree / _BUILT_CONFIG, tree / ".config")
-        if config and not re.search("^CONFIG_X86_64=y$", config.read_text("utf-8"), re.MULTILINE):
-            raise VmError(f"{tree} is configured for another architecture: the guest is x86_64")
-        image = tree / BZIMAGE
+        text = config.read_text("utf-8") if config else ""
+        arch = next((arch for option, arch in _OPTIONS.items() if re.search(f"^{option}=y$", text, re.MULTILINE)), None)
+        if config and not arch:
+            raise VmError(f"{tree} is configured for another architecture: guests are {' or '.join(ARCHES)}")
+        image = tree / IMAGES[arch or AMD64]
         if not image.exists() or not (tree / _RELEASE).exists() or not config:
             raise VmError(
                 f"the kernel in {tree} is not built: run 'make' there"
                 ", or name the folder that 'make O=' has built it in"
             )
-        read = BzImage.read(image)
+        read = read_image(image)
         release = (tree / _RELEASE).read_text("utf-8").strip()
         if read.release != release:
             raise VmError(f"{image} is Linux {read.release}, but its tree is {release} by now: run 'make' there again")
@@ -215,7 +250,7 @@ class OwnKernel:
         return self._found(read, image, modules, indexes, tree, config, f"run 'make modules' in {tree}")
 
     def _from_image(self, image: Path) -> Kernel:
-        read = BzImage.read(image)
+        read = read_image(image)
         release = read.release
         advice = f"--modules names their folder, lib/modules/{release}"
         found: Path | None
@@ -235,7 +270,7 @@ class OwnKernel:
 
     def _found(
         self,
-        read: BzImage,
+        read: KernelImage,
         image: Path,
         modules: Mapping[str, Module],
         indexes: Mapping[str, bytes],
@@ -243,6 +278,8 @@ class OwnKernel:
         config: Path | None,
         advice: str,
     ) -> Kernel:
+        if self.arch not in (None, read.arch):
+            raise VmError(f"the kernel {self.path} is for {read.arch.name}, and the guest is to be {self.arch.name}")
         for module in list(modules.values())[:1]:
             release, blank, _ = modinfo(module.content(), "vermagic").partition(" ")
             if blank and release != read.release:
@@ -254,7 +291,18 @@ class OwnKernel:
             known = module.file.stat()
             digest.update(repr((name, module.place, known.st_size, known.st_mtime_ns)).encode())
         digest.update(repr(sorted(indexes.items())).encode())
-        return Kernel(self.name, read.release, image, modules, indexes, headers, digest.hexdigest(), config, advice)
+        return Kernel(
+            name=self.name,
+            release=read.release,
+            image=image,
+            modules=modules,
+            indexes=indexes,
+            headers=headers if read.arch.is_hosts else None,
+            id=digest.hexdigest(),
+            config_file=config,
+            advice=advice,
+            arch=read.arch,
+        )
 
 
 KernelChoice: TypeAlias = DebianKernel | OwnKernel
@@ -268,29 +316,45 @@ KERNELS = {
 DEFAULT_KERNEL = KERNELS["trixie-backports"]
 
 
-def kernel_named(name: str, modules: Path | None = None) -> KernelChoice:
+def kernel_named(name: str, modules: Path | None = None, arch: Arch | None = None) -> KernelChoice:
     """The kernel called `name`.
 
     Args:
         name: One of `KERNELS`, a `linux-image-…` package of trixie-backports, the path of a bzImage or of the folder
             that it was built in, or the release of a kernel that is installed on this host.
         modules: For the path of a bzImage: see `OwnKernel`.
+        arch: The guest's architecture; None: for a suite this host's own, else the kernel's.
 
     Raises:
-        VmError: There is none.
+        VmError: There is none, or the package is for another architecture.
     """
     if name in KERNELS or name.startswith("linux-image-"):
         if modules:
             raise VmError(f"--modules is for a kernel of your own: the package of '{name}' has its modules")
-        return KERNELS.get(name) or DebianKernel(name, DEFAULT_KERNEL.suite, name)
+        return for_arch(KERNELS.get(name) or DebianKernel(name, DEFAULT_KERNEL.suite, name), arch)
     if "/" in name or os.path.exists(name):
-        return OwnKernel(Path(name), modules)
+        return OwnKernel(Path(name), modules, arch)
     if installed := _first(BOOT / f"vmlinuz-{name}", Path("/", _LIBS[0], name, "vmlinuz")):
-        return OwnKernel(installed, modules)
+        return OwnKernel(installed, modules, arch)
     raise VmError(
         f"no kernel '{name}': say one of {', '.join(KERNELS)}, or linux-image-<version>, or the path of a bzImage or of"
         f" the folder that it was built in{did_you_mean(name, KERNELS)}"
     )
+
+
+def for_arch(kernel: KernelChoice, arch: Arch | None) -> KernelChoice:
+    """The choice of a kernel for an architecture: of a suite it is another package, one of your own has to be for it.
+
+    Raises:
+        VmError: It is a package for another architecture.
+    """
+    if arch is None or arch == kernel.arch:
+        return kernel
+    if isinstance(kernel, OwnKernel):
+        return replace(kernel, arch=arch)
+    if kernel.name not in KERNELS:
+        raise VmError(f"the package '{kernel.package}' is for {kernel.arch.name}, and the guest is to be {arch.name}")
+    return kernel.of(arch)
 
 
 def _first(*paths: Path) -> Path | None:

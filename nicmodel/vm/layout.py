@@ -24,13 +24,16 @@ LAYOUTS = {
     "two-nics": "two-nics.args",
     "switch": "pcie-switch.args",
     "iommu": "intel-iommu.args",
+    "virt": "virt.args",
 }
+"""Machines; `nicmodel.vm.arch` has those of each architecture."""
 
 ACCELERATORS = {
     "q35": "accelerator.args",
     "two-nics": "accelerator.args",
     "switch": "pcie-switch-accelerator.args",
     "iommu": "accelerator.args",
+    "virt": "accelerator.args",
 }
 """What each of a machine's accelerators adds to its layout."""
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.image import USERLAND, kmod
-from nicmodel.vm.packages import obtain
+from nicmodel.vm.image import kmod
 
 if TYPE_CHECKING:
     from nicmodel.vm.guest import Guest
@@ -58,7 +57,7 @@ def read(file: Path, version: str) -> Module:
     """
     if not file.is_file():
         raise VmError(f"{file}: there is no such file")
-    command = kmod(obtain(USERLAND), "modinfo", str(file.resolve()))
+    command = kmod("modinfo", str(file.resolve()))
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     fields = dict(re.findall(r"^(\w+): +(.*)$", done.stdout, re.MULTILINE))
     if done.returncode or "vermagic" not in fields or "name" not in fields:

@@ -3,9 +3,10 @@
 A kernel without one of these boots to a panic or to silence, from which nobody can tell what was missing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nicmodel.vm.arch import AMD64, ARM64, Arch
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import Kernel
 
@@ -39,8 +40,6 @@ GUEST = (
     Need("FUTEX", "programs of several threads"),
     Need("EPOLL", "the agent waits by it"),
     Need("POSIX_TIMERS", "the agent, and the clock"),
-    Need("SERIAL_8250_CONSOLE", "the kernel's messages go there"),
-    Need("ACPI", "devices, and switching off"),
     Need("PCI", "devices"),
     Need("PCI_MSI", "the NIC's interrupts"),
     Need("VIRTIO_PCI", "the agent's port", "virtio_pci"),
@@ -48,6 +47,19 @@ GUEST = (
     Need("INET", "the network"),
 )
 """What every guest needs: to start /init, and to reach its agent."""
+
+MACHINE: Mapping[Arch, Sequence[Need]] = {
+    AMD64: (
+        Need("SERIAL_8250_CONSOLE", "the kernel's messages go there"),
+        Need("ACPI", "devices, and switching off"),
+    ),
+    # QEMU describes the machine by a device tree, since no firmware is in between.
+    ARM64: (
+        Need("SERIAL_AMBA_PL011_CONSOLE", "the kernel's messages go there"),
+        Need("PCI_HOST_GENERIC", "devices"),
+    ),
+}
+"""What the machines of an architecture need besides."""
 
 NIC = (Need("GVE", "the NIC's driver", "gve"),)
 """What a stock driver for the NIC needs. Without it the guest has a PCI device and no interface."""
@@ -96,5 +108,5 @@ def require(kernel: Kernel, needs: Sequence[Need]) -> None:
 
 def unknown(kernel: Kernel) -> str:
     """What to say of a kernel whose configuration nothing tells, if it does not boot."""
-    options = ", ".join(f"CONFIG_{need.option}" for need in GUEST)
+    options = ", ".join(f"CONFIG_{need.option}" for need in (*GUEST, *MACHINE[kernel.arch]))
     return f"how Linux {kernel.release} was configured is not known; a guest needs {options}"

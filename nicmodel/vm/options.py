@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from nicmodel.nearest import Choice
+from nicmodel.vm.arch import AMD64, ARCHES
 from nicmodel.vm.kernel import DEFAULT_KERNEL, KERNELS, kernel_named
 
 
@@ -20,9 +22,13 @@ def kernel_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--modules", type=click.Path(path_type=Path), metavar="FOLDER",
                   help="The modules of a kernel that is given by its file: lib/modules/RELEASE, or a folder that has "
                        "lib/modules. Without it they are looked for where kernels are installed.")  # fmt: skip
+    @click.option("--arch", type=Choice(list(ARCHES)), metavar="ARCH",
+                  help="The guest's architecture, of which a suite's kernel is taken: amd64, or arm64, whose CPUs QEMU "
+                       "emulates. Packages and files have theirs: linux-image-arm64-16k is arm64 with pages of 16 KiB."
+                       f"  [default: {AMD64.name}]")  # fmt: skip
     @functools.wraps(command)
-    def with_kernel(*arguments: Any, kernel: str, modules: Path | None, **keywords: Any) -> None:
-        command(*arguments, kernel=kernel_named(kernel, modules), **keywords)
+    def with_kernel(*arguments: Any, kernel: str, modules: Path | None, arch: str | None, **keywords: Any) -> None:
+        command(*arguments, kernel=kernel_named(kernel, modules, ARCHES[arch] if arch else None), **keywords)
 
     return with_kernel
 

@@ -32,6 +32,9 @@ _GROWTH = 5
 #: Free space without which a download is not begun: the package index takes this.
 _WORKING_ROOM = 100 << 20
 
+HOST_ARCHITECTURE = "amd64"
+"""That of this host, as Debian calls it: guests and their QEMU run on x86-64."""
+
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 """Installed by package debian-archive-keyring, which every Debian has and Ubuntu offers."""
 
@@ -46,17 +49,20 @@ class Packages:
         suite: The Debian suite they come from. A `-backports` suite brings its base suite along.
         keep: If given, only packages whose name matches this regular expression are fetched, for a request whose
             dependencies are of no use in a tree (a kernel's, for example).
+        architecture: Debian's name of the one that they are for.
     """
 
     name: str
     wanted: tuple[str, ...]
     suite: str = "trixie"
     keep: str = ""
+    architecture: str = HOST_ARCHITECTURE
 
     @property
     def key(self) -> str:
         """Folder name: differs whenever the request differs."""
-        request = json.dumps([self.wanted, self.suite, self.keep])
+        foreign = [self.architecture] if self.architecture != HOST_ARCHITECTURE else []
+        request = json.dumps([self.wanted, self.suite, self.keep, *foreign])
         return f"{self.name}-{hashlib.sha256(request.encode()).hexdigest()[:8]}"
 
 
@@ -105,7 +111,7 @@ def obtain(packages: Packages, *, update: bool = False) -> Tree:
     with locked(trees / f"{packages.key}.lock", f"the download of {packages.name}"):
         if not update and (tree := _recorded(record)):
             return tree
-        root = _AptRoot(packages.suite)
+        root = _AptRoot(packages.suite, packages.architecture)
         debs = [deb for deb in root.resolve(packages.wanted) if re.match(packages.keep, deb.name)]
         versions = {deb.name: deb.version for deb in debs}
         digest = hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()
@@ -135,7 +141,7 @@ def obtain_file(package: str, suite: str, member: str) -> bytes:
     trees = cache_dir() / "trees"
     trees.mkdir(parents=True, exist_ok=True)
     host.require(host.programs(), host.cache(), host.room(_WORKING_ROOM))
-    root = _AptRoot(suite)
+    root = _AptRoot(suite, HOST_ARCHITECTURE)
     debs = [deb for deb in root.resolve((package,)) if deb.name == package]
     if not debs:
         raise VmError(f"Debian {suite} has no package {package}")
@@ -226,11 +232,15 @@ class _Deb:
 
 
 class _AptRoot:
-    """A private apt root for one suite, with an empty package database, so that dependencies come along in full."""
+    """A private apt root for one suite and architecture.
 
-    def __init__(self, suite: str) -> None:
+    Its package database is empty, so that dependencies come along in full.
+    """
+
+    def __init__(self, suite: str, architecture: str) -> None:
         self.suite = suite
-        self.path = cache_dir() / "apt" / suite
+        self.architecture = architecture
+        self.path = cache_dir() / "apt" / (suite if architecture == HOST_ARCHITECTURE else f"{suite}-{architecture}")
         self.config = self.path / "apt.conf"
         (self.path / "state/lists/partial").mkdir(parents=True, exist_ok=True)
         (self.path / "cache/archives/partial").mkdir(parents=True, exist_ok=True)
@@ -249,8 +259,8 @@ class _AptRoot:
             Dir::Etc::sourceparts "/dev/null";
             Dir::Etc::preferences "/dev/null";
             Dir::Etc::preferencesparts "/dev/null";
-            APT::Architecture "amd64";
-            APT::Architectures {{ "amd64"; }};
+            APT::Architecture "{architecture}";
+            APT::Architectures {{ "{architecture}"; }};
             APT::Default-Release "{suite}";
             APT::Install-Recommends "false";
             APT::Sandbox::User "root";
@@ -266,7 +276,7 @@ class _AptRoot:
         """The packages to unpack for `wanted`, dependencies included, from a fresh index."""
         keyring = f"signed-by={KEYRING} " if KEYRING.exists() else ""
         sources = [
-            f"deb [{keyring}arch=amd64 target=Packages] {mirror()} {suite} main\n"
+            f"deb [{keyring}arch={self.architecture} target=Packages] {mirror()} {suite} main\n"
             for suite in dict.fromkeys((self.suite.removesuffix("-backports"), self.suite))
         ]
         with locked(self.path / "lock", f"its use of the package index of {self.suite}"):

@@ -13,23 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from nicmodel.cache import cache_dir
+from nicmodel.vm.arch import AMD64, Arch
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.host import program
 from nicmodel.vm.image import Image
-from nicmodel.vm.packages import Packages, obtain, write_whole
+from nicmodel.vm.packages import obtain, write_whole
 from nicmodel.vm.progress import step
 
-QEMU = Packages("qemu", ("qemu-system-x86",), suite="trixie-backports")
-"""The first Debian packages of QEMU with `vfio-user-pci` (QEMU 10.1)."""
 
-TOO_OLD = (
-    "This host has no QEMU with vfio-user-pci, which is 10.1 or later; Debian 12's and 13's are older. On Debian 13 the"
-    " backports have one:\n"
-    "  apt install -t trixie-backports qemu-system-x86\n"
-    "or have one unpacked, with nothing installed, on any Debian:\n"
-    '  eval "$(nicmodel vm --prepare)"; export QEMU'
-)
-"""What to do where `system_qemu` finds none."""
+def too_old(arch: Arch) -> str:
+    """What to do where `system_qemu` finds none."""
+    option = "" if arch.is_hosts else f" --arch {arch.name}"
+    return (
+        "This host has no QEMU with vfio-user-pci, which is 10.1 or later; Debian 12's and 13's are older. On Debian 13"
+        " the backports have one:\n"
+        f"  apt install -t trixie-backports {arch.qemu}\n"
+        "or have one unpacked, with nothing installed, on any Debian:\n"
+        f'  eval "$(nicmodel vm{option} --prepare)"; export QEMU'
+    )
+
 
 KVM_TRIAL_SECONDS = 20
 
@@ -55,42 +57,43 @@ class Qemu:
 
 
 @cache
-def find_qemu() -> Qemu:
+def find_qemu(arch: Arch = AMD64) -> Qemu:
     """$NICMODEL_QEMU, else the system's qemu-system-x86_64 if it has `vfio-user-pci`, else one from Debian's packages.
+
+    For another architecture, the environment's variable and the program are other ones.
 
     Raises:
         VmError: $NICMODEL_QEMU has no `vfio-user-pci`, or the packages cannot be had.
     """
-    return system_qemu() or unpacked_qemu()
+    return system_qemu(arch) or unpacked_qemu(arch)
 
 
-def system_qemu() -> Qemu | None:
+def system_qemu(arch: Arch = AMD64) -> Qemu | None:
     """$NICMODEL_QEMU, else the system's QEMU if it has `vfio-user-pci`.
 
     Raises:
         VmError: $NICMODEL_QEMU has no `vfio-user-pci`.
     """
-    if named := os.environ.get("NICMODEL_QEMU"):
+    if named := os.environ.get(arch.qemu_variable):
         if qemu := _usable((named,)):
             return qemu
         raise VmError(
-            f"{named} (NICMODEL_QEMU) does not run, or has no device vfio-user-pci: QEMU 10.1 or later has it"
+            f"{named} ({arch.qemu_variable}) does not run, or has no device vfio-user-pci: QEMU 10.1 or later has it"
         )
-    system = shutil.which("qemu-system-x86_64")
+    system = shutil.which(arch.qemu_program)
     return _usable((system,)) if system else None
 
 
-def unpacked_qemu(*, update: bool = False) -> Qemu:
+def unpacked_qemu(arch: Arch = AMD64, *, update: bool = False) -> Qemu:
     """QEMU from the packages of Debian's trixie-backports, whatever release the host has."""
-    tree = obtain(QEMU, update=update)
+    packages = arch.qemu_packages
+    tree = obtain(packages, update=update)
     share = tree.path / "usr/share"
-    command = tree.command("usr/bin/qemu-system-x86_64", "-L", str(share / "qemu"), "-L", str(share / "seabios"))
+    command = tree.command(f"usr/bin/{arch.qemu_program}", "-L", str(share / "qemu"), "-L", str(share / "seabios"))
     modules = {"QEMU_MODULE_DIR": str(tree.path / "usr/lib/x86_64-linux-gnu/qemu")}
     if qemu := _usable(tuple(command), modules):
         return qemu
-    raise VmError(
-        f"QEMU {tree.versions['qemu-system-x86']} of {QEMU.suite} does not run on this host: {' '.join(command)}"
-    )
+    raise VmError(f"QEMU {tree.versions[arch.qemu]} of {packages.suite} does not run on this host: {' '.join(command)}")
 
 
 def _usable(command: tuple[str, ...], environment: Mapping[str, str] | None = None) -> Qemu | None:
@@ -113,8 +116,11 @@ def acceleration(qemu: Qemu, image: Image) -> str:
     may have properties, as QEMU's option -accel: "tcg,thread=single".
 
     A /dev/kvm that opens is no proof: on some (nested) hosts it cannot run an unmodified kernel. So one is started,
-    once per boot of the host and QEMU version.
+    once per boot of the host and QEMU version. It runs only guests of the host's own architecture.
     """
+    if not image.arch.is_hosts:
+        wanted = os.environ.get("NICMODEL_ACCEL", "tcg")
+        return wanted if kind_of(wanted) == "tcg" else "tcg"
     if named := os.environ.get("NICMODEL_ACCEL"):
         return named
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):

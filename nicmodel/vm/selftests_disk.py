@@ -4,15 +4,16 @@ import hashlib
 import os
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from nicmodel.cache import cache_dir
 from nicmodel.vm.compiler import link_tree
 from nicmodel.vm.image import (
     MODULES,
-    USERLAND,
     copy_modules,
     mark_used,
+    userland,
     walk,
     write_cpio,
 )
@@ -34,7 +35,7 @@ SELFTEST_MODULES = (
 )
 """Modules that the tests load, besides those of every guest (drivers/net/config, drivers/net/hw/config)."""
 
-RUNTIME = re.compile(r"usr/s?bin/(bpf|ethtool)|usr/lib/x86_64-linux-gnu/lib(?!clang-cpp)[^/]+\.so")
+RUNTIME = re.compile(r"usr/s?bin/(bpf|ethtool)|usr/lib/[^/]+-linux-gnu/lib(?!clang-cpp)[^/]+\.so")
 """What the packages have for running bpftool, bpftrace and ethtool. clang has done its work already."""
 
 
@@ -45,9 +46,9 @@ def build_disk(kernel: Kernel, tree: Path | None = None) -> Path:
         kernel: The kernel.
         tree: The source of a kernel that the selftests are taken of; None: that of the package.
     """
-    selftests, userland = build_selftests(tree), obtain(USERLAND)
-    tools = (obtain(BPF_TOOLS), obtain(NEWER_TOOLS))
-    trees = (selftests.parent.name, kernel.id, userland.id, *(tool.id for tool in tools))
+    selftests, programs = build_selftests(tree, kernel.arch), obtain(userland(kernel.arch))
+    tools = [obtain(replace(tools, architecture=kernel.arch.name)) for tools in (BPF_TOOLS, NEWER_TOOLS)]
+    trees = (selftests.parent.name, kernel.id, programs.id, *(tool.id for tool in tools))
     identity = repr(trees).encode() + Path(__file__).read_bytes()
     folder = cache_dir() / "images"
     disk = folder / f"{kernel.release}-{hashlib.sha256(identity).hexdigest()[:12]}.selftests"
@@ -64,7 +65,7 @@ def build_disk(kernel: Kernel, tree: Path | None = None) -> Path:
                         if file.source and RUNTIME.match(file.name):
                             (root / file.name).parent.mkdir(parents=True, exist_ok=True)
                             os.link(file.source, root / file.name, follow_symlinks=False)
-                copy_modules(kernel, userland, root, (*MODULES, *SELFTEST_MODULES))
+                copy_modules(kernel, root, (*MODULES, *SELFTEST_MODULES))
                 unfinished = disk.with_suffix(".unfinished")
                 with unfinished.open("wb") as archive:
                     write_cpio(archive, walk(root))

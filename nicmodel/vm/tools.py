@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nicmodel.cache import cache_dir
 from nicmodel.vm import host
-from nicmodel.vm.compiler import COMPILER, enter, link_tree
+from nicmodel.vm.arch import AMD64, Arch
+from nicmodel.vm.compiler import COMPILER, cross_compiler, enter, link_tree, tool_prefix
 from nicmodel.vm.driver import Driver
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest
@@ -41,17 +43,17 @@ GUEST_TOOLS = ("devmem_receiver", "devmem_sender", "xdp_program", "xdp_socket", 
 MODULE = "bar_dmabuf"
 
 
-def build_guest_tools() -> Path:
+def build_guest_tools(arch: Arch = AMD64) -> Path:
     """Folder of the programs compiled from `guest/`, one for each of `GUEST_TOOLS`. They are linked statically."""
     sources = sorted([*GUEST_FILES.glob("*.c"), *GUEST_FILES.rglob("*.h")])
     content = b"".join(source.read_bytes() for source in sources)
     shared = " ".join(source.name for source in sources if source.suffix == ".c" and source.stem not in GUEST_TOOLS)
     script = "".join(
-        f"gcc -std=gnu11 -O2 -Wall -Wextra -Werror -static -o /out/{tool} {tool}.c {shared}\n" for tool in GUEST_TOOLS
+        f"{tool_prefix(arch)}gcc -std=gnu11 -O2 -Wall -Wextra -Werror -static -o /out/{tool} {tool}.c {shared}\n"
+        for tool in GUEST_TOOLS
     )
-    return _build(
-        "guest-tools", content, {source: f"build/{source.relative_to(GUEST_FILES)}" for source in sources}, script
-    )
+    places = {source: f"build/{source.relative_to(GUEST_FILES)}" for source in sources}
+    return _build("guest-tools", content, places, script, arch)
 
 
 def build_qemu_plugin(source: Path, api: int) -> Path:
@@ -76,28 +78,40 @@ def check_guest_module(kernel: Kernel) -> None:
     """Say before a guest has booted that there can be no module of `guest/module` for its kernel.
 
     Raises:
-        VmError: The kernel is not Debian's.
+        VmError: The kernel is not Debian's, or for another architecture than this host's.
     """
+    if not kernel.arch.is_hosts:
+        raise VmError(
+            f"{MODULE}, the driver of accelerators, is built for {AMD64.name} only, and this guest is"
+            f" {kernel.arch.name}: --device-memory gives memory as a NUMA node"
+        )
     if not isinstance(kernel.headers, Packages):
         raise VmError(f"{MODULE}, the driver of accelerators, is built for Debian's kernels only: choose one")
 
 
-def build_ncdevmem() -> Path:
+def build_ncdevmem(arch: Arch = AMD64) -> Path:
     """The kernel's own devmem test program, unmodified: tools/testing/selftests/drivers/net/hw/ncdevmem.c."""
     source = kernel_source()
     script = (
         "cd tools/testing/selftests/drivers/net/hw\n"
         # The interfaces' headers come with the compiler's tree: TARGETS and KHDR_INCLUDES ask for no others.
-        "make OUTPUT=/out CC=gcc TARGETS= KHDR_INCLUDES= /out/ncdevmem\n"
+        f"make OUTPUT=/out {_make_tools(arch)} TARGETS= KHDR_INCLUDES= /out/ncdevmem\n"
     )
-    return _build("ncdevmem", source.name.encode(), {source: "build"}, script) / "ncdevmem"
+    return _build("ncdevmem", source.name.encode(), {source: "build"}, script, arch) / "ncdevmem"
 
 
-def build_selftests(tree: Path | None = None) -> Path:
+def _make_tools(arch: Arch) -> str:
+    """The compiler for make; libynl is an archive, for which the architecture's own ar makes the index."""
+    prefix = tool_prefix(arch)
+    return f"CC={prefix}gcc" + (f" AR={prefix}ar" if prefix else "")
+
+
+def build_selftests(tree: Path | None = None, arch: Arch = AMD64) -> Path:
     """The kernel's network driver selftests, built and installed as drivers/net/README.rst says.
 
     Args:
         tree: A kernel's source of the user's own, which is not written to; None: that of the default kernel's package.
+        arch: The guest's architecture.
 
     The folder has `drivers/net`, `drivers/net/hw` and `net/lib` of tools/testing/selftests as their Makefile installs
     them: scripts, C programs (`drivers/net/hw/iou-zcrx`, `drivers/net/hw/ncdevmem` …), BPF objects (`net/lib/*.bpf.o`,
@@ -107,12 +121,12 @@ def build_selftests(tree: Path | None = None) -> Path:
     Raises:
         VmError: `tree` is no kernel's source, or its tests do not compile.
     """
-    bpf_tools, newer_tools = obtain(BPF_TOOLS), obtain(NEWER_TOOLS)
+    bpf_tools, newer_tools = obtain(BPF_TOOLS), obtain(replace(NEWER_TOOLS, architecture=arch.name))
     script = (
         "ln -s mawk /usr/bin/awk\n"  # as mawk's installation would
         # HAS_IOURING_ZCRX: the Makefile finds out by a command that only bash understands.
         'make -s -C tools/testing/selftests TARGETS="drivers/net drivers/net/hw" FORCE_TARGETS=1 KHDR_INCLUDES='
-        " CC=gcc CLANG=clang-19 HAS_IOURING_ZCRX=y INSTALL_PATH=/out/selftests install\n"
+        f" {_make_tools(arch)} CLANG=clang-19 HAS_IOURING_ZCRX=y INSTALL_PATH=/out/selftests install\n"
     )
     tools = {bpf_tools.path: ".", newer_tools.path: "."}
     if tree:
@@ -123,10 +137,10 @@ def build_selftests(tree: Path | None = None) -> Path:
         known = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
         identity = "\0".join([known, bpf_tools.id, newer_tools.id]).encode()
         places = {file: f"build/{file.relative_to(tree)}" for file in files}
-        return _build("selftests", identity, places | tools, script) / "selftests"
+        return _build("selftests", identity, places | tools, script, arch) / "selftests"
     source = kernel_source()
     identity = "\0".join([source.name, bpf_tools.id, newer_tools.id]).encode()
-    return _build("selftests", identity, {source: "build", **tools}, script) / "selftests"
+    return _build("selftests", identity, {source: "build", **tools}, script, arch) / "selftests"
 
 
 def source_release(tree: Path) -> str:
@@ -175,10 +189,10 @@ def _is_object(file: Path) -> bool:
 
 def install_guest_tools(guest: Guest) -> None:
     """Put the programs of `guest/`, and ncdevmem, where the guest's shell finds them."""
-    folder = build_guest_tools()
+    folder = build_guest_tools(guest.kernel.arch)
     for tool in GUEST_TOOLS:
         guest.put(folder / tool, f"/usr/local/bin/{tool}")
-    guest.put(build_ncdevmem(), "/usr/local/bin/ncdevmem")
+    guest.put(build_ncdevmem(guest.kernel.arch), "/usr/local/bin/ncdevmem")
 
 
 def install_guest_module(guest: Guest) -> None:
@@ -258,7 +272,7 @@ def check_host() -> None:
         host.require(host.programs(), host.cache(), host.room(), host.building())
 
 
-def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) -> Path:
+def _build(name: str, identity: bytes, sources: dict[Path, str], script: str, arch: Arch = AMD64) -> Path:
     """Run `script` in the compiler's tree, in /build; what it leaves in /out is the result, cached.
 
     Args:
@@ -266,9 +280,11 @@ def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) ->
         identity: Stands for the content of the sources.
         sources: Files and folders of the host's and where they go in the tree, read only.
         script: For /bin/sh; ends at the first failure. What counts in /out are programs and folders.
+        arch: That of the products.
     """
-    compiler = obtain(COMPILER)
-    key = hashlib.sha256(b"\0".join([compiler.id.encode(), identity, script.encode()])).hexdigest()[:12]
+    compilers = [obtain(COMPILER)] if arch.is_hosts else [obtain(COMPILER), obtain(cross_compiler(arch))]
+    ids = [compiler.id.encode() for compiler in compilers]
+    key = hashlib.sha256(b"\0".join([*ids, identity, script.encode()])).hexdigest()[:12]
     path = cache_dir() / "tools" / f"{name}-{key}"
     with locked(path.with_suffix(".lock"), f"the build of {name}"), building(path) as unfinished:
         if unfinished:
@@ -278,7 +294,8 @@ def _build(name: str, identity: bytes, sources: dict[Path, str], script: str) ->
             ):
                 root = Path(folder)
                 host.require(host.building())
-                link_tree(compiler.path, root)
+                for compiler in compilers:
+                    link_tree(compiler.path, root)
                 (root / "out").mkdir()
                 for source, target in sources.items():
                     link_tree(source, root / target)
