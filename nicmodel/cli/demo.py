@@ -77,14 +77,14 @@ def demo(amount: str, queues: int, kernel: KernelChoice, keep: bool) -> None:
     nbytes = parse_size(amount)
     check_host()
     console.print("[bold]Preparing[/bold] [dim](downloads and builds happen once)[/dim]")
-    with step("QEMU with vfio-user-pci"):
-        find_qemu()
     with step("kernel and guest image"):
         found = kernel.find()
         require(found, (*NIC, *DEVMEM))
         build_image(found)
+    with step("QEMU with vfio-user-pci"):
+        find_qemu(found.arch)
     with step("devmem receiver"):
-        tools = build_guest_tools()
+        tools = build_guest_tools(found.arch)
     outcome = _Outcome()
     with ExitStack() as stack:
         console.print("[bold]Running[/bold]")

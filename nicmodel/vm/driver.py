@@ -28,7 +28,7 @@ from nicmodel.vm import host
 from nicmodel.vm.compiler import COMPILER, enter, link_tree
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import Kernel, module_name
-from nicmodel.vm.packages import Packages, Tree, building, locked, obtain, write_whole
+from nicmodel.vm.packages import HOST_ARCHITECTURE, Packages, Tree, building, locked, obtain, write_whole
 from nicmodel.vm.progress import step
 from nicmodel.vm.qemu import spawn
 
@@ -90,6 +90,11 @@ class Driver:
             raise VmError(
                 f"{folder} has neither Makefile nor Kbuild: give the folder whose Makefile says 'obj-m += NAME.o', or"
                 " 'obj-$(CONFIG_NAME) += NAME.o' as in the kernel's own drivers"
+            )
+        if not kernel.arch.is_hosts:
+            raise VmError(
+                f"modules are compiled for {HOST_ARCHITECTURE} only, and the kernel {kernel.name} is for"
+                f" {kernel.arch.name}: compile yours by a cross compiler, and load it by 'nicmodel vm --module FILE'"
             )
         self._variables = dict(variables or {})
         self._compiler: Tree | None = None

@@ -132,7 +132,7 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH, kernel: Ker
     require(found, (*NIC, *DEVMEM))
     if accelerator == SWITCH:
         check_guest_module(found)
-    tools = build_guest_tools()
+    tools = build_guest_tools(found.arch)
     namespace = namespace_for_taps()
     if namespace is not None:
         stack.enter_context(namespace)

@@ -33,9 +33,8 @@ ACCELERATORS = {
     "two-nics": "accelerator.args",
     "switch": "pcie-switch-accelerator.args",
     "iommu": "accelerator.args",
-    "virt": "accelerator.args",
 }
-"""What each of a machine's accelerators adds to its layout."""
+"""What each of a machine's accelerators adds to its layout; the guest's module for them is for amd64 only."""
 
 LIBVIRT = "libvirt.xml"
 """A domain of libvirt's, with the same variables."""
@@ -90,13 +89,15 @@ def arguments(
         accelerators: The accelerators: for each, the lines of the file in `ACCELERATORS`.
 
     Raises:
-        VmError: There is no such layout, or it wants another number of NICs.
+        VmError: There is no such layout, it wants another number of NICs, or it has no accelerators.
     """
     try:
         text = (FOLDER / LAYOUTS[layout]).read_text("utf-8")
     except KeyError:
         nearest = did_you_mean(layout, LAYOUTS)
         raise VmError(f"no layout '{layout}': say one of {', '.join(LAYOUTS)}{nearest}") from None
+    if accelerators and layout not in ACCELERATORS:
+        raise VmError(f"layout '{layout}' has no accelerators: --device-memory gives memory as a NUMA node")
     sockets = {f"SOCKET{n}": str(nic.socket) for n, nic in enumerate(nics)}
     wanted = set(re.findall(r"\$\{(SOCKET\d+)\}", text))
     if wanted and wanted != set(sockets):

@@ -25,6 +25,7 @@ from nicmodel.vm.coverage.live import LiveFile, is_live
 from nicmodel.vm.coverage.module import Module
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import Kernel, module_name
+from nicmodel.vm.packages import HOST_ARCHITECTURE
 from nicmodel.vm.qemu import Qemu
 
 
@@ -84,8 +85,10 @@ class Recorder:
             What to add to QEMU's arguments.
 
         Raises:
-            VmError: a module is not there, or this QEMU takes no plugins.
+            VmError: a module is not there, this QEMU takes no plugins, or the guest is of another architecture.
         """
+        if not kernel.arch.is_hosts:
+            raise VmError(f"coverage is told of {HOST_ARCHITECTURE} code only, and the guest is {kernel.arch.name}")
         modules = self._modules(kernel)
         for module, _ in modules:
             files.keep(module)
