@@ -109,8 +109,9 @@ def selftests(
     """
     recipe = Recipe.read()
     if tree:
-        source_release(tree)
-        recipe = recipe.of_tree(build_selftests(tree))
+        arch = kernel.find().arch
+        source_release(tree, arch)
+        recipe = recipe.of_tree(build_selftests(tree, arch))
     programs = [program for program in recipe.chosen(names) if not (quick and program.slow)]
     if only_list:
         _list(recipe)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nicmodel.cache import cache_dir
 from nicmodel.vm import host
-from nicmodel.vm.arch import AMD64, Arch
+from nicmodel.vm.arch import AMD64, ARCHES, Arch
 from nicmodel.vm.compiler import COMPILER, cross_compiler, enter, link_tree, tool_prefix
 from nicmodel.vm.driver import Driver
 from nicmodel.vm.errors import VmError
@@ -91,7 +91,7 @@ def check_guest_module(kernel: Kernel) -> None:
 
 def build_ncdevmem(arch: Arch = AMD64) -> Path:
     """The kernel's own devmem test program, unmodified: tools/testing/selftests/drivers/net/hw/ncdevmem.c."""
-    source = kernel_source()
+    source = kernel_source(arch)
     script = (
         "cd tools/testing/selftests/drivers/net/hw\n"
         # The interfaces' headers come with the compiler's tree: TARGETS and KHDR_INCLUDES ask for no others.
@@ -101,7 +101,7 @@ def build_ncdevmem(arch: Arch = AMD64) -> Path:
 
 
 def _make_tools(arch: Arch) -> str:
-    """The compiler for make; libynl is an archive, for which the architecture's own ar makes the index."""
+    """The compiler for make. libynl is an archive, for which the architecture's own ar makes the index."""
     prefix = tool_prefix(arch)
     return f"CC={prefix}gcc" + (f" AR={prefix}ar" if prefix else "")
 
@@ -130,21 +130,30 @@ def build_selftests(tree: Path | None = None, arch: Arch = AMD64) -> Path:
     )
     tools = {bpf_tools.path: ".", newer_tools.path: "."}
     if tree:
-        source_release(tree)
-        files = list(_source_files(tree))
+        source_release(tree, arch)
+        files = list(_source_files(tree, arch))
         # As with modules of a kernel of one's own, sizes and times stand for the content.
         stats = [(str(file.relative_to(tree)), file.stat(follow_symlinks=False)) for file in files]
         known = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
         identity = "\0".join([known, bpf_tools.id, newer_tools.id]).encode()
         places = {file: f"build/{file.relative_to(tree)}" for file in files}
         return _build("selftests", identity, places | tools, script, arch) / "selftests"
-    source = kernel_source()
+    source = kernel_source(arch)
     identity = "\0".join([source.name, bpf_tools.id, newer_tools.id]).encode()
     return _build("selftests", identity, {source: "build", **tools}, script, arch) / "selftests"
 
 
-def source_release(tree: Path) -> str:
+def _source_parts(arch: Arch) -> tuple[str, ...]:
+    """`SOURCE_PARTS`, and what programs for another architecture are built from besides."""
+    return SOURCE_PARTS if arch.is_hosts else (*SOURCE_PARTS, f"arch/{arch.source}")
+
+
+def source_release(tree: Path, arch: Arch = AMD64) -> str:
     """The release of a kernel's source, such as "7.3".
+
+    Args:
+        tree: Where it is.
+        arch: What is to be built of it is for this architecture.
 
     Raises:
         VmError: It is no kernel's source.
@@ -154,7 +163,9 @@ def source_release(tree: Path) -> str:
     except OSError:
         makefile = ""
     numbers = [re.search(rf"^{name} = (\d+)$", makefile, re.MULTILINE) for name in ("VERSION", "PATCHLEVEL")]
-    missing = [part for part in (*SOURCE_PARTS, "tools/testing/selftests/drivers/net") if not (tree / part).exists()]
+    missing = [
+        part for part in (*_source_parts(arch), "tools/testing/selftests/drivers/net") if not (tree / part).exists()
+    ]
     if missing or not all(numbers):
         lacks = missing[0] if missing else "a VERSION in its Makefile"
         raise VmError(
@@ -164,13 +175,16 @@ def source_release(tree: Path) -> str:
 
 
 #: What `make` has left in a tree: the compiler's tree has other headers, and nothing of the host's runs in the guest.
-_GENERATED = ("include/generated", "include/config", "arch/x86/include/generated")
+_GENERATED = (
+    *("include/generated", "include/config"),
+    *(f"arch/{arch.source}/include/generated" for arch in ARCHES.values()),
+)
 _OBJECTS = (b"\x7fELF", b"!<ar")
 
 
-def _source_files(tree: Path) -> Iterator[Path]:
-    """The files of `SOURCE_PARTS`, in order, without what has been built in the tree."""
-    for part in SOURCE_PARTS:
+def _source_files(tree: Path, arch: Arch = AMD64) -> Iterator[Path]:
+    """The files of the parts that are needed, in order, without what has been built in the tree."""
+    for part in _source_parts(arch):
         if (tree / part).is_file():
             yield tree / part
         for folder, folders, names in os.walk(tree / part):
@@ -201,9 +215,9 @@ def install_guest_module(guest: Guest) -> None:
     guest.run(f"insmod /root/{MODULE}.ko")
 
 
-def kernel_source() -> Path:
+def kernel_source(arch: Arch = AMD64) -> Path:
     """The parts of the default kernel's source that its user-space tools and selftests are built from."""
-    return _parts_of_source("", SOURCE_PARTS)
+    return _parts_of_source("" if arch.is_hosts else f"-{arch.name}", _source_parts(arch))
 
 
 def driver_source(folder: str) -> Path:

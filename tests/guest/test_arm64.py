@@ -111,9 +111,8 @@ def test_devmem(pair: tuple[Kernel, Guest, NicServer]) -> None:
     # The same, by the kernel's own program.
     process = guest.start(f"ncdevmem -s {LINK0.address} -f eth0 -l -L -p {PORT} -v 7 -t {QUEUE} -q 1")
     guest.run(f"until ss -ltn | grep -q :{PORT}; do sleep 0.1; done", timeout=120)
-    sender = (
-        f"import socket as s; s.create_connection(('{LINK0.address}', {PORT})).sendall({NCDEVMEM_PATTERN!r} * 100_000)"
-    )
+    connection = f"socket.create_connection(('{LINK0.address}', {PORT}))"
+    sender = f"import socket; {connection}.sendall({NCDEVMEM_PATTERN!r} * 100_000)"
     guest.run(["ip", "netns", "exec", "peer", "python3", "-c", sender], timeout=120)
     result = process.wait(60)
     assert result.status == 0, result.stdout + result.stderr
@@ -143,8 +142,8 @@ def test_formats(profile: str) -> None:
 def test_the_first_nics_are_of_no_use_to_a_kernel_with_larger_pages() -> None:
     """A fault of the driver's, which the checker shows.
 
-    A NIC of revision 0 is told in pages of 4 KiB where the admin queue is, but the driver divides the address by its own
-    page size (gve_adminq.c, gve_adminq_alloc).
+    A NIC of revision 0 is told in pages of 4 KiB where the admin queue is, but the driver divides the address by its
+    own page size (gve_adminq.c, gve_adminq_alloc).
     """
     words = ["--wire", "none", "--check", "--profile", "legacy"]
     with NicServer(words) as server, Guest(config_of(LARGE, server)) as guest:
