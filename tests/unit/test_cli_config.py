@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nicmodel.cli.config import config
-from nicmodel.vm.layout import LAYOUTS
+from nicmodel.vm.layout import ACCELERATORS, LAYOUTS
 from nicmodel.vm.qemu import Qemu
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
@@ -23,7 +23,7 @@ _ODD = """/tmp/it's a "socket" <&>\\.sock"""
 @pytest.fixture(autouse=True)
 def a_host_with_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QEMU", raising=False)
-    monkeypatch.setattr("nicmodel.cli.config.system_qemu", lambda: Qemu(("qemu-system-x86_64",), "11"))
+    monkeypatch.setattr("nicmodel.cli.config.system_qemu", lambda arch: Qemu((arch.qemu_program,), "11"))
 
 
 def invoke(*words: str) -> Result:
@@ -40,6 +40,11 @@ def words_of(command: str) -> list[str]:
     return shlex.split(command.replace("\\\n", ""))
 
 
+def words_line(name: str) -> str:
+    """The command of a machine as one line."""
+    return " ".join(words_of(printed(name)))
+
+
 def test_the_list_names_every_configuration() -> None:
     names = {line.split()[0] for line in printed().splitlines() if line and not line[0].isspace()}
     assert {*LAYOUTS, "libvirt", "nicmodel@.socket", "nicmodel@.service"} <= names
@@ -47,12 +52,20 @@ def test_the_list_names_every_configuration() -> None:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_machine_is_a_command_with_nothing_left_to_fill_in(name: str) -> None:
-    said = printed(name, "--memory", "4G", "--vcpus", "3", "--accelerator", "hbm=16M", "--", "-drive", "file=a b")
+    accelerator = ["--accelerator", "hbm=16M"] if name in ACCELERATORS else []
+    said = printed(name, "--memory", "4G", "--vcpus", "3", *accelerator, "--", "-drive", "file=a b")
     words = words_of(said)
-    assert "$" not in said and words[0] == "qemu-system-x86_64"
+    assert "$" not in said
+    assert words[0] == ("qemu-system-aarch64" if name == "virt" else "qemu-system-x86_64")
     assert words[-2:] == ["-drive", "file=a b"] and "-kernel" not in words
     assert words[words.index("-m") + 1] == "4G" and words[words.index("-smp") + 1] == "3"
-    assert "memory-backend-file,id=hbm,mem-path=/dev/shm/hbm,size=16777216,share=on" in words
+    backend = "memory-backend-file,id=hbm,mem-path=/dev/shm/hbm,size=16777216,share=on"
+    assert (backend in words) == bool(accelerator)
+
+
+def test_a_machine_of_another_architecture_has_no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: True)
+    assert "-accel kvm " in words_line("q35") and "-accel tcg " in words_line("virt")
 
 
 def test_a_kernel_is_booted_if_it_is_named() -> None:
@@ -120,7 +133,7 @@ def test_what_is_refused(words: list[str], complaint: str) -> None:
 
 def test_a_host_without_such_a_qemu_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Debian 13's QEMU, 10.0, has no vfio-user-pci."""
-    monkeypatch.setattr("nicmodel.cli.config.system_qemu", lambda: None)
+    monkeypatch.setattr("nicmodel.cli.config.system_qemu", lambda arch: None)
     result = invoke("q35")
     assert result.exit_code == 0
     assert "trixie-backports" in result.output and "nicmodel vm --prepare" in result.output

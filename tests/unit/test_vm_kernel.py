@@ -17,10 +17,22 @@ from pathlib import Path
 import pytest
 
 from nicmodel.vm import image, kernel
+from nicmodel.vm.arch import AMD64, ARM64
 from nicmodel.vm.bzimage import BzImage
+from nicmodel.vm.driver import Driver
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.kernel import BZIMAGE, DEFAULT_KERNEL, KERNELS, DebianKernel, Kernel, OwnKernel, kernel_named
-from nicmodel.vm.needs import DEVMEM, GUEST, NIC, NODE, SHARE, Need, lacking, require, unknown
+from nicmodel.vm.kernel import (
+    BZIMAGE,
+    DEFAULT_KERNEL,
+    KERNELS,
+    DebianKernel,
+    Kernel,
+    OwnKernel,
+    for_arch,
+    kernel_named,
+)
+from nicmodel.vm.needs import DEVMEM, GUEST, MACHINE, NIC, NODE, SHARE, Need, lacking, require, unknown
+from nicmodel.vm.tools import check_guest_module
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -29,7 +41,8 @@ else:
 
 RELEASE = "7.3.0-rc2-00012-gdeadbeef-dirty"
 BANNER = f"{RELEASE} (me@host) #7 SMP PREEMPT_DYNAMIC Mon Jan  5 10:00:00 UTC 2026"
-WHOLE = "".join(f"CONFIG_{need.option}=y\n" for need in (*GUEST, *NIC, *SHARE)) + "CONFIG_X86_64=y\n"
+BANNER_ARM64 = f"Linux version {BANNER}".encode()
+WHOLE = "".join(f"CONFIG_{need.option}=y\n" for need in (*GUEST, *MACHINE[AMD64], *NIC, *SHARE)) + "CONFIG_X86_64=y\n"
 
 
 def bzimage(banner: str = BANNER, payload: bytes = b"", **fields: int) -> bytes:
@@ -87,10 +100,9 @@ class TestImages:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            (b"", "is no kernel image for x86: give a vmlinuz"),
-            (b"hello", "is no kernel image for x86: give a vmlinuz"),
-            (bzimage()[:0x240], "is no kernel image for x86: give a vmlinuz"),
-            (b"MZ" + bytes(0x36) + b"ARM\x64", "but an image for arm64"),
+            (b"", "is no kernel image for x86 or arm64: give a vmlinuz"),
+            (b"hello", "is no kernel image for x86 or arm64: give a vmlinuz"),
+            (bzimage()[:0x240], "is no kernel image for x86 or arm64: give a vmlinuz"),
             (b"MZ" + bytes(0x36) + b"RSC\x05", "but an image for RISC-V"),
             (b"MZ\0\0zimg" + bytes(99), "but an image for another architecture"),
             (b"MZ" + bytes(999), "such as a unified kernel image"),
@@ -141,6 +153,78 @@ class TestImages:
         assert BzImage.read(write(tmp_path / "bzImage", bzimage(payload=payload))).configuration() is None
 
 
+def arm64_image(banner: bytes = BANNER_ARM64, config: str = "") -> bytes:
+    """An arm64 kernel by its boot protocol (Documentation/arch/arm64/booting.rst)."""
+    built_in = b"IKCFG_ST" + gzip.compress(config.encode()) + b"IKCFG_ED" if config else b""
+    return b"MZ" + bytes(0x36) + b"ARM\x64" + bytes(99) + banner + built_in
+
+
+class TestArm64:
+    @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["Image", "Image.gz"])
+    def test_an_image(self, tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+        found = OwnKernel(write(tmp_path / "Image", pack(arm64_image(config="CONFIG_GVE=m\n")))).find()
+        assert (found.release, found.arch, found.config) == (RELEASE, ARM64, {"GVE": "m"})
+
+    def test_no_configuration(self, tmp_path: Path) -> None:
+        assert OwnKernel(write(tmp_path / "Image", arm64_image())).find().config is None
+
+    def test_without_a_greeting(self, tmp_path: Path) -> None:
+        with pytest.raises(VmError, match="does not tell its kernel's release"):
+            OwnKernel(write(tmp_path / "Image", arm64_image(b"Linux version ?"))).find()
+
+    def test_a_tree(self, tmp_path: Path) -> None:
+        tree = built_tree(tmp_path, "CONFIG_ARM64=y\nCONFIG_GVE=y\n")
+        with pytest.raises(VmError, match="is not built"):
+            (tree / BZIMAGE).unlink()
+            OwnKernel(tree).find()
+        image = write(tree / "arch/arm64/boot/Image", arm64_image())
+        for path in (tree, image):
+            found = OwnKernel(path).find()
+            assert (found.image, found.arch, found.headers) == (image, ARM64, tree)
+
+    def test_what_is_of_another_architecture_than_asked_for(self, tmp_path: Path) -> None:
+        file = write(tmp_path / "bzImage", bzimage())
+        with pytest.raises(VmError, match="bzImage is for amd64, and the guest is to be arm64"):
+            kernel_named(str(file), arch=ARM64).find()
+        with pytest.raises(VmError, match="'linux-image-arm64-16k' is for arm64, and the guest is to be amd64"):
+            kernel_named("linux-image-arm64-16k", arch=AMD64)
+
+    def test_debians_tell_it_by_their_names(self) -> None:
+        for name, arch in {
+            "linux-image-cloud-arm64": ARM64,
+            "linux-image-7.3.4+deb13-arm64-16k": ARM64,
+            "linux-image-7.3.4+deb13-cloud-amd64": AMD64,
+            "linux-image-rt-amd64": AMD64,
+        }.items():
+            kernel = kernel_named(name)
+            assert isinstance(kernel, DebianKernel)
+            assert (kernel.arch, kernel.packages.architecture) == (arch, arch.name)
+
+    def test_a_suites_is_another_package(self) -> None:
+        kernel = kernel_named("trixie", arch=ARM64)
+        assert isinstance(kernel, DebianKernel)
+        assert (kernel.package, kernel.suite) == ("linux-image-cloud-arm64", "trixie")
+        assert for_arch(kernel, AMD64) == KERNELS["trixie"]
+        assert for_arch(kernel, None) is kernel
+
+    def test_what_its_machine_needs(self, tmp_path: Path) -> None:
+        text = "".join(f"CONFIG_{need.option}=y\n" for need in (*GUEST, *MACHINE[AMD64]))
+        found = OwnKernel(write(tmp_path / "Image", arm64_image(config=text))).find()
+        assert lacking(found, GUEST) == []
+        assert [words.split()[0] for words in lacking(found, MACHINE[ARM64])] == [
+            "CONFIG_SERIAL_AMBA_PL011_CONSOLE",
+            "CONFIG_PCI_HOST_GENERIC",
+        ]
+
+    def test_its_modules_are_not_compiled_here(self, tmp_path: Path) -> None:
+        kernel = OwnKernel(write(tmp_path / "Image", arm64_image())).find()
+        write(tmp_path / "driver/Makefile", "obj-m += x.o\n")
+        with pytest.raises(VmError, match=r"compiled for amd64 only, and the kernel .*/Image is for arm64"):
+            Driver(tmp_path / "driver", kernel)
+        with pytest.raises(VmError, match="is built for amd64 only, and this guest is arm64: --device-memory"):
+            check_guest_module(kernel)
+
+
 class TestTrees:
     def test_as_make_leaves_it(self, tmp_path: Path) -> None:
         tree = built_tree(tmp_path / "linux")
@@ -184,8 +268,8 @@ class TestTrees:
             OwnKernel(tree).find()
 
     def test_another_architecture(self, tmp_path: Path) -> None:
-        with pytest.raises(VmError, match="is configured for another architecture: the guest is x86_64"):
-            OwnKernel(built_tree(tmp_path, "CONFIG_ARM64=y\n")).find()
+        with pytest.raises(VmError, match="is configured for another architecture: guests are amd64 or arm64"):
+            OwnKernel(built_tree(tmp_path, "CONFIG_RISCV=y\n")).find()
 
     def test_an_image_that_is_older_than_the_tree(self, tmp_path: Path) -> None:
         tree = built_tree(tmp_path)
@@ -347,7 +431,7 @@ class TestNeeds:
         text = (Path(__file__).parents[2] / "docs/guest.md").read_text()
         fragment = set(re.findall(r"^CONFIG_(\w+)=[ym]$", text, re.MULTILINE))
         brought = {"NET_DEVMEM"}
-        assert {need.option for need in (*GUEST, *NIC, *SHARE, *NODE, *DEVMEM)} - brought <= fragment
+        assert {need.option for need in (*GUEST, *MACHINE[AMD64], *NIC, *SHARE, *NODE, *DEVMEM)} - brought <= fragment
 
 
 class TestNames:
