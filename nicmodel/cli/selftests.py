@@ -20,7 +20,7 @@ from nicmodel.vm.coverage.recorder import recorded
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import KernelChoice, OwnKernel
 from nicmodel.vm.options import kernel_options, module_option
-from nicmodel.vm.selftests import Bench, Outcome, Program, Recipe
+from nicmodel.vm.selftests import Bench, Outcome, Program, Recipe, known_versions
 from nicmodel.vm.selftests_report import Comparison, Run, check_earlier, ci_json, compare, junit, ktap, reason
 from nicmodel.vm.tools import build_selftests, check_host, source_release
 
@@ -92,9 +92,10 @@ def selftests(
 
     What is expected is a file, nicmodel/vm/selftests.toml: how many cases a test has, and for each that does not
     pass, its outcome and the reason with its place in the driver's or the test's source. The exit status is 0 only if
-    every case ends as expected, none is missing and none is new. It is known for one version of Linux, Debian's, and
-    its own tests. Another kernel, or other tests, are compared with that, and the differences are told; they are no
-    error, as they may well be right. To be told by the exit status of what a change breaks, compare two runs.
+    every case ends as expected, none is missing and none is new. It is known of Debian's newest kernel, and what ends
+    otherwise on an older one (6.12: --kernel trixie) is in selftests-6.12.toml, for the same tests. Any other kernel,
+    or other tests, are compared with that, and the differences are told; they are no error, as they may well be right.
+    To be told by the exit status of what a change breaks, compare two runs.
 
     \b
     One test, its output in a folder:
@@ -107,9 +108,13 @@ def selftests(
       nicmodel selftests --kernel ~/src/linux --tree ~/src/linux \\
         --against before.json
     """
-    recipe = Recipe.read()
+    if only_list and not tree:
+        _list(Recipe.read())
+        return
+    found = kernel.find()
+    recipe = Recipe.read().of_kernel(found.release)
     if tree:
-        arch = kernel.find().arch
+        arch = found.arch
         source_release(tree, arch)
         recipe = recipe.of_tree(build_selftests(tree, arch))
     programs = [program for program in recipe.chosen(names) if not (quick and program.slow)]
@@ -145,11 +150,15 @@ def selftests(
         _compared(compare(run, earlier), against)
     elif tree or not recipe.is_known(version) or isinstance(kernel, OwnKernel):
         tests = f"tests of Linux {source_release(tree)}" if tree else "Debian's tests"
-        _differences(f"Linux {version}, {tests}", recipe.kernel, surprises, programs)
+        _tell_unknown(programs)
+        _differences(f"Linux {version}, {tests}", recipe.kernel, surprises)
     elif surprises:
+        _tell_unknown(programs)
         raise VmError("\n  ".join(["not as expected:", *surprises]))
     else:
-        console.print(f"All {sum(len(outcome.results) for outcome in outcomes)} cases are as expected.")
+        _tell_unknown(programs)
+        known = [len(outcome.results) for outcome in outcomes if outcome.program.cases is not None]
+        console.print(f"All {sum(known)} cases are as expected.")
 
 
 def _now() -> datetime:
@@ -189,12 +198,19 @@ def _compared(comparison: Comparison, path: Path) -> None:
     console.print(f"Nothing is worse than in {path}; {comparison.same} cases are the same.", markup=False)
 
 
-def _differences(what: str, known: str, surprises: Sequence[str], programs: Sequence[Program]) -> None:
-    """Tell how outcomes differ from those of the version that is known, which may be right for this one."""
-    unknown = [program.name for program in programs if program.cases is None]
-    console.print(f"{what}: outcomes are known for Debian's Linux {known} only, so differences are told, and no error.")
-    if unknown:
+def _tell_unknown(programs: Sequence[Program]) -> None:
+    """Of which programs nothing was expected."""
+    if unknown := [program.name for program in programs if program.cases is None]:
         console.print(f"Nothing is known of {', '.join(unknown)}.", markup=False)
+
+
+def _differences(what: str, known: str, surprises: Sequence[str]) -> None:
+    """Tell how outcomes differ from those of the version that is known, which may be right for this one."""
+    versions = " and ".join(known_versions())
+    console.print(
+        f"{what}: outcomes are known for Debian's Linux {versions} only, so differences from {known} are told, and no"
+        " error. To see what a change breaks, compare two runs: --json FILE, then --against FILE."
+    )
     if surprises:
         _print_list(f"different from {known}:", surprises)
     else:

@@ -31,7 +31,7 @@ UNPACK = "cd / && cpio -idu --quiet < /dev/vda"
 SELFTEST_MODULES = (
     *("netconsole", "configfs", "macsec", "sch_etf", "sch_multiq", "act_tunnel_key", "cls_fw"),
     *("ipip", "sit", "ip_gre", "ip6_gre", "ip6_tunnel", "fou", "fou6", "geneve"),
-    *("esp4", "esp6", "esp4_offload", "esp6_offload", "xfrm_user", "gcm", "ctr"),
+    *("esp4", "esp6", "esp4_offload", "esp6_offload", "xfrm_user", "gcm", "ctr", "ghash_generic"),
 )
 """Modules that the tests load, besides those of every guest (drivers/net/config, drivers/net/hw/config)."""
 

@@ -101,9 +101,9 @@ def build_ncdevmem(arch: Arch = AMD64) -> Path:
 
 
 def _make_tools(arch: Arch) -> str:
-    """The compiler for make. libynl is an archive, for which the architecture's own ar makes the index."""
+    """The compiler for make, and what makes archives and one object of several: this host's own know no other code."""
     prefix = tool_prefix(arch)
-    return f"CC={prefix}gcc" + (f" AR={prefix}ar" if prefix else "")
+    return f"CC={prefix}gcc" + (f" AR={prefix}ar LD={prefix}ld" if prefix else "")
 
 
 def build_selftests(tree: Path | None = None, arch: Arch = AMD64) -> Path:
