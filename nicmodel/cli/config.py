@@ -18,6 +18,7 @@ from nicmodel.vm.arch import ARCHES
 from nicmodel.vm.guest import parse_named_size, parse_size, shell_command
 from nicmodel.vm.layout import ACCELERATORS, FOLDER, LAYOUTS, LIBVIRT, Accelerator, Nic, arguments, libvirt_domain
 from nicmodel.vm.qemu import system_qemu, too_old
+from nicmodel.vm.virtme import vng_command
 
 _UNITS = ("nicmodel@.socket", "nicmodel@.service")
 _FILES = {
@@ -25,6 +26,7 @@ _FILES = {
     "libvirt": FOLDER / LIBVIRT,
     **{name: data_folder("systemd") / name for name in _UNITS},
 }
+_VNG = "vng"
 
 
 @click.command()
@@ -49,7 +51,7 @@ def config(
     raw: bool,
     qemu_arguments: tuple[str, ...],
 ) -> None:
-    """Print a configuration with the NIC for QEMU, libvirt or systemd.
+    """Print a configuration with the NIC for QEMU, libvirt, systemd or virtme-ng.
 
     With a NAME: that configuration, filled in. Without: a list of them.
 
@@ -62,13 +64,19 @@ def config(
         -drive file=disk.qcow2,if=virtio -serial stdio
       nicmodel config libvirt --nic /run/nicmodel/tap0.sock \\
         --set DISK=/srv/guest.qcow2 > guest.xml
+      nicmodel config vng --nic /tmp/nic.sock --set KERNEL=~/src/linux
       nicmodel config nicmodel@.socket > /etc/systemd/system/nicmodel@.socket
     """
     if name is None:
         _list()
         return
+    if name == _VNG:
+        _vng([Nic(socket) for socket in nics or _default_sockets(name)], memory, dict(map(_setting, settings)))
+        return
     if name not in _FILES:
-        raise click.BadParameter(f"there is no configuration {name!r}{did_you_mean(name, _FILES)}", param_hint="NAME")
+        raise click.BadParameter(
+            f"there is no configuration {name!r}{did_you_mean(name, [*_FILES, _VNG])}", param_hint="NAME"
+        )
     if raw:
         click.echo(_FILES[name].read_text("utf-8"), nl=False)
         return
@@ -107,6 +115,7 @@ def _list() -> None:
     table.add_column("what it is")
     for name, file in _FILES.items():
         table.add_row(name, _meaning(file))
+    table.add_row(_VNG, "A command of virtme-ng's, whose guest has this host's own files and the NIC")
     console = Console(highlight=False, markup=False)
     console.print(table)
     console.print("\nnicmodel config NAME prints one, ready to use; nicmodel config --help says more.")
@@ -116,6 +125,15 @@ def _meaning(file: Path) -> str:
     """The first sentence of the comment that the file begins with."""
     words = " ".join(file.read_text("utf-8").split()).lstrip("<!-#").replace(" # ", " ").strip()
     return re.split(r"(?<=[a-z)])[.:;] ", words)[0]
+
+
+def _vng(nics: list[Nic], memory: str, settings: dict[str, str]) -> None:
+    """Print the command of virtme-ng."""
+    if unknown := sorted(set(settings) - {"KERNEL", "QEMU"}):
+        raise click.BadParameter(f"vng has no variable {unknown[0]!r}: there are KERNEL and QEMU", param_hint="--set")
+    parse_size(memory)
+    more = [f"--qemu={settings['QEMU']}"] if "QEMU" in settings else []
+    click.echo(shell_command(vng_command(settings.get("KERNEL", "."), nics, memory, more)))
 
 
 def _text(name: str) -> str:

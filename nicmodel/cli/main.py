@@ -31,6 +31,7 @@ _COMMANDS = {
     "vm": "nicmodel.vm.cli",
     "config": "nicmodel.cli.config",
     "selftests": "nicmodel.cli.selftests",
+    "nipa": "nicmodel.cli.nipa",
     "driver": "nicmodel.cli.driver",
     "coverage": "nicmodel.cli.coverage",
     "stat": "nicmodel.cli.stat",
@@ -56,7 +57,7 @@ _COMMANDS = {
 _SECTIONS = {
     "To begin": ("demo", "doctor", "serve", "vm", "config"),
     "To write a driver": ("driver", "bringup", "coverage"),
-    "To test and compare": ("selftests", "experiment"),
+    "To test and compare": ("selftests", "nipa", "experiment"),
     "To look into a running server": ("stat", "top", "ledger", "show", "trace", "capture", "findings"),
     "To act on a running server": ("inject", "send", "link", "reset", "fault"),
     "To look up": ("rules", "faults", "weather"),

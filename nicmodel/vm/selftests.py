@@ -97,7 +97,7 @@ class Program:
         path: Its file, relative to the selftests.
         nics: Which pair of NICs it gets, a key of `NICS`.
         setup: Shell commands before it, in the guest; `$NETIF` is the interface.
-        cases: How many cases it has; None: nothing is known of it, and nothing expected.
+        cases: How many cases it has; 0: it ends before the first; None: nothing is known of it, and nothing expected.
         quick: Cases of a quick run, as patterns; none: all of them.
         slow: A quick run leaves the program out.
         arguments: The program's arguments.
@@ -322,6 +322,8 @@ def judge(program: Program, results: Sequence[Result], *, quick: bool = False) -
     surprises = []
     if program.cases is None:
         return [] if results else [f"{program.name}: no case has run"]
+    if program.cases == 0:
+        return [f"{program.name}: {len(results)} cases, expected none"] if results else []
     for result in results:
         expectation = program.expectation(result.case) or _PASS
         if not expectation.fits(result):
@@ -369,7 +371,7 @@ until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done
 """
 """Bind the driver to two NICs anew, and to no others: eth0, and eth1 in namespace "peer"."""
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "NETIF": "eth0",
     "LOCAL_V4": "192.0.2.1",
     "LOCAL_V6": "2001:db8:1::1",
@@ -437,7 +439,7 @@ class Bench:
             self._recorder.context(program.name)
         guest = self._guest if self._guest and self._nics == program.nics else self._start(program.nics)
         guest.run(["bash", "-c", _BIND, "bind", *self._addresses], timeout=120)
-        environment = dict(_ENVIRONMENT)
+        environment = dict(ENVIRONMENT)
         if guest.accel == "tcg":
             environment["KSFT_MACHINE_SLOW"] = "yes"  # some tests are then lenient about time
         marker = f"nicmodel: {program.name}"

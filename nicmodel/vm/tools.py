@@ -36,6 +36,9 @@ BPF_TOOLS = Packages(
 # Newer than trixie's: io_uring's zero-copy receive came with liburing 2.10, and the tests read `ethtool --json -l`.
 NEWER_TOOLS = Packages("newer-tools", ("liburing-dev", "ethtool"), suite="forky", keep="liburing-dev|ethtool")
 
+# What libbpf is linked with: this host's own comes with the tools above.
+LIBRARIES = Packages("libraries", ("libelf-dev",), suite="trixie-backports", keep="libelf|zlib1g|libzstd")
+
 # MAINTAINERS: the netlink code generator looks for it in every folder upwards, and never ends without it.
 SOURCE_PARTS = ("MAINTAINERS", "Makefile", "Documentation/netlink", "include", "scripts", "arch/x86", "tools")
 
@@ -122,24 +125,27 @@ def build_selftests(tree: Path | None = None, arch: Arch = AMD64) -> Path:
         VmError: `tree` is no kernel's source, or its tests do not compile.
     """
     bpf_tools, newer_tools = obtain(BPF_TOOLS), obtain(replace(NEWER_TOOLS, architecture=arch.name))
+    libraries = [] if arch.is_hosts else [obtain(replace(LIBRARIES, architecture=arch.name))]
     script = (
         "ln -s mawk /usr/bin/awk\n"  # as mawk's installation would
         # HAS_IOURING_ZCRX: the Makefile finds out by a command that only bash understands.
         'make -s -C tools/testing/selftests TARGETS="drivers/net drivers/net/hw" FORCE_TARGETS=1 KHDR_INCLUDES='
         f" {_make_tools(arch)} CLANG=clang-19 HAS_IOURING_ZCRX=y INSTALL_PATH=/out/selftests install\n"
     )
-    tools = {bpf_tools.path: ".", newer_tools.path: "."}
+    trees = [bpf_tools, newer_tools, *libraries]
+    tools = {one.path: "." for one in trees}
+    ids = [one.id for one in trees]
     if tree:
         source_release(tree, arch)
         files = list(_source_files(tree, arch))
         # As with modules of a kernel of one's own, sizes and times stand for the content.
         stats = [(str(file.relative_to(tree)), file.stat(follow_symlinks=False)) for file in files]
         known = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-        identity = "\0".join([known, bpf_tools.id, newer_tools.id]).encode()
+        identity = "\0".join([known, *ids]).encode()
         places = {file: f"build/{file.relative_to(tree)}" for file in files}
         return _build("selftests", identity, places | tools, script, arch) / "selftests"
     source = kernel_source(arch)
-    identity = "\0".join([source.name, bpf_tools.id, newer_tools.id]).encode()
+    identity = "\0".join([source.name, *ids]).encode()
     return _build("selftests", identity, {source: "build", **tools}, script, arch) / "selftests"
 
 
