@@ -64,7 +64,7 @@ def config(
         -drive file=disk.qcow2,if=virtio -serial stdio
       nicmodel config libvirt --nic /run/nicmodel/tap0.sock \\
         --set DISK=/srv/guest.qcow2 > guest.xml
-      nicmodel config vng --nic /tmp/nic.sock --set KERNEL=~/src/linux
+      nicmodel config vng --nic /tmp/nic.sock --set KERNEL=arch/x86/boot/bzImage
       nicmodel config nicmodel@.socket > /etc/systemd/system/nicmodel@.socket
     """
     if name is None:
