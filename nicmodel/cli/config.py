@@ -51,7 +51,7 @@ def config(
     raw: bool,
     qemu_arguments: tuple[str, ...],
 ) -> None:
-    """Print a configuration with the NIC for QEMU, libvirt, systemd or virtme-ng.
+    """Print a configuration with the NIC for QEMU, libvirt or systemd.
 
     With a NAME: that configuration, filled in. Without: a list of them.
 

@@ -25,12 +25,14 @@ def nipa() -> None:
 
     \b
     A runner of their code, with the NIC of this project:
-      nicmodel nipa setup /srv/nipa --tree ~/src/net-next \\
-        --branches https://host/branches.json --url https://host/nipa
+      nicmodel nipa setup /srv/nipa --tree ~/linux \\
+        --branches https://host/all.json --url https://me/nipa
+
+    \b
     Or results of nicmodel's own run of the tests:
-      nicmodel selftests --kernel ~/src/net-next --tree ~/src/net-next --json run.json
-      nicmodel nipa publish run.json /srv/nipa/json --branch net-next-2026-11-29--09-00 \\
-        --url https://host/nipa/json
+      nicmodel selftests --kernel ~/linux --tree ~/linux --json run.json
+      nicmodel nipa publish run.json /srv/nipa/json \\
+        --branch net-next-2026-11-29--09-00 --url https://me/nipa/json
     """
 
 

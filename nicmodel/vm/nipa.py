@@ -33,13 +33,13 @@ _SETUP = f"""#!/bin/sh
 modprobe {{driver}}
 # In the order of their PCI addresses, as they are on QEMU's command line.
 nics=
-for try in $(seq 100); do
+for try in $(seq 20); do
     nics=$(for device in /sys/bus/pci/devices/*; do
         [ "$(cat "$device/vendor" "$device/device" | tr '\\n' ' ')" = "{VENDOR_GOOGLE:#06x} {DEVICE_GVNIC:#06x} " ] &&
             ls "$device/net" 2>/dev/null
     done)
     [ "$(echo "$nics" | wc -w)" -ge 2 ] && break
-    sleep 0.1
+    sleep 0.5
 done
 export NETIF=$(echo "$nics" | sed -n 1p)
 peer=$(echo "$nics" | sed -n 2p)
@@ -154,6 +154,7 @@ def write_runner(
     about = {"driver": driver, "versions": {"fixed": {}, "stored": {}, "running": {"fw": f"nicmodel {version}"}}}
     setup, info, config = folder / "setup.sh", folder / "info.sh", folder / "nicmodel.config"
     options = vng_options(memory)[1:] + ([f"--qemu={qemu}"] if qemu else []) + ([] if kvm else ["--disable-kvm"])
+    # The runner calls its guests by this name (`vng --name`), and the prompt of Debian's bash has it.
     values = {
         "name": name,
         "branches": branches,
@@ -162,7 +163,7 @@ def write_runner(
         "url": url.rstrip("/"),
         "vcpus": vcpus,
         "memory": memory,
-        "prompt": f"root@virtme-ng:{tree}#",
+        "prompt": f"root@{name},debug-threads=on:{tree}#",
         "setup": setup,
         "info": info,
         "virtme": ",".join(options),

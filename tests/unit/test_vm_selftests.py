@@ -9,7 +9,7 @@ import pytest
 from nicmodel.cli.selftests import _rows
 from nicmodel.vm import compiler, tools
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.selftests import NICS, Expectation, Outcome, Program, Recipe, Result, judge, parse_ktap
+from nicmodel.vm.selftests import NICS, Expectation, Outcome, Program, Recipe, Result, judge, known_versions, parse_ktap
 
 OUTPUT = """\
 TAP version 13
@@ -233,3 +233,37 @@ def test_what_is_no_source_of_a_kernel(tmp_path: Path, gone: str) -> None:
         (tree / gone).unlink()
     with pytest.raises(VmError, match=f"is no source of a kernel, it lacks {gone}"):
         tools.source_release(tree)
+
+
+def test_an_older_kernel_has_expectations_of_its_own(tmp_path: Path) -> None:
+    """They come before those of the newest; a program that has not run there is unknown."""
+    shared = program({"*_hds": "skip: none", "xdp": "fail: broken"}, cases=3)
+    recipe = Recipe("7.3", {"hds": shared, "ping": Program("ping", "ping.py", 7)}, {})
+    (tmp_path / "selftests-6.12.toml").write_text(
+        'kernel = "6.12"\n[program.hds]\ncases = 2\n[program.hds.expected]\nget_hds = "fail (no): no such thing"\n'
+    )
+    older = recipe.of_kernel("6.12.117+deb13-cloud-amd64", tmp_path)
+    assert older.kernel == "6.12" and older.is_known("6.12.117") and older.programs["ping"].cases is None
+    ended = [Result("get_hds", "fail", "no"), Result("set_hds", "skip")]
+    assert judge(older.programs["hds"], ended) == []
+    assert judge(shared, ended)[0] == "hds: get_hds: fail (no), expected skip"
+    assert recipe.of_kernel("6.13.1", tmp_path) is recipe
+    (tmp_path / "selftests-6.12.toml").write_text('kernel = "6.12"\n[program.hdx]\n')
+    with pytest.raises(VmError, match="there is no program 'hdx'"):
+        recipe.of_kernel("6.12.1", tmp_path)
+
+
+def test_a_program_that_ends_before_its_first_case() -> None:
+    none = replace(program({}, cases=0), quick=("get_*",))
+    for quick in (False, True):
+        assert judge(none, [], quick=quick) == []
+    assert judge(none, RESULTS) == ["hds: 6 cases, expected none"]
+
+
+def test_what_is_known_of_older_kernels_is_well_formed() -> None:
+    newest, *older = known_versions()
+    assert newest == Recipe.read().kernel
+    for version in older:
+        recipe = Recipe.read().of_kernel(f"{version}.1")
+        assert recipe.kernel == version
+        assert any(entry.cases is not None for entry in recipe.programs.values())
