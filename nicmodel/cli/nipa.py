@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from nicmodel import __version__
+from nicmodel.gvnic.registers import DEVICE_GVNIC, VENDOR_GOOGLE
 from nicmodel.vm import nipa as runner
 from nicmodel.vm.errors import VmError
 
@@ -76,6 +77,7 @@ def setup(
         branches=branches,
         url=url,
         driver=driver,
+        pci=(VENDOR_GOOGLE, DEVICE_GVNIC),
         version=__version__,
         vcpus=vcpus,
         memory=memory,

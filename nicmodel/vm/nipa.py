@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from nicmodel.gvnic.registers import DEVICE_GVNIC, VENDOR_GOOGLE
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.packages import write_whole
@@ -26,16 +25,16 @@ MANIFEST = "results.json"
 #: So many runs the runner's own manifest has at most (fetcher.py, _result_set).
 _RUNS = 500
 
-_SETUP = f"""#!/bin/sh
+_SETUP = """#!/bin/sh
 # Sourced by the guest's shell before the tests (`setup=` of the runner's configuration): two NICs of nicmodel, wired
 # back to back, the second in a network namespace as the remote end.
 
-modprobe {{driver}}
+modprobe {driver}
 # In the order of their PCI addresses, as they are on QEMU's command line.
 nics=
 for try in $(seq 20); do
     nics=$(for device in /sys/bus/pci/devices/*; do
-        [ "$(cat "$device/vendor" "$device/device" | tr '\\n' ' ')" = "{VENDOR_GOOGLE:#06x} {DEVICE_GVNIC:#06x} " ] &&
+        [ "$(cat "$device/vendor" "$device/device" | tr '\\n' ' ')" = "{vendor:#06x} {device:#06x} " ] &&
             ls "$device/net" 2>/dev/null
     done)
     [ "$(echo "$nics" | wc -w)" -ge 2 ] && break
@@ -44,10 +43,10 @@ done
 export NETIF=$(echo "$nics" | sed -n 1p)
 peer=$(echo "$nics" | sed -n 2p)
 if [ -z "$peer" ]; then
-    echo "Error: the driver {{driver}} has not bound to two NICs"
+    echo "Error: the driver {driver} has not bound to two NICs"
     exit 1
 fi
-{{exports}}
+{exports}
 ip netns add "$REMOTE_ARGS"
 ip link set dev "$peer" netns "$REMOTE_ARGS"
 ip link set dev "$NETIF" up
@@ -115,6 +114,7 @@ def write_runner(
     branches: str,
     url: str,
     driver: str,
+    pci: tuple[int, int],
     version: str,
     vcpus: int = 2,
     memory: str = "2G",
@@ -130,6 +130,7 @@ def write_runner(
         branches: Where the list of branches to test is, a URL.
         url: By which the folder is to be reached from outside.
         driver: The module of the driver.
+        pci: The NICs' vendor and device in PCI's numbers.
         version: nicmodel's, which the results tell as the firmware's.
         vcpus: The guest's virtual CPUs.
         memory: The guest's memory.
@@ -169,7 +170,7 @@ def write_runner(
         "virtme": ",".join(options),
         "qemu": qemu_options([Nic(socket) for socket in sockets(folder)]),
     }
-    write_whole(setup, _SETUP.format(driver=driver, exports=exports))
+    write_whole(setup, _SETUP.format(driver=driver, exports=exports, vendor=pci[0], device=pci[1]))
     write_whole(info, _INFO.format(about=json.dumps(about)))
     write_whole(config, _CONFIG.format(**values))
     for script in (setup, info):

@@ -25,7 +25,7 @@ URL = "https://host/json"
 
 def runner(folder: Path, **changes: Any) -> Path:
     given = {"name": "mine", "tree": folder / "linux", "branches": "https://host/b.json", "url": "https://host/ci/"}
-    return write_runner(folder, **{**given, "driver": "gve", "version": "0.2", **changes})
+    return write_runner(folder, **{**given, "driver": "gve", "pci": (0x1AE0, 0x42), "version": "0.2", **changes})
 
 
 def test_the_configuration(tmp_path: Path) -> None:
