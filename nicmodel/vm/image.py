@@ -73,7 +73,6 @@ MODULES = (
         "virtio_mem",
         "vfio_pci",
         "vfio_iommu_type1",
-        "virtio_iommu",
     ),
     *("tun", "tap", "veth", "dummy", "ifb", "bridge", "macvlan", "ipvlan", "vxlan", "8021q", "bonding", "tls"),
     *("sch_fq", "sch_fq_codel", "sch_netem", "sch_ingress", "sch_mqprio", "sch_prio", "sch_tbf", "sch_htb"),
