@@ -57,7 +57,7 @@ def faults(names: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("text", metavar=f"[{FORM}]", required=False)
 def weather(text: str | None) -> None:
-    """List what a device may do by its contract and rarely does, or write a weather as a scenario.
+    """List what devices may do and rarely do, or draw a weather from it.
 
     `nicmodel serve --weather` has a NIC do it, each behaviour with a probability and times that are drawn from a seed.
     With that seed this command prints what was drawn, as a scenario in TOML for `nicmodel fault play`. Each behaviour

@@ -123,7 +123,7 @@ class Profile(DdpProfile, FlushProfile, OwnersProfile, DeferredProfile):
     msix_vectors: int = field(default=0, metadata={SETTING: Setting(
         Section.NIC, "MSI-X vectors; with fewer than the queues want a driver can use fewer queues.", "N",
         option="--vectors", default="two for each of --queues, and one",
-        range=Range(0, 2 * MAX_QUEUES + 1, "{value} MSI-X vectors: between 3 and {high} are possible"),
+        range=Range(3, 2 * MAX_QUEUES + 1, "{value} MSI-X vectors: between {low} and {high} are possible", True),
     )})  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -133,8 +133,6 @@ class Profile(DdpProfile, FlushProfile, OwnersProfile, DeferredProfile):
         if not self.formats or not set(self.formats) <= set(QueueFormat) - {QueueFormat.UNSPECIFIED}:
             raise ValueError("a device offers at least one queue format")
         super().__post_init__()
-        if self.msix_vectors in (1, 2):
-            raise ValueError(f"{self.msix_vectors} MSI-X vectors: a driver needs 3 at least")
         if len(self.mac) != 6 or self.mac[0] & 1:
             raise ValueError("a MAC address has six bytes, the first of them even")
 

@@ -19,7 +19,7 @@ class Range:
         low: the least.
         high: the most.
         refusal: what is said of another, with ``{value}``, ``{low}`` and ``{high}``.
-        or_none: 0 is possible, too: it takes away what the field is about.
+        or_none: 0 is possible, too: it takes away what the field is about, or leaves it to others.
     """
 
     low: int
