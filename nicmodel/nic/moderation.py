@@ -1,7 +1,8 @@
 """Interrupt moderation.
 
 A vector masks itself when it fires and is re-enabled by its doorbell; an event while it is masked stays pending. The
-driver does not look again after re-enabling, so what is pending must fire then. At most one interrupt per interval.
+driver does not look again after re-enabling, so what is pending must fire then. At most one interrupt per interval; a
+vector may have two of them, and fires for whichever of its pending causes has waited long enough (`Cause`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.jit.compiled import compiled
-from nicmodel.nic.state import Records
+from nicmodel.nic.state import Cause, Records
 
 #: `moderate` found no vector that has to be looked at later.
 NEVER = np.iinfo(np.int64).max
+
+_SECOND = int(Cause.SECOND)
+_AT_ONCE = int(Cause.AT_ONCE)
 
 
 @compiled
@@ -34,7 +38,15 @@ def moderate(vectors: Records, now: int, fired: npt.NDArray[np.int32]) -> tuple[
         vector = vectors[number]
         if vector.pending == 0 or vector.enabled == 0:
             continue
-        due = vector.last_fire + vector.interval
+        wait = vector.interval
+        if vector.pending >= _SECOND:  # not the first cause alone
+            if vector.pending >= _AT_ONCE:
+                wait = 0
+            elif vector.pending == _SECOND:
+                wait = vector.second_interval
+            else:
+                wait = min(wait, vector.second_interval)
+        due = vector.last_fire + wait
         if now >= due:
             vector.pending = 0
             vector.enabled = 0

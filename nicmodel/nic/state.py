@@ -6,7 +6,7 @@ A personality adds fields to the records of the device and its queues, and array
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any
 
 import numpy as np
@@ -140,13 +140,25 @@ TX_FIELDS = (
     *((name, "<i8") for name in TX_COUNTERS),
 )
 
-#: An interrupt vector of queues: whether the driver has it `enabled`, whether something is `pending`, the least time
-#: between two interrupts and when the last one was (ns), how many there were.
+
+class Cause(IntFlag):
+    """What is pending on a vector: events that wait for its interval, events that wait for its second one, and events
+    that wait for neither. A NIC whose vectors have one interval knows the first only.
+    """
+
+    FIRST = 1
+    SECOND = 2
+    AT_ONCE = 4
+
+
+#: An interrupt vector of queues: whether the driver has it `enabled`, what is `pending` (`Cause`), the least time
+#: between the last interrupt and the next, by cause, and when the last one was (ns), how many there were.
 VECTOR = np.dtype(
     [
         ("enabled", "<i4"),
         ("pending", "<i4"),
         ("interval", "<i8"),
+        ("second_interval", "<i8"),
         ("last_fire", "<i8"),
         ("fires", "<i8"),
     ]
