@@ -111,7 +111,7 @@ def _deliver(
     head = i64(rx.buffer_head)
     outcome.completion = rx.completion_index
     planned = plan(state, batch, number, headers, payload)
-    verdict = i64(room(rx, planned))
+    verdict = i64(room(rx, rx, planned))
     for k in range(planned.packets if verdict == _NONE else i64(0)):
         packet = prepare(state, batch, number, headers, payload, flags, planned, k)
         verdict = i64(_place(owners, deferred, ddp, state, batch, headers, packet))

@@ -160,7 +160,7 @@ def _deliver(state: State, batch: Batch, number: int) -> int:
     head = i64(rx.buffer_head)
     outcome.completion = head & i64(rx.buffer_entries - 1)  # slots and descriptors are two sides of one ring
     planned = plan(state, batch, number, state.headers, i64(0))
-    verdict = i64(room(rx, planned))
+    verdict = i64(room(rx, rx, planned))
     for k in range(planned.packets if verdict == _NONE else i64(0)):
         packet = prepare(state, batch, number, state.headers, i64(0), i64(0), planned, k)
         verdict = i64(_place(state, state.headers, packet))

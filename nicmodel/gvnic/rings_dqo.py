@@ -13,16 +13,14 @@ from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RXDID
 from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u16, load_u64, publish_u64, store_u64
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
-from nicmodel.nic.dma import READ, WRITE, book, fault, locate, reachable, write
+from nicmodel.nic.dma import READ, WRITE, book, fault, locate, reachable
 from nicmodel.nic.messages import COMPLETION, write_later
 from nicmodel.nic.purpose import Purpose
-from nicmodel.nic.receive import Batch, Packet
+from nicmodel.nic.receive import Batch, Packet, put_header, put_payload, whole
 from nicmodel.nic.state import Records
 from nicmodel.packet.checksum import ChecksumError
 from nicmodel.packet.headers import L4
 
-_PAYLOAD = int(Purpose.PAYLOAD)
-_HEADER = int(Purpose.HEADER)
 _DESCRIPTOR = int(Purpose.DESCRIPTOR)
 _COMPLETION = int(Purpose.COMPLETION)
 _SCTP = int(L4.SCTP)
@@ -200,27 +198,11 @@ def fill(state: State, batch: Batch, packet: Packet, words: Words, header_addres
     header = max(packet.header, i64(0))
     overflow = i64(1 if packet.header < 0 else 0)
     left = packet.length - header
-    contiguous = packet.contiguous - header
-    number = packet.number
-    position = u64(packet.data.ctypes.data) + u64(packet.offset)
-    if header > 0:
-        write(state, queue, _HEADER, header_address, position, header)
-        rx.split += 1
+    rest = put_header(state, packet, whole(packet), header, header_address)
     rx.header_overflow += overflow
-    position += u64(header)
     for k in range(needed):
         piece = min(size, left - k * size)
-        done = 0
-        while done < piece:
-            if contiguous == 0:
-                position = u64(batch.data.ctypes.data) + u64(batch.frames[number].offset) + u64(packet.payload)
-                contiguous = packet.segment
-                number = i64(batch.outcomes[number].next)
-            count = min(piece - done, contiguous)
-            write(state, queue, _PAYLOAD, state.pieces[k].address + u64(done), position, count)
-            position += u64(count)
-            contiguous -= count
-            done += count
+        rest = put_payload(state, batch, packet, rest, state.pieces[k].address, piece)
         first = words.word0 | piece << _LENGTH
         second = words.word1 | i64(state.pieces[k].identifier) << _BUFFER_ID
         if k == 0:

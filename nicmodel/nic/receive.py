@@ -9,7 +9,8 @@ them, so that a loop consists of what is special about it:
    (`next_ended`), and then the frame, unless it has joined one.
 2. `plan`: how many packets that becomes; and whether the queue has the buffers for them (`room`).
 3. `prepare`: each packet, with its checksums verified.
-4. Place it: header and payload by DMA, completions. That is the format's.
+4. Place it: header and payload by DMA (`put_header`, `put_payload`), completions. Which buffers, and what a completion
+   says, is the format's.
 5. `settle`: book how it ended.
 
 Interrupts are decided afterwards, once for the batch (`nicmodel.nic.moderation`).
@@ -31,6 +32,8 @@ import numpy.typing as npt
 
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import Record, i64, inlined, u64
+from nicmodel.nic.dma import write
+from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import MAX_SEGMENTS, Drop, Records, State, distance
 from nicmodel.packet.checksum import complete, verifiable, verify
 from nicmodel.packet.coalesce import (
@@ -61,6 +64,8 @@ _NO_QUEUE = int(Drop.NO_QUEUE)
 _NO_BUFFERS = int(Drop.NO_BUFFERS)
 _DEVICE_DOWN = int(Drop.DEVICE_DOWN)
 _BAD_GSO = int(Drop.BAD_GSO)
+_PAYLOAD = int(Purpose.PAYLOAD)
+_HEADER = int(Purpose.HEADER)
 _TCP = int(L4.TCP)
 _UDP = int(L4.UDP)
 _NEEDS_CSUM = int(FrameFlag.NEEDS_CSUM)
@@ -399,13 +404,17 @@ def _trailer(state: State, rx: Record, frame: Record, headers: Records) -> int:
 
 
 @inlined
-def room(rx: Record, plan: Plan) -> int:
-    """Whether the queue has the buffers for what a frame becomes; the result is a `Drop`."""
-    needed = plan.packets * i64(buffers_needed(rx, max(plan.split, i64(0)), plan.longest))
-    entries = i64(rx.buffer_entries)
+def room(rx: Record, ring: Record, plan: Plan) -> int:
+    """Whether a queue has the buffers for what a frame becomes, in `ring`; the result is a `Drop`.
+
+    `ring` is `rx` itself, or where the queue has several rings of buffers, a record with the same fields for one of
+    them.
+    """
+    needed = plan.packets * i64(buffers_needed(ring, max(plan.split, i64(0)), plan.longest))
+    entries = i64(ring.buffer_entries)
     if needed >= entries:
         return _NO_BUFFERS
-    visible = i64(distance(rx.buffer_head, rx.buffer_tail, rx.positions))
+    visible = i64(distance(ring.buffer_head, ring.buffer_tail, ring.positions))
     if rx.held > 0 or visible < needed:
         return _HELD
     return _NONE
@@ -501,6 +510,64 @@ def shortened(packet: Packet, length: int, data: npt.NDArray[np.uint8], offset: 
         packet.queue, packet.hash, length, packet.header, data, offset, contiguous, packet.number, packet.payload,
         packet.segment, packet.aggregated, packet.verified, packet.errors,
     )  # fmt: skip
+
+
+class Rest(NamedTuple):
+    """What of a packet has not been written yet.
+
+    Attributes:
+        position: where its next byte is in this process.
+        contiguous: how many bytes are there in one piece.
+        number: see `Packet`: the frame with which it goes on behind them.
+    """
+
+    position: int
+    contiguous: int
+    number: int
+
+
+@inlined
+def whole(packet: Packet) -> Rest:
+    """All of a packet."""
+    return Rest(u64(packet.data.ctypes.data) + u64(packet.offset), packet.contiguous, packet.number)
+
+
+@inlined
+def put_header(state: State, packet: Packet, rest: Rest, header: int, address: int) -> Rest:
+    """Write the first `header` bytes of a packet to a header buffer, if that is any.
+
+    Args:
+        state: the device.
+        packet: the packet.
+        rest: all of it.
+        header: how many.
+        address: guest address of the header buffer, known to be writable.
+
+    Returns:
+        What is left.
+    """
+    if header > 0:
+        write(state, packet.queue, _HEADER, address, rest.position, header)
+        state.rx[packet.queue].split += 1
+    return Rest(rest.position + u64(header), rest.contiguous - header, rest.number)
+
+
+@inlined
+def put_payload(state: State, batch: Batch, packet: Packet, rest: Rest, address: int, count: int) -> Rest:
+    """Write the next `count` bytes of a packet to guest address `address`, known to be writable; what is left."""
+    position, contiguous, number = rest.position, rest.contiguous, rest.number
+    done = 0
+    while done < count:
+        if contiguous == 0:
+            position = u64(batch.data.ctypes.data) + u64(batch.frames[number].offset) + u64(packet.payload)
+            contiguous = packet.segment
+            number = i64(batch.outcomes[number].next)
+        piece = min(count - done, contiguous)
+        write(state, packet.queue, _PAYLOAD, address + u64(done), position, piece)
+        position += u64(piece)
+        contiguous -= piece
+        done += piece
+    return Rest(position, contiguous, number)
 
 
 @inlined
