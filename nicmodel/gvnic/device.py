@@ -261,6 +261,10 @@ class Nic(nic.Nic):
         self.registers.show(DeviceStatus.RESET, True)
         self.interrupts.notify()
 
+    def tell_status(self) -> None:
+        """See `nicmodel.nic.nic.Nic`."""
+        self.interrupts.notify()
+
     @property
     def gqi(self) -> bool:
         """Whether the driver has chosen a GQI format."""

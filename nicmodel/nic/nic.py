@@ -182,7 +182,10 @@ class Nic(Device, ABC):
             if self.bus is not None and not self.bus.write(region, offset, bytes(data)):
                 return
             if region == PciRegion.CONFIG:
+                before = self.config.command
                 self.config.write(offset, data)
+                if before & ~self.config.command & Command.BUS_MASTER:
+                    self.bus_master_cleared()
                 self.update_running()
             else:
                 self.write_registers(region, offset, data)
@@ -273,6 +276,9 @@ class Nic(Device, ABC):
         with self.diagnostics.surviving("reset"):
             self.diagnostics.tell_control(events.Reset())
 
+    def bus_master_cleared(self) -> None:
+        """The driver, or the bus that takes the device from it, forbids DMA: nothing is moved until it is allowed."""
+
     @abstractmethod
     def let_go(self) -> None:
         """All DMA and all interrupts end before this returns, and nothing is left of what the driver has set up."""
@@ -325,7 +331,7 @@ class Nic(Device, ABC):
         self.update_running()
         self.interrupts.halt(halted)
         if not halted and self.link is not None:
-            self.interrupts.notify()  # the status may have changed meanwhile
+            self.tell_status()  # it may have changed meanwhile
             self.ingress.schedule()
             for queue in np.flatnonzero(self.state.tx["active"]).tolist():
                 self.egress.schedule(queue)
@@ -353,6 +359,10 @@ class Nic(Device, ABC):
     @abstractmethod
     def _link_changed(self) -> None:
         """Tell the driver if frames pass, and did not before, or the other way round."""
+
+    @abstractmethod
+    def tell_status(self) -> None:
+        """Have the driver look at the device's status, if it has one to look at."""
 
     # What the personality does and tells.
 
