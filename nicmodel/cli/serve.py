@@ -34,10 +34,11 @@ from nicmodel.faults.weather import Weather
 from nicmodel.faults.wire import load as load_wire_faults
 from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.model import Gvnic
-from nicmodel.gvnic.profile import PROFILES, SETTINGS, Profile, named_profile, parse_mac, random_mac
-from nicmodel.gvnic.setting import Section
+from nicmodel.gvnic.profile import PROFILES, SETTINGS, Profile, named_profile
 from nicmodel.host import Host
 from nicmodel.nearest import Choice
+from nicmodel.nic.mac import parse_mac, random_mac
+from nicmodel.nic.setting import Section
 from nicmodel.observe.compiling import announce
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.vfio_user.listener import AddressError, Listener

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -15,7 +13,8 @@ from nicmodel.gvnic.options.ddp.profile import DdpProfile
 from nicmodel.gvnic.options.deferred.profile import DeferredProfile
 from nicmodel.gvnic.options.flush.profile import FlushProfile
 from nicmodel.gvnic.options.owners.profile import OwnersProfile
-from nicmodel.gvnic.setting import MAX_WAIT_USECS, SETTING, Range, Section, Setting
+from nicmodel.nic.mac import check_mac, random_mac
+from nicmodel.nic.setting import MAX_WAIT_USECS, SETTING, Range, Section, Setting
 from nicmodel.packet.parse import ETHERNET_SIZE, MAX_VLANS, VLAN_SIZE
 
 #: Ethernet header and two VLAN tags (802.1ad): what a frame may be longer than its MTU.
@@ -24,26 +23,6 @@ FRAME_OVERHEAD = ETHERNET_SIZE + MAX_VLANS * VLAN_SIZE
 MAX_QUEUES = 63
 MIN_MTU, MAX_MTU = 68, 9216
 MAX_COALESCE_FLOWS = 4096
-
-
-def random_mac() -> bytes:
-    """A locally administered unicast address."""
-    first, *rest = secrets.token_bytes(6)
-    return bytes([first & 0xFC | 0x02, *rest])
-
-
-def parse_mac(text: str) -> bytes:
-    """The six bytes of ``02:00:00:00:00:01``.
-
-    Raises:
-        ValueError: not the form, or a multicast address.
-    """
-    if not re.fullmatch(r"([0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}", text):
-        raise ValueError(f"{text!r} is not a MAC address of the form 02:00:00:00:00:01")
-    mac = bytes.fromhex(re.sub("[:-]", "", text))
-    if mac[0] & 1:
-        raise ValueError(f"{text} is a multicast address; the first byte of a station's address is even")
-    return mac
 
 
 @dataclass(frozen=True)
@@ -133,8 +112,7 @@ class Profile(DdpProfile, FlushProfile, OwnersProfile, DeferredProfile):
         if not self.formats or not set(self.formats) <= set(QueueFormat) - {QueueFormat.UNSPECIFIED}:
             raise ValueError("a device offers at least one queue format")
         super().__post_init__()
-        if len(self.mac) != 6 or self.mac[0] & 1:
-            raise ValueError("a MAC address has six bytes, the first of them even")
+        check_mac(self.mac)
 
     @property
     def vectors(self) -> int:

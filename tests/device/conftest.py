@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.nic.mac import parse_mac
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.wire import TestWire
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.nic.mac import parse_mac
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import Gso, Offload
 from nicmodel.testing.wire import TestWire

@@ -13,7 +13,7 @@ from scapy.layers.l2 import Ether
 from nicmodel.gvnic.commands import Opcode, QueueFormat
 from nicmodel.gvnic.descriptors import GQI_TX_PACKET, TX_PACKET, TX_TSO_CONTEXT, GqiTxType, TxType
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import ADMINQ_EVENT_COUNTER, Bar
 from nicmodel.gvnic.testing.adminq import encode_command
 from nicmodel.gvnic.testing.driver import Driver
@@ -23,6 +23,7 @@ from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.gvnic.testing.tx import TxQueue
 from nicmodel.nic import events
 from nicmodel.nic.egress import _OUT_FRAMES, _OUT_WORK
+from nicmodel.nic.mac import parse_mac
 from nicmodel.nic.state import Drop
 from nicmodel.packet.frames import Offload
 from nicmodel.testing.clock import VirtualClock

@@ -16,11 +16,12 @@ from scapy.layers.l2 import Ether
 
 from nicmodel.gvnic.commands import Inner, OptionId, QueueFormat, Status
 from nicmodel.gvnic.options.ddp.declarations import CONFIGURE_DDP, DDP_PIECE, MAX_DDP_PIECES, DdpDigest, DdpOperation
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.nvme_tcp import Reader, data_pdu, response, unfold
 from nicmodel.gvnic.testing.rx import RxPacket
+from nicmodel.nic.mac import parse_mac
 from nicmodel.nic.purpose import Purpose
 from nicmodel.observe.metrics import exposition
 from nicmodel.observe.snapshot import snapshot

@@ -13,12 +13,13 @@ from nicmodel.gvnic.commands import Inner, OptionId, Status
 from nicmodel.gvnic.options.deferred.declarations import PlacementStatus
 from nicmodel.gvnic.options.deferred.events import Placing
 from nicmodel.gvnic.options.deferred.state import NIC_PAGE
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.placement import PlacementRing
 from nicmodel.gvnic.testing.rx import Deferred, RxPacket
 from nicmodel.nic import events
+from nicmodel.nic.mac import parse_mac
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import Drop
 from nicmodel.observe.metrics import exposition

@@ -12,11 +12,12 @@ from nicmodel.gvnic.commands import Inner, OptionId, QueueFormat, Status
 from nicmodel.gvnic.descriptors import RX_COMPLETION
 from nicmodel.gvnic.options.flush.declarations import ALL_OWNERS, FLUSH_RX_QUEUE, RX_FLUSHED
 from nicmodel.gvnic.options.flush.events import Flushed
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic import events
+from nicmodel.nic.mac import parse_mac
 from nicmodel.nic.state import Drop
 from nicmodel.testing.guest_memory import GuestMemory
 

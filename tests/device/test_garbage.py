@@ -26,10 +26,11 @@ from nicmodel.gvnic.descriptors import (
     GqiTxType,
     TxType,
 )
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.gqi import GqiQueues
 from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.nic.mac import parse_mac
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.testing.guest_memory import GuestMemory
 

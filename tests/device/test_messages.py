@@ -9,10 +9,11 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.gvnic.testing.rx import RxPacket
+from nicmodel.nic.mac import parse_mac
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import Drop
 from nicmodel.testing.guest_memory import GuestMemory

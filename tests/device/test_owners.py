@@ -11,12 +11,13 @@ import pytest
 from nicmodel.gvnic.commands import Inner, Status
 from nicmodel.gvnic.options.flush.declarations import ALL_OWNERS, FLUSH_RX_QUEUE
 from nicmodel.gvnic.options.owners.declarations import CONFIGURE_BUFFER_OWNERS
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.rx import RxPacket
 from nicmodel.gvnic.testing.shared import SharedRxQueue
+from nicmodel.nic.mac import parse_mac
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import Drop
 from nicmodel.observe.snapshot import snapshot

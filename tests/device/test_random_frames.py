@@ -45,10 +45,11 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw, fuzz
 
 from nicmodel.gvnic.commands import RssHashType
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.driver import DEFAULT_KEY
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.jit.compiled import JIT_DISABLED
+from nicmodel.nic.mac import parse_mac
 from nicmodel.observe.delivery import Delivery
 from nicmodel.packet.headers import L3, L4
 

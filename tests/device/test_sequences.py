@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nicmodel.gvnic.commands import Opcode, Status
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.rx import RxConfig
+from nicmodel.nic.mac import parse_mac
 from nicmodel.nic.state import Drop
 from nicmodel.testing.guest_memory import GuestMemory
 

@@ -15,7 +15,7 @@ import pytest
 from lab import TAP, Lab, echo_back, echo_server, ethtool, ping, wait_until
 from scapy.utils import RawPcapReader
 
-from nicmodel.gvnic.profile import parse_mac
+from nicmodel.nic.mac import parse_mac
 from nicmodel.vm.image import USERLAND
 from nicmodel.vm.packages import obtain
 from nicmodel.vm.qemu import spawn

@@ -6,7 +6,7 @@ import pytest
 
 from nicmodel.cli.serve import serve
 from nicmodel.gvnic.profile import SETTINGS, Profile
-from nicmodel.gvnic.setting import Range
+from nicmodel.nic.setting import Range
 
 RANGES = {name: setting.range for name, setting in SETTINGS.items() if setting.range is not None}
 

@@ -20,8 +20,9 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap
 
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.nic.mac import parse_mac
 from nicmodel.packet.checksum import complete
 from nicmodel.packet.frames import Batch, FrameFlag, Gso
 from nicmodel.packet.headers import HEADERS

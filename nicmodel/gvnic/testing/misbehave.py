@@ -45,7 +45,7 @@ from nicmodel.gvnic.descriptors import (
     GqiTxType,
     TxType,
 )
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import Bar, DriverStatus
 from nicmodel.gvnic.testing.adminq import AdminError, decode_command, encode_command
 from nicmodel.gvnic.testing.driver import Driver
@@ -53,6 +53,7 @@ from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.gqi import RX_LIST, GqiQueues
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.rx import DOORBELL_STEP, RxConfig, RxQueue
+from nicmodel.nic.mac import parse_mac
 from nicmodel.testing.guest_memory import PAGE, GuestMemory
 
 _MAC = "02:00:00:00:00:01"

@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from nicmodel.gvnic import registers as r
 from nicmodel.gvnic.commands import HEADER, SLOT_SIZE, Inner, Opcode, QueueFormat, Status
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.nic.mac import parse_mac
 from nicmodel.packet.frames import Offload
 from nicmodel.testing.guest_memory import GuestMemory
 

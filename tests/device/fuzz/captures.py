@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.nic.mac import parse_mac
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.wire.pcap import PcapWire

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nicmodel.gvnic.faults.kinds import KINDS
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.nic.mac import parse_mac
 from nicmodel.observe.metrics import MetricsServer
 from nicmodel.packet.frames import Offload
 from nicmodel.testing.guest_memory import GuestMemory

@@ -8,8 +8,9 @@ import struct
 
 import numpy as np
 
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.nic.mac import parse_mac
 from nicmodel.packet.frames import Offload
 from nicmodel.testing.guest_memory import PAGE, GuestMemory
 from nicmodel.vfio_user.client import Client

@@ -20,13 +20,14 @@ from nicmodel.gvnic.descriptors import (
     GqiTxType,
     TxType,
 )
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.gqi import BUFFER, GqiQueues
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.rx import RxConfig
 from nicmodel.nic.layout import Bits
+from nicmodel.nic.mac import parse_mac
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import Drop
 from nicmodel.observe.snapshot import snapshot

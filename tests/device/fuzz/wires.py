@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.loopback import Loopback
+from nicmodel.nic.mac import parse_mac
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import MAX_FRAME, Batch, Offload
 from nicmodel.testing.guest_memory import GuestMemory

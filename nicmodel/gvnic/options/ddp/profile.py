@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nicmodel.gvnic.setting import SETTING, Range, Section, Setting
+from nicmodel.nic.setting import SETTING, Range, Section, Setting
 
 MAX_DDP_FLOWS = 1024
 

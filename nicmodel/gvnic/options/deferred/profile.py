@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nicmodel.gvnic.options.deferred.state import MAX_NIC_PAGES, NIC_PAGE
-from nicmodel.gvnic.setting import MAX_WAIT_USECS, SETTING, Range, Section, Setting
+from nicmodel.nic.setting import MAX_WAIT_USECS, SETTING, Range, Section, Setting
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nicmodel.gvnic.setting import SETTING, Section, Setting
+from nicmodel.nic.setting import SETTING, Section, Setting
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nicmodel.gvnic.options.owners.state import MAX_OWNERS
-from nicmodel.gvnic.setting import SETTING, Range, Section, Setting
+from nicmodel.nic.setting import SETTING, Range, Section, Setting
 
 #: More than any ring has.
 MAX_OWNER_LOOKAHEAD = 65_535
