@@ -25,7 +25,7 @@ class DeviceFaults:
         self._hung = self._gone = self._ones = False
         self._life = 0
         self._writes: list[tuple[int, int, bytes]] = []
-        self._doorbells: dict[int, bytes] = {}
+        self._doorbells: dict[tuple[int, int], bytes] = {}
 
     def update(self, active: Sequence[Injection]) -> None:
         """These faults are at work from now on."""
@@ -64,8 +64,8 @@ class DeviceFaults:
             return False
         if not self._hung or region == PciRegion.CONFIG:
             return True
-        if region == self._nic.doorbell_region:
-            self._doorbells[offset] = data
+        if self._nic.is_doorbell(region, offset):
+            self._doorbells[region, offset] = data
         elif len(self._writes) < _KEPT_WRITES:
             self._writes.append((region, offset, data))
         else:
@@ -81,8 +81,8 @@ class DeviceFaults:
         for write in writes:
             self._nic.region_write(*write)
         if self._nic.lives["device"] == self._life:
-            for offset, data in doorbells.items():
-                self._nic.region_write(self._nic.doorbell_region, offset, data)
+            for (region, offset), data in doorbells.items():
+                self._nic.region_write(region, offset, data)
 
     def _request_reset(self, injection: Injection, fault: DeviceReset) -> None:
         if injection not in self._resets or injection.state != "active":

@@ -181,11 +181,6 @@ class Nic(nic.Nic):
         for option in self._options:
             option.stop()
 
-    @property
-    def doorbell_region(self) -> int:
-        """The region in which of several writes to one place only the last matters."""
-        return Bar.DOORBELLS
-
     # Registers and doorbells.
 
     def is_doorbell(self, region: int, offset: int) -> bool:

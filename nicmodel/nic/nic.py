@@ -205,7 +205,7 @@ class Nic(Device, ABC):
 
     @abstractmethod
     def is_doorbell(self, region: int, offset: int) -> bool:
-        """Whether an access there moves packets, and sets nothing up."""
+        """See `nicmodel.nic.seams.Seams`."""
 
     @abstractmethod
     def read_registers(self, region: int, offset: int, count: int) -> bytes:
@@ -369,11 +369,6 @@ class Nic(Device, ABC):
     @abstractmethod
     def request_reset(self) -> None:
         """Ask the driver to reset the device and start over."""
-
-    @property
-    @abstractmethod
-    def doorbell_region(self) -> int:
-        """See `nicmodel.nic.seams.Seams`."""
 
     @abstractmethod
     def queue(self, way: Literal["rx", "tx"], number: int) -> dict[str, Any]:

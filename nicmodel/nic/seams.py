@@ -34,9 +34,8 @@ class Seams(View, Protocol):
     def halted(self) -> bool:
         """Whether it has stopped: what it is told waits until it goes on."""
 
-    @property
-    def doorbell_region(self) -> int:
-        """The region in which of several writes to one place only the last matters."""
+    def is_doorbell(self, region: int, offset: int) -> bool:
+        """Whether an access there moves packets, and sets nothing up: of several writes only the last matters."""
 
     def halt(self, halted: bool) -> None:
         """Stop it, so that it moves no packet, or let it go on with what it was told meanwhile."""

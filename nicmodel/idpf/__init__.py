@@ -1,0 +1,1 @@
+"""The second personality: Infrastructure Data-Plane Function (Intel, OASIS), as a virtual function, split queues."""

@@ -1,0 +1,87 @@
+"""The buffers of the receive queues as an onlooker finds them in guest memory, before a batch and after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nicmodel.idpf.descriptors import RX_BUFFER, RX_COMPLETION
+from nicmodel.nic.layout import Bits
+from nicmodel.nic.peek import peek_many
+from nicmodel.nic.view import Numbers, Pieces
+
+if TYPE_CHECKING:
+    from nicmodel.idpf.device import Nic  # which shows its buffers
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Buffers:
+    """See `nicmodel.nic.view.Buffers`."""
+
+    def __init__(self, nic: Nic) -> None:
+        self._nic = nic
+        #: The records of the queues' first rings, and of their second ones.
+        self._records = nic.state.rx.copy(), nic.state.small.copy()
+        self._rings = [self._read(records) for records in self._records]
+
+    def _read(self, records: npt.NDArray[np.void]) -> dict[int, Bytes]:
+        """What the driver has put into rings, by receive queue; shape (entries, bytes of a descriptor)."""
+        used = np.flatnonzero(records["buffer_entries"])
+        counts = records["buffer_entries"][used].astype(np.int64) * RX_BUFFER.size
+        data, starts, _ = peek_many(self._nic.state.memory_map, records["buffer_ring"][used], counts)
+        return {
+            number: data[start : start + count].reshape(-1, RX_BUFFER.size)
+            for number, start, count in zip(used.tolist(), starts.tolist(), counts.tolist(), strict=True)
+        }
+
+    def used(self, queue: Numbers, first: Numbers, later: Numbers) -> Pieces:
+        """See `nicmodel.nic.view.Buffers`."""
+        queues = self._records[0]
+        entries = np.maximum(queues["completion_entries"][queue].astype(np.int64), 1)
+        index = (first + later) % entries
+        completions = self._completions(queue, index)
+        words = completions.view("<u8")
+        ring = _field(words, RX_COMPLETION.buffer_queue)
+        # Each ring's buffers are used in their order: this one is as far behind the ring's head as there were
+        # completions of that ring before it.
+        done = (index - queues["completion_index"][queue]) % entries
+        buffers = np.zeros((len(queue), RX_BUFFER.size), np.uint8)
+        for number in np.unique(queue).tolist():
+            chosen = np.flatnonzero(queue == number)
+            before = np.arange(int(done[chosen].max()) + 1)
+            places = (int(queues["completion_index"][number]) + before) % entries[chosen[0]]
+            which = _field(
+                self._completions(np.full(len(places), number), places).view("<u8"), RX_COMPLETION.buffer_queue
+            )
+            for kind in (0, 1):
+                if number not in self._rings[kind]:
+                    continue
+                count = np.cumsum(which == kind) - 1
+                mine = chosen[ring[chosen] == kind]
+                record = self._records[kind][number]
+                slot = (int(record["buffer_head"]) + count[done[mine]]) % int(record["buffer_entries"])
+                buffers[mine] = self._rings[kind][number][slot]
+        descriptors = buffers.view("<u8")
+        split = _field(words, RX_COMPLETION.split_header)
+        return Pieces(
+            decode=lambda piece: RX_COMPLETION.decode(completions[piece].tobytes()),
+            addresses=descriptors[:, RX_BUFFER.buffer_address.word].astype(np.uint64),
+            lengths=_field(words, RX_COMPLETION.packet_length),
+            header_addresses=descriptors[:, RX_BUFFER.header_address.word].astype(np.uint64),
+            header_lengths=_field(words, RX_COMPLETION.header_length) * split,
+        )
+
+    def _completions(self, queue: Numbers, index: Numbers) -> Bytes:
+        """Completions as they are in memory; shape (n, bytes of one)."""
+        size = RX_COMPLETION.size
+        addresses = self._records[0]["completion_ring"][queue] + (index * size).astype(np.uint64)
+        raw, _, _ = peek_many(self._nic.state.memory_map, addresses, np.full(len(queue), size))
+        return raw.reshape(-1, size)
+
+
+def _field(words: npt.NDArray[Any], bits: Bits) -> Numbers:
+    """A bit field of many descriptors; shape (n,)."""
+    return (words[:, bits.word] >> np.uint64(bits.shift) & np.uint64(bits.mask)).astype(np.int64)

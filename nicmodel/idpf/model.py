@@ -1,0 +1,60 @@
+"""An idpf to be made: what a host, or a test, is given of this personality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nicmodel.faults import kinds
+from nicmodel.faults.fault import Fault
+from nicmodel.faults.faults import Faults
+from nicmodel.idpf.bringup import IdpfLife, ladder
+from nicmodel.idpf.device import Nic
+from nicmodel.idpf.profile import Profile
+from nicmodel.observe.ladder import Ladder
+from nicmodel.vfio_user.poll import EventLoop
+from nicmodel.wire.wire import Wire
+
+if TYPE_CHECKING:
+    from nicmodel.observe.findings import Checker, Finding
+
+#: Faults that there are for it: those that are not about how a queue's rings are written.
+KINDS: dict[str, type[Fault]] = {
+    name: kind for name, kind in kinds.KINDS.items() if name.split("-")[0] in ("wire", "irq", "dma", "device")
+}
+
+
+class NoContractError(Exception):
+    """The contract of this device is not written down as rules yet, so that nothing can watch a driver keep it."""
+
+
+@dataclass(frozen=True)
+class Idpf:
+    """See `nicmodel.host.Model`.
+
+    Attributes:
+        profile: what it offers.
+    """
+
+    profile: Profile = field(default_factory=Profile)
+
+    def make(self, wire: Wire, poller: EventLoop, *, name: str) -> Nic:
+        """Make it."""
+        return Nic(self.profile, wire, poller, name=name)
+
+    def faults(self, nic: Nic) -> Faults:
+        """Have faults on demand for it."""
+        return Faults(nic, KINDS, ())
+
+    def ladder(self, nic: Nic) -> Ladder[IdpfLife]:
+        """See how far its driver comes."""
+        return ladder(nic)
+
+    def check(self, nic: Nic, on_finding: Callable[[Finding], None] | None) -> Checker:
+        """There are no rules of this device yet.
+
+        Raises:
+            NoContractError: always.
+        """
+        raise NoContractError("drivers of an idpf are not checked yet: there are no rules of its contract")

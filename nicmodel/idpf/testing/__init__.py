@@ -1,0 +1,1 @@
+"""An idpf driver in Python, and a NIC in the hands of a test."""
