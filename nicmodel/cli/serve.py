@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from nicmodel.cli import systemd
+from nicmodel.cli.devices import DEVICES
 from nicmodel.cli.help import HelpCommand
 from nicmodel.cli.log import log_to_stderr
 from nicmodel.cli.options import BROKEN
@@ -33,8 +35,7 @@ from nicmodel.faults.weather import FORM as WEATHER_FORM
 from nicmodel.faults.weather import Weather
 from nicmodel.faults.wire import load as load_wire_faults
 from nicmodel.gvnic.faults.kinds import KINDS
-from nicmodel.gvnic.model import Gvnic
-from nicmodel.gvnic.profile import PROFILES, SETTINGS, Profile, named_profile
+from nicmodel.gvnic.profile import PROFILES, SETTINGS, Profile
 from nicmodel.host import Host
 from nicmodel.nearest import Choice
 from nicmodel.nic.mac import parse_mac, random_mac
@@ -76,7 +77,8 @@ _LISTS = {
         "any number at a switch": "a --socket for each, and --wire switch once",
     },
     "Wires": {**FORMS, **JOINING_FORMS},
-    "Profiles": {name: meaning for name, (meaning, _) in PROFILES.items()},
+    "Devices": {name: device.about for name, device in DEVICES.items()},
+    "Profiles of a gVNIC": {name: meaning for name, (meaning, _) in PROFILES.items()},
 }
 
 
@@ -93,7 +95,7 @@ def _options_below(section: Section) -> tuple[str, ...]:
 #: How the help groups the options.
 _SECTIONS = {
     "Sockets and wires": ("--socket", "--socket-mode", "--socket-group", "--wire", "--run-as"),
-    Section.NIC: ("--profile", *_options_below(Section.NIC)),
+    Section.NIC: ("--device", "--profile", *_options_below(Section.NIC)),
     Section.SPEED: (*_options_below(Section.SPEED), "--busy-poll"),
     Section.OWN: _options_below(Section.OWN),
     "Looking inside and testing": (
@@ -170,6 +172,9 @@ def _report_file(_context: click.Context, _parameter: click.Parameter, value: Pa
 @click.option("--run-as", callback=user, metavar="USER",
               help="Once all sockets and wires are open, go on as this user, without any privilege. The user must be "
                    "able to read nicmodel, and to reach what a wire connects to again later.")  # fmt: skip
+@click.option("--device", "devices", multiple=True, type=Choice(list(DEVICES)), default=("gvnic",), show_default=True,
+              help="What kind of NIC; see above. Once for all of them, or for each, in the order of the "
+                   "sockets.")  # fmt: skip
 @click.option("--profile", "profile_name", type=Choice(list(PROFILES)), default="default", show_default=True,
               help="What kind of gVNIC; see above. The options below override parts of it.")  # fmt: skip
 @_profile_options
@@ -200,6 +205,7 @@ def serve(
     socket_group: int | None,
     wires: tuple[str, ...],
     run_as: User | None,
+    devices: tuple[str, ...],
     profile_name: str,
     macs: tuple[bytes, ...],
     busy_poll: int,
@@ -222,15 +228,19 @@ def serve(
     places, control_place = _places(sockets, socket_access, control, control_access)
     if len(macs) not in (0, len(places)):
         raise click.UsageError(f"{len(macs)} MAC addresses for {len(places)} NICs: give none, or one for each")
+    if len(devices) not in (1, len(places)):
+        raise click.UsageError(f"{len(devices)} kinds of NICs for {len(places)} NICs: give one, or one for each")
+    devices = devices if len(devices) > 1 else devices * len(places)
     changes = {name: value for name, value in model.items() if value is not None}
+    for name in dict.fromkeys(devices):
+        _check_device(name, model, check or strict)
     try:
-        profiles = [
-            named_profile(profile_name, mac=macs[number] if macs else random_mac(), **changes)
-            for number in range(len(places))
-        ]
+        models = [_model(name, profile_name, {**changes, "mac": macs[number] if macs else random_mac()})
+                  for number, name in enumerate(devices)]  # fmt: skip
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    _check_needs(profiles[0], changes)
+    for one in models:
+        _check_needs(one.profile, changes)
     if not hasattr(os, "memfd_create"):
         raise click.ClickException("this system has no memfd_create, which QEMU needs to share a guest's memory")
     announce()
@@ -242,9 +252,9 @@ def serve(
         raise click.UsageError(str(error)) from None
     host = Host(poller)
     with no_garbage():
-        for number, (profile, wire, group) in enumerate(zip(profiles, ends, joined, strict=True)):
+        for number, (one, wire, group) in enumerate(zip(models, ends, joined, strict=True)):
             made = host.add(
-                Gvnic(profile),
+                one,
                 wire,
                 name=f"nic{number}",
                 joined=group,
@@ -301,9 +311,28 @@ def serve(
         raise click.exceptions.Exit(BROKEN)
 
 
-def _check_needs(profile: Profile, given: Mapping[str, Any]) -> None:
+def _model(device: str, profile: str, changes: Mapping[str, Any]) -> Any:
+    """A NIC to be made; what its kind does not have is left as it is."""
+    kind = DEVICES[device]
+    return kind.make(profile, {name: value for name, value in changes.items() if kind.has(name)})
+
+
+def _check_device(device: str, settings: Mapping[str, Any], check: bool) -> None:
+    """See that nothing was asked for that this kind of NIC does not have."""
+    kind, context = DEVICES[device], click.get_current_context()
+    given = [name for name in settings if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    unknown = [_option(name) for name in given if not kind.has(name)]
+    if not kind.profiles and context.get_parameter_source("profile_name") is ParameterSource.COMMANDLINE:
+        unknown.insert(0, "--profile")
+    if unknown:
+        raise click.UsageError(f"a NIC of the kind {device} has no {', '.join(unknown)}")
+    if check and not kind.checked:
+        raise click.UsageError(f"drivers of {device} cannot be checked yet: its contract is not written down as rules")
+
+
+def _check_needs(profile: Any, given: Mapping[str, Any]) -> None:
     for name, setting in SETTINGS.items():
-        if setting.needs and name in given and not getattr(profile, setting.needs):
+        if setting.needs and name in given and not getattr(profile, setting.needs, True):
             raise click.UsageError(f"{_option(name)} wants {_option(setting.needs)}")
 
 

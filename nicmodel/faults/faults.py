@@ -98,6 +98,8 @@ class Faults:
             FaultError: there are too many, or one is about something that the NIC does not have.
         """
         for fault in faults:
+            if self.kinds.get(fault.name) is not type(fault):
+                raise FaultError(f"{self.nic.name} is a NIC that has no fault {fault.name}")
             fault.check(self.nic)
         if len(self.injections) + len(faults) > _MAX_FAULTS:
             raise FaultError(f"{self.nic.name} can have {_MAX_FAULTS} faults at a time: end some first")

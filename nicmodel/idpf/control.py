@@ -39,6 +39,7 @@ from nicmodel.idpf.virtchnl import (
     VportFlag,
     require,
 )
+from nicmodel.nic.state import Drop
 from nicmodel.nic.steering import NoSuchRuleError
 from nicmodel.packet.rss import HashType
 
@@ -234,7 +235,7 @@ class ControlPlane:
 
     def _get_stats(self, p: np.void) -> bytes:
         state = self._nic.state
-        device, drops = state.device[0], state.drops
+        device, drops = state.device[0], state.drops[:, Drop.HELD + 1 :]
         stats = np.zeros((), v.VPORT_STATS)
         stats["vport_id"] = VPORT
         rx, tx = state.rx, state.tx

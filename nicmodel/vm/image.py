@@ -64,6 +64,7 @@ MODULES = (
         "virtio_pci",
         "virtio_console",
         "gve",
+        "idpf",
         "virtio_net",
         "vmxnet3",
         "e1000e",
