@@ -8,9 +8,10 @@
         assert bytes(d.header) == bytes(d.frame)[:54]
 
 What the NIC offers, a marker says: ``@pytest.mark.nic(queues=2, max_mtu=1500)``, fields of
-`nicmodel.gvnic.profile.Profile`. It holds for `nic` and for both ends of `link`, as does ``@pytest.mark.contract``: the
-drivers are watched (`nicmodel.gvnic.contract`), and a test whose driver breaks a rule fails; with ``strict=False``
-the test looks into `TestNic.findings` itself.
+`nicmodel.gvnic.profile.Profile`. With ``@pytest.mark.nic(device="idpf")`` it is another kind of NIC, with fields of
+`nicmodel.idpf.profile.Profile` and the driver `nicmodel.idpf.testing.driver.Driver`. The marker holds for `nic` and for
+both ends of `link`, as does ``@pytest.mark.contract``: the drivers are watched (`nicmodel.gvnic.contract`), and a test
+whose driver breaks a rule fails; with ``strict=False`` the test looks into `TestNic.findings` itself.
 
 ``@pytest.mark.weather("7:0.3")`` has the NICs of the fixtures do what their contract allows and devices rarely do
 (`nicmodel.faults.weather`); pytest's option ``--nic-weather 7:0.3`` does so for all tests that say nothing else.
@@ -25,13 +26,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
 
 if TYPE_CHECKING:
     from nicmodel.faults.weather import Weather
-    from nicmodel.gvnic.profile import Profile
     from nicmodel.gvnic.testing.driver import Driver
     from nicmodel.gvnic.testing.nic import TestNic
     from nicmodel.testing.clock import VirtualClock
@@ -76,7 +76,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
         config.stash[_RECORDER] = Guest.every_recorder = Recorder(config.getoption("--driver-coverage-module"))
         config.stash[_PARTS] = []
-    config.addinivalue_line("markers", "nic(**profile): what the NIC offers, by the fields of Profile")
+    config.addinivalue_line(
+        "markers", "nic(device='gvnic', **profile): what the NIC is and offers, by the fields of Profile"
+    )
     config.addinivalue_line("markers", "weather(text): the NIC's weather, as nicmodel serve --weather takes it")
     config.addinivalue_line("markers", "contract(strict=True): watch the driver, and fail when it breaks a rule")
 
@@ -137,18 +139,15 @@ def clock() -> VirtualClock:
 @pytest.fixture
 def nic(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[TestNic]:
     """A NIC (02:00:00:00:00:01) behind a real socket, in virtual time; its wire is the test: `TestNic`."""
-    from nicmodel.gvnic.testing.nic import TestNic
-
     announce_compiling(request.config)
-    weather = _weather(request)
-    with TestNic(_profile(request, 1), clock=clock, check=_checked(request), weather=weather) as made:
+    with _test_nic(request, 1, clock=clock) as made:
         yield made
         _judge(request, made)
 
 
 @pytest.fixture
 def driver(nic: TestNic) -> Iterator[Driver]:
-    """A gVNIC driver in Python on `nic`, after `Driver.probe`; the test calls `Driver.open`."""
+    """A driver in Python on `nic`, after `Driver.probe`; the test calls `Driver.open`."""
     with nic.connect() as made:
         made.probe()
         yield made
@@ -157,17 +156,12 @@ def driver(nic: TestNic) -> Iterator[Driver]:
 @pytest.fixture
 def link(request: pytest.FixtureRequest, clock: VirtualClock) -> Iterator[tuple[Station, Station]]:
     """Two NICs back to back (02:00:00:00:00:01 and :02), each with a driver: two `Station`."""
-    from nicmodel.gvnic.testing.nic import TestNic
     from nicmodel.wire.link import link as make_link
 
     announce_compiling(request.config)
     with ExitStack() as stack:
         nics = [
-            stack.enter_context(
-                TestNic(
-                    _profile(request, number), wire=end, clock=clock, check=_checked(request), weather=_weather(request)
-                )
-            )
+            stack.enter_context(_test_nic(request, number, wire=end, clock=clock))
             for number, end in enumerate(make_link(), 1)
         ]
         one, other = [Station(end, stack.enter_context(end.connect())) for end in nics]
@@ -189,10 +183,11 @@ def guest_config() -> GuestConfig:
 @pytest.fixture(scope="session")
 def guest_nic(pytestconfig: pytest.Config) -> Iterator[TestNic]:
     """The NIC of `guest` (02:00:00:00:00:01, eth0), in real time; its wire is the test."""
+    from nicmodel.gvnic.profile import Profile
     from nicmodel.gvnic.testing.nic import TestNic
 
     announce_compiling(pytestconfig)
-    with TestNic(_numbered(1), weather=_parsed(pytestconfig.getoption("--nic-weather"))) as made:
+    with TestNic(Profile(mac=_mac(1)), weather=_parsed(pytestconfig.getoption("--nic-weather"))) as made:
         yield made
 
 
@@ -225,16 +220,29 @@ def announce_compiling(config: pytest.Config) -> None:
         announce(say, terminal=False)
 
 
-def _profile(request: pytest.FixtureRequest, number: int) -> Profile:
-    """What the nearest marker asks for, with an address by the NIC's number."""
+def _test_nic(request: pytest.FixtureRequest, number: int, **how: Any) -> TestNic:
+    """A NIC as the nearest marker asks for it, with an address by its number; `how` it is in the hands of the test."""
     marker = request.node.get_closest_marker("nic")
-    return _numbered(number, **({} if marker is None else marker.kwargs))
+    fields: dict[str, Any] = {"mac": _mac(number), **({} if marker is None else marker.kwargs)}
+    device = fields.pop("device", "gvnic")
+    if device == "gvnic":
+        from nicmodel.gvnic.profile import Profile
+        from nicmodel.gvnic.testing.nic import TestNic
+
+        return TestNic(Profile(**fields), check=_checked(request), weather=_weather(request), **how)
+    if device == "idpf":
+        from nicmodel.idpf.profile import Profile as IdpfProfile
+        from nicmodel.idpf.testing.nic import TestNic as IdpfTestNic
+
+        if _checked(request):
+            pytest.fail("a driver of an idpf cannot be watched yet: its contract is not written down as rules")
+        made = IdpfTestNic(IdpfProfile(**fields), weather=_weather(request), **how)
+        return cast("TestNic", made)  # what tests use of both is the same
+    return pytest.fail(f"there is no kind of NIC {device!r}, but 'gvnic' and 'idpf'")
 
 
-def _numbered(number: int, **fields: object) -> Profile:
-    from nicmodel.gvnic.profile import Profile
-
-    return Profile(**{"mac": bytes([2, 0, 0, 0, 0, number]), **fields})  # type: ignore[arg-type]
+def _mac(number: int) -> bytes:
+    return bytes([2, 0, 0, 0, 0, number])
 
 
 def _checked(request: pytest.FixtureRequest) -> bool:

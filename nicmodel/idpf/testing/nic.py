@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nicmodel.faults.weather import Weather
 from nicmodel.idpf.device import Nic
 from nicmodel.idpf.model import Idpf
 from nicmodel.idpf.profile import Profile
@@ -33,6 +34,7 @@ class TestNic(harness.TestNic[Nic]):
         wire: its wire; a plain `TestWire` if None.
         clock: virtual time; None: real time.
         folder: where the socket is; a temporary folder if None.
+        weather: behaviours that its contract allows and devices rarely show (`nicmodel.faults.weather`).
     """
 
     __test__ = False  # the name is no invitation to pytest
@@ -44,9 +46,10 @@ class TestNic(harness.TestNic[Nic]):
         wire: Wire | None = None,
         clock: VirtualClock | None = None,
         folder: Path | None = None,
+        weather: Weather | None = None,
     ) -> None:
         model = Idpf() if profile is None else Idpf(profile)
-        super().__init__(model, wire=wire, clock=clock, folder=folder)
+        super().__init__(model, wire=wire, clock=clock, folder=folder, weather=weather)
 
     def connect(self, *, ram: GuestMemory | None = None) -> Driver:
         """A driver for it; the device serves one at a time, and the next when that has disconnected."""

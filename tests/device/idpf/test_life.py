@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
@@ -18,6 +16,8 @@ from nicmodel.pci.config import COMMAND, Command
 from nicmodel.vfio_user.protocol import PciRegion
 
 from ..frames import NIC_MAC
+
+pytestmark = pytest.mark.nic(device="idpf")
 
 
 def test_the_driver_finds_what_it_needs(driver: Driver, nic: TestNic) -> None:
@@ -206,7 +206,7 @@ def test_queues_have_to_be_configured_first(driver: Driver) -> None:
 @pytest.mark.parametrize(
     "field, value", [("ring_len", 100), ("ring_len", 8192), ("ring_address", 4), ("data_buffer_size", 64), ("model", 0)]
 )
-def test_queues_that_cannot_be(driver: Driver, field: str, value: int, make_nic: Callable[..., TestNic]) -> None:
+def test_queues_that_cannot_be(driver: Driver, field: str, value: int) -> None:
     driver.open()
     records = driver.rx[0].records()
     driver.close()

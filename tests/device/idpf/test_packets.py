@@ -23,6 +23,8 @@ from nicmodel.packet.frames import Gso
 
 from ..frames import NIC_MAC, PEER_MAC, arp, icmp, pattern, tcp, toeplitz, udp
 
+pytestmark = pytest.mark.nic(device="idpf")
+
 #: A ring whose length is no power of two, as ethtool -G may ask for.
 ENTRIES = 96 * 2
 
