@@ -17,6 +17,7 @@ from nicmodel.idpf import ptypes
 from nicmodel.idpf import registers as r
 from nicmodel.idpf import virtchnl as v
 from nicmodel.idpf.descriptors import RXDID, TxType
+from nicmodel.idpf.filters import Filters
 from nicmodel.idpf.mailbox import VECTOR, Mailbox
 from nicmodel.idpf.profile import LINUX_OVERHEAD, Profile
 from nicmodel.idpf.queues import Name, Queues
@@ -31,6 +32,7 @@ from nicmodel.idpf.virtchnl import (
     HeaderSplit,
     Op,
     Other,
+    Promiscuous,
     QueueModel,
     QueueType,
     Result,
@@ -39,6 +41,8 @@ from nicmodel.idpf.virtchnl import (
     VportFlag,
     require,
 )
+from nicmodel.nic.ingress import Ingress
+from nicmodel.nic.port import Port
 from nicmodel.nic.state import Drop
 from nicmodel.nic.steering import NoSuchRuleError
 from nicmodel.packet.rss import HashType
@@ -78,6 +82,9 @@ class Controlled(Protocol):
     mailbox: Mailbox
     rss: Rss
     rules: FlowRules
+    filters: Filters
+    port: Port
+    ingress: Ingress[State]
 
     @property
     def link_up(self) -> bool:
@@ -111,6 +118,8 @@ class ControlPlane:
     def reset(self) -> None:
         """As after power-on."""
         self.vport = self.up = False
+        self._nic.filters.reset()
+        self._nic.port.loop = None
 
     def execute(self, op: Op, payload: np.void) -> bytes | None:
         """See `nicmodel.idpf.mailbox.Executor`."""
@@ -155,7 +164,8 @@ class ControlPlane:
         # Linux counts merged segments by what is behind the header (idpf_rx_rsc).
         caps["rsc_caps"] = _COALESCING if profile.header_split else 0
         caps["rss_caps"] = _FLOWS
-        caps["other_caps"] = Other.FLOW_STEERING if profile.max_flow_rules else 0
+        others = Other.MAC_FILTER | Other.PROMISCUOUS | Other.LOOPBACK
+        caps["other_caps"] = others | Other.FLOW_STEERING if profile.max_flow_rules else others
         caps["mailbox_dyn_ctl"] = r.MAILBOX_DYN_CTL.offset
         caps["mailbox_vector_id"] = VECTOR
         caps["num_allocated_vectors"] = profile.vectors
@@ -362,9 +372,20 @@ class ControlPlane:
         head = np.array((VPORT, len(rules)), v.FLOW_RULES)
         return head.tobytes() + rules.tobytes()
 
-    # What this device does not offer: no driver asks for it that has looked at the capabilities.
+    # Which frames are the vport's, and where those go that it sends.
 
-    def _refuse(self, p: np.void) -> None:
-        raise v.MessageError(Result.NOT_PERMITTED, "this device does not offer it")
+    def _add_mac_addr(self, p: np.void) -> None:
+        self._nic.filters.add(_addresses(Op.ADD_MAC_ADDR, p))
 
-    _loopback = _add_mac_addr = _del_mac_addr = _config_promiscuous_mode = _refuse
+    def _del_mac_addr(self, p: np.void) -> None:
+        self._nic.filters.delete(_addresses(Op.DEL_MAC_ADDR, p))
+
+    def _config_promiscuous_mode(self, p: np.void) -> None:
+        self._nic.filters.set_mode(Promiscuous(int(p["flags"]) & sum(Promiscuous)))
+
+    def _loopback(self, p: np.void) -> None:
+        self._nic.port.loop = self._nic.ingress.deliver if p["enable"] else None
+
+
+def _addresses(op: Op, p: np.void) -> list[bytes]:
+    return [bytes(one["address"]) for one in op.message.several(p)]

@@ -19,6 +19,7 @@ from nicmodel.idpf.buffers import Buffers
 from nicmodel.idpf.control import ControlPlane
 from nicmodel.idpf.decoder import Decoder, completions
 from nicmodel.idpf.descriptors import RX_COMPLETION
+from nicmodel.idpf.filters import Filters
 from nicmodel.idpf.mailbox import Mailbox
 from nicmodel.idpf.profile import Profile
 from nicmodel.idpf.queues import Queues
@@ -87,12 +88,12 @@ class Nic(nic.Nic):
         )
         state.device["mac"] = int.from_bytes(profile.mac, "big")
         state.device["max_frame"] = profile.max_frame
-        state.device["promiscuous"] = profile.promiscuous
         error = 1 << RX_COMPLETION.rx_error.shift
         super().__init__(name, profile, state, config, _BARS, msix, wire, poller, error=error)
         diagnostics = self.diagnostics
         self.rss = Rss(state)
         self.rules = FlowRules(state)
+        self.filters = Filters(state, profile.promiscuous)
         self.ingress = Ingress(
             state, receive_split, poller.clock, self.port, self.dma, self.messages, self.interrupts, diagnostics,
             Backlog(state.rx["held"]),

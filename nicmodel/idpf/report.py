@@ -37,6 +37,8 @@ def report(nic: Nic) -> dict[str, Any]:
     return {
         "driver": None,  # no message says who it is
         "vport": {"created": nic.control.vport, "enabled": nic.control.up},
+        "filters": {"addresses": nic.filters.addresses, "promiscuous": flag_names(nic.filters.mode)},
+        "loopback": nic.port.loop is not None,
         "reset_state": nic.registers.state.name,
         "rules": [
             {

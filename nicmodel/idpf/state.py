@@ -51,6 +51,9 @@ COMPLETION_QUEUE = np.dtype(
     [("active", "<i4"), ("entries", "<i4"), ("index", "<i4"), ("generation", "<i4"), ("size", "<i4"), ("ring", "<u8")]
 )
 
+#: The most addresses that the driver may give the device besides its own: stations and groups.
+MAX_STATIONS = 256
+
 COUNTERS = {RX_QUEUE: RX_COUNTERS, TX_QUEUE: TX_COUNTERS}
 SETTINGS = {dtype: [name for name in dtype.names or () if name not in COUNTERS[dtype]] for dtype in COUNTERS}
 
@@ -68,16 +71,14 @@ class State(core.State):
     completion: npt.NDArray[np.int64]
 
 
-def make_state(
-    rx_queues: int, tx_queues: int, vectors: int, rules: int, lut_size: int, flows: int
-) -> State:  # fmt: skip
+def make_state(rx_queues: int, tx_queues: int, vectors: int, rules: int, lut_size: int, flows: int) -> State:
     """A device at rest, without memory; for the arguments see `core_arrays`. Completion queues are as many as
     `tx_queues`.
     """
     return State(
         **core_arrays(
             np.zeros(1, DEVICE), np.zeros(rx_queues, RX_QUEUE), np.zeros(tx_queues, TX_QUEUE),
-            vectors=vectors, rules=rules, lut_size=lut_size, flows=flows,
+            vectors=vectors, rules=rules, lut_size=lut_size, flows=flows, stations=MAX_STATIONS,
         ),
         small=np.zeros(rx_queues, RX_QUEUE),
         completion_queues=np.zeros(tx_queues, COMPLETION_QUEUE),

@@ -161,7 +161,7 @@ class Egress(Generic[S]):
         if self._diagnostics.observers:
             self._diagnostics.tell(events.Sending(batch))
         if self._port.cable:
-            self._port.wire.send(batch)
+            self._port.send(batch)
         return batch.sent
 
     def _make_batches(self) -> None:
@@ -220,7 +220,7 @@ class Egress(Generic[S]):
     def _send(self, out: Batch) -> bool:
         if self._port.cable:
             try:
-                return self._port.wire.send(out)
+                return self._port.send(out)
             except Exception as error:  # a batch that the wire cannot take would stay for ever
                 self._diagnostics.fail("wire", error)
         self._state.drops[-1, Drop.DEVICE_DOWN] += out.count - out.sent

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.jit.addresses import copy
-from nicmodel.jit.compiled import Record, i64, inlined, u64
+from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.nic.dma import write
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import MAX_SEGMENTS, Drop, Records, State, distance
@@ -73,6 +73,9 @@ _CSUM_VALID = int(FrameFlag.CSUM_VALID)
 _VOUCHED = int(FrameFlag.NEEDS_CSUM | FrameFlag.CSUM_VALID)
 _GSO_NONE = int(Gso.NONE)
 _GSO_UDP = int(Gso.UDP_L4)
+
+#: A frame to all.
+_BROADCAST = (1 << 48) - 1
 
 #: Ethernet pads frames to this length, FCS not counted (IEEE 802.3, 3.2.8); a VLAN tag put in later adds to it.
 _SHORTEST = 60
@@ -195,6 +198,15 @@ def _steer(state: State, data: npt.NDArray[np.uint8], offset: int, outcome: Reco
     return i64(state.lut[value % i64(device.lut_size)])
 
 
+@compiled
+def _is_listed(state: State, address: int) -> bool:
+    """Whether the driver has given the NIC this address besides its own."""
+    found = False
+    for k in range(i64(state.device[0].stations)):
+        found |= state.stations[k] == address
+    return found
+
+
 @inlined
 def _admit(state: State, batch: Batch, number: int) -> int:
     """Parse one frame, to ``state.headers``, and find its queue; the result is a `Drop`."""
@@ -208,11 +220,12 @@ def _admit(state: State, batch: Batch, number: int) -> int:
         return _DEVICE_DOWN
     if length < 14:
         return _RUNT
-    if data[offset] & 1 == 0 and device.promiscuous == 0:
+    heard = device.promiscuous if data[offset] & 1 == 0 else device.all_groups
+    if heard == 0:
         address = i64(0)
         for k in range(6):
             address = address << 8 | i64(data[offset + k])
-        if address != device.mac:
+        if address != device.mac and address != _BROADCAST and not _is_listed(state, address):
             return _NOT_OURS
     parse(data, offset, length, state.headers)
     h = state.headers[0]

@@ -75,7 +75,8 @@ MAX_SEGMENTS = 512
 MAX_PACKET = 262143 + 255
 
 #: Fields of the one record in `State.device` that every NIC has. `running`: packets are moved. `mac`: its address, and
-#: whether it is `promiscuous`; `max_frame`: the longest that it takes, bytes. What of `hash_types` (`HashType`) is
+#: how many more it has (`stations`, of `State.stations`: groups, too); whether it is `promiscuous`, and takes frames to
+#: all groups (`all_groups`); `max_frame`: the longest that it takes, bytes. What of `hash_types` (`HashType`) is
 #: hashed, the entries of the RSS table (`lut_size`), and groups of flow rules (`rule_groups`). How many `aggregates`
 #: are open, whether `trailers` behind IP packets are kept. `mapped_only`:
 #: memory without a descriptor is out of the packet path's reach. `region` and `region_before` are the regions of memory
@@ -84,6 +85,8 @@ MAX_PACKET = 262143 + 255
 DEVICE_FIELDS = (
     ("running", "<i4"),
     ("promiscuous", "<i4"),
+    ("all_groups", "<i4"),
+    ("stations", "<i4"),
     ("mac", "<i8"),
     ("max_frame", "<i4"),
     ("hash_types", "<i4"),
@@ -201,6 +204,7 @@ class State(Arrays):
     rx: Records
     tx: Records
     vectors: Records
+    stations: npt.NDArray[np.int64]
     lut: npt.NDArray[np.int32]
     hash_table: npt.NDArray[np.uint32]
     rules: Records
@@ -237,7 +241,7 @@ class State(Arrays):
 
 
 def core_arrays(
-    device: Records, rx: Records, tx: Records, *, vectors: int, rules: int, lut_size: int, flows: int
+    device: Records, rx: Records, tx: Records, *, vectors: int, rules: int, lut_size: int, flows: int, stations: int = 0
 ) -> dict[str, npt.NDArray[Any]]:
     """The arrays of `State` for a device at rest, without memory.
 
@@ -249,15 +253,18 @@ def core_arrays(
         rules: the most flow rules.
         lut_size: the most entries of the RSS table.
         flows: how many TCP flows of one batch are coalesced at the same time; one more ends the oldest.
+        stations: the most addresses that a driver may give it besides its own. Without any it takes all groups.
     """
     rows = len(rx) + len(tx) + 1
     nothing = RegionMap.empty()
     device["trailers"] = rx["positions"] = tx["positions"] = 1
+    device["all_groups"] = stations == 0
     return {
         "device": device,
         "rx": rx,
         "tx": tx,
         "vectors": np.zeros(vectors, VECTOR),
+        "stations": np.zeros(stations, np.int64),
         "lut": np.zeros(lut_size, np.int32),
         "hash_table": np.zeros((INPUT_SIZE, 256), np.uint32),
         "rules": np.zeros(rules, RULE),

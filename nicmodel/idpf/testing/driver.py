@@ -19,6 +19,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from nicmodel.idpf.testing.mailbox import Mailbox, Registers, one
 from nicmodel.idpf.testing.rx import RxConfig, RxPacket, RxQueue
 from nicmodel.idpf.testing.tx import Tso, TxCompletion, TxQueue
 from nicmodel.idpf.testing.violation import ContractViolation
-from nicmodel.idpf.virtchnl import Op, QueueModel, QueueType, Scheduling
+from nicmodel.idpf.virtchnl import MacType, Op, Promiscuous, QueueModel, QueueType, Scheduling
 from nicmodel.pci.config import COMMAND, Command
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.vfio_user.client import Client
@@ -110,7 +111,7 @@ class Driver:
             raise RuntimeError("the mailbox is not set up: probe() first")
         return self.mailbox.request(op, payload if isinstance(payload, bytes) else payload.tobytes())
 
-    def _several(self, op: Op, records: Sequence[np.void], **fields: object) -> bytes:
+    def _several(self, op: Op, records: Sequence[np.void], **fields: Any) -> bytes:
         """Send a message about several things."""
         message = op.message
         assert message.many is not None
@@ -269,6 +270,7 @@ class Driver:
         self.map_vectors()
         self.enable_queues()
         self.request(Op.ENABLE_VPORT, one(v.VPORT))
+        self.add_addresses([bytes(self.vport["default_mac_addr"]).hex(":")], kind=MacType.PRIMARY)
         self.set_rss_table([number % len(self.rx) for number in range(int(self.vport["rss_lut_size"]))])
 
     def _tail(self, kind: QueueType, number: int, tail: int) -> None:
@@ -409,7 +411,32 @@ class Driver:
         head = one(v.RSS_LUT, lut_entries=len(entries))
         self.request(Op.SET_RSS_LUT, head.tobytes() + entries.tobytes())
 
+    # Which frames come
+
+    def add_addresses(self, addresses: Iterable[str], *, kind: MacType = MacType.EXTRA) -> None:
+        """Have frames to these stations or groups, too."""
+        self._several(Op.ADD_MAC_ADDR, _mac_addresses(addresses, kind))
+
+    def delete_addresses(self, addresses: Iterable[str], *, kind: MacType = MacType.EXTRA) -> None:
+        """Have them no more."""
+        self._several(Op.DEL_MAC_ADDR, _mac_addresses(addresses, kind))
+
+    def set_promiscuous(self, mode: Promiscuous) -> None:
+        """Have frames to all stations, to all groups, or both."""
+        self.request(Op.CONFIG_PROMISCUOUS_MODE, one(v.PROMISCUOUS_MODE, flags=mode))
+
+    def set_loopback(self, on: bool) -> None:
+        """Have what is sent come back."""
+        self.request(Op.LOOPBACK, one(v.LOOPBACK, enable=on))
+
     def statistics(self) -> np.void:
         """The vport's counters, `VPORT_STATS`."""
         found: np.void = np.frombuffer(self.request(Op.GET_STATS, one(v.VPORT_STATS)), v.VPORT_STATS)[0]
         return found
+
+
+def _mac_addresses(addresses: Iterable[str], kind: MacType) -> list[np.void]:
+    return [
+        one(v.MAC_ADDRESS, address=np.frombuffer(bytes.fromhex(address.replace(":", "")), np.uint8), type=kind)
+        for address in addresses
+    ]

@@ -7,6 +7,7 @@ waits is an event (Linux drivers/net/ethernet/intel/libie/controlq.c).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -186,7 +187,7 @@ class Mailbox:
         return found
 
 
-def one(dtype: v.Type, **fields: object) -> np.void:
+def one(dtype: v.Type, **fields: Any) -> np.void:
     """A structure; fields that are not named are 0."""
     made: np.void = np.zeros(1, dtype)[0]
     for name, value in fields.items():

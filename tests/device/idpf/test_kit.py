@@ -29,8 +29,8 @@ def test_the_trace_names_messages_and_descriptors(driver: Driver, nic: TestNic) 
     driver.poll_tx(1)
     said = [event["command"] for event in events if event["kind"] == "admin"]
     assert said == [
-        "CONFIG_TX_QUEUES", "CONFIG_RX_QUEUES", "MAP_QUEUE_VECTOR", "ENABLE_QUEUES", "ENABLE_VPORT", "SET_RSS_LUT",
-        "SET_RSS_LUT",
+        "CONFIG_TX_QUEUES", "CONFIG_RX_QUEUES", "MAP_QUEUE_VECTOR", "ENABLE_QUEUES", "ENABLE_VPORT", "ADD_MAC_ADDR",
+        "SET_RSS_LUT", "SET_RSS_LUT",
     ]  # fmt: skip
     (queues,) = [event["fields"]["queues"] for event in events if event.get("command") == "CONFIG_TX_QUEUES"]
     assert queues[1]["type"] == "TX_COMPLETION" and queues[1]["ring_len"] == 512

@@ -90,8 +90,6 @@ def test_what_is_not_known_is_refused(driver: Driver, nic: TestNic) -> None:
         driver.create_vport()
     with pytest.raises(Refused, match="ALLOC_VECTORS: NO_SPACE"):
         driver.request(Op.ALLOC_VECTORS, one(v.ALLOC_VECTORS, num_vectors=1000))
-    with pytest.raises(Refused, match="LOOPBACK: NOT_PERMITTED"):
-        driver.request(Op.LOOPBACK, one(v.LOOPBACK))
     counts = nic.device.report()["admin"]
     assert counts["4711 UNKNOWN_MESSAGE"] == counts["GET_CAPS INVALID"] == 1
 

@@ -13,10 +13,10 @@ from nicmodel.idpf import registers as r
 from nicmodel.idpf import virtchnl as v
 from nicmodel.idpf.descriptors import TxCompletionType
 from nicmodel.idpf.testing.driver import POLL, TRIGGER, Driver
-from nicmodel.idpf.testing.mailbox import one
+from nicmodel.idpf.testing.mailbox import Refused, one
 from nicmodel.idpf.testing.nic import TestNic
 from nicmodel.idpf.testing.tx import TxCompletion
-from nicmodel.idpf.virtchnl import Op, Protocol, QueueType, RuleStatus, Scheduling
+from nicmodel.idpf.virtchnl import Op, Promiscuous, Protocol, QueueType, RuleStatus, Scheduling
 from nicmodel.nic.state import Drop
 from nicmodel.nic.steering import DEFAULT_KEY
 from nicmodel.packet.frames import Gso
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.nic(device="idpf")
 
 #: A ring whose length is no power of two, as ethtool -G may ask for.
 ENTRIES = 96 * 2
+GROUP = b"\x01\0\x5e\0\0\1"
 
 
 def test_frames_arrive_as_they_were(driver: Driver, nic: TestNic) -> None:
@@ -334,7 +335,8 @@ def test_interval_can_be_read(driver: Driver) -> None:
 def test_statistics(driver: Driver, nic: TestNic) -> None:
     """What ``ip -s link`` shows: bytes, and packets by whom they are for."""
     driver.open(queues=1)
-    frames = [udp(100), icmp(), arp(), b"\x01\0\x5e\0\0\1" + udp(50)[6:]]
+    frames = [udp(100), icmp(), arp(), GROUP + udp(50)[6:]]
+    driver.add_addresses([GROUP.hex(":")])
     for frame in frames:
         nic.inject(frame)
     driver.poll(0)
@@ -343,3 +345,38 @@ def test_statistics(driver: Driver, nic: TestNic) -> None:
     assert found["rx_bytes"] == sum(map(len, frames)) and found["tx_bytes"] == len(arp()) + len(udp(10))
     assert (found["rx_unicast"], found["rx_multicast"], found["rx_broadcast"]) == (2, 1, 1)
     assert (found["tx_unicast"], found["tx_multicast"], found["tx_broadcast"]) == (1, 0, 1)
+
+
+def test_whom_frames_are_for(driver: Driver, nic: TestNic) -> None:
+    """Own address and broadcast always; others, and groups, if the driver has added them, or in a mode for all."""
+    driver.open(queues=1)
+    station, group, rest = b"\x02\0\0\0\0\x77", GROUP, udp(50)[6:]
+
+    def taken() -> list[bool]:
+        return [nic.inject(address + rest).delivered for address in (udp()[:6], b"\xff" * 6, station, group)]
+
+    assert taken() == [True, True, False, False]
+    driver.add_addresses([station.hex(":"), group.hex(":")])
+    assert taken() == [True, True, True, True]
+    driver.delete_addresses([station.hex(":")])
+    assert taken() == [True, True, False, True]
+    driver.delete_addresses([group.hex(":")])
+    driver.set_promiscuous(Promiscuous.UNICAST)
+    assert taken() == [True, True, True, False]
+    driver.set_promiscuous(Promiscuous.MULTICAST)
+    assert taken() == [True, True, False, True]
+    driver.set_promiscuous(Promiscuous(0))
+    with pytest.raises(Refused, match="ADD_MAC_ADDR: NO_SPACE"):
+        for first in range(20):
+            driver.add_addresses(f"02:00:00:01:{first:02x}:{number:02x}" for number in range(20))
+
+
+def test_loopback(driver: Driver, nic: TestNic) -> None:
+    driver.open(queues=1)
+    driver.set_loopback(True)
+    driver.send(0, udp(100), checksum=True)
+    (packet,) = driver.poll(0)
+    assert packet.frame == udp(100) and packet.checksums_good and not nic.take()
+    driver.set_loopback(False)
+    driver.send(0, udp(100))
+    assert len(nic.take()) == 1 and not driver.poll(0)
