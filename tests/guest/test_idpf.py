@@ -108,7 +108,9 @@ def test_traffic_of_every_size_both_ways(guest: Guest, server: NicServer, split:
 
     assert more("frames") > FILE_SIZE // 1448
     assert (more("split") > 0) is (split == "on")
-    assert more("bad_checksum") == 0 and after["drops"] == before["drops"]
+    # What is dropped was multicast to groups that the guest has not joined.
+    lost = [{name: count for name, count in found["drops"].items() if name != "not_ours"} for found in (before, after)]
+    assert more("bad_checksum") == 0 and lost[0] == lost[1]
     assert after["dma_faults"] == before["dma_faults"]
 
 
