@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import frame_echo
 import pytest
 from lab import IN_PEER, nics_of, ping, quiet_log, send_file, wait_until
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
 
 from nicmodel.client.control import Control
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.server import NicServer
+from nicmodel.vm.tools import install_guest_tools
 
 pytestmark = pytest.mark.guest
 
@@ -186,6 +193,42 @@ def test_statistics_are_the_devices(guest: Guest, server: NicServer) -> None:
         return driver == device
 
     wait_until(agree, pause=1.0)
+
+
+@pytest.mark.parametrize(
+    "command", ["xdp_program --interface idpf0 tx", "xdp_socket --interface idpf0 --queues 2 zero-copy"]
+)
+def test_xdp(guest: Guest, server: NicServer, command: str) -> None:
+    """Frames of all sizes come back from a program, and from sockets without copies.
+
+    *Verify*: each once, through the queues that the driver makes for that, which are in queue scheduling mode.
+    """
+    install_guest_tools(guest)
+    guest.put(Path(frame_echo.__file__), "/tmp/frame_echo.py")
+    own = guest.run("cat /sys/class/net/idpf0/address").stdout.strip()
+    peer = guest.run(f"{IN_PEER}cat /sys/class/net/gve0/address").stdout.strip()
+    headers = Ether(src=peer, dst=own) / IP(src="198.18.0.1", dst="198.18.0.2")
+    frames = [
+        bytes(headers / UDP(sport=1000 + number, dport=7) / Raw(number.to_bytes(4, "big") + bytes(size)))
+        for number, size in enumerate([20, 300, 960, 1000, 1024, 1400] * 30)
+    ]
+    guest.put(b"\n".join(frame.hex().encode() for frame in frames), "/tmp/frames")
+    before = report(server)["tx_queues"]
+    program = guest.start(command)
+    try:
+        program.expect("ready", timeout=120)
+        await_carrier(guest)
+        said = guest.run(f"{IN_PEER}python3 /tmp/frame_echo.py gve0 /tmp/frames", timeout=240).stdout
+        assert json.loads(said) == {"missing": [], "twice": []}
+        after = report(server)["tx_queues"]
+    finally:
+        program.close_input()
+        ended = program.wait(60)
+    assert ended.status == 0, ended.stderr
+    moved = [(now["flow"], now["packets"] - then["packets"]) for now, then in zip(after, before, strict=True)]
+    assert sum(count for flow, count in moved if not flow) >= len(frames)
+    if "zero-copy" in command:
+        assert all(socket["zero_copy"] for socket in json.loads(program.output().splitlines()[-1]))
 
 
 @pytest.mark.parametrize("way", ["sysfs", "device"])
