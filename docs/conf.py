@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "commands",
     "datasheet",
+    "idpf_datasheet",
     "kit",
 ]
 

@@ -21,6 +21,7 @@ from nicmodel.pci.config import Command
 _DRIVER = "nicmodel/idpf/testing/driver.py"
 _MAILBOX = "nicmodel/idpf/testing/mailbox.py"
 _PAGE = "idpf.md"
+_REGISTERS, _MESSAGES = f"{_PAGE}#registers", f"{_PAGE}#messages"
 _OPS = frozenset(Op)
 #: Events of the control path that tell of a driver's mistake, as `Nic.counters` has them.
 _MISTAKES = {
@@ -111,7 +112,7 @@ def _message(
     """A step that a message shows."""
     return Step(
         name=op.name.lower(), title=title, need=need, shows=f"{op.name} has passed",
-        waits=_text(f"the message {op.name} ({op.value})"), does=does, example=Example(file, text), datasheet=_PAGE,
+        waits=_text(f"the message {op.name} ({op.value})"), does=does, example=Example(file, text), datasheet=_MESSAGES,
         reached=lambda life: life.messages[op.name] > 0,
     )  # fmt: skip
 
@@ -122,7 +123,7 @@ STEPS: tuple[Step[IdpfLife], ...] = (
         shows="bit 2 of the PCI command register is set",
         waits=_text("bit 2 of the PCI command register"),
         does="sets it before it gives the device any memory",
-        example=Example(_DRIVER, "command = Command.MEMORY"), datasheet=_PAGE,
+        example=Example(_DRIVER, "command = Command.MEMORY"), datasheet=_REGISTERS,
         reached=lambda life: Command.BUS_MASTER in life.nic.config.command,
     ),
     Step(
@@ -131,7 +132,7 @@ STEPS: tuple[Step[IdpfLife], ...] = (
         waits=_text("base addresses, then lengths with bit 31, of both queues: atqbal, atqbah, atqlen, arqbal, arqbah, "
                     "arqlen"),
         does="posts buffers in the receive queue, and gives the device both",
-        example=Example(_MAILBOX, "registers.write(length, ENTRIES"), datasheet=_PAGE,
+        example=Example(_MAILBOX, "registers.write(length, ENTRIES"), datasheet=f"{_PAGE}#mailbox",
         reached=lambda life: life.nic.configured,
     ),
     _message(Op.VERSION, "version agreed", "says version 2.0", "self.request(Op.VERSION"),
@@ -160,14 +161,14 @@ STEPS: tuple[Step[IdpfLife], ...] = (
     Step(
         name="sent", title="packet sent", need=Need.REQUIRED, shows="a packet was taken from a transmit ring",
         waits=_text("descriptors, then a write of the queue's tail"), does="sends, if only to find its neighbours",
-        example=Example("nicmodel/idpf/testing/tx.py", "self._ring_tail(self.tail)"), datasheet=_PAGE,
+        example=Example("nicmodel/idpf/testing/tx.py", "self._ring_tail(self.tail)"), datasheet=f"{_PAGE}#transmit",
         reached=lambda life: life.sent > 0, sampled=True,
     ),
     Step(
         name="received", title="packet received", need=Need.REQUIRED,
         shows="a frame is in a queue's buffers, with its completion",
         waits=_text("a frame for the NIC's address, and buffers for it"), does="takes completions, and posts buffers",
-        example=Example("nicmodel/idpf/testing/rx.py", "self._ring_tail(self.tail)"), datasheet=_PAGE,
+        example=Example("nicmodel/idpf/testing/rx.py", "self._ring_tail(self.tail)"), datasheet=f"{_PAGE}#receive",
         reached=lambda life: life.received > 0, sampled=True,
     ),
 )  # fmt: skip

@@ -64,6 +64,9 @@ _COALESCING = sum(Coalescing)
 #: A driver's hash types, and those of the packet path. SCTP is hashed as other IP is.
 _HASHED = {one: HashType[str(one.name)] for one in Flow if one.name in HashType.__members__}
 
+#: Fields of `VPORT_STATS` that count.
+_COUNTS = [name for name in v.VPORT_STATS.names or () if name not in ("vport_id", "pad")]
+
 #: Where the tails of queues of each type are.
 _TAILS: dict[QueueType, Register] = {
     QueueType.TX: r.TX_TAIL,
@@ -110,6 +113,8 @@ class ControlPlane:
         self._nic = nic
         self._profile = nic.profile
         self._queues = nic.queues
+        #: The counters when the vport was created: its own begin with 0.
+        self._before = np.zeros((), v.VPORT_STATS)
         #: What executes each message: the method of its name.
         self._handlers: dict[Op, Callable[[np.void], bytes | None]] = {
             op: getattr(self, f"_{op.name.lower()}") for op in Op if op is not Op.EVENT
@@ -228,6 +233,7 @@ class ControlPlane:
         chunks = self._chunks(counts)
         answer["num_chunks"] = len(chunks)
         self.vport = True
+        self._before = self._totals()
         self._queues.grant(counts)
         return answer.tobytes() + chunks.tobytes()
 
@@ -244,6 +250,13 @@ class ControlPlane:
         self.up = False
 
     def _get_stats(self, p: np.void) -> bytes:
+        stats = self._totals()
+        for name in _COUNTS:
+            stats[name] -= self._before[name]
+        return stats.tobytes()
+
+    def _totals(self) -> np.ndarray[Any, np.dtype[np.void]]:
+        """The counters since the server's start."""
         state = self._nic.state
         device, drops = state.device[0], state.drops[:, Drop.HELD + 1 :]
         stats = np.zeros((), v.VPORT_STATS)
@@ -256,7 +269,7 @@ class ControlPlane:
         stats["tx_unicast"] = tx["segments"].sum() - device["tx_multicast"] - device["tx_broadcast"]
         stats["rx_discards"] = drops[: len(rx)].sum()
         stats["tx_discards"] = drops[len(rx) : -1].sum()
-        return stats.tobytes()
+        return stats
 
     # Queues.
 

@@ -190,13 +190,15 @@ def test_addresses_and_modes(guest: Guest, server: NicServer) -> None:
 
 def test_statistics_are_the_devices(guest: Guest, server: NicServer) -> None:
     """The driver asks every 10 seconds. *Verify*: its numbers reach those of the device."""
+    ping(guest, PEER, count=20, size=1400)
 
-    def agree() -> bool:
-        device = sum(int(queue["frames"]) for queue in report(server)["rx_queues"])
-        driver = int(guest.run("cat /sys/class/net/idpf0/statistics/rx_packets").stdout)
-        return driver == device
+    def counts() -> list[int]:
+        names = ("rx_packets", "tx_packets", "rx_bytes", "tx_bytes")
+        return [int(guest.run(f"cat /sys/class/net/idpf0/statistics/{name}").stdout) for name in names]
 
-    wait_until(agree, pause=1.0)
+    before = counts()
+    ping(guest, PEER, count=50, size=1400)
+    wait_until(lambda: all(now >= then + 50 for now, then in zip(counts(), before, strict=True)), pause=1.0)
 
 
 @pytest.mark.parametrize(

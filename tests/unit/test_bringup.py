@@ -14,15 +14,15 @@ from rich.console import Console
 from nicmodel.client import bringup as text
 from nicmodel.gvnic.bringup.steps import STEPS
 from nicmodel.gvnic.contract.rules import RULES
-from nicmodel.observe.ladder import Need
+from nicmodel.idpf.bringup import STEPS as IDPF_STEPS
+from nicmodel.observe.ladder import Need, Step
 
 ROOT = Path(__file__).parents[2]
 NAMES = [step.name for step in STEPS]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_step_leads_to_places_that_there_are(name: str) -> None:
-    step = STEPS[NAMES.index(name)]
+@pytest.mark.parametrize("step", [*STEPS, *IDPF_STEPS], ids=lambda step: step.name)
+def test_a_step_leads_to_places_that_there_are(step: Step[Any]) -> None:
     page, _, anchor = step.datasheet.partition("#")
     headings = re.findall(r"^#+ (.+)$", (ROOT / "docs" / "datasheet" / page).read_text(), re.MULTILINE)
     assert anchor in map(github_slugify, headings)

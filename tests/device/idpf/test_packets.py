@@ -345,6 +345,9 @@ def test_statistics(driver: Driver, nic: TestNic) -> None:
     assert found["rx_bytes"] == sum(map(len, frames)) and found["tx_bytes"] == len(arp()) + len(udp(10))
     assert (found["rx_unicast"], found["rx_multicast"], found["rx_broadcast"]) == (2, 1, 1)
     assert (found["tx_unicast"], found["tx_multicast"], found["tx_broadcast"]) == (1, 0, 1)
+    driver.remove()
+    driver.probe()
+    assert driver.statistics()["rx_bytes"] == 0, "a new vport's"
 
 
 def test_whom_frames_are_for(driver: Driver, nic: TestNic) -> None:
