@@ -30,9 +30,9 @@ _RSS_MARGIN = 7
 def show(path: str, nic: str | None, as_json: bool) -> None:
     """Show all that a NIC holds: registers, queues, rules, memory.
 
-    Also the admin queue, what the driver says of itself, the device descriptor and the options offered, RSS,
-    interrupts, and the faults and the weather that the NIC has. What is the same for all queues is told once, below
-    their table. Addresses are guest addresses.
+    Also the admin queue, or the mailbox, what the driver says of itself, the device descriptor and the options offered,
+    RSS, interrupts, and the faults and the weather that the NIC has. What is the same for all queues is told once,
+    below their table. Addresses are guest addresses.
     """
     with Control(path) as control:
         found = control.show(nic)
@@ -46,18 +46,25 @@ def print_state(console: Console, found: Mapping[str, Any]) -> None:
     """Print what `nicmodel.observe.detail` has found, as tables no wider than the console."""
     console.print(Text(f"{found['name']}, queue format {found['queue_format']}", style="bold"))
     heading(console, "registers")
-    bars = {f"bar_{number}_address": address for number, address in zip((0, 1, 2), found["bars"], strict=True)}
-    pairs(console, {**found["registers"], "pci_command": found["pci_command"], **bars})
-    heading(console, "admin queue")
-    pairs(console, found["admin_queue"])
-    _section(console, "driver", found["driver"])
-    heading(console, "device descriptor")
-    pairs(console, found["descriptor"])
-    heading(console, "options offered")
-    rows(console, [{"option": name, "fields": fields(option)} for name, option in found["options"].items()])
+    bars = found["bars"].items() if isinstance(found["bars"], Mapping) else enumerate(found["bars"])
+    addresses = {f"bar_{number}_address": address for number, address in bars}
+    pairs(console, {**found["registers"], "pci_command": found["pci_command"], **addresses})
+    # Not every kind of NIC has all of these.
+    for name, title in (("admin_queue", "admin queue"), ("mailbox", "mailbox"), ("vport", "vport")):
+        if name in found:
+            _section(console, title, found[name])
+    if "driver" in found:
+        _section(console, "driver", found["driver"])
+    if "descriptor" in found:
+        _section(console, "device descriptor", found["descriptor"])
+        heading(console, "options offered")
+        rows(console, [{"option": name, "fields": fields(option)} for name, option in found["options"].items()])
     for way, title in (("rx", "receive queues"), ("tx", "transmit queues")):
         queues = [{"queue": name, **queue} for name, queue in found["queues"].items() if name.startswith(way)]
         _table(console, title, queues, once=True)
+    for name, title in (("small_buffer_queues", "second buffer queues"), ("completion_queues", "completion queues")):
+        if name in found:
+            _table(console, title, [{"queue": queue, **settings} for queue, settings in found[name].items()], once=True)
     _rss(console, found["rss"])
     _table(console, "interrupts", _runs(found["blocks"]), once=True)
     _table(

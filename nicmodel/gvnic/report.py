@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,7 +12,7 @@ from nicmodel.gvnic.commands import OptionId
 from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.state import COUNTERS, SETTINGS
 from nicmodel.nic.layout import explain
-from nicmodel.nic.plain import flag_names
+from nicmodel.nic.plain import flag_names, flow_rule
 from nicmodel.packet.match import FlowType
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def detail(nic: Nic) -> dict[str, Any]:
             "table": nic.rss.table.tolist(),
             "set_by": "driver" if nic.rss.configured else "device",
         },
-        "rules": [_rule(location, state.rules[location]) for location in nic.rules.locations()],
+        "rules": [flow_rule(location, state.rules[location]) for location in nic.rules.locations()],
     }
 
 
@@ -133,27 +132,3 @@ def _described(nic: Nic) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         options[option.name] = explain(np.frombuffer(raw, option.option.payload, 1, place)[0])
         place += int(header["length"])
     return explain(descriptor), options
-
-
-def _rule(location: int, rule: np.void) -> dict[str, Any]:
-    """A flow rule; of what it may match only what its masks ask for."""
-    flow_type = FlowType(int(rule["flow_type"]))
-    width = 4 if flow_type < FlowType.TCPV6 else 16
-    matched: dict[str, Any] = {}
-    for name in ("source", "destination"):
-        mask = bytes(rule[f"{name}_mask"][:width])
-        if any(mask):
-            address = str(ipaddress.ip_address(bytes(rule[name][:width])))
-            whole = mask == b"\xff" * width
-            matched[name] = address if whole else f"{address}/{ipaddress.ip_address(mask)}"
-    for name, ones in (("source_port", 0xFFFF), ("destination_port", 0xFFFF), ("spi", 0xFFFFFFFF), ("tos", 0xFF)):
-        mask_bits = int(rule[f"{name}_mask"])
-        if mask_bits:
-            matched[name] = int(rule[name]) if mask_bits == ones else f"{int(rule[name]):#x}/{mask_bits:#x}"
-    return {
-        "location": location,
-        "flow_type": flow_type.name,
-        "match": matched,
-        "queue": int(rule["action"]),
-        "hits": int(rule["hits"]),
-    }

@@ -85,7 +85,7 @@ class IdpfLife:
 
     def about(self) -> dict[str, Any]:
         """See `nicmodel.observe.ladder.Life`: no message says who the driver is."""
-        return {"driver": "", "messages": sum(self.messages.values())}
+        return {"driver": "", "system": "", "queue_format": "split" if self.messages[Op.CREATE_VPORT.name] else ""}
 
     def problems(self) -> list[str]:
         """See `nicmodel.observe.ladder.Life`."""

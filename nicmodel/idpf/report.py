@@ -10,7 +10,7 @@ from nicmodel.idpf import registers as r
 from nicmodel.idpf.registers import Bar
 from nicmodel.idpf.state import COUNTERS, SETTINGS
 from nicmodel.nic.layout import explain
-from nicmodel.nic.plain import flag_names
+from nicmodel.nic.plain import flag_names, flow_rule
 from nicmodel.packet.match import FlowType
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def report(nic: Nic) -> dict[str, Any]:
 
 
 def detail(nic: Nic) -> dict[str, Any]:
-    """Registers, the mailbox, the queues that exist, RSS."""
+    """Registers, the mailbox, the vport, the queues that exist, RSS, rules."""
     state = nic.state
     return {
         "registers": {
@@ -63,11 +63,19 @@ def detail(nic: Nic) -> dict[str, Any]:
             for one in r.REGISTERS.values()
             if one.count == 1
         },
-        "bars": [nic.config.bar(bar) for bar in Bar],
+        "bars": {str(int(bar)): nic.config.bar(bar) for bar in Bar},
+        "queue_format": "split",
         "mailbox": {
-            name: {"address": ring.base, "entries": ring.entries, "head": ring.head, "tail": ring.tail}
+            f"{name}_{key}": value
             for name, ring in (("to_device", nic.mailbox.to_device), ("to_driver", nic.mailbox.to_driver))
+            for key, value in (
+                ("address", ring.base),
+                ("entries", ring.entries),
+                ("head", ring.head),
+                ("tail", ring.tail),
+            )
         },
+        "vport": {"created": nic.control.vport, "enabled": nic.control.up, "addresses": nic.filters.addresses},
         "queues": {
             f"{way}{number}": {name: int(queues[number][name]) for name in SETTINGS[queues.dtype] if name not in _OWN}
             for way, queues in (("rx", state.rx), ("tx", state.tx))
@@ -87,5 +95,5 @@ def detail(nic: Nic) -> dict[str, Any]:
             "table": nic.rss.table.tolist(),
             "set_by": "driver" if nic.rss.configured else "device",
         },
-        "rules": report(nic)["rules"],
+        "rules": [flow_rule(location, state.rules[location]) for location in nic.rules.locations()],
     }

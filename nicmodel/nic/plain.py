@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 import numpy as np
 
 from nicmodel.nic.state import Drop, Records, State
+from nicmodel.packet.match import FlowType
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
 
@@ -60,3 +62,27 @@ def name_of(enumeration: Any, value: int) -> str:
         return str(enumeration(value).name)
     except ValueError:
         return f"{value:#x}"
+
+
+def flow_rule(location: int, rule: np.void) -> dict[str, Any]:
+    """A flow rule; of what it may match only what its masks ask for."""
+    flow_type = FlowType(int(rule["flow_type"]))
+    width = 4 if flow_type < FlowType.TCPV6 else 16
+    matched: dict[str, Any] = {}
+    for name in ("source", "destination"):
+        mask = bytes(rule[f"{name}_mask"][:width])
+        if any(mask):
+            address = str(ipaddress.ip_address(bytes(rule[name][:width])))
+            whole = mask == b"\xff" * width
+            matched[name] = address if whole else f"{address}/{ipaddress.ip_address(mask)}"
+    for name, ones in (("source_port", 0xFFFF), ("destination_port", 0xFFFF), ("spi", 0xFFFFFFFF), ("tos", 0xFF)):
+        mask_bits = int(rule[f"{name}_mask"])
+        if mask_bits:
+            matched[name] = int(rule[name]) if mask_bits == ones else f"{int(rule[name]):#x}/{mask_bits:#x}"
+    return {
+        "location": location,
+        "flow_type": flow_type.name,
+        "match": matched,
+        "queue": int(rule["action"]),
+        "hits": int(rule["hits"]),
+    }

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from nicmodel.cli.show import print_state
+from nicmodel.client.bringup import show as show_bringup
+from nicmodel.client.report import show as show_report
 from nicmodel.idpf.testing.driver import Driver
 from nicmodel.idpf.testing.nic import TestNic
 from nicmodel.observe.detail import detail
@@ -45,7 +50,7 @@ def test_the_trace_names_messages_and_descriptors(driver: Driver, nic: TestNic) 
     assert {"rx0", "rx1", "tx1"} >= {event["queue"] for event in tails if "queue" in event} >= {"tx1"}
 
 
-def test_snapshot_and_detail(driver: Driver, nic: TestNic) -> None:
+def test_snapshot_and_detail(driver: Driver, nic: TestNic, capsys: pytest.CaptureFixture[str]) -> None:
     driver.open(queues=2, ring_entries=192)
     nic.inject(arp())
     found = snapshot(nic.device)
@@ -54,9 +59,15 @@ def test_snapshot_and_detail(driver: Driver, nic: TestNic) -> None:
     assert found["rx_queues"][0]["small"]["buffer_size"] == 1024
     assert found["dma"]["completion"]["ram"] == 32
     shown = detail(nic.device)
-    assert shown["registers"]["arqlen"] == 1 << 31 | 64 and shown["mailbox"]["to_driver"]["entries"] == 64
+    assert shown["registers"]["arqlen"] == 1 << 31 | 64 and shown["mailbox"]["to_driver_entries"] == 64
     assert shown["queues"]["rx0"]["completion_entries"] == 192
     assert len(shown["blocks"]) == nic.device.profile.vectors
+    printed = StringIO()
+    print_state(Console(file=printed, width=100), shown)
+    for text in ("nic, queue format split", "to driver entries", "second buffer queues", "completion queues"):
+        assert text in printed.getvalue()
+    show_report([found])
+    assert "rx0" in capsys.readouterr().out
 
 
 def test_the_ladder_is_climbed(driver: Driver, nic: TestNic) -> None:
@@ -69,6 +80,9 @@ def test_the_ladder_is_climbed(driver: Driver, nic: TestNic) -> None:
     nic.inject(udp(10))
     (life,) = ladder.report()["lives"]
     assert life["stands"] is None and not life["problems"]
+    printed = StringIO()
+    show_bringup(Console(file=printed, width=120), ladder.report())
+    assert "vport created" in printed.getvalue() and "split" in printed.getvalue()
 
 
 def test_a_register_that_is_none_is_counted(driver: Driver, nic: TestNic) -> None:
