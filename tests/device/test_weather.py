@@ -15,12 +15,13 @@ from nicmodel.faults.weather import behaviours
 from nicmodel.gvnic.commands import OsType
 from nicmodel.gvnic.descriptors import TxCompletionType
 from nicmodel.gvnic.faults.kinds import KINDS, MOST_BUFFERS, TxMiss
-from nicmodel.gvnic.profile import Profile, parse_mac
+from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.rx import RxPacket
 from nicmodel.gvnic.testing.tx import QueueFull
 from nicmodel.nic import events
+from nicmodel.nic.mac import parse_mac
 from nicmodel.testing.guest_memory import GuestMemory
 
 from .conftest import ENTRIES
