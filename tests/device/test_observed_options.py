@@ -36,6 +36,7 @@ from .frames import tcp, udp
 #: What `nicmodel serve` can change of a NIC, each by itself and all of it together.
 CHANGES: dict[str, dict[str, Any]] = {
     "queues": {"queues": 16},
+    "msix_vectors": {"msix_vectors": 33},
     "default_queues": {"default_queues": 1},
     "mtu": {"max_mtu": 1500},
     "revision": {"revision": 0},
@@ -58,8 +59,9 @@ CASES = [
     *(("default", wanted.name, {"formats": (QueueFormat.DQO_RDA, wanted)}) for wanted in QueueFormat if wanted),
     ("default", "all", ALL),
 ]
-#: Options of `nicmodel serve` that are no property of a NIC, or the profile itself.
+#: Options of `nicmodel serve` that are no property of a NIC, or the profile itself, or its kind.
 OTHERS = {
+    "devices", "weather",
     "sockets", "wires", "profile_name", "macs", "busy_poll", "report", "check", "strict", "control", "scenario",
     "peers", "metrics", "verbose", "socket_mode", "socket_group", "control_mode", "control_group", "run_as",
 }  # fmt: skip
