@@ -17,9 +17,10 @@ from typing import Any
 import click
 import numpy as np
 from plot import Plot, Series
-from report import Column, output_option, write
+from report import output_option, write
 from rich.progress import track
 
+from nicmodel.client.results import Column
 from nicmodel.gvnic.options.ddp.declarations import DdpDigest
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.driver import Driver

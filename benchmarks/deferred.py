@@ -21,11 +21,12 @@ import click
 import numpy as np
 from packet_path import FIRST_PORT, HEADER, LONGEST, MAC, SEGMENT, DirectDoorbells
 from plot import Plot, Series
-from report import Column, output_option, write
+from report import output_option, write
 from rich.progress import track
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
+from nicmodel.client.results import Column
 from nicmodel.gvnic.descriptors import RX_COMPLETION
 from nicmodel.gvnic.options.deferred.declarations import RX_DEFERRED
 from nicmodel.gvnic.profile import Profile

@@ -22,11 +22,12 @@ from typing import Any
 import click
 import numpy as np
 from plot import Plot, Series
-from report import Column, counted, output_option, write
+from report import counted, output_option, write
 from rich.console import Console
 from rich.progress import track
 from testbed import OURS, PEER_PORT, Port, Testbed, cpu_seconds, enter_namespace, tcp_peer
 
+from nicmodel.client.results import Column
 from nicmodel.vm.tools import build_guest_tools
 
 DEVMEM = "devmem"

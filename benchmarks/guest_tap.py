@@ -20,10 +20,12 @@ from typing import Any
 import click
 import numpy as np
 from plot import Plot, Series
-from report import Column, output_option, write
+from report import output_option, write
 from rich.console import Console
 from rich.progress import track
 from testbed import LARGEST_MTU, OURS, PEERS, Port, Testbed, enter_namespace, round_trip
+
+from nicmodel.client.results import Column
 
 #: How much longer than virtio-net a request may take.
 LATENCY_GOAL = 1.2

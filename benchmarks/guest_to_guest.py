@@ -19,11 +19,12 @@ from typing import Any
 import click
 import numpy as np
 from plot import Plot, Series
-from report import Column, counted, output_option, write
+from report import counted, output_option, write
 from rich.console import Console
 from rich.progress import track
 from testbed import IPERF_PORT, LARGEST_MTU, MEMORY, enter_namespace, interfaces, wait_for_listener
 
+from nicmodel.client.results import Column
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.server import NicServer

@@ -28,8 +28,9 @@ from pathlib import Path
 import click
 from packet_path import LENGTHS, Case, deliver, label, make_batches, open_nic
 from plot import Plot, Series
-from report import Column, output_option, write
+from report import output_option, write
 
+from nicmodel.client.results import Column
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.packages import Packages, obtain
 

@@ -22,11 +22,12 @@ import click
 import numpy as np
 import numpy.typing as npt
 from plot import Curve, Curves, Panel
-from report import Column, counted, output_option, write
+from report import counted, output_option, write
 from rich.progress import track
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
+from nicmodel.client.results import Column
 from nicmodel.gvnic.descriptors import RX_BUFFER
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import Profile

@@ -7,13 +7,10 @@ the ratio of the two, and each file names the machine.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,8 @@ from plot import Picture, Row
 from rich.console import Console
 from rich.table import Table
 
+from nicmodel.client.results import Column, machine
+
 FOLDER = Path(__file__).resolve().parent
 
 output_option = click.option(
@@ -31,34 +30,9 @@ output_option = click.option(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the table: the key in each row, its heading, how its values are written."""
-
-    key: str
-    heading: str
-    style: str = ""
-
-    def text(self, row: Row) -> str:
-        """The value of a row, as a person reads it."""
-        value = row.get(self.key)
-        return "" if value is None else format(value, self.style)
-
-
 def counted(number: int, what: str) -> str:
     """So many of something: "1 queue", "4 queues"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def machine() -> str:
-    """The machine in one line: processor, cores, memory, kernel, Python."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    return (
-        f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB; "
-        f"Linux {platform.release()}, Python {platform.python_version()}"
-    )
 
 
 def commit() -> str:

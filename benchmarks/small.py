@@ -26,9 +26,10 @@ from typing import Any
 import click
 import numpy as np
 from plot import Plot, Series
-from report import Column, output_option, write
+from report import output_option, write
 from testbed import OURS, Testbed, cpu_seconds, enter_namespace
 
+from nicmodel.client.results import Column
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.vfio_user.client import Client
 from nicmodel.vm.server import NicServer

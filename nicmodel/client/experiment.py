@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nicmodel.client.ledger import ROOT_COMPLEX, Entry, Place, total
+from nicmodel.client.results import Claim
 
 COPY, DEVMEM = "copy", "devmem"
 MODES = {COPY: "TCP, then copy", DEVMEM: "devmem TCP"}
@@ -88,15 +89,6 @@ class Run:
         """
         to_bar = self.to_device if self.place in (Place.BAR, Place.PEER) else 0
         return {"the NIC": total(self.ledger, path=ROOT_COMPLEX), "a CPU, to the BAR": to_bar}
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Something that the series says, and whether it held here."""
-
-    claim: str
-    holds: bool
-    evidence: str
 
 
 @dataclass
