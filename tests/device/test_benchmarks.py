@@ -83,24 +83,3 @@ def test_deferred(tmp_path: Path) -> None:
     [row] = rows(tmp_path, "deferred")
     assert row["ratio"] == pytest.approx(row["deferred_mpps"] / row["immediate_mpps"])
     assert row["deferred_us"] > row["immediate_us"] > 0
-
-
-@pytest.mark.long
-def test_flush(tmp_path: Path) -> None:
-    """A flush loses nothing, a restarted queue its own frames, a reset all."""
-    run("flush.py", "--rounds", "1", "--output", tmp_path)
-    assert [(row["way"], row["commands"], row["lost"], row["lost_others"]) for row in rows(tmp_path, "flush")] == [
-        ("flush", 1, 0, 0), ("restart", 2, 1, 0), ("reset", 15, 1, 3)
-    ]  # fmt: skip
-
-
-@pytest.mark.long
-def test_owners(tmp_path: Path) -> None:
-    """Two owners' buffers in turn: a plain ring leaks and starves, one in order blocks, one that sorts does neither."""
-    run("owners.py", "--milliseconds", "300", "--output", tmp_path)
-    found = {(row["ring"], row["other"]): row for row in rows(tmp_path, "owners")}
-    leaks = {case: row["a_in_b"] + row["b_in_a"] for case, row in found.items()}
-    shares = {case: row["share"] for case, row in found.items()}
-    assert all((leak > 0) == (ring == "plain") for (ring, _), leak in leaks.items())
-    assert shares["plain", "keeps its buffers"] < 50 and shares["tagged, in order", "silent"] < 5
-    assert shares["tagged, sorted", "silent"] == shares["tagged, sorted", "keeps its buffers"] == 100
