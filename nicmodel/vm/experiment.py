@@ -35,9 +35,10 @@ MEMORY = "hbm"
 SWITCH, NODE = ACCELERATORS = ("switch", "node")
 """The places where it may be."""
 
-_PORT = 5201
-#: The last one, of those that the driver starts with.
-_QUEUE = 3
+PORT = 5201
+"""Of the receiver."""
+QUEUE = 3
+"""The stream's: the last one, of those that the driver starts with."""
 #: TCP segments of two pages, so that each fills two buffers; headers of IP and TCP, and the timestamps of Linux' TCP.
 _SEGMENT, _HEADERS, _TIMESTAMPS = 8192, 40, 12
 #: What the dma-buf has besides the stream: buffers that wait in the ring, and those that are not full.
@@ -54,7 +55,9 @@ class Bench:
         memory: the accelerator's.
         dmabuf_size: bytes that a receiver takes of it.
         place: what it is, as the NIC reaches it.
-        send: sends the given number of bytes of the pattern of a seed to the guest's port.
+        address: of eth0.
+        there: calls a function where the host reaches the guest.
+        reach: address and port there of the guest's receiver.
         about: see `Experiment`.
     """
 
@@ -63,8 +66,14 @@ class Bench:
     memory: DeviceMemory
     dmabuf_size: int
     place: Place
-    send: Callable[[int, int], float]
+    address: str
+    there: Callable[..., Any]
+    reach: tuple[str, int]
     about: dict[str, str]
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function on the host with the address and the port that lead to the guest's receiver, and these."""
+        return self.there(function, *self.reach, *arguments)
 
     @property
     def places(self) -> dict[str, Place]:
@@ -79,13 +88,13 @@ class Bench:
             VmError: the receiver failed.
         """
         seed = secrets.randbits(32)
-        how = "--copy" if mode == COPY else f"--keep --interface eth0 --queues {_QUEUE}"
+        how = "--copy" if mode == COPY else f"--keep --interface eth0 --queues {QUEUE}"
         receiver = self.guest.start(
-            f"devmem_receiver {how} --port {_PORT} --size {self.dmabuf_size} {self.memory.options} --seed {seed}"
+            f"devmem_receiver {how} --port {PORT} --size {self.dmabuf_size} {self.memory.options} --seed {seed}"
         )
         receiver.expect("ready", timeout=60)
         before = entries(self.server.report()[0], self.places)
-        self.send(nbytes, seed)
+        self.call(send_pattern, nbytes, seed)
         result = receiver.wait(120)
         after = entries(self.server.report()[0], self.places)
         try:
@@ -94,7 +103,7 @@ class Bench:
             raise VmError(f"the receiver failed: {result.stderr.strip() or result.stdout.strip()}") from None
         return Run(
             mode=mode,
-            queue=f"rx{_QUEUE}",
+            queue=f"rx{QUEUE}",
             nbytes=nbytes,
             seconds=said["seconds"],
             cpu_seconds=said["cpu_seconds"],
@@ -141,20 +150,17 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH, kernel: Ker
         namespace.ip("addr", "add", "10.2.0.2/24", "dev", "tap0")
         namespace.ip("link", "set", "tap0", "mtu", str(mtu), "up")
         address, gateway = "10.2.0.1", None
-
-        def send(count: int, seed: int) -> float:
-            return namespace.run(send_pattern, address, _PORT, count, seed)
+        there: Callable[..., Any] = namespace.run
+        reach = address, PORT
 
     else:
         mtu = _SEGMENT + _HEADERS
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = int(free.getsockname()[1])
-        passt = stack.enter_context(Passt({port: _PORT}, mtu=mtu))
+        passt = stack.enter_context(Passt({port: PORT}, mtu=mtu))
         server = stack.enter_context(NicServer(["--wire", f"stream:{passt.socket}"]))
         address, gateway = passt.address, passt.gateway
-
-        def send(count: int, seed: int) -> float:
-            return send_pattern("127.0.0.1", port, count, seed)
+        there, reach = _here, ("127.0.0.1", port)
 
     dmabuf_size = _whole_mib(nbytes * 9 // 8 + _RING_BYTES)
     guest = stack.enter_context(Guest(_config(server, accelerator, dmabuf_size, kernel)))
@@ -163,7 +169,7 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH, kernel: Ker
         guest.run(f"echo {dmabuf_size >> 20} > /sys/module/udmabuf/parameters/size_limit_mb")
     else:
         install_guest_module(guest)
-    set_up_devmem(guest, address, _PORT, _QUEUE, mtu=mtu, gateway=gateway)
+    set_up_devmem(guest, address, PORT, QUEUE, mtu=mtu, gateway=gateway)
     with Control(server.control) as control:
         place = places(guest.qmp.execute("query-pci"), control.show())[MEMORY]
     about = {
@@ -174,7 +180,11 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH, kernel: Ker
         "wire": "tap, the host's own TCP" if namespace else "user-mode networking (passt)",
         "TCP segments": f"{_SEGMENT} bytes",
     }
-    return Bench(guest, server, guest.device_memory[MEMORY], dmabuf_size, place, send, about)
+    return Bench(guest, server, guest.device_memory[MEMORY], dmabuf_size, place, address, there, reach, about)
+
+
+def _here(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def _config(server: NicServer, accelerator: str, dmabuf_size: int, kernel: KernelChoice) -> GuestConfig:

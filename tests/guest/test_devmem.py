@@ -10,19 +10,18 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 from lab import DEVMEM_PORT, LINK0, PLAIN_PORT, USER, Lab, wait_until
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
-from nicmodel.client.control import Control, ControlError
 from nicmodel.vm.channel import Process
 from nicmodel.vm.devmem import send_pattern
+from nicmodel.vm.kills import Kill, Scene, kill_under_traffic, trickle
 from nicmodel.vm.tools import install_guest_tools
 
 pytestmark = pytest.mark.guest
@@ -219,107 +218,18 @@ def test_killed_under_traffic_ten_times(devmem: Lab) -> None:
     assert others.rounds > 100
 
 
-class Watch:
-    """What the NIC does at the devmem queue, as its trace tells it, and poison where the dma-buf was.
-
-    As soon as the trace tells that the queue is destroyed, each buffer of device memory that it was seen to use is
-    poisoned.
-
-    Attributes:
-        events: `nicmodel.observe.trace`, times in ns of the host's monotonic clock.
-        poisoned: where in the device memory, first and one past the last byte.
-    """
-
-    POISON = 0xA5
-
-    def __init__(self, lab: Lab, stack: ExitStack) -> None:
-        nic = f"nic{USER.number}"
-        with Control(lab.server.control) as control:
-            memory = [region for region in control.show(nic)["memory"] if region["kind"] == "hbm"]
-        self._memory, self._base = lab.guest.device_memory["hbm"].array, memory[0]["address"]
-        self.events: list[dict[str, Any]] = []
-        self.poisoned: set[tuple[int, int]] = set()
-        self._seen: set[tuple[int, int]] = set()
-        self._control = stack.enter_context(Control(lab.server.control))
-        trace = self._control.trace(kinds=["rx", "admin"], queues=[f"rx{QUEUE}"], nic=nic)
-        self._thread = threading.Thread(target=self._follow, args=(trace,), daemon=True)
-        self._thread.start()
-
-    def written(self, event: dict[str, Any]) -> list[tuple[int, int]]:
-        """The parts of the device memory that a received packet was written to."""
-        if event["kind"] != "rx" or event["verdict"] != "delivered":
-            return []
-        starts = [
-            (buffer["buffer_address"] - self._base, completion["packet_length"])
-            for buffer, completion in zip(event.get("buffers", ()), event.get("completions", ()), strict=True)
-        ]
-        return [(start, start + count) for start, count in starts if 0 <= start < len(self._memory) and count]
-
-    def command(self, name: str) -> dict[str, Any] | None:
-        """The event of an admin command, if it was executed."""
-        return next((event for event in list(self.events) if event.get("command") == name), None)
-
-    def _follow(self, trace: Iterator[dict[str, Any]]) -> None:
-        with suppress(OSError, ControlError):
-            for event in trace:
-                self.events.append(event)
-                if "lost" in event:
-                    continue
-                self._seen.update(self.written(event))
-                if event.get("command") == "DESTROY_RX_QUEUE":
-                    for start, end in self._seen:
-                        self._memory[start:end] = self.POISON
-                    self.poisoned = set(self._seen)
-
-    def changed(self) -> list[tuple[int, int]]:
-        """Poisoned places that something was written to."""
-        return [(start, end) for start, end in self.poisoned if (self._memory[start:end] != self.POISON).any()]
-
-
-def kill_and_watch(lab: Lab) -> tuple[float, float, float]:
-    """Kill a receiver while its own stream flows, and frames come that do not care whether anybody listens.
-
-    Returns:
-        Milliseconds from the kill to the last write to device memory, to the end of the command that destroys the queue
-        and to that of the command that creates another.
-    """
-    nic = f"nic{USER.number}"
-    frame = bytes(Ether(dst=USER.mac) / IP(src="192.0.2.9", dst=USER.address) / TCP(dport=DEVMEM_PORT) / (b"x" * 1400))
-
-    def push() -> None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", DEVMEM_PORT), timeout=20) as connection:
-            while True:
-                connection.sendall(bytes(16 << 10))
-                time.sleep(0.001)
-
-    with ExitStack() as stack:
-        process = receiver(lab, "--no-verify")
-        watch = Watch(lab, stack)
-        control = stack.enter_context(Control(lab.server.control))
-        sender = threading.Thread(target=push)
-        sender.start()
-        wait_until(lambda: len(watch.events) > 50, timeout=120, what=lambda: f"for packets: {watch.events[-3:]}")
-        killed = time.monotonic_ns()
-        process.kill(9)
-        ends = None
-        while ends is None or time.monotonic() < ends:
-            control.inject([frame], nic=nic)
-            if ends is None and watch.command("CREATE_RX_QUEUE"):
-                ends = time.monotonic() + 0.5
-            assert time.monotonic_ns() < killed + 120_000_000_000
-        process.wait(120)
-        sender.join(120)
-        assert not sender.is_alive()
-        destroyed, created = watch.command("DESTROY_RX_QUEUE"), watch.command("CREATE_RX_QUEUE")
-        assert destroyed and created and destroyed["status"] == created["status"] == "PASSED"
-        packets = [event for event in watch.events if event.get("kind") == "rx"]
-        writes = [event["time"] for event in packets if watch.written(event)]
-        assert max(writes) > killed, "nothing came after the kill"
-        assert max(writes) <= destroyed["time"]
-        assert sum(event["time"] > created["time"] for event in packets) > 50
-        assert len(watch.poisoned) > 50 and not watch.changed()
-    last, stopped, again = ((at - killed) / 1e6 for at in (max(writes), destroyed["time"], created["time"]))
-    return last, stopped, again
+def kill_receiver(lab: Lab) -> Kill:
+    """Kill a receiver while its own stream flows, and frames come that do not care whether anybody listens."""
+    head = Ether(dst=USER.mac) / IP(src="192.0.2.9", dst=USER.address)
+    return kill_under_traffic(
+        Scene(
+            control=str(lab.server.control), nic=f"nic{USER.number}", queue=QUEUE,
+            memory=lab.guest.device_memory["hbm"], kind="hbm",
+            receive=lambda: receiver(lab, "--no-verify"), push=lambda: trickle("127.0.0.1", DEVMEM_PORT),
+            frames=[bytes(head / TCP(dport=DEVMEM_PORT) / (b"x" * 1400))],
+            others=[bytes(head / UDP(sport=port, dport=9) / (b"x" * 100)) for port in range(4000, 4004)],
+        )
+    )  # fmt: skip
 
 
 def test_from_the_kill_to_the_last_write(devmem: Lab) -> None:
@@ -331,16 +241,15 @@ def test_from_the_kill_to_the_last_write(devmem: Lab) -> None:
     *Verify*: the device is not reset, and nothing is written to the dma-buf from the end of the command on. How long
     that takes from the kill is printed.
     """
-    before = devmem.report(USER)["admin"]
     with rule(devmem, DEVMEM_PORT, QUEUE):
-        rows = [kill_and_watch(devmem) for _ in range(3)]
-    after = devmem.report(USER)["admin"]
-    assert {name for name in after if after[name] != before.get(name) and "TIMESTAMP" not in name} <= {
-        f"{name} PASSED" for name in ("CREATE_RX_QUEUE", "DESTROY_RX_QUEUE", "EXTENDED_COMMAND", "QUERY_FLOW_RULES")
-    }
+        kills = [kill_receiver(devmem) for _ in range(3)]
+    for kill in kills:
+        assert 0 < kill.last_write <= kill.destroyed < kill.created and kill.commands == ()
+        assert kill.poisoned > 50 and kill.late == 0 and kill.afterwards >= 50
+        assert kill.others > 0 and kill.others_lost == 0
     print("\nms from SIGKILL to   the last write   the queue destroyed   another created")
-    for last, stopped, again in rows:
-        print(f"{last:35.2f} {stopped:21.2f} {again:17.2f}")
+    for kill in kills:
+        print(f"{kill.last_write:35.2f} {kill.destroyed:21.2f} {kill.created:17.2f}")
 
 
 def test_ncdevmem_killed_under_traffic_three_times(devmem: Lab) -> None:
