@@ -1,4 +1,4 @@
-"""The experiment of the devmem TCP series, with little data: a guest, a wire, an accelerator's memory, two ways."""
+"""The experiments that want a guest, with little data and few kills."""
 
 from __future__ import annotations
 
@@ -52,3 +52,19 @@ def test_devmem(accelerator: str, tmp_path: Path) -> None:
     # Below a switch payload does not pass the root complex, and a copy to the BAR does; to a node it is the NIC's DMA.
     assert 2 < before["root_complex_bytes"] < 2.2 if accelerator == SWITCH else before["root_complex_bytes"] < 1.2
     assert after["root_complex_bytes"] < 0.2 if accelerator == SWITCH else 1 < after["root_complex_bytes"] < 1.2
+
+
+@pytest.mark.long
+def test_exit(tmp_path: Path) -> None:
+    """The command with a guest: the stock driver's part is in the result, and all holds."""
+    file = tmp_path / "result.json"
+    run = subprocess.run(
+        [NICMODEL, "experiment", "exit", "--rounds", "1", "--kills", "1", "--json", file],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads(file.read_text())
+    [kill] = found["tables"][1]["rows"]
+    assert 0 < kill["last_write"] <= kill["destroyed"] < kill["created"] and kill["poisoned"] > 0 == kill["late"]
+    assert found["about"]["guest kernel"] and len(found["claims"]) == 9

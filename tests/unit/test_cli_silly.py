@@ -15,7 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import nicmodel.cli.demo
-import nicmodel.cli.experiment
+import nicmodel.cli.experiment.everything
+import nicmodel.cli.experiment.questions
+import nicmodel.cli.experiment.series
 import nicmodel.cli.selftests
 import nicmodel.vm.cli
 import nicmodel.vm.guest
@@ -53,7 +55,9 @@ def nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     for module, name in (
         (nicmodel.vm.guest, "build_image"), (nicmodel.vm.cli, "build_image"), (nicmodel.vm.cli, "Guest"),
-        (nicmodel.vm.cli, "unpacked_qemu"), (nicmodel.cli.demo, "find_qemu"), (nicmodel.cli.experiment, "set_up"),
+        (nicmodel.vm.cli, "unpacked_qemu"), (nicmodel.cli.demo, "find_qemu"),
+        (nicmodel.cli.experiment.series, "set_up"), (nicmodel.cli.experiment.questions, "run_placement"),
+        (nicmodel.cli.experiment.questions, "run_owners"), (nicmodel.cli.experiment.questions, "run_exit"),
         (nicmodel.cli.selftests, "Bench"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, stop)

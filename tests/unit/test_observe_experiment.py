@@ -11,7 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from nicmodel.cli import experiment as cli
+from nicmodel.cli.experiment import plot
+from nicmodel.cli.experiment import series as cli
 from nicmodel.client.experiment import COPY, DEVMEM, Experiment, Run, as_json
 from nicmodel.client.ledger import Entry, Place
 
@@ -103,7 +104,8 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    cli.draw(experiment(), tmp_path / "plot.png", cli._pyplot())
+    plotting = plot.pyplot()
+    plot.save(cli.draw(experiment(), plotting), tmp_path / "plot.png", plotting)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

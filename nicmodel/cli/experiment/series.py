@@ -1,8 +1,7 @@
-"""``nicmodel experiment``: experiments of the devmem TCP series, reproduced, with a verdict on its claims."""
+"""``nicmodel experiment devmem``: the experiment of the devmem TCP series, reproduced, with a verdict on its claims."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import textwrap
 from collections.abc import Mapping
@@ -11,29 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
+import rich.table
 
-from nicmodel.cli.help import HelpGroup
+from nicmodel.cli.experiment.plot import save
+from nicmodel.cli.experiment.show import judge, output_options, plotting_if, show_claims
 from nicmodel.cli.progress import console, step
 from nicmodel.client.experiment import COPY, DEVMEM, MODES, QUANTITIES, Experiment, as_json
 from nicmodel.client.report import size
-from nicmodel.installation import pip_install
+from nicmodel.client.results import Column, Result, Table, verdicts
 from nicmodel.nearest import Choice
-from nicmodel.vm.errors import VmError
 from nicmodel.vm.experiment import ACCELERATORS, SWITCH, run, set_up
 from nicmodel.vm.guest import parse_size
 from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.options import kernel_options
 
-_FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
+_TITLE = "TCP payload into an accelerator's memory"
 
 
-@click.group(cls=HelpGroup)
-def experiment() -> None:
-    """Compare ways to receive by experiment, and judge the result."""
-
-
-@experiment.command()
+@click.command()
 @click.option("--size", "amount", default="192M", show_default=True, metavar="SIZE",
               help="Payload of each transfer. The accelerator's memory holds all of it.")  # fmt: skip
 @click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Transfers each way.")
@@ -41,11 +35,7 @@ def experiment() -> None:
               help="Where its memory is: in the BAR of a PCI device below the NIC's own switch, or a NUMA node of the "
                    "guest's.")  # fmt: skip
 @kernel_options
-@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write the result into this file as JSON.")
-@click.option("--markdown", type=_FILE, metavar="FILE", help="Write the table into this file.")
-@click.option(
-    "--plot", type=_FILE, metavar="FILE", help="Draw the result into this file: PNG, SVG or PDF. Needs matplotlib."
-)
+@output_options
 def devmem(
     amount: str,
     runs: int,
@@ -63,8 +53,24 @@ def devmem(
     throughput. Exit status 0 only if what the devmem TCP series claims holds: no payload in host memory, only headers
     and rings; higher throughput. As root the wire is a tap, else user-mode networking.
     """
-    pyplot = _pyplot() if plot else None  # before half a minute has gone by
-    nbytes = parse_size(amount)
+    plotting = plotting_if(plot)
+    found = run_devmem(parse_size(amount), runs, accelerator, kernel)
+    show(found)
+    if json_file:
+        json_file.write_text(json.dumps(as_json(found), indent=1), "utf-8")
+    if markdown:
+        markdown.write_text(as_markdown(found), "utf-8")
+    if plot:
+        save(draw(found, plotting), plot, plotting)
+    judge(found.claims())
+
+
+def run_devmem(nbytes: int, runs: int, accelerator: str, kernel: KernelChoice) -> Experiment:
+    """So many transfers of this many bytes each way.
+
+    Raises:
+        VmError: the guest or its receiver failed.
+    """
     with ExitStack() as stack:
         with step("NIC, guest and accelerator"):
             bench = set_up(stack, nbytes, accelerator, kernel)
@@ -73,15 +79,26 @@ def devmem(
         for number in range(runs):
             with step(f"transfers {number + 1} of {runs}, both ways"):
                 found.runs += [next(transfers), next(transfers)]
-    show(found)
-    if json_file:
-        json_file.write_text(json.dumps(as_json(found), indent=1), "utf-8")
-    if markdown:
-        markdown.write_text(as_markdown(found), "utf-8")
-    if plot:
-        draw(found, plot, pyplot)
-    if failed := [claim for claim in found.claims() if not claim.holds]:
-        raise VmError("what did not hold: " + " ".join(f"{claim.claim} ({claim.evidence})" for claim in failed))
+    return found
+
+
+def as_result(found: Experiment) -> Result:
+    """The comparison in the form that all experiments have."""
+    columns = [Column("quantity", ""), *(Column(mode, title, ">") for mode, title in MODES.items())]
+    rows = [
+        {"quantity": name.replace("  ", "… "), COPY: before, DEVMEM: after, "relation": relation}
+        for name, before, after, relation in _rows(found)
+    ]
+    return Result(
+        name="devmem",
+        title=_TITLE,
+        question="Does devmem TCP keep payload out of host memory, and is it faster than TCP and a copy?",
+        asked="the devmem TCP series, which claims it",
+        about=found.about,
+        tables=[Table("For each byte of payload", [*columns, Column("relation", "", ">")], rows)],
+        claims=found.claims(),
+        page="devmem.md",
+    )
 
 
 def _rows(found: Experiment) -> list[tuple[str, str, str, str]]:
@@ -104,7 +121,7 @@ def _number(value: float) -> str:
 
 def show(found: Experiment) -> None:
     """Print the comparison, the circumstances and the verdict on each claim."""
-    table = Table(title="TCP payload into an accelerator's memory, for each byte of it", title_justify="left")
+    table = rich.table.Table(title=f"{_TITLE}, for each byte of it", title_justify="left")
     table.add_column("")
     for title in MODES.values():
         table.add_column(title, justify="right")
@@ -116,11 +133,7 @@ def show(found: Experiment) -> None:
     console.print(table)
     for name, value in found.about.items():
         console.print(f"[dim]{name}: {value}[/dim]")
-    console.print()
-    for claim in found.claims():
-        console.print(
-            f"{'[green]✓[/green]' if claim.holds else '[red]✗[/red]'} {claim.claim} [dim]{claim.evidence}[/dim]"
-        )
+    show_claims(found.claims())
 
 
 def as_markdown(found: Experiment) -> str:
@@ -130,21 +143,7 @@ def as_markdown(found: Experiment) -> str:
         name = f"&emsp;{name.strip()}" if name.startswith(" ") else f"**{name}**"
         lines.append(f"| {name} | {before} | {after} | {relation} |")
     lines += ["", "; ".join(f"{name}: {value}" for name, value in found.about.items()) + ".", ""]
-    lines += [
-        f"- {'✓' if claim.holds else '✗ **does not hold:**'} {claim.claim} ({claim.evidence})"
-        for claim in found.claims()
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        return importlib.import_module("matplotlib.pyplot")
-    except ImportError:
-        raise click.ClickException(f"--plot needs matplotlib: {pip_install('matplotlib')}") from None
+    return "\n".join(lines) + "\n" + verdicts(found.claims())
 
 
 #: Colours that people with any colour vision tell apart (Okabe and Ito): of the ways, and of the parts of a sum.
@@ -152,10 +151,10 @@ _COLOURS = {COPY: "#999999", DEVMEM: "#0072B2"}
 _PARTS = ("#D55E00", "#E69F00", "#F0C674", "#CC79A7", "#56B4E9", "#0072B2")
 
 
-def draw(found: Experiment, file: Path, pyplot: Any) -> None:
-    """Plot the comparison: a panel for each quantity, sums as stacked bars, each run of what varies as a dot."""
+def draw(found: Experiment, plotting: Any) -> Any:
+    """A figure of the comparison: a panel for each quantity, sums as stacked bars, each run of what varies as a dot."""
     quantities = [quantity for quantity in QUANTITIES if quantity.parts or quantity.varies]
-    figure, panels = pyplot.subplots(1, len(quantities), figsize=(3 * len(quantities), 4.8), layout="constrained")
+    figure, panels = plotting.subplots(1, len(quantities), figsize=(3 * len(quantities), 4.8), layout="constrained")
     for panel, quantity in zip(panels, quantities, strict=True):
         panel.set_title(f"{quantity.title}\n", fontsize=11, loc="left", weight="bold")
         unit = quantity.unit if quantity.name == "gbps" else f"{quantity.unit} for each byte of payload"
@@ -179,8 +178,7 @@ def draw(found: Experiment, file: Path, pyplot: Any) -> None:
         panel.set_ylim(0, 1.08 * panel.get_ylim()[1])
     about = "; ".join(f"{name}: {value}" for name, value in found.about.items())
     figure.supxlabel(textwrap.fill(about, 150), fontsize=8, color="#555555")
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
+    return figure
 
 
 def _stack(panel: Any, place: int, parts: Mapping[str, float], highest: float) -> None:

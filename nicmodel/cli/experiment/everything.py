@@ -1,0 +1,76 @@
+"""``nicmodel experiment all``: the experiments one after the other, and one page of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nicmodel.cli.experiment import questions, series
+from nicmodel.cli.experiment.page import write_page
+from nicmodel.cli.experiment.plot import draw, svg
+from nicmodel.cli.experiment.show import FILE, judge, plotting_if, show
+from nicmodel.cli.progress import console, step
+from nicmodel.client.results import Claim, Result, as_json, machine
+from nicmodel.gvnic.experiments import owners, placement, process_exit
+from nicmodel.vm.experiment import SWITCH
+from nicmodel.vm.kernel import KernelChoice
+from nicmodel.vm.options import kernel_options
+
+#: Of the transfers of `devmem`, bytes, and how many each way.
+_DEVMEM_BYTES, _DEVMEM_RUNS, _KILLS = 64 << 20, 3, 3
+#: With --short, which is to show that everything works.
+SHORT = (
+    placement.Parameters(accelerators=2, answers=(20, 100), budgets=(0.5,), timeout=100, milliseconds=0.5),
+    owners.Parameters(owners=(2,), lookaheads=(1, owners.RING), milliseconds=60),
+    process_exit.Parameters(rounds=2, frames=5),
+)
+
+
+@click.command("all")
+@click.option("--html", type=FILE, metavar="FILE",
+              help="Write one page with tables, plots and verdicts into this file; a browser needs nothing else. Needs "
+                   "matplotlib.")  # fmt: skip
+@click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write the results into this file as JSON.")
+@click.option("--guest/--no-guest", default=True, show_default=True,
+              help="Also what needs a guest: devmem, and the stock driver in exit.")  # fmt: skip
+@click.option("--short", is_flag=True, help="Few cases, little traffic: a minute to see that all of it works.")
+@kernel_options
+def everything(html: Path | None, json_file: Path | None, guest: bool, short: bool, kernel: KernelChoice) -> None:
+    """Run all experiments, and write one page of them.
+
+    Exit status 0 only if all that they claim held; an experiment that fails does not keep the others from running.
+    """
+    plotting = plotting_if(html)
+    parameters = SHORT if short else (placement.Parameters(), owners.Parameters(), process_exit.Parameters())
+    results: list[tuple[Result, bytes | None]] = []
+
+    def have(result: Result, figure: Any = None) -> None:
+        show(result)
+        picture = None
+        if plotting:
+            picture = svg(draw(result, plotting) if figure is None else figure, plotting)
+        results.append((result, picture))
+
+    if guest:
+        console.print("\n[bold]devmem[/bold]")
+        found = series.run_devmem(_DEVMEM_BYTES, _DEVMEM_RUNS, SWITCH, kernel)
+        have(series.as_result(found), series.draw(found, plotting) if plotting else None)
+    console.print("\n[bold]placement[/bold]")
+    have(questions.run_placement(parameters[0]))
+    console.print("\n[bold]owners[/bold]")
+    have(questions.run_owners(parameters[1]))
+    console.print("\n[bold]exit[/bold]")
+    have(questions.run_exit(parameters[2], kills=_KILLS if guest else 0, kernel=kernel))
+    if html:
+        with step(f"the page {html}"):
+            write_page(html, results, machine())
+    if json_file:
+        json_file.write_text(json.dumps([as_json(result) for result, _ in results], indent=1), "utf-8")
+    judge([
+        Claim(f"{result.name}: {claim.claim}", claim.holds, claim.evidence)
+        for result, _ in results
+        for claim in result.claims
+    ])  # fmt: skip
