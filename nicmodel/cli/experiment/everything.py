@@ -41,7 +41,8 @@ SHORT = (
 def everything(html: Path | None, json_file: Path | None, guest: bool, short: bool, kernel: KernelChoice) -> None:
     """Run all experiments, and write one page of them.
 
-    Exit status 0 only if all that they claim held; an experiment that fails does not keep the others from running.
+    Exit status 0 only if all claims held. A claim that does not hold keeps no other experiment from running; a guest
+    that does not start ends the command, which is why it comes first.
     """
     plotting = plotting_if(html)
     parameters = SHORT if short else (placement.Parameters(), owners.Parameters(), process_exit.Parameters())
