@@ -12,7 +12,6 @@ import re
 import shutil
 import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from nicmodel.vm import agent, host
 from nicmodel.vm.arch import AMD64, Arch
 from nicmodel.vm.kernel import Kernel, modinfo, module_name
 from nicmodel.vm.needs import GUEST, MACHINE, require
-from nicmodel.vm.packages import Packages, Tree, locked, obtain
+from nicmodel.vm.packages import Packages, Tree, locked, obtain, workplace
 from nicmodel.vm.progress import step
 
 UNUSED_SECONDS = 7 * 24 * 3600
@@ -130,15 +129,15 @@ def build_image(kernel: Kernel, *, update: bool = False) -> Image:
         if not initrd.exists():
             require(kernel, (*GUEST, *MACHINE[kernel.arch]))
             with (
-                tempfile.TemporaryDirectory(dir=folder, prefix="building-") as name,
+                workplace(folder) as work,
                 step(f"building the guest's image for Linux {kernel.release}"),
             ):
-                copy_modules(kernel, Path(name))
-                unfinished = initrd.with_suffix(".unfinished")
+                copy_modules(kernel, work / "modules")
+                unfinished = work / initrd.name
                 with unfinished.open("wb") as file:
                     with base.open("rb") as archive:
                         shutil.copyfileobj(archive, file, 1 << 20)
-                    write_cpio(file, walk(Path(name)))
+                    write_cpio(file, walk(work / "modules"))
                     write_cpio(file, overlay)
                 unfinished.rename(initrd)
         for used in (base, initrd):
@@ -172,15 +171,15 @@ def _base(folder: Path, programs: Tree) -> Path:
     if archive.exists():
         return archive
     with (
-        tempfile.TemporaryDirectory(dir=folder, prefix="building-") as name,
+        workplace(folder) as work,
         step("building the guest's programs") as advance,
     ):
-        root = Path(name)
+        root = work / "root"
         _copy_userland(programs, root)
         advance(20)
         _compile_python(root)
         advance(80)
-        unfinished = archive.with_suffix(".unfinished")
+        unfinished = work / archive.name
         with unfinished.open("wb") as file:
             write_cpio(file, walk(root))
         unfinished.rename(archive)

@@ -147,9 +147,9 @@ def obtain_file(package: str, suite: str, member: str) -> bytes:
         raise VmError(f"Debian {suite} has no package {package}")
     size = debs[0].size
     host.require(host.room(_WORKING_ROOM + size))
-    with tempfile.TemporaryDirectory(dir=trees, prefix="download-") as folder:
+    with workplace(trees) as folder:
         with step(f"fetching {package}: {size / 1e6:.0f} MB") as advance:
-            file = root.download(debs, advance, Path(folder))[0]
+            file = root.download(debs, advance, folder)[0]
         with step(f"unpacking {member.rpartition('/')[2]} from it"):
             return _member(file, member)
 
@@ -201,19 +201,58 @@ def locked(path: Path, what: str) -> Iterator[None]:
 def building(path: Path) -> Iterator[Path | None]:
     """Yield an empty folder that becomes `path` when the block ends well, or None if `path` is there already.
 
-    The caller holds a lock: leftovers of an interrupted builder are removed first.
+    The caller holds a lock.
     """
     if path.exists():
         yield None
         return
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with workplace(path.parent) as unfinished:
         yield unfinished
         unfinished.rename(path)
+
+
+WORKPLACE = "making-"
+"""What folders are called in which something is being made."""
+
+
+@contextmanager
+def workplace(parent: Path) -> Iterator[Path]:
+    """A new empty folder in `parent`, deleted when the block ends; what has been renamed by then stays.
+
+    What processes have left there that were killed is deleted first. A process has its folder locked, and the kernel
+    releases the lock however the process ends.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    whole = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(whole, fcntl.LOCK_EX)  # so that nobody takes a folder for left that is not locked yet
+        for left in parent.glob(f"{WORKPLACE}*"):
+            _delete_if_left(left)
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=WORKPLACE))
+        folder.chmod(0o755)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        os.close(whole)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _delete_if_left(folder: Path) -> None:
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:  # its maker has just finished
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass  # its maker is at work
+    finally:
+        os.close(lock)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -292,8 +331,8 @@ class _AptRoot:
 
     def unpack(self, debs: list[_Deb], tree: Path, advance: Advance) -> None:
         """Download `debs` and unpack them into the folder `tree`."""
-        with tempfile.TemporaryDirectory(dir=tree.parent, prefix="download-") as folder:
-            files = self.download(debs, lambda percent: advance(percent * 0.7), Path(folder))
+        with workplace(tree.parent) as folder:
+            files = self.download(debs, lambda percent: advance(percent * 0.7), folder)
             for index, file in enumerate(files):
                 self._run(["dpkg-deb", "--extract", str(file), str(tree)])
                 advance(70 + 30 * index / len(files))

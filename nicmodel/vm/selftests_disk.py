@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from nicmodel.vm.image import (
     write_cpio,
 )
 from nicmodel.vm.kernel import Kernel
-from nicmodel.vm.packages import locked, obtain
+from nicmodel.vm.packages import locked, obtain, workplace
 from nicmodel.vm.progress import step
 from nicmodel.vm.tools import BPF_TOOLS, NEWER_TOOLS, build_selftests
 
@@ -55,10 +54,10 @@ def build_disk(kernel: Kernel, tree: Path | None = None) -> Path:
     with locked(disk.with_suffix(".lock"), "the disk of selftests"):
         if not disk.exists():
             with (
-                tempfile.TemporaryDirectory(dir=folder, prefix="building-") as name,
+                workplace(folder) as work,
                 step(f"building the disk of selftests for Linux {kernel.release}"),
             ):
-                root = Path(name)
+                root = work / "root"
                 link_tree(selftests, root / FOLDER.lstrip("/"))
                 for tool in tools:
                     for file in walk(tool.path):
@@ -66,7 +65,7 @@ def build_disk(kernel: Kernel, tree: Path | None = None) -> Path:
                             (root / file.name).parent.mkdir(parents=True, exist_ok=True)
                             os.link(file.source, root / file.name, follow_symlinks=False)
                 copy_modules(kernel, root, (*MODULES, *SELFTEST_MODULES))
-                unfinished = disk.with_suffix(".unfinished")
+                unfinished = work / disk.name
                 with unfinished.open("wb") as archive:
                     write_cpio(archive, walk(root))
                 unfinished.rename(disk)

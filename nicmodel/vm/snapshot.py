@@ -7,7 +7,6 @@ It serves only guests that are the same in everything that it depends on, which 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from typing import Any
 
 from nicmodel.cache import by_last_use, cache_dir
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.packages import building, locked
+from nicmodel.vm.packages import WORKPLACE, building, locked
 from nicmodel.vm.qmp import Qmp
 
 KEPT = 20
@@ -120,12 +119,8 @@ def _open(folder: Path) -> Snapshot:
 
 
 def _prune(folder: Path) -> None:
-    """Delete what is more than is kept, and what was never finished. Whoever restores one meanwhile has it open."""
-    for path in folder.glob("*.unfinished"):
-        with (folder / f"{path.name[0]}.lock").open("w") as lock, contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody makes it
-            shutil.rmtree(path, ignore_errors=True)
-    finished = (path for path in by_last_use(folder) if not path.name.endswith(".unfinished"))
+    """Delete what is more than is kept. Whoever restores one meanwhile has it open."""
+    finished = (path for path in by_last_use(folder) if not path.name.startswith(WORKPLACE))
     total = 0
     for number, path in enumerate(finished):
         with contextlib.suppress(OSError):  # another process deletes, too

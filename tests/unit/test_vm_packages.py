@@ -167,6 +167,29 @@ def test_building_publishes_only_what_is_complete(tmp_path: Path) -> None:
         assert folder is None
 
 
+def test_what_a_killed_process_has_left_is_deleted(tmp_path: Path) -> None:
+    """But not what another one is making."""
+    program = (
+        "import os, pathlib, sys, time\n"
+        "from nicmodel.vm.packages import building\n"
+        "with building(pathlib.Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').touch(); print(folder, flush=True); time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "one")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            left = Path(process.stdout.readline().strip())
+            with building(tmp_path / "two"):
+                assert (left / "half").exists()
+        finally:
+            process.kill()
+    assert left.exists()
+    with building(tmp_path / "three"):
+        assert not left.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["three", "two"]
+
+
 def test_a_lock_is_waited_for_and_freed_by_death(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     program = (

@@ -1,6 +1,5 @@
 """Where snapshots of guests are kept: made once, one for each kind of guest, and not too many."""
 
-import fcntl
 import os
 import threading
 from pathlib import Path
@@ -103,18 +102,6 @@ def test_those_that_are_too_large_together_are_deleted(cache: Path, monkeypatch:
     monkeypatch.setattr(snapshot, "KEPT_BYTES", 100)
     os.close(snapshot.obtain("d", large).state)
     assert {path.name for path in cache.iterdir() if path.is_dir()} == {"d"}
-
-
-def test_what_a_killed_process_has_left_is_deleted(cache: Path) -> None:
-    """But not what another one is making."""
-    (cache / "1.unfinished").mkdir(parents=True)
-    (cache / "2.unfinished").mkdir()
-    with (cache / "2.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        obtain("3")
-        assert {path.name for path in cache.iterdir() if path.is_dir()} == {"2.unfinished", "3"}
-    obtain("4")
-    assert {path.name for path in cache.iterdir() if path.is_dir()} == {"3", "4"}
 
 
 def name_of(folder: Path, config: GuestConfig, *, version: str = "11.1", accel: str = "tcg") -> str:
