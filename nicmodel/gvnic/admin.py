@@ -25,7 +25,7 @@ from nicmodel.gvnic.descriptors import (
     GQI_TX_PACKET,
 )
 from nicmodel.gvnic.doorbells import Doorbells
-from nicmodel.gvnic.options.option import Option
+from nicmodel.gvnic.options.option import OptionControl
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.refusal import AdminError, check_ring, require
@@ -135,7 +135,7 @@ class AdminQueue:
         executed: number of commands by name and status (`count`), for display.
     """
 
-    def __init__(self, nic: Commanded, options: Iterable[Option] = ()) -> None:
+    def __init__(self, nic: Commanded, options: Iterable[OptionControl] = ()) -> None:
         self.nic = nic
         self._profile = nic.profile
         self._rx, self._tx = nic.state.rx, nic.state.tx

@@ -26,7 +26,7 @@ from nicmodel.gvnic.doorbells import Doorbells
 from nicmodel.gvnic.options.ddp.control import Ddp
 from nicmodel.gvnic.options.deferred.control import DeferredPlacement
 from nicmodel.gvnic.options.flush.control import QueueFlush
-from nicmodel.gvnic.options.option import Option
+from nicmodel.gvnic.options.option import OptionControl
 from nicmodel.gvnic.options.owners.control import BufferOwners
 from nicmodel.gvnic.pages import PageLists
 from nicmodel.gvnic.profile import Profile
@@ -151,10 +151,10 @@ class Nic(nic.Nic):
         self.registers = RegisterFile(name, profile.queues, self.admin, self.work, self.deconfigure, diagnostics)
         self.load()
 
-    def _make_options(self) -> tuple[Option, ...]:
+    def _make_options(self) -> tuple[OptionControl, ...]:
         """The options of the model's own that this NIC has."""
         profile, state = self.profile, self.state
-        options: list[Option] = []
+        options: list[OptionControl] = []
         if self.deferred is not None:
             options.append(self.deferred)
         if profile.queue_flush:

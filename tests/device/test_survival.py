@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nicmodel.gvnic.options.option import Option
+from nicmodel.gvnic.options.option import OptionControl
 from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic.state import Drop
@@ -57,7 +57,7 @@ def works(lab: Loopback) -> bool:
 def test_an_end_that_fails_is_that_of_one_option(lab: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     """*Steps*: an option fails at the end of a queue. *Verify*: the others are told of it all the same."""
     first, *others = lab.nic._options
-    told: list[tuple[Option, int]] = []
+    told: list[tuple[OptionControl, int]] = []
     monkeypatch.setattr(first, "end", broken)
     for option in others:
         monkeypatch.setattr(option, "end", lambda queue, option=option: told.append((option, queue)))

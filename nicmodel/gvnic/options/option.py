@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Handlers: TypeAlias = Mapping[Opcode | Inner, Callable[[np.void], None]]
 
 
-class Option:
-    """An option of the model's own, on a NIC that has it."""
+class OptionControl:
+    """The control of an option of the model's own, on a NIC that has it."""
 
     def handlers(self, admin: AdminQueue) -> Handlers:
         """What executes the option's commands, with the help of the admin queue that they come by."""

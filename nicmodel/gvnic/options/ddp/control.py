@@ -8,7 +8,7 @@ import numpy as np
 
 from nicmodel.gvnic.commands import Inner, Status
 from nicmodel.gvnic.options.ddp.declarations import DDP_PIECE, MAX_DDP_PIECES, DdpDigest, DdpOperation
-from nicmodel.gvnic.options.option import Handlers, Option
+from nicmodel.gvnic.options.option import Handlers, OptionControl
 from nicmodel.gvnic.refusal import AdminError, require
 from nicmodel.gvnic.state import State
 from nicmodel.nic.state import Records
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from nicmodel.gvnic.admin import AdminQueue
 
 
-class Ddp(Option):
+class Ddp(OptionControl):
     """Flows and buffers as the admin queue sets them; the packet path reads the arrays in `State`."""
 
     def __init__(self, state: State) -> None:
         self._state = state
 
     def handlers(self, admin: AdminQueue) -> Handlers:
-        """See `Option`."""
+        """See `OptionControl`."""
         return {Inner.CONFIGURE_DDP: lambda inner: self._configure(admin, inner)}
 
     def _configure(self, admin: AdminQueue, inner: np.void) -> None:
@@ -63,7 +63,7 @@ class Ddp(Option):
         return {name: int(counts[name][0]) for name in counts.dtype.names or ()}
 
     def reset(self) -> None:
-        """See `Option`: all flows and buffers are forgotten."""
+        """See `OptionControl`: all flows and buffers are forgotten."""
         state = self._state
         for flow in np.flatnonzero(state.ddp_flows["active"]).tolist():
             self.delete_flow(flow)

@@ -13,7 +13,7 @@ from nicmodel.gvnic.options.deferred.events import Placed, Placing
 from nicmodel.gvnic.options.deferred.payload import discard, expire
 from nicmodel.gvnic.options.deferred.requests import place
 from nicmodel.gvnic.options.deferred.state import ELSE_AT_ONCE, ELSE_DROP, NIC_PAGE
-from nicmodel.gvnic.options.option import Handlers, Option
+from nicmodel.gvnic.options.option import Handlers, OptionControl
 from nicmodel.gvnic.refusal import check_ring, require
 from nicmodel.gvnic.state import SETTINGS, State
 from nicmodel.nic.diagnostics import Diagnostics
@@ -29,7 +29,7 @@ MAX_PLACEMENT_RING = 4096
 _BYTES_PER_TURN = 1 << 22
 
 
-class DeferredPlacement(Option):
+class DeferredPlacement(OptionControl):
     """The option's control: which queues have it, their doorbells, and the timeout.
 
     Args:
@@ -61,13 +61,13 @@ class DeferredPlacement(Option):
         self._turns = Budget(poller, 1)
 
     def load(self) -> None:
-        """See `Option`."""
+        """See `OptionControl`."""
         place(self._state, 0, 0)
         discard(self._state, 0)
         expire(self._state, 0)
 
     def handlers(self, admin: AdminQueue) -> Handlers:
-        """See `Option`."""
+        """See `OptionControl`."""
         return {Inner.CONFIGURE_DEFERRED_PLACEMENT: lambda inner: self._configure(admin, inner)}
 
     def _configure(self, admin: AdminQueue, inner: np.void) -> None:
@@ -89,7 +89,7 @@ class DeferredPlacement(Option):
         rx["deferred"] = ELSE_DROP if inner["flags"] & DeferFlag.HEADERS_ONLY else ELSE_AT_ONCE
 
     def end(self, queue: int) -> None:
-        """See `Option`: what was kept for the queue is dropped."""
+        """See `OptionControl`: what was kept for the queue is dropped."""
         state = self._state
         self._rung.pop(queue, None)
         record = state.placement_rings[queue : queue + 1]
@@ -135,7 +135,7 @@ class DeferredPlacement(Option):
         self.watch()
 
     def stop(self) -> None:
-        """See `Option`."""
+        """See `OptionControl`."""
         if self._timer is not None:
             self._poller.cancel(self._timer)
             self._timer = None

@@ -10,7 +10,7 @@ from nicmodel.gvnic.commands import Inner, Status
 from nicmodel.gvnic.options.flush.declarations import ALL_OWNERS
 from nicmodel.gvnic.options.flush.events import Flushed, Flushing
 from nicmodel.gvnic.options.flush.hand_back import hand_back, hand_back_owned
-from nicmodel.gvnic.options.option import Handlers, Option
+from nicmodel.gvnic.options.option import Handlers, OptionControl
 from nicmodel.gvnic.options.owners.lists import NOTHING
 from nicmodel.gvnic.refusal import require
 from nicmodel.gvnic.state import State
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nicmodel.gvnic.admin import AdminQueue
 
 
-class QueueFlush(Option):
+class QueueFlush(OptionControl):
     """Hands the buffers of a receive queue back on command.
 
     Args:
@@ -36,11 +36,11 @@ class QueueFlush(Option):
         self._diagnostics = diagnostics
 
     def handlers(self, admin: AdminQueue) -> Handlers:
-        """See `Option`."""
+        """See `OptionControl`."""
         return {Inner.FLUSH_RX_QUEUE: lambda inner: self._execute(admin.live_rx_queue(inner), inner)}
 
     def load(self) -> None:
-        """See `Option`."""
+        """See `OptionControl`."""
         hand_back(self._state, 0)
         if self._state.owners.size:
             hand_back_owned(self._state, 0, NOTHING)

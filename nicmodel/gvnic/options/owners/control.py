@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nicmodel.gvnic.commands import Inner, Status
-from nicmodel.gvnic.options.option import Handlers, Option
+from nicmodel.gvnic.options.option import Handlers, OptionControl
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.refusal import require
 from nicmodel.gvnic.state import SETTINGS, State
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nicmodel.gvnic.admin import AdminQueue
 
 
-class BufferOwners(Option):
+class BufferOwners(OptionControl):
     """Lets the buffers of receive queues have several owners.
 
     Args:
@@ -29,7 +29,7 @@ class BufferOwners(Option):
         self._profile = profile
 
     def handlers(self, admin: AdminQueue) -> Handlers:
-        """See `Option`."""
+        """See `OptionControl`."""
         return {Inner.CONFIGURE_BUFFER_OWNERS: lambda inner: self._configure(admin.live_rx_queue(inner), inner)}
 
     def _configure(self, queue: int, inner: np.void) -> None:
