@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Bits:
     def get(self, raw: bytes) -> int:
         """The field's value in the descriptor `raw`."""
         return int.from_bytes(raw, "little") >> self.bit & self.mask
+
+    def of(self, words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """The field's values in many descriptors, shape (n, words); shape (n,)."""
+        return words[:, self.word] >> np.uint64(self.shift) & np.uint64(self.mask)
 
     def put(self, value: int) -> int:
         """`value` at the field's place in the descriptor seen as one integer.

@@ -23,17 +23,31 @@ ENTRIES = 64
 
 
 @pytest.fixture
-def make_lab(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Loopback]]:
-    """Makes labs from the fields of a `Profile`; none may have logged an error in the end."""
+def make_lab(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> Iterator[Callable[..., Loopback]]:  # fmt: skip
+    """Makes labs from the fields of a `Profile`; none may have logged an error in the end.
+
+    With the marker ``contract`` their drivers are watched: they break the rules that the marker ``breaks`` names, all
+    of them, and no other.
+    """
+    watched = request.node.get_closest_marker("contract") is not None
+    labs: list[Loopback] = []
     with ExitStack() as stack:
 
         def make(*, wire: TestWire | None = None, scheme: Any = "base", **profile: Any) -> Loopback:
             ram = GuestMemory("ram", size=RAM_SIZE)
-            return stack.enter_context(
-                Loopback(Profile(mac=parse_mac(NIC_MAC), **profile), wire=wire, scheme=scheme, ram=ram)
-            )
+            if watched:  # the short rings of the tests are what the device offers
+                profile = {"min_ring": ENTRIES, **profile}
+            offered = Profile(mac=parse_mac(NIC_MAC), **profile)
+            labs.append(Loopback(offered, wire=wire, scheme=scheme, ram=ram, check=watched))
+            return stack.enter_context(labs[-1])
 
         yield make
+        if watched:
+            allowed = {rule for marker in request.node.iter_markers("breaks") for rule in marker.args}
+            findings = [finding for lab in labs for finding in lab.findings]
+            assert {finding.rule.name for finding in findings} == allowed, "\n".join(map(str, findings))
     errors = [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
     assert not errors
 

@@ -32,6 +32,9 @@ from nicmodel.testing.tcp_stream import TcpStream, arrivals
 
 from .frames import NIC_MAC, pattern
 
+#: The drivers of all tests are watched.
+pytestmark = pytest.mark.contract
+
 MSS = 1448
 #: The stream's first sequence number: it wraps soon.
 START = 2**32 - 5000
@@ -434,6 +437,7 @@ def test_beyond_the_buffer(ddp: Loopback, offset: int, length: int) -> None:
     assert (around[: 2 * 8192] == 0xEE).all() and (around[3 * 8192 :] == 0xEE).all()
 
 
+@pytest.mark.breaks("DDP-008")
 def test_buffer_that_is_not_mapped(ddp: Loopback) -> None:
     """A DMA fault: the run stays in the packet, whole, also when its first bytes could be written."""
     controller = Controller()
@@ -461,6 +465,7 @@ def test_memory_without_a_descriptor(ddp: Loopback) -> None:
     assert counts(ddp)["dma_faults"] == 3 and not ddp.nic.state.device["unwritten"][0]
 
 
+@pytest.mark.breaks("DDP-008")
 def test_memory_that_goes_away(ddp: Loopback) -> None:
     """Unmapped in the middle of a transfer: from then on nothing is written there."""
     controller = Controller()
@@ -533,6 +538,7 @@ def test_delete_flow_in_flight(ddp: Loopback) -> None:
     check(reader, again)
 
 
+@pytest.mark.breaks("REG-010")
 def test_reset_forgets(ddp: Loopback) -> None:
     """What the device was told of buffers ends with the driver."""
     controller = Controller()
@@ -597,6 +603,7 @@ def configure(lab: Loopback, operation: int, **fields: Any) -> Status | int:
     return Status.PASSED
 
 
+@pytest.mark.breaks("ADM-RES-001", "OPT-001")
 def test_a_gqi_format_has_no_direct_placement(make_lab: Callable[..., Loopback]) -> None:
     lab = make_lab(ddp_flows=4, formats=(QueueFormat.DQO_RDA, QueueFormat.GQI_RDA))
     lab.driver.probe()
@@ -604,6 +611,8 @@ def test_a_gqi_format_has_no_direct_placement(make_lab: Callable[..., Loopback])
     assert configure(lab, DdpOperation.ADD_FLOW4) == Status.FAILED_PRECONDITION
 
 
+@pytest.mark.breaks("DDP-001", "DDP-002", "DDP-003", "DDP-004", "DDP-005", "DDP-006", "DDP-007", "DDP-010", "DDP-012")
+@pytest.mark.breaks("ADM-CMD-004")
 def test_bad_settings(ddp: Loopback) -> None:
     """Each is refused for its own reason, and changes nothing."""
     reader = Controller().reader(ddp)
@@ -640,6 +649,7 @@ def test_bad_settings(ddp: Loopback) -> None:
     assert ddp.nic.state.ddp_buffers["active"].sum() == 1
 
 
+@pytest.mark.breaks("DDP-009", "DDP-011")
 def test_too_many_buffers(ddp: Loopback) -> None:
     """As many as the option says, and one no more; a buffer that is torn down makes room."""
     limits = ddp.driver.description.ddp_limits if ddp.driver.description else None
@@ -655,6 +665,7 @@ def test_too_many_buffers(ddp: Loopback) -> None:
     reader.read(60_000, 4096, pieces=page)
 
 
+@pytest.mark.breaks("ADM-CMD-005")
 def test_off_by_default(lab: Loopback) -> None:
     """Stock drivers never hear of it, and the command is none that the device knows."""
     opened(lab)

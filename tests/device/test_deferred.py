@@ -31,6 +31,9 @@ from .conftest import ENTRIES
 from .frames import NIC_MAC, arp, pattern, tcp
 from .test_trace import Heard
 
+#: The drivers of all tests are watched.
+pytestmark = pytest.mark.contract
+
 MS = 1_000_000
 KIB = 1024
 HEADER = 14 + 20 + 20
@@ -256,6 +259,7 @@ def test_timeout(make_bench: Callable[..., Bench]) -> None:
 # Bad input
 
 
+@pytest.mark.breaks("DEF-013")
 def test_handles_that_are_none(bench: Bench) -> None:
     (packet,) = bench.receive(tcp(1000))
     assert packet.deferred is not None
@@ -272,6 +276,7 @@ def test_handles_that_are_none(bench: Bench) -> None:
     assert (bench.count("not_found"), bench.count("not_found", 1)) == (6, 1)
 
 
+@pytest.mark.breaks("DEF-015")
 def test_places_outside_of_memory(bench: Bench) -> None:
     """Nothing is written unless all can be; the payload stays and can still be placed."""
     (packet,) = bench.receive(tcp(3000))
@@ -288,6 +293,7 @@ def test_places_outside_of_memory(bench: Bench) -> None:
     assert bench.place(packet) == PlacementStatus.PLACED
 
 
+@pytest.mark.breaks("DEF-012", "DEF-014")
 def test_requests_that_contradict_the_payload_or_themselves(bench: Bench) -> None:
     packet, other = bench.receive(tcp(3000), tcp(3000))
     assert packet.deferred is not None and other.deferred is not None
@@ -301,6 +307,7 @@ def test_requests_that_contradict_the_payload_or_themselves(bench: Bench) -> Non
     assert bench.place(packet) == bench.place(other) == PlacementStatus.PLACED
 
 
+@pytest.mark.breaks("DEF-012")
 def test_more_pieces_than_a_request_may_have(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(entries=1024)
     (packet,) = bench.receive(tcp(600))
@@ -319,6 +326,7 @@ def test_a_request_without_end_waits_for_its_rest(bench: Bench) -> None:
     assert bench.answer(handle) == PlacementStatus.PLACED
 
 
+@pytest.mark.breaks("DEF-013", "DEF-014", "DEF-015", "DEF-016")
 def test_random_requests(make_bench: Callable[..., Bench]) -> None:
     """Whatever is posted, each request that ends has one answer, and every page is free or some payload's."""
     bench = make_bench(64 * NIC_PAGE, entries=256, deferred_usecs=20_000)
@@ -367,6 +375,7 @@ def test_random_requests(make_bench: Callable[..., Bench]) -> None:
     assert bench.count("kept") == sum(counts[name] for name in ("placed", "dropped", "expired")) + bench.kept
 
 
+@pytest.mark.breaks("DBL-002", "DEF-008")
 def test_doorbells_of_no_ring(bench: Bench) -> None:
     """Beyond the ring, of a queue without one, of no queue."""
     before = bench.lab.nic.counters["doorbell_unknown"]
@@ -391,6 +400,7 @@ def test_rings_that_are_gone(bench: Bench) -> None:
     assert bench.count("expired") == 1
 
 
+@pytest.mark.breaks("DEF-015")
 def test_memory_that_goes_away_under_a_payload(bench: Bench) -> None:
     """A region is unmapped while a payload waits for its place there."""
     (packet,) = bench.receive(tcp(100))
@@ -398,7 +408,15 @@ def test_memory_that_goes_away_under_a_payload(bench: Bench) -> None:
     assert bench.place(packet) == PlacementStatus.DMA_FAULT
 
 
-@pytest.mark.parametrize("way", ["restart", "close", "remove", "disconnect"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("restart", marks=pytest.mark.breaks("DBL-002")),  # the device's, of which no command tells
+        pytest.param("close", marks=pytest.mark.breaks("DEF-007")),
+        pytest.param("remove", marks=pytest.mark.breaks("DEF-007")),
+        "disconnect",
+    ],
+)
 def test_the_end_of_the_queue_ends_the_payload(bench: Bench, way: str) -> None:
     """Destroyed, closed, or the client gone: all that was kept is given up, and the new queue is an ordinary one."""
     (packet,) = bench.receive(tcp(3000))
@@ -429,6 +447,7 @@ def test_a_header_that_cannot_be_written_keeps_nothing(bench: Bench) -> None:
     assert bench.lab.nic.state.drops[0, Drop.DMA_FAULT] == 1 and bench.count("kept") == 0
 
 
+@pytest.mark.breaks("ADM-CMD-004", "ADM-CMD-005", "DEF-001", "DEF-002", "DEF-003", "OPT-002")
 def test_refused(make_lab: Callable[..., Loopback], lab: Loopback) -> None:
     """The command without the option, without header split, twice, of no queue, with impossible rings."""
 
@@ -482,6 +501,7 @@ def test_off_by_default() -> None:
     assert number in Profile(mac=bytes(6), deferred_bytes=4096).describe()
 
 
+@pytest.mark.breaks("DEF-013")
 def test_each_placement_is_traced(bench: Bench) -> None:
     """Requests of one piece and of several, good ones and others, through many laps of the ring."""
     heard = Heard(bench.lab, kinds=["rx"])

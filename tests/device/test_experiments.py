@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,32 @@ from nicmodel.client import results
 from nicmodel.client.results import Claim, Column, Table
 from nicmodel.gvnic.experiments import owners, placement, process_exit
 from nicmodel.gvnic.experiments.labels import Labelled, different, owner_of, whose
+from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kills import Kill, add_kills
 
 PLACEMENT, OWNERS, EXIT = SHORT
+
+
+class Watched(Loopback):
+    """A NIC whose driver has to keep the contract to its end."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options, check=True)
+
+    def close(self) -> None:
+        found = self.findings
+        super().close()
+        assert found == [], "\n".join(map(str, found))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _watch() -> Iterator[None]:
+    """All that the experiments here do is right by the contract of the options that they use."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (placement, owners, process_exit):
+            patch.setattr(module, "Loopback", Watched)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,9 @@ from .conftest import ENTRIES, RAM_SIZE
 from .frames import NIC_MAC, pattern, tcp
 from .test_trace import Heard
 
+#: The drivers of all tests are watched.
+pytestmark = pytest.mark.contract
+
 CANARY = 0xA5
 #: Queue 1 is the flow's of port 5201, whose buffers are an accelerator's; queue 0 is everybody's.
 OURS, OTHERS = 5201, 5000
@@ -232,6 +235,7 @@ def test_a_driver_is_watched_until_the_flush_is_done(checked: Loopback) -> None:
     assert names(checked) == ["RX-BUF-006"]
 
 
+@pytest.mark.breaks("ADM-CMD-005", "ADM-RES-001", "OPT-001", "OPT-002")
 def test_refused(make_lab: Callable[..., Loopback]) -> None:
     """Without the option, of no queue, in a format that has it not."""
 

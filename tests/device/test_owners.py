@@ -27,6 +27,9 @@ from nicmodel.testing.guest_memory import GuestMemory
 
 from .frames import NIC_MAC, pattern, tcp
 
+#: The drivers of all tests are watched.
+pytestmark = pytest.mark.contract
+
 ENTRIES = 256
 MS = 1_000_000
 CANARY = 0xA5
@@ -167,6 +170,7 @@ def test_aggregated_and_coalesced(make_bench: Callable[..., Bench]) -> None:
     assert b"".join(packet.payload for packet in packets[2:]) == b"".join(pattern(1448, k) for k in range(4))
 
 
+@pytest.mark.breaks("FLU-001")
 def test_flush_of_one_owner(bench: Bench) -> None:
     """One owner's buffers come back, those that were not sorted yet too, and only its frames are dropped."""
     bench.receive(0, 1, 2)
@@ -237,6 +241,7 @@ def test_watched_flush_of_one_owner() -> None:
 # Bad input
 
 
+@pytest.mark.breaks("OWN-004")
 def test_a_buffer_of_nobody_comes_back(bench: Bench) -> None:
     """An owner that the queue does not have: an error completion, and the next buffer's turn."""
     queue = bench.queue
@@ -252,6 +257,7 @@ def test_a_buffer_of_nobody_comes_back(bench: Bench) -> None:
     assert (bench.lab.nic.state.drops[:, Drop.RUNT :].sum(axis=1)[[0, 2]] == 0).all()
 
 
+@pytest.mark.breaks("OWN-005")
 def test_a_rule_for_an_owner_that_is_none(bench: Bench) -> None:
     """Its frames find no buffers, whoever else has some."""
     bench.driver.add_flow_rule(TCPv4(dst_port=7), queue=1, owner=200)
@@ -263,6 +269,7 @@ def test_a_rule_for_an_owner_that_is_none(bench: Bench) -> None:
     assert packet.payload == pattern(100)
 
 
+@pytest.mark.breaks("DMA-002")
 def test_memory_that_goes_away(bench: Bench) -> None:
     """A buffer out of reach is handed back with an error, and only its owner suffers."""
     bench.driver.unmap(bench.memories[1])
@@ -280,6 +287,7 @@ def test_a_new_queue_knows_nothing_of_it(bench: Bench) -> None:
     assert bench.memories_of(bench.driver.poll(1)) == [{"ram"}, {"ram"}]
 
 
+@pytest.mark.breaks("ADM-CMD-005", "OPT-002", "OWN-001")
 def test_refused(make_lab: Callable[..., Loopback]) -> None:
     """Without the option, too few or too many, twice, with buffers, of no queue."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from nicmodel.observe.findings import Journal
 from nicmodel.observe.mapped_memory import MappedMemory
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
+if TYPE_CHECKING:
+    from nicmodel.gvnic.options.check import OptionCheck
+
 _MIN_PAGE = 4096
 _ALL_HASH_TYPES = sum(RssHashType)
 
@@ -35,15 +38,20 @@ _ALL_HASH_TYPES = sum(RssHashType)
 class Admin:
     """Looks at each admin command before it is executed, and at what came of it."""
 
-    def __init__(self, nic: Nic, memory: MappedMemory, journal: Journal, rings: Rings) -> None:
+    def __init__(
+        self, nic: Nic, memory: MappedMemory, journal: Journal, rings: Rings, options: Iterable[OptionCheck] = ()
+    ) -> None:
         self._nic = nic
         self._memory = memory
         self._journal = journal
         self._rings = rings
+        self._options = tuple(options)
         self._described_to: object = None  # the client that has asked what the device is
         #: What looks at each command: the method of its name, where there is more to say than its declaration does.
         self._checks: dict[Opcode | Inner, Callable[[np.void], object]] = {
-            command: getattr(self, f"_{command.name.lower()}", self._keeps_declaration) for command in (*Opcode, *Inner)
+            command: getattr(self, f"_{command.name.lower()}", self._keeps_declaration)
+            for command in (*Opcode, *Inner)
+            if not command.own
         }
         # The command at hand: what it is declared as, what it is about, its fields.
         self._command = Opcode.DESCRIBE_DEVICE.command
@@ -55,7 +63,7 @@ class Admin:
         number = int.from_bytes(slot[:4], "big")
         self._queue, self._fields = None, {}
         if number not in set(Opcode):
-            self._find("ADM-CMD-001", f"the opcode is {number:#x}", slot=slot.hex())
+            self.find("ADM-CMD-001", f"the opcode is {number:#x}", slot=slot.hex())
             return
         opcode = Opcode(number)
         self._command = command = opcode.command
@@ -66,11 +74,10 @@ class Admin:
         self._journal.note(self._queue, opcode.name, **self._fields)
         status = int.from_bytes(slot[4:8], "big")
         if status:
-            self._find("ADM-CMD-002", f"{opcode.name} has the status {status:#x} already")
-        reserved = [name for name, value in self._fields.items() if name.startswith(("reserved", "padding")) and value]
+            self.find("ADM-CMD-002", f"{opcode.name} has the status {status:#x} already")
         rest = slot[c.HEADER.itemsize + command.payload.itemsize :]
-        if reserved or any(rest):
-            self._find("ADM-CMD-003", f"{opcode.name} has bits set that are reserved", rest=rest.hex())
+        if _reserved(payload) or any(rest):
+            self.find("ADM-CMD-003", f"{opcode.name} has bits set that are reserved", rest=rest.hex())
         if self._offered(opcode):
             self._checks[opcode](payload)
 
@@ -79,7 +86,8 @@ class Admin:
         if opcode == Opcode.DESCRIBE_DEVICE and status == Status.PASSED:
             self._described_to = self._nic.link
 
-    def _find(self, rule: str, what: str, **evidence: Any) -> None:
+    def find(self, rule: str, what: str, **evidence: Any) -> None:
+        """A rule is broken by the command at hand."""
         command = {"command": self._fields} if self._fields else {}
         self._journal.report(rule, what, self._queue, **command, **evidence)
 
@@ -89,12 +97,12 @@ class Admin:
         """Whether the device has the command; a finding if not."""
         if command.offered(self._nic.profile):
             return True
-        self._find("ADM-CMD-005", f"{command.name}, but the device does not offer {command.offers}")
+        self.find("ADM-CMD-005", f"{command.name}, but the device does not offer {command.offers}")
         return False
 
     def _keeps_declaration(self, p: np.void) -> bool:
         """Whether queue and memory of the command at hand are as they have to be; a finding if not."""
-        return self._queue_fits(p) and self._memory_fits(p)
+        return self._queue_fits(p) and self.memory_fits(p)
 
     def _queue_fits(self, p: np.void) -> bool:
         """Whether the queue that the command is about is there, or is not there yet if it is created."""
@@ -104,34 +112,34 @@ class Admin:
         number, there = int(p[queue.number]), self._queue in self._rings.queues()
         if queue.effect != "created":
             if not there:
-                self._find("ADM-QUE-004", f"there is no queue {number}")
+                self.find("ADM-QUE-004", f"there is no queue {number}")
             return there
         if not self._nic.configured:
-            self._find("ADM-QUE-001", "a queue is created before the device is configured")
+            self.find("ADM-QUE-001", "a queue is created before the device is configured")
         elif number >= queues:
-            self._find("ADM-QUE-002", f"queue {number} of {queues} is created")
+            self.find("ADM-QUE-002", f"queue {number} of {queues} is created")
         elif there:
-            self._find("ADM-QUE-003", "the queue exists")
+            self.find("ADM-QUE-003", "the queue exists")
         else:
             return True
         return False
 
-    def _memory_fits(self, p: np.void) -> bool:
+    def memory_fits(self, p: np.void) -> bool:
         """Whether the memory that the command names is long enough and the device's to use."""
         for memory in self._command.memory:
             address, length, least = int(p[memory.address]), memory.size(p), memory.least(self._nic.profile)
             if length < least:
                 answer = f"{length} bytes for an answer of {least}"
                 asked = f"{memory.what} of {length} bytes, not {least}"
-                self._find("ADM-CMD-006", answer if memory.right == WRITABLE else asked)
+                self.find("ADM-CMD-006", answer if memory.right == WRITABLE else asked)
                 return False
             if not self._memory.mapped(address, length, memory.right):
                 what = f"the {memory.what}: {length} bytes at {address:#x} are not the device's to use"
-                self._find("ADM-CMD-004", what)
+                self.find("ADM-CMD-004", what)
                 return False
         return True
 
-    def _rings_named(self, p: np.void) -> list[Ring]:
+    def rings_named(self, p: np.void) -> list[Ring]:
         """The rings that the command names."""
         gqi, command = self._nic.gqi, self._command
         unsaid = self._nic.profile.ring_entries if gqi else 0
@@ -144,16 +152,16 @@ class Admin:
 
     def _describe_device(self, p: np.void) -> None:
         if p["version"] != c.DESCRIPTOR_VERSION:
-            self._find("ADM-CMD-007", f"version {p['version']} of the descriptor is asked for")
+            self.find("ADM-CMD-007", f"version {p['version']} of the descriptor is asked for")
         else:
-            self._memory_fits(p)
+            self.memory_fits(p)
 
     def _set_driver_parameter(self, p: np.void) -> None:
         kind, value, most = int(p["type"]), int(p["value"]), self._nic.profile.max_mtu
         if kind != c.DRIVER_PARAMETER_MTU:
-            self._find("ADM-CMD-009", f"parameter {kind} is set")
+            self.find("ADM-CMD-009", f"parameter {kind} is set")
         elif value > most:
-            self._find("ADM-CMD-009", f"the MTU is set to {value}, the device offers {most}")
+            self.find("ADM-CMD-009", f"the MTU is set to {value}, the device offers {most}")
 
     # Device resources.
 
@@ -165,28 +173,28 @@ class Admin:
         described = 2 * profile.queues
         number = int(p["queue_format"])
         if self._nic.configured:
-            self._find("ADM-RES-001", "the device is configured already")
+            self.find("ADM-RES-001", "the device is configured already")
         if self._described_to is not self._nic.link:
-            self._find("ADM-RES-009", "the device is configured, but nobody has asked what it is")
+            self.find("ADM-RES-009", "the device is configured, but nobody has asked what it is")
         if number != QueueFormat.UNSPECIFIED and number not in profile.formats:
-            self._find("ADM-RES-002", f"queue format {number} is not offered")
+            self.find("ADM-RES-002", f"queue format {number} is not offered")
         elif not 0 < blocks < profile.vectors:
-            self._find("ADM-RES-003", f"{blocks} notification blocks with {profile.vectors} vectors")
+            self.find("ADM-RES-003", f"{blocks} notification blocks with {profile.vectors} vectors")
         elif stride < 4:
-            self._find("ADM-RES-004", f"doorbell indices {stride} bytes apart")
+            self.find("ADM-RES-004", f"doorbell indices {stride} bytes apart")
         elif p["msix_base_index"] > 1:
-            self._find("ADM-RES-005", f"the blocks' first vector is {p['msix_base_index']}")
+            self.find("ADM-RES-005", f"the blocks' first vector is {p['msix_base_index']}")
         elif counters != described:
-            self._find("ADM-RES-006", f"{counters} counters, {described} are in the device descriptor")
+            self.find("ADM-RES-006", f"{counters} counters, {described} are in the device descriptor")
         else:
-            self._memory_fits(p)
+            self.memory_fits(p)
 
     def _deconfigure_device_resources(self, p: np.void) -> None:
         queues = self._rings.queues()
         if queues:
-            self._find("ADM-RES-007", f"the device is deconfigured with {len(queues)} queues", queues=queues)
+            self.find("ADM-RES-007", f"the device is deconfigured with {len(queues)} queues", queues=queues)
         elif not self._nic.configured:
-            self._find("ADM-RES-008", "the device is deconfigured, but was not configured")
+            self.find("ADM-RES-008", "the device is deconfigured, but was not configured")
 
     def _report_stats(self, p: np.void) -> None:
         address, length = int(p["address"]), int(p["length"])
@@ -197,9 +205,9 @@ class Admin:
         entries = pairs * (c.STATS_DRIVER_TX + c.STATS_DRIVER_RX + c.STATS_DEVICE_RX)
         needed = c.STATS_HEADER_SIZE + entries * c.STATS_ENTRY.itemsize
         if length < needed:
-            self._find("ADM-RES-010", f"a statistics region of {length} bytes, {needed} are needed")
+            self.find("ADM-RES-010", f"a statistics region of {length} bytes, {needed} are needed")
         else:
-            self._memory_fits(p)
+            self.memory_fits(p)
 
     # Page lists.
 
@@ -208,10 +216,10 @@ class Admin:
         number, count, size = int(p["page_list_id"]), int(p["num_pages"]), int(p["page_size"]) or _MIN_PAGE
         left = pages.capacity - pages.pages
         if number in pages:
-            self._find("ADM-PGL-001", f"page list {number} is registered already")
+            self.find("ADM-PGL-001", f"page list {number} is registered already")
         elif count == 0 or size < _MIN_PAGE or size & (size - 1) or count > left:
-            self._find("ADM-PGL-004", f"{count} pages of {size} bytes, {left} are left")
-        elif self._memory_fits(p):
+            self.find("ADM-PGL-004", f"{count} pages of {size} bytes, {left} are left")
+        elif self.memory_fits(p):
             raw = self._memory.read(int(p["list_address"]), 8 * count)
             if raw is None:  # reached by messages only
                 return
@@ -220,15 +228,15 @@ class Admin:
             usable &= self._memory.all_mapped(addresses, size, WRITABLE)
             if not usable.all():
                 place = int(np.flatnonzero(~usable)[0])
-                self._find("ADM-PGL-005", f"page {place} is not in memory", address=int(addresses[place]))
+                self.find("ADM-PGL-005", f"page {place} is not in memory", address=int(addresses[place]))
 
     def _unregister_page_list(self, p: np.void) -> None:
         number = int(p["page_list_id"])
         users = self._rings.users(number)
         if number not in self._nic.pages:
-            self._find("ADM-PGL-002", f"page list {number} is not registered")
+            self.find("ADM-PGL-002", f"page list {number} is not registered")
         elif users:
-            self._find("ADM-PGL-003", f"page list {number} is unregistered under {', '.join(users)}")
+            self.find("ADM-PGL-003", f"page list {number} is unregistered under {', '.join(users)}")
 
     # Queues.
 
@@ -249,13 +257,13 @@ class Admin:
         offered = self._nic.profile.header_buffer_size
         self._check_completions(rings, "buffers")
         if not MIN_BUFFER <= size <= MAX_BUFFER and not (self._nic.gqi and size == 0):
-            self._find("ADM-QUE-013", f"receive buffers of {size} bytes")
+            self.find("ADM-QUE-013", f"receive buffers of {size} bytes")
         if header > offered or (header and self._nic.queue_format != QueueFormat.DQO_RDA):
-            self._find("ADM-QUE-014", f"header buffers of {header} bytes, the device offers {offered}")
+            self.find("ADM-QUE-014", f"header buffers of {header} bytes, the device offers {offered}")
         if p["enable_rsc"] > 1:
-            self._find("ADM-QUE-016", f"enable_rsc is {p['enable_rsc']}")
+            self.find("ADM-QUE-016", f"enable_rsc is {p['enable_rsc']}")
         if not self._nic.gqi and p["queue_id"] == 0 and self._nic.state.rx["active"].any():
-            self._find("ADM-QUE-017", "receive queue 0 is created while there are others", queues=self._rings.queues())
+            self.find("ADM-QUE-017", "receive queue 0 is created while there are others", queues=self._rings.queues())
         self._check_unwritten(rings[1])
         self._rings.expect(str(self._queue), rings, int(p["page_list_id"]))
 
@@ -267,13 +275,13 @@ class Admin:
         if not self._queue_fits(p):
             return []
         if block >= self._nic.interrupts.count:
-            self._find("ADM-QUE-010", f"notification block {block} of {self._nic.interrupts.count}")
+            self.find("ADM-QUE-010", f"notification block {block} of {self._nic.interrupts.count}")
         elif queue_format in (QueueFormat.GQI_QPL, QueueFormat.DQO_QPL) and not registered:
-            self._find("ADM-QUE-015", f"page list {pages} is not registered")
+            self.find("ADM-QUE-015", f"page list {pages} is not registered")
         elif queue_format == QueueFormat.GQI_RDA and pages != c.NO_PAGE_LIST:
-            self._find("ADM-QUE-015", f"page list {pages} is named in a format without page lists")
-        elif self._memory_fits(p):
-            rings = self._rings_named(p)
+            self.find("ADM-QUE-015", f"page list {pages} is named in a format without page lists")
+        elif self.memory_fits(p):
+            rings = self.rings_named(p)
             if self._check_rings(rings):
                 return rings
         return []
@@ -284,21 +292,21 @@ class Admin:
         taken = self._rings.all()
         for number, ring in enumerate(rings):
             if not 0 < ring.entries <= MAX_RING or ring.entries & (ring.entries - 1):
-                self._find("ADM-QUE-005", f"the {ring.name} has {ring.entries} entries")
+                self.find("ADM-QUE-005", f"the {ring.name} has {ring.entries} entries")
                 return False
             if ring.address == 0 or ring.address % ring.entry_size:
-                self._find("ADM-QUE-007", f"the {ring.name} is at {ring.address:#x}")
+                self.find("ADM-QUE-007", f"the {ring.name} is at {ring.address:#x}")
                 return False
             if not self._memory.mapped(ring.address, ring.size, ring.right):
-                self._find("ADM-QUE-008", f"the {ring.name} at {ring.address:#x} is not all in memory")
+                self.find("ADM-QUE-008", f"the {ring.name} at {ring.address:#x} is not all in memory")
                 return False
             for owner, other in [*taken, *((str(self._queue), earlier) for earlier in rings[:number])]:
                 if ring.overlaps(other.address, other.size):
-                    self._find("ADM-QUE-009", f"the {ring.name} shares memory with the {other.name} of {owner}")
+                    self.find("ADM-QUE-009", f"the {ring.name} shares memory with the {other.name} of {owner}")
                     return False
         entries = rings[0].entries
         if not profile.min_ring <= entries <= profile.max_ring and entries != profile.ring_entries:
-            self._find(
+            self.find(
                 "ADM-QUE-006", f"a ring of {entries} entries, {profile.min_ring} to {profile.max_ring} are offered"
             )  # fmt: skip
         return True
@@ -306,7 +314,7 @@ class Admin:
     def _check_completions(self, rings: list[Ring], what: str) -> None:
         entries, completions = rings[0].entries, rings[1].entries
         if completions < entries:
-            self._find("ADM-QUE-011", f"{completions} completions for {entries} {what}")
+            self.find("ADM-QUE-011", f"{completions} completions for {entries} {what}")
 
     def _check_unwritten(self, ring: Ring) -> None:
         raw = self._memory.read(ring.address, ring.size)
@@ -321,7 +329,7 @@ class Admin:
         if written.any():
             place = int(np.flatnonzero(written)[0])
             entry = raw[place * ring.entry_size : (place + 1) * ring.entry_size]
-            self._find("ADM-QUE-012", f"entry {place} of the {ring.name} looks like a completion", entry=entry.hex())
+            self.find("ADM-QUE-012", f"entry {place} of the {ring.name} looks like a completion", entry=entry.hex())
 
     # RSS and flow rules.
 
@@ -330,38 +338,35 @@ class Admin:
         if c.switches_rss_off(p):
             return
         if p["hash_algorithm"] not in (0, c.RSS_HASH_TOEPLITZ):
-            self._find("ADM-RSS-004", f"hash algorithm {p['hash_algorithm']}")
+            self.find("ADM-RSS-004", f"hash algorithm {p['hash_algorithm']}")
         elif types & ~_ALL_HASH_TYPES:
-            self._find("ADM-RSS-005", f"hash types {types:#x}")
+            self.find("ADM-RSS-005", f"hash types {types:#x}")
         elif key not in (0, c.RSS_KEY_SIZE):
-            self._find("ADM-RSS-001", f"an RSS key of {key} bytes, not {c.RSS_KEY_SIZE}")
+            self.find("ADM-RSS-001", f"an RSS key of {key} bytes, not {c.RSS_KEY_SIZE}")
         elif table > c.RSS_LUT_SIZE or table & table - 1:
-            self._find("ADM-RSS-002", f"an RSS table of {table} entries, not a power of two up to {c.RSS_LUT_SIZE}")
-        elif self._memory_fits(p):
+            self.find("ADM-RSS-002", f"an RSS table of {table} entries, not a power of two up to {c.RSS_LUT_SIZE}")
+        elif self.memory_fits(p):
             raw = self._memory.read(int(p["lut_address"]), 4 * table) or b""
             entries = np.frombuffer(raw, ">u4")
             wrong = np.flatnonzero(entries >= self._nic.profile.queues)
             if len(wrong):
-                self._find("ADM-RSS-003", f"entry {wrong[0]} of the RSS table names queue {entries[wrong[0]]}")
+                self.find("ADM-RSS-003", f"entry {wrong[0]} of the RSS table names queue {entries[wrong[0]]}")
 
     def _query_flow_rules(self, p: np.void) -> None:
         if p["query"] not in set(FlowQuery):
-            self._find("ADM-RUL-006", f"query {p['query']} of the flow rules")
+            self.find("ADM-RUL-006", f"query {p['query']} of the flow rules")
         else:
-            self._memory_fits(p)
+            self.memory_fits(p)
 
     def _extended_command(self, p: np.void) -> None:
         number, length = int(p["inner_opcode"]), int(p["inner_length"])
         command = Inner(number) if number in set(Inner) else None
-        own = command is not None and command.own
-        if own and self._nic.admin.executes(number):
-            return  # no driver is held to an option of this model
-        if command is not None and not own and not self._offered(command):
+        if command is not None and not self._offered(command):
             return
-        if command is None or own or length < command.command.payload.itemsize:
-            self._find("ADM-CMD-008", f"an inner command {number:#x} of {length} bytes")
+        if command is None or length < command.command.payload.itemsize:
+            self.find("ADM-CMD-008", f"an inner command {number:#x} of {length} bytes")
             return
-        if not self._memory_fits(p):
+        if not self.memory_fits(p):
             return
         raw = self._memory.read(int(p["inner_address"]), command.command.payload.itemsize)
         if raw is None:
@@ -369,18 +374,34 @@ class Admin:
         self._command = command.command
         inner = command.command.parse(raw)
         self._fields |= {"inner": explain(inner)}
-        self._checks[command](inner)
+        queue = command.command.queue
+        if queue is not None and inner[queue.number] < self._nic.profile.queues:
+            self._queue = f"{queue.way}{inner[queue.number]}"
+            self._journal.note(self._queue, command.name, **explain(inner))
+        if _reserved(inner):
+            self.find("ADM-CMD-003", f"{command.name} has bits set that are reserved")
+        if not command.own:
+            self._checks[command](inner)
+        for option in self._options:
+            option.command(command, inner, self)
 
     def _configure_flow_rule(self, inner: np.void) -> None:
         operation, location, rule = int(inner["operation"]), int(inner["location"]), inner["rule"]
         rules = self._nic.rules
         if operation not in set(FlowOperation):
-            self._find("ADM-RUL-005", f"operation {operation} on flow rules")
+            self.find("ADM-RUL-005", f"operation {operation} on flow rules")
         elif operation != FlowOperation.RESET and location >= rules.capacity:
-            self._find("ADM-RUL-001", f"flow rule {location} of {rules.capacity}")
+            self.find("ADM-RUL-001", f"flow rule {location} of {rules.capacity}")
         elif operation == FlowOperation.DELETE and location not in rules.locations():
-            self._find("ADM-RUL-004", f"flow rule {location} is deleted, but is not there")
+            self.find("ADM-RUL-004", f"flow rule {location} is deleted, but is not there")
         elif operation == FlowOperation.ADD and rule["flow_type"] not in set(RuleFlowType):
-            self._find("ADM-RUL-002", f"flow type {rule['flow_type']}")
+            self.find("ADM-RUL-002", f"flow type {rule['flow_type']}")
         elif operation == FlowOperation.ADD and rule["queue"] >= self._nic.profile.queues:
-            self._find("ADM-RUL-003", f"a flow rule to queue {rule['queue']} of {self._nic.profile.queues}")
+            self.find("ADM-RUL-003", f"a flow rule to queue {rule['queue']} of {self._nic.profile.queues}")
+
+
+def _reserved(fields: np.void) -> bool:
+    """Whether a field of a command that is reserved is not 0."""
+    return any(
+        fields[name].any() for name in fields.dtype.names or () if name.startswith(("reserved", "padding"))
+    )  # fmt: skip

@@ -9,18 +9,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
 from nicmodel.gvnic.commands import Opcode, Status
 from nicmodel.gvnic.contract.admin import Admin
 from nicmodel.gvnic.contract.interrupts import Interrupts
+from nicmodel.gvnic.contract.options import OPTION_CHECKS
 from nicmodel.gvnic.contract.receive import Receive
 from nicmodel.gvnic.contract.registers import Registers
 from nicmodel.gvnic.contract.rings import Rings
 from nicmodel.gvnic.contract.rules import RULES
 from nicmodel.gvnic.contract.transmit import Transmit
 from nicmodel.gvnic.device import Nic
+from nicmodel.gvnic.options.check import Scene
 from nicmodel.gvnic.options.flush.events import Flushed, Flushing
 from nicmodel.gvnic.registers import Bar
 from nicmodel.nic import events
@@ -48,8 +51,11 @@ class Checker:
         self._nic = nic
         self._journal = Journal(nic.name, nic.clock, RULES, on_finding)
         memory, self._rings = MappedMemory(nic), Rings(nic)
-        self._admin = Admin(nic, memory, self._journal, self._rings)
         self._rx = Receive(nic, memory, self._journal, self._rings)
+        scene = Scene(nic, memory, self._journal, self._rings, self._rx)
+        self._options = tuple(check(scene) for check in OPTION_CHECKS if check.option.offered(nic.profile))
+        self._rx.on_posted = self._posted
+        self._admin = Admin(nic, memory, self._journal, self._rings, self._options)
         self._tx = Transmit(nic, memory, self._journal, self._rings)
         self._interrupts = Interrupts(nic, self._journal)
         self._registers = Registers(nic, memory, self._journal, lambda: self._tx.behind, self._forget_queues)
@@ -105,6 +111,8 @@ class Checker:
             case events.Injected():
                 # What the driver does to recover from a fault on demand, until a reset, is right.
                 self._registers.failed = self._interrupts.excused = True
+        for option in self._options:
+            option.see(event)
 
     def _write(self, region: int, offset: int, data: bytes | memoryview) -> None:
         if region == Bar.DOORBELLS:
@@ -131,9 +139,7 @@ class Checker:
             self._queue_doorbell("tx", number, value)
         elif (number := index - nic.doorbells.rx(0)) in range(queues):
             self._queue_doorbell("rx", number, value)
-        elif (number := index - nic.doorbells.placement(0)) in range(queues) and nic.state.rx[number]["deferred"]:
-            pass  # an option of the model's own: no driver is held to it
-        else:
+        elif not any(option.doorbell(index, value) for option in self._options):
             self._journal.report("DBL-002", f"doorbell {index} is written", value=value)
 
     def _queue_doorbell(self, way: str, number: int, value: int) -> None:
@@ -155,6 +161,8 @@ class Checker:
 
     def _executed(self, opcode: int, payload: np.void | None, status: IntEnum) -> None:
         self._admin.executed(opcode, status)
+        for option in self._options:
+            option.executed(status == Status.PASSED)
         if status != Status.PASSED or payload is None:
             self._registers.failed = True
             return
@@ -164,8 +172,14 @@ class Checker:
         elif opcode in (Opcode.CONFIGURE_DEVICE_RESOURCES, Opcode.DECONFIGURE_DEVICE_RESOURCES):
             self._forget_queues()
 
+    def _posted(self, *what: Any) -> None:
+        for option in self._options:
+            option.posted(*what)
+
     def _changed(self, way: str, number: int, destroyed: bool) -> None:
         (self._rx if way == "rx" else self._tx).forget(number)
+        for option in self._options if way == "rx" else ():
+            option.forget(number)
         gone, there = (self._created, self._destroyed) if destroyed else (self._destroyed, self._created)
         gone.discard(f"{way}{number}")
         there.add(f"{way}{number}")
@@ -173,6 +187,8 @@ class Checker:
     def _forget_queues(self) -> None:
         self._rx.forget()
         self._tx.forget()
+        for option in self._options:
+            option.forget()
         self._interrupts.reset()
         self._destroyed |= self._created
         self._created.clear()

@@ -7,7 +7,7 @@ the ring later. The memory that it owns is kept by page, so that a buffer costs 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,6 @@ from nicmodel.gvnic.descriptors import GQI_RX_SLOT, RX_BUFFER
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.options.owners.declarations import RX_BUFFER_OWNER
 from nicmodel.gvnic.options.owners.lists import identifiers, in_lists
-from nicmodel.nic.layout import Bits
 from nicmodel.observe.findings import Journal
 from nicmodel.observe.mapped_memory import Addresses, MappedMemory
 from nicmodel.packet.frames import Batch
@@ -32,6 +31,7 @@ _PAGE_SPANS = 256
 
 #: Indices of a ring.
 Places = npt.NDArray[np.int64]
+Posted = Callable[[int, Places, npt.NDArray[np.uint64], Addresses], object]
 
 _OWNER = np.frombuffer(RX_BUFFER_OWNER.encode(owner=RX_BUFFER_OWNER.owner.mask), "<u8")
 _RESERVED = np.frombuffer(RX_BUFFER.reserved.to_bytes(RX_BUFFER.size, "little"), "<u8")
@@ -67,6 +67,12 @@ class _Spans:
             if len(there) < _PAGE_SPANS:
                 there.append(span)
         return clash
+
+    def within(self, start: int, end: int) -> Iterator[_Span]:
+        """What of it lies from `start` up to `end`."""
+        pages = range(start >> _PAGE_SHIFT, (end - 1 >> _PAGE_SHIFT) + 1)
+        for page in pages if len(pages) < len(self._pages) else [one for one in self._pages if one in pages]:
+            yield from (span for span in self._pages.get(page, ()) if span.start < end and start < span.end)
 
     def remove(self, queue: int, place: int, start: int, end: int) -> None:
         """The memory of an entry is the driver's again, if it was not before."""
@@ -121,6 +127,8 @@ class Receive:
     """Looks at receive doorbells and at what they post."""
 
     def __init__(self, nic: Nic, memory: MappedMemory, journal: Journal, rings: Rings) -> None:
+        #: Told of buffers that were posted on queues of a DQO format: queue, entries, descriptors, addresses.
+        self.on_posted: Posted = lambda *_: None
         self._nic = nic
         self._memory = memory
         self._journal = journal
@@ -140,6 +148,23 @@ class Receive:
             self._queues.clear()
         else:
             self._queues.pop(number, None)
+
+    def posted(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """The posted buffers in memory from `start` up to `end`: queue, entry, whether it is a header buffer."""
+        for spans, header in ((self._buffers, False), (self._headers, True)):
+            yield from ((span.queue, span.place, header) for span in spans.within(start, end))
+
+    def waiting(self, number: int) -> npt.NDArray[np.uint64]:
+        """The descriptors in the ring of a queue that the device has not taken, shape (n, words)."""
+        queue, record = self._queue(number), self._nic.state.rx[number]
+        head, entries = int(record["buffer_head"]), int(record["buffer_entries"])
+        places = np.arange(head, head + min((queue.tail - head) % int(record["positions"]), entries)) % entries
+        return queue.copy[places[~queue.refused[places]]]
+
+    def unused(self, number: int) -> npt.NDArray[np.uint64]:
+        """The descriptors of all buffers that the device has of a queue, shape (n, words)."""
+        sorted_ = in_lists(self._nic.state, number).view("<u8")
+        return np.concatenate([self.waiting(number), sorted_])
 
     def _queue(self, number: int) -> _Queue:
         """What is known of a queue; of one that is new to the checker, no more than what its ring holds now."""
@@ -192,7 +217,7 @@ class Receive:
     def _check_posted(self, number: int, queue: _Queue, places: Places) -> None:
         record, posted = self._nic.state.rx[number], queue.copy[places]
         size = int(record["buffer_size"])
-        addresses = posted[:, 0].byteswap() if self._nic.gqi else _field(posted, RX_BUFFER.buffer_address)
+        addresses = posted[:, 0].byteswap() if self._nic.gqi else RX_BUFFER.buffer_address.of(posted)
         usable = np.ones(len(places), np.bool_)
         pages = self._rings.page_list(f"rx{number}")
         if pages is not None:
@@ -219,6 +244,8 @@ class Receive:
             self._first(number, places, inside, "RX-BUF-008", "the buffer shares memory with a ring")
             queue.refused[places] |= inside
         self._check_twice(number, queue, places)
+        if not self._nic.gqi:
+            self.on_posted(number, places, posted, addresses)
 
     def _in_pages(self, addresses: Addresses, size: int, pages: int) -> tuple[Addresses, npt.NDArray[np.bool_]]:
         """Where buffers in a page list are in memory, and whether they are in it at all.
@@ -235,16 +262,14 @@ class Receive:
         return np.where(usable, listed[np.minimum(number, len(listed) - 1).astype(np.int64)] + offset, 0), usable
 
     def _check_ids(self, number: int, queue: _Queue, places: Places) -> None:
-        for place, identity in zip(
-            places.tolist(), _field(queue.copy[places], RX_BUFFER.buffer_id).tolist(), strict=True
-        ):
+        for place, identity in zip(places.tolist(), RX_BUFFER.buffer_id.of(queue.copy[places]).tolist(), strict=True):
             earlier = queue.ids.setdefault(identity, place)
             if earlier != place or identity in queue.sorted:
                 self._find(number, place, "RX-BUF-004", f"buffer id {identity} is posted while entry {earlier} has it")
 
     def _check_headers(self, number: int, queue: _Queue, places: Places) -> None:
         size = int(self._nic.state.rx[number]["header_size"])
-        headers = _field(queue.copy[places], RX_BUFFER.header_address)
+        headers = RX_BUFFER.header_address.of(queue.copy[places])
         mapped = self._memory.all_mapped(headers, size, WRITABLE) & (headers != 0)
         self._first(number, places, ~mapped, "RX-BUF-002", f"the header buffer of {size} bytes is not in memory")
         for place, start in zip(places[mapped].tolist(), headers[mapped].tolist(), strict=True):
@@ -361,7 +386,7 @@ class Receive:
         none = np.zeros(len(places), np.uint64)
         copy = queue.copy[places]
         ids, headers = (
-            none if self._nic.gqi else _field(copy, bits) for bits in (RX_BUFFER.buffer_id, RX_BUFFER.header_address)
+            none if self._nic.gqi else bits.of(copy) for bits in (RX_BUFFER.buffer_id, RX_BUFFER.header_address)
         )
         columns = places.tolist(), queue.addresses[places].tolist(), ids.tolist(), headers.tolist()
         return map(_Buffer, *columns)
@@ -407,11 +432,6 @@ class Receive:
         self._journal.report(
             rule, f"entry {place}: {what}", f"rx{number}", descriptor=fields, bytes=raw.hex(), **evidence
         )
-
-
-def _field(descriptors: npt.NDArray[np.uint64], bits: Bits) -> npt.NDArray[np.uint64]:
-    """A field of many descriptors."""
-    return descriptors[:, bits.word] >> np.uint64(bits.shift) & np.uint64(bits.mask)
 
 
 assert GQI_RX_SLOT.itemsize == 8 and RX_BUFFER.size == 32  # one word, or four

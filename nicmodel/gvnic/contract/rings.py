@@ -48,6 +48,11 @@ class Rings:
         """A queue is about to be created."""
         self._rings[queue] = (rings, page_list)
 
+    def extend(self, queue: str, rings: Sequence[Ring]) -> None:
+        """A queue that exists has been given more rings."""
+        there, page_list = self._rings.get(queue, ((), 0))
+        self._rings[queue] = ((*there, *rings), page_list)
+
     def queues(self) -> list[str]:
         """Names of the queues that exist."""
         state = self._nic.state

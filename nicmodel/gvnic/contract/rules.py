@@ -3,11 +3,21 @@
 There is no public data sheet. The sources are the drivers that the device's makers have published: what all of them do,
 and what they say about the device in comments and checks. Unless it says otherwise, a file named as a source is one of
 Linux' drivers/net/ethernet/google/gve. FreeBSD's driver is sys/dev/gve, DPDK's is drivers/net/gve.
+
+What this model's own options ask of a driver is in their documentation alone; their rules are in their folders.
 """
 
 from __future__ import annotations
 
+from nicmodel.gvnic.options import rules as options
+from nicmodel.gvnic.options.ddp import rules as ddp
+from nicmodel.gvnic.options.deferred import rules as deferred
+from nicmodel.gvnic.options.flush import rules as flush
+from nicmodel.gvnic.options.owners import rules as owners
 from nicmodel.observe.findings import Rule, Severity
+
+#: The modules with the rules of this model's own options (docs/options.md, docs/ddp.md).
+_OPTIONS = (options, deferred, flush, owners, ddp)
 
 #: Areas by the first part of a rule's name.
 AREAS = {
@@ -18,6 +28,7 @@ AREAS = {
     "TX": "transmit",
     "INT": "interrupts",
     "DMA": "memory of the device's own accesses",
+    **{name: what for option in _OPTIONS for name, what in option.AREAS.items()},
 }
 
 _WARNING = Severity.WARNING
@@ -748,9 +759,18 @@ _MEMORY = (
     ),
 )
 
-#: All rules by name, in the order of this file.
+#: All rules by name, in the order of this file; those of the options come last.
 RULES = {
     rule.name: rule
-    for area in (_REGISTERS, _ADMIN, _DOORBELLS, _RECEIVE, _TRANSMIT, _INTERRUPTS, _MEMORY)
+    for area in (
+        _REGISTERS,
+        _ADMIN,
+        _DOORBELLS,
+        _RECEIVE,
+        _TRANSMIT,
+        _INTERRUPTS,
+        _MEMORY,
+        *(one.RULES for one in _OPTIONS),
+    )
     for rule in area
 }

@@ -45,6 +45,11 @@ from nicmodel.gvnic.descriptors import (
     GqiTxType,
     TxType,
 )
+from nicmodel.gvnic.options import misbehave as options
+from nicmodel.gvnic.options.ddp import misbehave as ddp
+from nicmodel.gvnic.options.deferred import misbehave as deferred
+from nicmodel.gvnic.options.flush import misbehave as flush
+from nicmodel.gvnic.options.owners import misbehave as owners
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import Bar, DriverStatus
 from nicmodel.gvnic.testing.adminq import AdminError, decode_command, encode_command
@@ -71,15 +76,22 @@ _SECOND_NS = 1_000_000_000
 
 Breach = Callable[[Loopback], object]
 
-_breaches: dict[str, Breach] = {}
+_OPTIONS = (options, deferred, flush, owners, ddp)
+_breaches: dict[str, Breach] = {rule: breach for option in _OPTIONS for rule, breach in option.BREACHES.items()}
+#: Other ways to break some of them.
+_more: dict[str, tuple[Breach, ...]] = {rule: more for option in _OPTIONS for rule, more in option.MORE.items()}
 
 
 def profile() -> Profile:
-    """A device that offers all queue formats, with four queues each way."""
+    """A device that offers all queue formats and all of this model's own options, with four queues each way."""
     return Profile(
         mac=parse_mac(_MAC),
         queues=4,
         formats=(QueueFormat.DQO_RDA, QueueFormat.DQO_QPL, QueueFormat.GQI_RDA, QueueFormat.GQI_QPL),
+        deferred_bytes=1 << 20,
+        queue_flush=True,
+        owners=4,
+        ddp_flows=4,
     )
 
 
@@ -96,15 +108,26 @@ def rules() -> list[str]:
     return list(_breaches)
 
 
-def misbehave(nic: Loopback, rule: str) -> None:
+def misbehave(nic: Loopback, rule: str, way: int = 0) -> None:
     """Break a rule.
+
+    Args:
+        nic: whose driver does it.
+        rule: its name.
+        way: of several (`ways`), which.
 
     Raises:
         KeyError: there is no such rule.
+        IndexError: there is no such way.
     """
     with suppress(AdminError):  # the device refuses much of it
-        _breaches[rule](nic)
+        (_breaches[rule], *_more.get(rule, ()))[way](nic)
     nic.run()
+
+
+def ways() -> list[tuple[str, int]]:
+    """The rules that can be broken in several ways, and the number of each way but the first."""
+    return [(rule, 1 + number) for rule, more in _more.items() for number in range(len(more))]
 
 
 def _breaks(rule: str) -> Callable[[Breach], Breach]:

@@ -25,7 +25,6 @@ from nicmodel.gvnic.testing.adminq import encode_command
 from nicmodel.gvnic.testing.placement import PlacementRing
 from nicmodel.gvnic.testing.queue import RAW_ADDRESSING, Queue
 from nicmodel.gvnic.testing.violation import ContractViolation
-from nicmodel.nic.layout import Bits
 from nicmodel.packet.headers import L3, L4
 from nicmodel.testing.guest_memory import GuestMemory
 
@@ -265,7 +264,7 @@ class RxQueue(Queue):
             raise BufferError(f"RX queue {self.number}: the device has {self.visible} buffers")
         state, entries = self.state, self.config.entries
         hidden = (state.head + np.arange((state.tail - state.head) % entries)) % entries  # posted after the doorbell
-        self._free[state.free : state.free + len(hidden)] = _column(self.buffer_ring[hidden], RX_BUFFER.buffer_id)
+        self._free[state.free : state.free + len(hidden)] = RX_BUFFER.buffer_id.of(self.buffer_ring[hidden])
         state.free += len(hidden)
         state.tail = state.head
         old = (self.payload_memory, self.payloads)
@@ -374,8 +373,8 @@ class RxQueue(Queue):
         count = entries if new.all() else int(new.argmin())
         done = order[:count]
         used = (head + np.arange(count)) & (entries - 1)
-        identities = _column(words[done], RX_COMPLETION.buffer_id)
-        posted = _column(self.buffer_ring[used], RX_BUFFER.buffer_id)
+        identities = RX_COMPLETION.buffer_id.of(words[done])
+        posted = RX_BUFFER.buffer_id.of(self.buffer_ring[used])
         if count > self.visible or (np.sort(identities) != np.sort(posted)).any():
             raise ContractViolation(f"RX queue {self.number}: other buffers are completed than the next of the ring")
         self._free[state.free : state.free + count] = identities
@@ -459,8 +458,3 @@ class RxQueue(Queue):
             l4=_L4[ptype["l4"]],
             ddp=pieces[-1].ddp,
         )
-
-
-def _column(words: npt.NDArray[np.uint64], bits: Bits) -> npt.NDArray[np.uint64]:
-    """A field of many descriptors; shape (n,)."""
-    return words[:, bits.word] >> np.uint64(bits.shift) & np.uint64(bits.mask)

@@ -8,6 +8,7 @@ import numpy as np
 
 from nicmodel.gvnic.commands import Inner, Status
 from nicmodel.gvnic.options.ddp.declarations import DDP_PIECE, MAX_DDP_PIECES, DdpDigest, DdpOperation
+from nicmodel.gvnic.options.ddp.state import DDP_FLOW
 from nicmodel.gvnic.options.option import Handlers, OptionControl
 from nicmodel.gvnic.refusal import AdminError, require
 from nicmodel.gvnic.state import State
@@ -16,6 +17,25 @@ from nicmodel.packet.nvme_tcp import confirm, start
 
 if TYPE_CHECKING:
     from nicmodel.gvnic.admin import AdminQueue
+
+
+def identity(command: np.void) -> Records:
+    """What tells the flow of ADD_FLOW4 or ADD_FLOW6 from others: a `DDP_FLOW`, shape (1,)."""
+    size = 4 if command["operation"] == DdpOperation.ADD_FLOW4 else 16
+    flow = np.zeros(1, DDP_FLOW)
+    flow["active"] = 1
+    flow["address_size"] = size
+    flow["ports"] = int(command["source_port"]) << 16 | int(command["destination_port"])
+    for place, address in ((0, "source"), (4, "destination")):
+        flow["words"][0, place : place + size // 4] = np.frombuffer(command[address].tobytes()[:size], ">u4")
+    return flow
+
+
+def is_taken(state: State, number: int, flow: Records) -> bool:
+    """Whether another flow has that number, or this one's `identity`."""
+    active = state.ddp_flows["active"] != 0
+    keys = ["address_size", "ports", "words"]
+    return bool(active[number] or (state.ddp_flows[active][keys] == flow[keys]).any())
 
 
 class Ddp(OptionControl):
@@ -33,10 +53,7 @@ class Ddp(OptionControl):
         operation = int(inner["operation"])
         flow, command, sequence = int(inner["flow"]), int(inner["command"]), int(inner["sequence"])
         if operation in (DdpOperation.ADD_FLOW4, DdpOperation.ADD_FLOW6):
-            size = 4 if operation == DdpOperation.ADD_FLOW4 else 16
-            addresses = inner["source"].tobytes()[:size], inner["destination"].tobytes()[:size]
-            ports = int(inner["source_port"]), int(inner["destination_port"])
-            self.add_flow(flow, *addresses, *ports, sequence, int(inner["digests"]))
+            self.add_flow(flow, identity(inner), sequence, int(inner["digests"]))
         elif operation == DdpOperation.DELETE_FLOW:
             self.delete_flow(flow)
         elif operation == DdpOperation.SET_UP:
@@ -68,18 +85,12 @@ class Ddp(OptionControl):
         for flow in np.flatnonzero(state.ddp_flows["active"]).tolist():
             self.delete_flow(flow)
 
-    def add_flow(
-        self, flow: int, source: bytes, destination: bytes, source_port: int, destination_port: int,
-        sequence: int, digests: int,
-    ) -> None:  # fmt: skip
+    def add_flow(self, flow: int, new: Records, sequence: int, digests: int) -> None:
         """Follow a TCP flow.
 
         Args:
             flow: its number.
-            source: address of the sender, 4 or 16 bytes.
-            destination: address of the receiver.
-            source_port: port of the sender.
-            destination_port: port of the receiver.
+            new: its `identity`.
             sequence: where the next PDU begins.
             digests: those in use, `DdpDigest`.
 
@@ -91,15 +102,7 @@ class Ddp(OptionControl):
             raise AdminError(Status.OUT_OF_RANGE, f"flow {flow} of {self.capacity}")
         if digests & ~int(DdpDigest.HEADER | DdpDigest.DATA):
             raise AdminError(Status.INVALID_ARGUMENT, f"digests {digests:#x}")
-        new = np.zeros(1, state.ddp_flows.dtype)
-        new["active"] = 1
-        new["address_size"] = len(source)
-        new["ports"] = source_port << 16 | destination_port
-        for place, address in ((0, source), (4, destination)):
-            new["words"][0, place : place + len(address) // 4] = np.frombuffer(address, ">u4")
-        active = state.ddp_flows["active"] != 0
-        keys = ["address_size", "ports", "words"]
-        if active[flow] or (state.ddp_flows[active][keys] == new[keys]).any():
+        if is_taken(state, flow, new):
             raise AdminError(Status.ALREADY_EXISTS, f"flow {flow}, or its addresses, are in use")
         state.ddp_flows[flow] = new[0]
         start(self._tracker(flow), sequence, bool(digests & DdpDigest.HEADER), bool(digests & DdpDigest.DATA))

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nicmodel.gvnic.commands import Inner, Status
-from nicmodel.gvnic.options.deferred.declarations import PLACEMENT_COMPLETION, PLACEMENT_REQUEST, DeferFlag
+from nicmodel.gvnic.options.deferred.declarations import (
+    MAX_PLACEMENT_RING,
+    PLACEMENT_COMPLETION,
+    PLACEMENT_REQUEST,
+    DeferFlag,
+)
 from nicmodel.gvnic.options.deferred.events import Placed, Placing
 from nicmodel.gvnic.options.deferred.payload import discard, expire
 from nicmodel.gvnic.options.deferred.requests import place
@@ -21,9 +26,6 @@ from nicmodel.vfio_user.poll import Budget, EventLoop, Timer
 
 if TYPE_CHECKING:
     from nicmodel.gvnic.admin import AdminQueue
-
-#: The most entries of a placement ring.
-MAX_PLACEMENT_RING = 4096
 
 #: Bytes that are placed in one turn of the event loop, those of the requests included.
 _BYTES_PER_TURN = 1 << 22

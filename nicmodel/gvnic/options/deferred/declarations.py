@@ -20,6 +20,9 @@ RX_DEFERRED = Layout(
     handle=at(24, 0, 32),
 )
 
+#: The most entries of a placement ring.
+MAX_PLACEMENT_RING = 4096
+
 #: Placement ring of a queue with deferred placement: where one piece of a payload goes. All descriptors of a request
 #: name the payload by the same `handle`; with `drop` it goes nowhere.
 PLACEMENT_REQUEST = Layout(
