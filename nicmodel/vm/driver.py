@@ -33,7 +33,10 @@ from nicmodel.vm.progress import step
 from nicmodel.vm.qemu import spawn
 
 KEPT = 8
-"""How many drivers' trees are kept (about 40 MB each, the objects); those that were not used for longest go."""
+"""How many drivers' trees are kept (about 40 MB each, the objects); those that were not used for longest go.
+
+Those of drivers in the folder for temporary files, as tests have them, are counted apart: they take nobody's tree.
+"""
 
 #: What is no source: results of a build in the folder itself, for another kernel perhaps; hidden files.
 _NO_SOURCE = re.compile(r"\..*|.*\.(o|a|ko|mod|mod\.c|symvers|order)")
@@ -113,7 +116,8 @@ class Driver:
             )
         key = hashlib.sha256(repr((str(folder.resolve()), identity)).encode()).hexdigest()[:12]
         name = re.sub(r"[^\w.-]", "_", folder.resolve().name)
-        self._tree = cache_dir() / "drivers" / f"{name}-{key}"
+        temporary = folder.resolve().is_relative_to(Path(tempfile.gettempdir()).resolve())
+        self._tree = cache_dir() / ("temporary-drivers" if temporary else "drivers") / f"{name}-{key}"
         self._lock = self._tree.with_suffix(".lock")
         self._record = self._tree / "sources.json"
         self._site = _Site(folder, self._tree, self._compiler is not None, headers, kernel)

@@ -42,6 +42,22 @@ def test_what_cannot_be_built_is_said_first(tmp_path: Path) -> None:
         Driver(tmp_path, kernel(None))
 
 
+def test_drivers_of_tests_take_nobodys_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """*Steps*: build more drivers than are kept, below the folder for temporary files, beside one that is not there.
+    *Verify*: of the former so many are kept as can be, and the latter as well.
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr("nicmodel.vm.host.program", lambda name: name)
+    for number, home in enumerate([tmp_path / "home", *[tmp_path / "tmp"] * (driver.KEPT + 3)]):
+        folder = home / f"driver{number}"
+        folder.mkdir(parents=True)
+        (folder / "Makefile").write_text("obj-m += a.o\n")
+        Driver(folder, kernel(tmp_path))._prepare()
+    kept = [tree.parent.name for tree in (tmp_path / "cache/nicmodel").glob("*drivers/driver*") if tree.is_dir()]
+    assert (kept.count("drivers"), kept.count("temporary-drivers")) == (1, driver.KEPT)
+
+
 def test_the_device_is_summed_up() -> None:
     def nic(frames: int, tail: int, admin: dict[str, int]) -> dict[str, object]:
         queue = {
