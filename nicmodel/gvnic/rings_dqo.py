@@ -12,19 +12,16 @@ from typing import NamedTuple
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RXDID
 from nicmodel.gvnic.state import State
 from nicmodel.jit.addresses import load_u16, load_u64, publish_u64, store_u64
-from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
+from nicmodel.jit.compiled import compiled, i64, inlined, u64
 from nicmodel.nic.dma import READ, WRITE, book, fault, locate, reachable
 from nicmodel.nic.messages import COMPLETION, write_later
 from nicmodel.nic.purpose import Purpose
-from nicmodel.nic.receive import Batch, Packet, put_header, put_payload, whole
+from nicmodel.nic.receive import Batch, Packet, ptype, put_header, put_payload, whole
 from nicmodel.nic.state import Records
 from nicmodel.packet.checksum import ChecksumError
-from nicmodel.packet.headers import L4
 
 _DESCRIPTOR = int(Purpose.DESCRIPTOR)
 _COMPLETION = int(Purpose.COMPLETION)
-_SCTP = int(L4.SCTP)
-_L4_OTHER = int(L4.OTHER)
 _BAD_IP = int(ChecksumError.IP)
 _BAD_L4 = int(ChecksumError.L4)
 
@@ -69,19 +66,10 @@ class Words(NamedTuple):
 
 
 @inlined
-def _ptype(h: Record) -> int:
-    """Index into the packet-type map: ``l3 << 3 | l4``; SCTP's CRC32c is not verified, so no claim is made for it."""
-    l4 = i64(h.l4)
-    if l4 == _SCTP:
-        l4 = _L4_OTHER
-    return i64(h.l3) << 3 | l4
-
-
-@inlined
 def describe(state: State, batch: Batch, headers: Records, packet: Packet) -> Words:
     """What the completions of a packet with these headers say of all of it."""
     h = headers[0]
-    word0 = _RXDID | _ptype(h) << _PTYPE | i64(h.ipv6_ex_add) << _EX_ADD
+    word0 = _RXDID | ptype(h) << _PTYPE | i64(h.ipv6_ex_add) << _EX_ADD
     word1 = _DONE | i64(state.device[0].timestamps) << _TS_VALID | packet.verified << _PROCESSED
     if packet.aggregated != 0:
         word0 |= 1 << _RSC

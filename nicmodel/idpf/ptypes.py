@@ -18,7 +18,7 @@ def _protocols(l3: L3, l4: L4) -> list[Protocol]:
     return [Protocol.MAC, *network, *transport, Protocol.PAYLOAD]
 
 
-#: By number, ``l3 << 3 | l4`` (`nicmodel.idpf.receive_split.ptype`), their headers.
+#: By number, ``l3 << 3 | l4`` (`nicmodel.nic.receive.ptype`), their headers.
 PTYPES = {l3 << 3 | l4: _protocols(l3, l4) for l3 in L3 for l4 in L4}
 
 

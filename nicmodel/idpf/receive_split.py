@@ -30,6 +30,7 @@ from nicmodel.nic.receive import (
     parse_again,
     plan,
     prepare,
+    ptype,
     put_header,
     put_payload,
     room,
@@ -39,14 +40,11 @@ from nicmodel.nic.receive import (
 )
 from nicmodel.nic.state import Drop, Records, distance
 from nicmodel.packet.checksum import ChecksumError
-from nicmodel.packet.headers import L4
 
 _NONE = int(Drop.NONE)
 _DMA_FAULT = int(Drop.DMA_FAULT)
 _DESCRIPTOR = int(Purpose.DESCRIPTOR)
 _COMPLETION = int(Purpose.COMPLETION)
-_SCTP = int(L4.SCTP)
-_L4_OTHER = int(L4.OTHER)
 _BAD_IP = int(ChecksumError.IP)
 _BAD_L4 = int(ChecksumError.L4)
 
@@ -90,15 +88,6 @@ class Words(NamedTuple):
     word0: int
     word1: int
     word2: int
-
-
-@inlined
-def ptype(h: Record) -> int:
-    """Number of a packet's type: ``l3 << 3 | l4``; SCTP's CRC32c is not verified, so no claim is made for it."""
-    l4 = i64(h.l4)
-    if l4 == _SCTP:
-        l4 = _L4_OTHER
-    return i64(h.l3) << 3 | l4
 
 
 @inlined

@@ -68,6 +68,8 @@ _PAYLOAD = int(Purpose.PAYLOAD)
 _HEADER = int(Purpose.HEADER)
 _TCP = int(L4.TCP)
 _UDP = int(L4.UDP)
+_SCTP = int(L4.SCTP)
+_L4_OTHER = int(L4.OTHER)
 _NEEDS_CSUM = int(FrameFlag.NEEDS_CSUM)
 _CSUM_VALID = int(FrameFlag.CSUM_VALID)
 _VOUCHED = int(FrameFlag.NEEDS_CSUM | FrameFlag.CSUM_VALID)
@@ -537,6 +539,15 @@ class Rest(NamedTuple):
     position: int
     contiguous: int
     number: int
+
+
+@inlined
+def ptype(h: Record) -> int:
+    """Number of a packet's type: ``l3 << 3 | l4``; SCTP's CRC32c is not verified, so no claim is made for it."""
+    l4 = i64(h.l4)
+    if l4 == _SCTP:
+        l4 = _L4_OTHER
+    return i64(h.l3) << 3 | l4
 
 
 @inlined
