@@ -39,3 +39,5 @@ nic_option = click.option(
 
 #: Exit status when a driver has broken the contract.
 BROKEN = 3
+#: Exit status when an experiment could not judge all that it is about, and nothing of the rest failed.
+UNJUDGED = 4

@@ -17,10 +17,10 @@ Row: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that is said of a device, and whether it held here."""
+    """Something that is said of a device, and whether it held here; None: that could not be judged."""
 
     claim: str
-    holds: bool
+    holds: bool | None
     evidence: str
 
 
@@ -141,10 +141,9 @@ def as_markdown(result: Result) -> str:
 
 
 def verdicts(claims: Sequence[Claim]) -> str:
-    """Which claims held and which did not, as a list for a document."""
-    return "".join(
-        f"- {'✓' if claim.holds else '✗ **does not hold:**'} {claim.claim} ({claim.evidence})\n" for claim in claims
-    )
+    """Which claims held, which did not and which could not be judged, as a list for a document."""
+    marks = {True: "✓", False: "✗ **does not hold:**", None: "? **not judged:**"}
+    return "".join(f"- {marks[claim.holds]} {claim.claim} ({claim.evidence})\n" for claim in claims)
 
 
 def machine() -> str:

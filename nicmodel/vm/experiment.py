@@ -24,6 +24,7 @@ from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.kernel import DEFAULT_KERNEL, KernelChoice
 from nicmodel.vm.layout import Nic
+from nicmodel.vm.load import Load
 from nicmodel.vm.namespace import namespace_for_taps
 from nicmodel.vm.needs import DEVMEM, NIC, require
 from nicmodel.vm.passt import Passt
@@ -93,9 +94,10 @@ class Bench:
             f"devmem_receiver {how} --port {PORT} --size {self.dmabuf_size} {self.memory.options} --seed {seed}"
         )
         receiver.expect("ready", timeout=60)
-        before = entries(self.server.report()[0], self.places)
+        before, load = entries(self.server.report()[0], self.places), Load.now()
         self.call(send_pattern, nbytes, seed)
         result = receiver.wait(120)
+        others = Load.now().others(load)
         after = entries(self.server.report()[0], self.places)
         try:
             said: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
@@ -112,6 +114,7 @@ class Bench:
             place=self.place,
             ledger=tuple(since(before, after)),
             fault=_fault(said, nbytes),
+            others=others,
         )
 
 

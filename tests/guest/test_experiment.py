@@ -32,11 +32,12 @@ def test_devmem(accelerator: str, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )  # fmt: skip
-    assert run.returncode in (0, 1) and file.exists(), run.stdout + run.stderr
+    assert run.returncode in (0, 1, 4) and file.exists(), run.stdout + run.stderr
     found = json.loads(file.read_text())
-    failed = [claim["claim"] for claim in found["claims"] if not claim["holds"]]
-    assert failed in ([], ["Throughput rises."]), run.stdout + run.stderr
-    assert run.returncode == bool(failed)
+    failed = {claim["claim"]: claim["holds"] for claim in found["claims"] if not claim["holds"]}
+    assert failed.keys() <= {"Throughput rises."}, run.stdout + run.stderr
+    assert run.returncode == {None: 4, False: 1, True: 0}[failed.get("Throughput rises.", True)]
+    assert all(0 <= one["others"] <= 1 for one in found["runs"])
     assert [one["mode"] for one in found["runs"]] == ["copy", "devmem"] * RUNS
     for one in found["runs"]:
         payload = {entry["memory"]: 0 for entry in one["ledger"]}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +16,12 @@ from click.testing import CliRunner
 
 from nicmodel.cli.experiment import plot
 from nicmodel.cli.experiment import series as cli
+from nicmodel.cli.experiment.show import judge, show_claims
+from nicmodel.client import results
 from nicmodel.client.experiment import COPY, DEVMEM, Experiment, Run, as_json
 from nicmodel.client.ledger import Entry, Place
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.load import Load
 
 MIB = 1 << 20
 
@@ -43,7 +50,7 @@ def experiment(*runs: Run) -> Experiment:
     return Experiment({"guest CPUs": "2"}, list(runs) or [transfer(COPY, seconds=0.4), transfer(DEVMEM)])
 
 
-def held(found: Experiment) -> list[bool]:
+def held(found: Experiment) -> list[bool | None]:
     return [claim.holds for claim in found.claims()]
 
 
@@ -80,6 +87,68 @@ def test_claims_that_hold() -> None:
 )
 def test_claims_that_do_not(run: Run, verdicts: list[bool]) -> None:
     assert held(experiment(transfer(COPY, seconds=0.4), run)) == verdicts
+
+
+@pytest.mark.parametrize(
+    ("ratios", "others", "verdict"),
+    [
+        ((2, 3, 0.5), 0.0, True),  # a quiet machine: the median
+        ((0.9, 2, 0.5), 0.2, False),
+        ((2, 3, 0.5, 2, 3), 0.5, None),  # a busy one: all or nothing
+        ((0.5, 0.9, 2, 0.5, 0.9), 0.5, None),
+        ((2, 3, 1.1, 2, 3), 0.5, True),
+        ((0.5, 0.9, 0.9, 0.5, 0.9), 0.5, False),
+        ((2, 3), 0.5, None),  # too few
+        ((0.5,), 0.5, None),
+        ((2, 3), None, True),  # a host that does not tell
+    ],
+)
+def test_throughput_on_a_busy_machine(ratios: tuple[float, ...], others: float | None, verdict: bool | None) -> None:
+    runs = [
+        replace(one, others=others)
+        for ratio in ratios
+        for one in (transfer(COPY, seconds=0.4), transfer(DEVMEM, seconds=0.4 / ratio))
+    ]
+    (claim,) = (one for one in experiment(*runs).claims() if one.claim == "Throughput rises.")
+    assert claim.holds is verdict
+    assert f"rose in {sum(ratio > 1 for ratio in ratios)} of {len(ratios)} pairs" in claim.evidence
+    assert ("other programs had up to 50%" in claim.evidence) == (others == 0.5)
+
+
+def test_what_was_not_judged_is_neither_held_nor_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    """*Verify*: on a terminal, in a document, by the exit status, which a claim that fails decides alone."""
+    unjudged, failed = results.Claim("It rises.", None, "1 of 2"), results.Claim("It falls.", False, "2 of 2")
+    show_claims([unjudged])
+    assert "? not judged: It rises. 1 of 2" in capsys.readouterr().out
+    assert results.verdicts([unjudged, failed]).splitlines() == [
+        "- ? **not judged:** It rises. (1 of 2)", "- ✗ **does not hold:** It falls. (2 of 2)",
+    ]  # fmt: skip
+    with pytest.raises(click.exceptions.Exit) as ended:
+        judge([unjudged, results.Claim("It is.", True, "")])
+    assert ended.value.exit_code == 4
+    with pytest.raises(VmError, match=r"did not hold: It falls\. \(2 of 2\)$"):
+        judge([unjudged, failed])
+
+
+def test_what_others_do_on_this_host() -> None:
+    """*Steps*: keep one CPU busy here, in a process that has ended, and in one that another has started.
+    *Verify*: none of it counts as others'.
+    """
+    spin = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    before = Load.now()
+    subprocess.run([sys.executable, "-c", spin], check=True)
+    deep = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin!r}])"
+    subprocess.run([sys.executable, "-c", deep], check=True)
+    end = time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+    after = Load.now()
+    assert after.own - before.own >= 0.85 * os.sysconf("SC_CLK_TCK")
+    share = after.others(before)
+    assert share is not None and 0 <= share <= 1
+    assert after.others(after) is None
+    assert Load(1000, 500, 100).others(Load(0, 0, 0)) == pytest.approx(0.4)
+    assert Load(1000, 0, 0)._replace(idle=1000).others(Load(0, 0, 0)) == 0
 
 
 def test_for_programs() -> None:

@@ -51,7 +51,8 @@ def devmem(
 
     Compares bytes through host memory and through the root complex, copies by the guest's CPUs, their time, and
     throughput. Exit status 0 only if what the devmem TCP series claims holds: no payload in host memory, only headers
-    and rings; higher throughput. As root the wire is a tap, else user-mode networking.
+    and rings; higher throughput. It is 4 if only the latter could not be judged, because other programs kept this
+    machine busy. As root the wire is a tap, else user-mode networking.
     """
     plotting = plotting_if(plot)
     found = run_devmem(parse_size(amount), runs, accelerator, kernel)

@@ -13,11 +13,15 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 
 from nicmodel.cli.experiment.plot import draw, pyplot, save
+from nicmodel.cli.options import UNJUDGED
 from nicmodel.cli.progress import console
 from nicmodel.client.results import Claim, Result, as_json, as_markdown
 from nicmodel.vm.errors import VmError
 
 FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
+
+#: Whether a claim held; None: it was not judged.
+_MARKS = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: "[yellow]? not judged:[/yellow]"}
 
 _OPTIONS = (
     click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write the result into this file as JSON."),
@@ -57,9 +61,12 @@ def judge(claims: Sequence[Claim]) -> None:
 
     Raises:
         VmError: one does not; it says which.
+        click.exceptions.Exit: one could not be judged, and the others hold.
     """
-    if failed := [claim for claim in claims if not claim.holds]:
+    if failed := [claim for claim in claims if claim.holds is False]:
         raise VmError("what did not hold: " + " ".join(f"{claim.claim} ({claim.evidence})" for claim in failed))
+    if any(claim.holds is None for claim in claims):
+        raise click.exceptions.Exit(UNJUDGED)
 
 
 def show(result: Result) -> None:
@@ -94,7 +101,7 @@ def show_claims(claims: Sequence[Claim]) -> None:
     """Print the verdict on each."""
     console.print()
     for claim in claims:
-        mark = "[green]✓[/green]" if claim.holds else "[red]✗[/red]"
+        mark = _MARKS[claim.holds]
         console.print(f"{mark} {escape(claim.claim)} [dim]{escape(claim.evidence)}[/dim]")
 
 
