@@ -35,7 +35,9 @@ PLACEMENT, OWNERS, EXIT = SHORT
 
 
 class Watched(Loopback):
-    """A NIC whose driver has to keep the contract to its end."""
+    """A NIC whose driver has to keep the contract to its end, but for some rules."""
+
+    but: frozenset[str] = frozenset()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options, check=True)
@@ -43,15 +45,21 @@ class Watched(Loopback):
     def close(self) -> None:
         found = self.findings
         super().close()
-        assert found == [], "\n".join(map(str, found))
+        assert {finding.rule.name for finding in found} <= self.but, "\n".join(map(str, found))
+
+
+class WatchedExit(Watched):
+    """One of the ways out is to reset the device with all its queues, which is what that rule is about."""
+
+    but = frozenset({"REG-010"})
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _watch() -> Iterator[None]:
     """All that the experiments here do is right by the contract of the options that they use."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (placement, owners, process_exit):
-            patch.setattr(module, "Loopback", Watched)
+        for module, nic in ((placement, Watched), (owners, Watched), (process_exit, WatchedExit)):
+            patch.setattr(module, "Loopback", nic)
         yield
 
 

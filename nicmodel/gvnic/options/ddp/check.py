@@ -129,8 +129,10 @@ class DdpCheck(OptionCheck):
     def _spans(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
         """Start and end of each piece of the buffers that are set up."""
         state = self._state
-        pieces = state.ddp_pieces[state.ddp_buffers["active"] != 0]
-        there = np.arange(pieces.shape[1]) < state.ddp_buffers["pieces"][state.ddp_buffers["active"] != 0][:, None]
+        active = np.flatnonzero(state.ddp_buffers["active"])
+        counts = state.ddp_buffers["pieces"][active]
+        pieces = state.ddp_pieces[active, : counts.max(initial=0)]  # most have few
+        there = np.arange(pieces.shape[1]) < counts[:, None]
         lengths = np.diff(pieces["end"], axis=1, prepend=0)[there].astype(np.uint64)
         starts = pieces["address"][there]
         return starts, starts + lengths

@@ -33,7 +33,7 @@ from nicmodel.gvnic.options.segments import Segment, Segments, after
 from nicmodel.nic import events
 from nicmodel.nic.state import MAX_SEGMENTS
 from nicmodel.observe.mapped_memory import MappedMemory
-from nicmodel.vfio_user.dma import WRITABLE
+from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
 if TYPE_CHECKING:
     from nicmodel.gvnic.contract.admin import Admin
@@ -185,7 +185,8 @@ class DeferredCheck(OptionCheck):
         if new > entries - 1 - waiting:
             what = f"{new} requests are posted where {entries - 1 - waiting} have room"
             report("DEF-009", what, name, tail=value, before=queue.tail, head=head, entries=entries)
-            queue.tail, queue.looked, queue.whole = value, value, False  # what they ask for is anybody's guess
+            del self._queues[number]  # what they ask for is anybody's guess
+            self._queue(number).tail = self._queue(number).looked = value
             return True
         places = np.arange(queue.tail, queue.tail + new) % entries
         now = self._read(number, places)
@@ -195,7 +196,8 @@ class DeferredCheck(OptionCheck):
             self._look_at_requests(number, queue)
         elif new:
             queue.looked, queue.whole = value, False
-            self._scene.journal.report("DMA-001", "the placement ring is no longer in memory", name)
+            if not self._memory.mapped(int(ring["request_ring"]), 1, READABLE):
+                report("DMA-001", "the placement ring is no longer in memory", name)
         return True
 
     def _queue(self, number: int) -> _Queue:
@@ -327,6 +329,8 @@ class DeferredCheck(OptionCheck):
             queue.asked.discard(handle)
             if PLACEMENT_COMPLETION.status.get(completion) in _ENDED:
                 queue.told.pop(handle, None)
+        if int(ring["head"]) == queue.tail:  # those without a completion are lost, with a ring that was out of reach
+            queue.asked.clear()
 
     def _count_kept(self) -> int:
         return int(self._nic.state.placement_rings["kept"].sum())

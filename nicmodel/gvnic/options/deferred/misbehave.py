@@ -90,6 +90,16 @@ def _ring_too_far(nic: Loopback) -> None:
     nic.driver.doorbells.ring(ring.doorbell_index, 1)
 
 
+def _ring_backwards_from_the_end(nic: Loopback) -> None:
+    """The entries beyond the tail have never been posted."""
+    ring, (handle,) = _waiting(nic)
+    ring.drop(handle)
+    nic.run()
+    ring.post({"handle": handle}, {"handle": handle})  # without an end, so that they wait
+    ring.requests[5] = 0xFF
+    nic.driver.doorbells.ring(ring.doorbell_index, 2)
+
+
 def _change_request(nic: Loopback) -> None:
     ring, (handle,) = _waiting(nic)
     places = [_somewhere(nic), _somewhere(nic)]
@@ -166,6 +176,7 @@ BREACHES: dict[str, Callable[[Loopback], object]] = {
 MORE: dict[str, tuple[Callable[[Loopback], object], ...]] = {
     "DEF-003": (lambda nic: _configure(nic, request_ring_address=_somewhere(nic) + 8),),
     "DEF-004": (lambda nic: _configure(nic, request_ring_address=nic.driver.rx[0].buffer_ring_address),),
+    "DEF-009": (_ring_backwards_from_the_end,),
     "DEF-012": (_place_in_too_many_pieces,),
     "DEF-016": (_place_upon_itself,),
 }
