@@ -23,6 +23,11 @@ class Claim:
     holds: bool | None
     evidence: str
 
+    @property
+    def fails(self) -> bool:
+        """Whether it was judged, and did not hold."""
+        return self.holds is not None and not self.holds
+
 
 @dataclass(frozen=True)
 class Column:

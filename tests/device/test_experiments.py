@@ -299,6 +299,17 @@ def test_page_escapes(tmp_path: Path) -> None:
     assert "data:image/svg+xml;base64," in text
 
 
+def test_page_of_what_was_not_judged(tmp_path: Path) -> None:
+    """It is neither among what held nor among what did not, which marks the experiment whatever else there is."""
+    file, unjudged, failed = tmp_path / "page.html", Claim("It rises.", None, "busy"), Claim("It is.", False, "no")
+    for claims, mark in (([unjudged], "unjudged"), ([unjudged, failed], "fails")):
+        result = results.Result("a", "A", "?", "nobody", {}, claims=claims)
+        write_page(file, [(result, None)], "here")
+        text = file.read_text()
+        assert f'<td class="number {mark}">0 of {len(claims)}</td>' in text
+        assert '<li class="unjudged">not judged: It rises. ' in text and not result.holds
+
+
 @pytest.fixture
 def page(tmp_path: Path, measured: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The page of all experiments, without a guest, as the command writes it."""

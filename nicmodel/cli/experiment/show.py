@@ -63,7 +63,7 @@ def judge(claims: Sequence[Claim]) -> None:
         VmError: one does not; it says which.
         click.exceptions.Exit: one could not be judged, and the others hold.
     """
-    if failed := [claim for claim in claims if claim.holds is False]:
+    if failed := [claim for claim in claims if claim.fails]:
         raise VmError("what did not hold: " + " ".join(f"{claim.claim} ({claim.evidence})" for claim in failed))
     if any(claim.holds is None for claim in claims):
         raise click.exceptions.Exit(UNJUDGED)
