@@ -570,3 +570,44 @@ def test_trace_counters_and_contract() -> None:
         assert 'nicmodel_placement_total{name="placed",nic="nic",queue="rx0"} 1.0' in exposition([snapshot(lab.nic)])
         lab.driver.doorbells.ring(bench.ring.doorbell_index + 1, 0)
         assert [finding.rule.name for finding in lab.findings] == ["DBL-002"]
+
+
+def segment(number: int) -> bytes:
+    """The segment `number` of one flow."""
+    return tcp(1000, sport=1000, dport=2000, seq=1 + 1000 * number, flags="A")
+
+
+def acknowledge(bench: Bench, number: int) -> None:
+    """Have the driver acknowledge all segments before `number`."""
+    up_to = 1 + 1000 * number
+    bench.lab.driver.send(
+        0, tcp(0, src="192.0.2.1", dst="192.0.2.2", sport=2000, dport=1000, ack=up_to, flags="A")
+    )  # fmt: skip
+    bench.lab.run()
+
+
+def test_what_may_be_acknowledged(bench: Bench) -> None:
+    """What was placed, also while it waits on the NIC a second time, and by whichever of its copies it came."""
+    first, second, third = bench.receive(*map(segment, range(3)))
+    assert bench.place(first) == bench.place(second) == PlacementStatus.PLACED
+    acknowledge(bench, 2)
+    bench.receive(segment(1))  # its acknowledgement was lost
+    acknowledge(bench, 2)
+    (again,) = bench.receive(segment(2))
+    assert bench.place(again) == PlacementStatus.PLACED
+    acknowledge(bench, 3)
+    assert bench.place(third) == PlacementStatus.PLACED
+    late, early = bench.receive(segment(4), segment(3))
+    assert bench.place(early) == PlacementStatus.PLACED
+    acknowledge(bench, 4)
+    assert bench.place(late) == PlacementStatus.PLACED
+    acknowledge(bench, 5)
+
+
+@pytest.mark.breaks("DEF-017")
+def test_what_only_waits_may_not(bench: Bench) -> None:
+    first, _ = bench.receive(segment(0), segment(1))
+    assert bench.place(first) == PlacementStatus.PLACED
+    acknowledge(bench, 1)
+    assert bench.lab.findings == []
+    acknowledge(bench, 2)
