@@ -221,8 +221,8 @@ class DeferredCheck(OptionCheck):
 
     def _look_at_requests(self, number: int, queue: _Queue) -> None:
         """Look at each request that has been posted since the last time, to its end."""
-        spans = [span for one in self._requests(queue, int(self._nic.state.placement_rings[number]["head"]),
-                                                queue.looked) for span in _spans(one)]  # fmt: skip
+        head = int(self._nic.state.placement_rings[number]["head"])
+        spans = [span for request in self._requests(queue, head, queue.looked) for span in _spans(request)]
         for request in self._requests(queue, queue.looked, queue.tail):
             queue.looked = (request[-1].place + 1) % len(queue.copy)
             self._look_at(number, queue, request, spans)
@@ -255,9 +255,8 @@ class DeferredCheck(OptionCheck):
                 find("DEF-011", "reserved bits are set", one.place)
                 break
         if len(request) > MAX_SEGMENTS or any(one.handle != handle for one in request):
-            find(
-                "DEF-012", f"a request of {len(request)} descriptors for {len({one.handle for one in request})} handles"
-            )
+            handles = len({one.handle for one in request})
+            find("DEF-012", f"a request of {len(request)} descriptors for {handles} handles")
             return
         payload, again = queue.told.get(handle), handle in queue.asked
         queue.asked.add(handle)
