@@ -33,6 +33,8 @@ from .conftest import ENTRIES
 from .frames import arp, tcp, udp
 
 observing = pytest.mark.skipif(not JIT_DISABLED, reason="compiled code cannot be observed: see the first test")
+#: What a driver does in each test, chosen anew each time. Uncompiled, each takes a tenth of a second.
+TURNS = 30
 FORMATS = (QueueFormat.DQO_RDA, QueueFormat.GQI_RDA, QueueFormat.GQI_QPL)
 #: An address where no memory is.
 NOWHERE = 1 << 40
@@ -40,9 +42,10 @@ NOWHERE = 1 << 40
 
 @pytest.mark.skipif(JIT_DISABLED, reason="is what this test runs")
 @pytest.mark.timeout(900)  # the other tests of this file, uncompiled, in one process
-def test_interpreted_code_is_observed() -> None:
+def test_interpreted_code_is_observed(pytestconfig: pytest.Config) -> None:
+    long = ["--long"] if pytestconfig.getoption("--long") else []
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *long, __file__],
         env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
         capture_output=True,
         text=True,
@@ -70,8 +73,18 @@ def use_admin_queue(driver: Driver) -> None:
 
 
 @observing
-@pytest.mark.parametrize("rsc", [False, True])
-@pytest.mark.parametrize("regions", ["one", "pages", "device memory"])
+@pytest.mark.parametrize(
+    ("regions", "rsc"),
+    [
+        ("one", False),
+        ("pages", True),
+        ("device memory", False),
+        *(
+            pytest.param(*more, marks=pytest.mark.long)
+            for more in (("one", True), ("pages", False), ("device memory", True))
+        ),
+    ],
+)
 def test_dqo(make_lab: Callable[..., Loopback], monkeypatch: pytest.MonkeyPatch, regions: str, rsc: bool) -> None:
     chance = random.Random(f"{regions} {rsc}")
     wire = TestWire(offloads=Offload.ALL if rsc else Offload.NONE)
@@ -87,7 +100,7 @@ def test_dqo(make_lab: Callable[..., Loopback], monkeypatch: pytest.MonkeyPatch,
     driver.add_flow_rule(TCPv4(dst_port=5201), queue=1)
     use_admin_queue(driver)
     sequence = 0
-    for _ in range(60):
+    for _ in range(TURNS):
         match chance.randrange(7):
             case 0:
                 lab.receive(*(udp(chance.randrange(8000)) for _ in range(chance.randrange(1, 8))), arp())
@@ -134,7 +147,7 @@ def test_gqi(make_lab: Callable[..., Loopback], monkeypatch: pytest.MonkeyPatch,
     gqi = GqiQueues(lab.driver, qpl, 16)
     lab.driver.report_stats()
     use_admin_queue(lab.driver)
-    for turn in range(60):
+    for turn in range(TURNS):
         match chance.randrange(4):
             case 0:
                 lab.receive(*(udp(chance.randrange(8000)) for _ in range(chance.randrange(1, 8))))
