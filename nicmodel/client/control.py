@@ -285,6 +285,17 @@ class Control:
         self._socket.settimeout(None)
         return about, self._events()
 
+    def mark(self) -> None:
+        """Have a line ``{"reply": …}`` come among the events of this connection, behind those that there are now.
+
+        Raises:
+            ControlError: the server has gone.
+        """
+        try:
+            self._socket.sendall(b'{"request": "stat"}\n')
+        except OSError as error:
+            raise ControlError(f"the server at {self.path} has gone: {error.strerror}") from None
+
     def _events(self) -> Iterator[dict[str, Any]]:
         while True:
             try:

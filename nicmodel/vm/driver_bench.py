@@ -43,6 +43,12 @@ _FREE = """
 driver=$(readlink /sys/bus/pci/devices/$1/driver/module) || exit 0
 rmmod "${driver##*/}"
 """
+#: Load what the kernel itself has for the NIC; its module's name.
+_OWN = """
+modprobe "$(cat /sys/bus/pci/devices/$1/modalias)" || exit 1
+driver=$(readlink /sys/bus/pci/devices/$1/driver/module) || { echo "no driver binds to the NIC" >&2; exit 1; }
+echo "${driver##*/}"
+"""
 #: Wait for the interface, and bring it up; its name.
 _UP = """
 for try in $(seq 50); do
@@ -122,6 +128,7 @@ class DriverBench:
         timeout: Seconds for a command.
 
     Attributes:
+        control: Control socket of the NIC's server.
         command: What is run if nothing else is asked for: it reaches the host.
         environment: For commands, as the kernel's own driver tests call them: ``LOCAL_V4`` and ``REMOTE_V4``, the
             addresses of guest and host. A command also has ``NETIF``, the interface.
@@ -177,7 +184,8 @@ class DriverBench:
             self.environment |= {"LOCAL_V4": passt.address, "REMOTE_V4": passt.gateway}
             # Few hosts let a user answer pings (net.ipv4.ping_group_range).
             self.command = "arping -c 3 -I $NETIF $REMOTE_V4"
-        self._control = self._stack.enter_context(Control(self._server.control))
+        self.control = self._server.control
+        self._control = self._stack.enter_context(Control(self.control))
 
     def prepare(self) -> None:
         """Have a guest whose NIC has no driver."""
@@ -200,12 +208,15 @@ class DriverBench:
         self._running.close()
 
     def try_out(
-        self, modules: Mapping[str, bytes], command: str | None = None, told: Callable[[Part], None] = lambda part: None
+        self,
+        modules: Mapping[str, bytes] | None,
+        command: str | None = None,
+        told: Callable[[Part], None] = lambda part: None,
     ) -> Verdict:
         """Load a driver, run a command, remove the driver.
 
         Args:
-            modules: Its modules by name, in the order in which they are loaded.
+            modules: Its modules by name, in the order in which they are loaded; None: the kernel's own driver.
             command: A line for the guest's shell; `DriverBench.command` if None.
             told: Called with each part when it is done.
 
@@ -233,7 +244,9 @@ class _Try:
         self._loaded: list[str] = []
         self._environment: dict[str, str] = {}
 
-    def run(self, modules: Mapping[str, bytes], command: str, environment: Mapping[str, str], timeout: float) -> None:
+    def run(
+        self, modules: Mapping[str, bytes] | None, command: str, environment: Mapping[str, str], timeout: float
+    ) -> None:
         """All of it; what it shows goes into the verdict."""
         marker = f"nicmodel: try {time.monotonic_ns()}"
         console = self._guest.console.stat().st_size
@@ -270,7 +283,9 @@ class _Try:
         self._told(part)
         return good
 
-    def _load(self, modules: Mapping[str, bytes]) -> tuple[bool, str, str]:
+    def _load(self, modules: Mapping[str, bytes] | None) -> tuple[bool, str, str]:
+        if modules is None:
+            return self._load_own()
         for name, content in modules.items():
             file = f"/tmp/{name}.ko"
             self._guest.put(content, file, 0o644)
@@ -287,6 +302,13 @@ class _Try:
                 return False, result.stderr.strip() or died, ""
             self._loaded.append(name)
         return True, " ".join(modules), ""
+
+    def _load_own(self) -> tuple[bool, str, str]:
+        result = self._guest.run(["sh", "-c", _OWN, "load", self._address], timeout=_LIMIT, check=False)
+        if result.status:
+            return False, result.stderr.strip() or f"status {result.status}", ""
+        self._loaded = [result.stdout.strip()]
+        return True, f"{self._loaded[0]}, the kernel's own", ""
 
     def _up(self) -> tuple[bool, str, str]:
         words = ["sh", "-c", _UP, "up", self._address, self._environment["LOCAL_V4"]]
