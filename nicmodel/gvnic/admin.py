@@ -90,6 +90,10 @@ class Commanded(Protocol):
     statistics: Statistics
 
     @property
+    def bus_master(self) -> bool:
+        """Whether DMA is allowed."""
+
+    @property
     def gqi(self) -> bool:
         """Whether the driver has chosen a GQI format."""
 
@@ -190,8 +194,13 @@ class AdminQueue:
         self.resume()
 
     def resume(self) -> None:
-        """Execute the commands that wait; those that are too many for this turn of the event loop in the next."""
-        while self.base and self.counter != self._producer and self._commands.spend(self.resume):
+        """Execute the commands that wait; those that are too many for this turn of the event loop in the next.
+
+        While bus mastering is off they stay where they are: they cannot be read.
+        """
+        while (
+            self.base and self.counter != self._producer and self.nic.bus_master and self._commands.spend(self.resume)
+        ):
             address = self.base + self.counter % self.slots * c.SLOT_SIZE
             try:
                 slot = self._dma.read(address, c.SLOT_SIZE)

@@ -125,7 +125,7 @@ class Nic(nic.Nic):
         self.rules = FlowRules(state)
         self.ddp = Ddp(state)
         self.pages = PageLists(profile.max_registered_pages)
-        self.statistics = Statistics(state, self.dma, poller, lambda: self.halted, diagnostics)
+        self.statistics = Statistics(state, self.dma, poller, lambda: self.halted or not self.bus_master, diagnostics)
         self.deferred: DeferredPlacement | None = None
         if profile.deferred_bytes:
             budget, usecs = profile.deferred_queue_budget, profile.deferred_usecs
@@ -244,6 +244,10 @@ class Nic(nic.Nic):
     def let_go(self) -> None:
         """See `nicmodel.nic.nic.Nic`."""
         self.registers.release()
+
+    def bus_master_set(self) -> None:
+        """See `nicmodel.nic.nic.Nic`."""
+        self.admin.resume()
 
     def reset_registers(self) -> None:
         """See `nicmodel.nic.nic.Nic`."""

@@ -33,7 +33,7 @@ class Statistics:
         state: the NIC's, whose counters they are.
         dma: reaches the region.
         poller: the event loop.
-        is_halted: whether the device has stopped, and writes nothing.
+        is_halted: whether the device writes nothing: it has stopped, or may not.
         diagnostics: told of failures.
 
     Attributes:

@@ -5,7 +5,7 @@ Both know guest memory by one map, which is kept here, and both book their acces
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from nicmodel.jit.compiled import u64
 from nicmodel.nic.dma import find
@@ -20,6 +20,7 @@ class DmaEngine:
 
     Args:
         state: the NIC's, whose memory map and ledger are kept here.
+        allowed: whether the device may reach memory at all: bus mastering is on.
 
     Attributes:
         table: the client's memory; None: there is no client.
@@ -28,7 +29,8 @@ class DmaEngine:
             last.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, allowed: Callable[[], bool] = lambda: True) -> None:
+        self._allowed = allowed
         self.table: DmaTable | None = None
         self.kinds = ["ram"]
         self.unreachable: tuple[tuple[int, int], ...] = ()
@@ -86,8 +88,10 @@ class DmaEngine:
         self._book(purpose, address, len(data))
 
     def _reach(self, address: int, count: int) -> DmaTable:
-        """The client's memory, unless these bytes of it have been made unreachable."""
+        """The client's memory, unless the device may reach none, or these bytes have been made unreachable."""
         assert self.table is not None
+        if not self._allowed():
+            raise self.table.fault(DmaFault(address, count, "bus mastering is off"))
         if any(address < end and start < address + count for start, end in self.unreachable):
             raise self.table.fault(DmaFault(address, count, "made unreachable"))
         return self.table

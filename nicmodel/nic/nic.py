@@ -110,7 +110,7 @@ class Nic(Device, ABC):
         self._msix = msix
         self.diagnostics = Diagnostics(name)
         self.port = Port(wire)
-        self.dma = DmaEngine(state)
+        self.dma = DmaEngine(state, lambda: self.bus_master)
         self.messages = Messages(state, self.dma, error)
         self.interrupts = Interrupts(state.vectors, config, poller, self.diagnostics)
         self.gatherer: Gatherer | None = None
@@ -187,6 +187,8 @@ class Nic(Device, ABC):
                 if before & ~self.config.command & Command.BUS_MASTER:
                     self.bus_master_cleared()
                 self.update_running()
+                if self.config.command & ~before & Command.BUS_MASTER:
+                    self.bus_master_set()
             else:
                 self.write_registers(region, offset, data)
         except Exception as error:
@@ -261,9 +263,14 @@ class Nic(Device, ABC):
         """Whether the driver has set vectors up, so that there can be queues."""
         return self.interrupts.count > 0
 
+    @property
+    def bus_master(self) -> bool:
+        """Whether the driver, or its system, allows DMA (PCI Local Bus 3.0, 6.2.2), of which MSI-X is a part."""
+        return bool(self.config.command & Command.BUS_MASTER)
+
     def update_running(self) -> None:
         """The driver has set something up, or taken it back: decide whether packets are moved."""
-        running = self.configured and bool(self.config.command & Command.BUS_MASTER)
+        running = self.configured and self.bus_master
         self.state.device["running"] = running and not self.halted
 
     def reset(self) -> None:
@@ -278,6 +285,9 @@ class Nic(Device, ABC):
 
     def bus_master_cleared(self) -> None:
         """The driver, or the bus that takes the device from it, forbids DMA: nothing is moved until it is allowed."""
+
+    def bus_master_set(self) -> None:
+        """DMA is allowed: what has waited for it goes on."""
 
     @abstractmethod
     def let_go(self) -> None:

@@ -361,3 +361,30 @@ def test_bus_master_off(driver: Driver, lab: Loopback) -> None:
     assert driver.fired(driver.management_vector) == 0
     driver.set_bus_master()
     assert receives(lab)
+
+
+def test_commands_wait_for_bus_mastering(driver: Driver, lab: Loopback) -> None:
+    """None is read, executed or answered without; a driver that gives its admin queue too early finds it done later."""
+    driver.set_bus_master(False)
+    before, ledger = lab.ram.bytes.copy(), lab.nic.state.ledger.sum()
+    with pytest.raises(AdminTimeout):
+        driver.report_link_speed()
+    assert lab.nic.admin.counter != lab.nic.admin._producer
+    asked = lab.ram.bytes != before  # the command itself, which the driver has written
+    lab.advance(1_000_000_000)
+    assert np.array_equal(lab.ram.bytes != before, asked) and lab.nic.state.ledger.sum() == ledger
+    driver.set_bus_master()
+    assert lab.nic.admin.counter == lab.nic.admin._producer
+    assert driver.report_link_speed() == lab.nic.profile.link_speed
+
+
+def test_statistics_wait_for_bus_mastering(driver: Driver, lab: Loopback) -> None:
+    """A system that ends without a word to the device, as for kexec, clears the bit: its memory is another's then."""
+    driver.open(ring_entries=ENTRIES)
+    driver.report_stats()
+    driver.set_bus_master(False)
+    lab.ram.bytes[:] = 0x5A
+    faults = int(lab.nic.state.device["faults"][0])
+    lab.advance(60_000_000_000)
+    assert (lab.ram.bytes == 0x5A).all()
+    assert int(lab.nic.state.device["faults"][0]) == faults
