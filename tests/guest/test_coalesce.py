@@ -11,7 +11,7 @@ from lab import IN_PEER, LINK0, LINK1, PLAIN_PORT, USER, Lab, Port, send_file
 
 pytestmark = pytest.mark.guest
 
-FILE_SIZE = 16 << 20
+FILE_SIZE = 4 << 20
 
 
 @pytest.fixture(params=["unsplit", "split"])

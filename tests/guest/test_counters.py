@@ -24,7 +24,7 @@ pytestmark = pytest.mark.guest
 
 MAC = parse_mac(TAP.mac)
 PORT = 5402
-FILE_SIZE = 4 << 20
+FILE_SIZE = 2 << 20
 WINDOW = 128 << 10
 FLOWS = 50
 

@@ -79,7 +79,7 @@ def pattern_digest(nbytes: int, seed: int) -> str:
 
 def test_sent_from_device_memory_to_a_neighbour(ends: Lab) -> None:
     """Segments pass the link whole, gathered from up to 17 fragments of 4096 bytes."""
-    nbytes = 24 * MIB
+    nbytes = 8 * MIB
     sink = ends.tcp_listen(PORT, "sha256sum >/tmp/sum.unfinished; mv /tmp/sum.unfinished /tmp/sum", IN_PEER)
     ends.run("rm -f /tmp/sum")
     before = ends.report(LINK0)
@@ -94,7 +94,7 @@ def test_sent_from_device_memory_to_a_neighbour(ends: Lab) -> None:
 
 def test_sent_from_device_memory_and_segmented(ends: Lab) -> None:
     """On the way to passt the NIC itself cuts the segments."""
-    nbytes = 24 * MIB
+    nbytes = 8 * MIB
     results: list[Received] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         number = listener.getsockname()[1]
@@ -110,7 +110,7 @@ def test_sent_from_device_memory_and_segmented(ends: Lab) -> None:
 
 def test_device_memory_at_both_ends(ends: Lab) -> None:
     """Payload goes from one dma-buf to another, and through ordinary memory at neither end."""
-    nbytes = 24 * MIB
+    nbytes = 8 * MIB
     node = ends.guest.device_memory["hbm"].node
     ends.split(LINK1, True)
     ends.in_peer(

@@ -74,6 +74,7 @@ def change(file: Path, old: str, new: str, after: str = "") -> None:
     file.write_text(text[:place] + new + text[place + len(old) :])
 
 
+@pytest.mark.long  # builds all of the driver
 def test_a_doorbell_with_the_wrong_byte_order(gve: Path) -> None:
     """As in the GQI formats, whose doorbells are big-endian. *Verify*: the checker says so, with the value."""
     change(gve / "gve_rx_dqo.c", "iowrite32(", "iowrite32be(", after="void gve_rx_write_doorbell_dqo")

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.guest
 
 #: Flows for each queue: that a random choice among n queues misses one has a probability of n·e^-20.
 FLOWS = 20
-FILE_SIZE = 8 << 20
+FILE_SIZE = 2 << 20
 PORT = 5400
 LONGEST_FRAME = MTU + 14
 

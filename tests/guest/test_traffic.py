@@ -30,7 +30,7 @@ from nicmodel.vm.qemu import spawn
 
 pytestmark = pytest.mark.guest
 
-FILE_SIZE = 8 << 20
+FILE_SIZE = 2 << 20
 #: Ping payloads: around every border that matters (header buffer, receive buffers of 2048 and 4096, MTU).
 SIZES = [0, 1, 8, 17, 56, 64, 85, 86, 87, 128, 500, 1000, 1472, 1473, 2006, 2007, 4054, 4055, 4083, 4084, 8000, 8848]
 
@@ -85,7 +85,7 @@ def test_tcp_both_ways_with_several_streams(lab: Lab, split: bool) -> None:
     lab.in_peer("iperf3 -s -D -p 5300")
     try:
         for reverse in ("", "-R"):
-            result = json.loads(lab.run(f"iperf3 -J -c {LINK0.peer} -p 5300 -n 64M -P 4 {reverse}", timeout=120).stdout)
+            result = json.loads(lab.run(f"iperf3 -J -c {LINK0.peer} -p 5300 -n 16M -P 4 {reverse}", timeout=120).stdout)
             assert result["end"]["sum_received"]["bytes"] > 10 << 20
             assert len(result["end"]["streams"]) == 4
     finally:
@@ -101,7 +101,7 @@ def test_tcp_through_the_tap_both_ways(lab: Lab, split: bool) -> None:
             try:
                 said = lab.run(
                     "for i in 1 2 3 4 5 6; do "
-                    f"iperf3 -J -c {TAP.peer} -p 5301 -n 64M -P 2 {reverse} && exit; sleep 1; done",
+                    f"iperf3 -J -c {TAP.peer} -p 5301 -n 16M -P 2 {reverse} && exit; sleep 1; done",
                     timeout=120,
                 ).stdout  # fmt: skip
                 result = json.loads(said[said.rindex('{\n\t"start"') :])
@@ -114,7 +114,7 @@ def test_tcp_through_user_mode_networking(lab: Lab, split: bool) -> None:
     server = lab.guest.start(f"iperf3 -s -1 -p {IPERF_PORT}")
     lab.run(f"until ss -ltn | grep -q :{IPERF_PORT}; do sleep 0.05; done")
     said = subprocess.run(
-        iperf3("-J", "-c", "127.0.0.1", "-p", str(IPERF_PORT), "-n", "32M", "-P", "2"), check=True, capture_output=True
+        iperf3("-J", "-c", "127.0.0.1", "-p", str(IPERF_PORT), "-n", "8M", "-P", "2"), check=True, capture_output=True
     ).stdout
     assert json.loads(said)["end"]["sum_received"]["bytes"] > 5 << 20
     assert server.wait(120).status == 0

@@ -232,7 +232,8 @@ def test_a_driver_can_be_left_to_be_loaded_by_hand() -> None:
             assert guest.run("ls /sys/class/net").stdout.split() == ["eth0", "lo"]
 
 
-@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "trixie-backports"])
+# test_formats.py has one with bookworm's.
+@pytest.mark.parametrize("kernel", ["trixie", pytest.param("bookworm", marks=pytest.mark.long)])
 def test_older_kernels_boot(kernel: str) -> None:
     with Guest(GuestConfig(kernel=KERNELS[kernel], memory="1536M")) as guest:  # as in test_formats.py: one snapshot
         assert guest.run("uname -r").stdout.strip() == guest.kernel_version
