@@ -33,6 +33,7 @@ _COMMANDS = {
     "selftests": "nicmodel.cli.selftests",
     "nipa": "nicmodel.cli.nipa",
     "driver": "nicmodel.cli.driver",
+    "conform": "nicmodel.cli.conform",
     "diff": "nicmodel.cli.diff",
     "coverage": "nicmodel.cli.coverage",
     "stat": "nicmodel.cli.stat",
@@ -57,7 +58,7 @@ _COMMANDS = {
 #: How ``nicmodel --help`` groups them.
 _SECTIONS = {
     "To begin": ("demo", "doctor", "serve", "vm", "config"),
-    "To write a driver": ("driver", "bringup", "diff", "coverage"),
+    "To write a driver": ("driver", "bringup", "conform", "diff", "coverage"),
     "To test and compare": ("selftests", "nipa", "experiment"),
     "To look into a running server": ("stat", "top", "ledger", "show", "trace", "capture", "findings"),
     "To act on a running server": ("inject", "send", "link", "reset", "fault"),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from nicmodel.client.control import Control
 from nicmodel.vm.channel import GuestTimeoutError
@@ -25,10 +25,13 @@ from nicmodel.vm.passt import Passt
 from nicmodel.vm.server import NicServer
 from nicmodel.vm.tools import install_guest_tools
 
+if TYPE_CHECKING:
+    from nicmodel.vm.coverage.recorder import Recorder
+
 #: Addresses where the wire is a tap (RFC 5737).
 _GUEST, _HOST = "192.0.2.1", "192.0.2.2"
-#: Seconds for a driver to be loaded, to come up, to be removed.
-_LIMIT = 15
+#: Seconds for a driver to be loaded, to come up, to be removed, if nothing else is said.
+_LIMIT = 15.0
 #: What the kernel says of any module that is not its own.
 _USUAL = re.compile(r": (loading out-of-tree module taints kernel|module verification failed: signature)")
 #: What says that something went wrong, besides what has the level of an error.
@@ -45,9 +48,12 @@ rmmod "${driver##*/}"
 """
 #: Load what the kernel itself has for the NIC; its module's name.
 _OWN = """
-modprobe "$(cat /sys/bus/pci/devices/$1/modalias)" || exit 1
-driver=$(readlink /sys/bus/pci/devices/$1/driver/module) || { echo "no driver binds to the NIC" >&2; exit 1; }
-echo "${driver##*/}"
+alias=$(cat /sys/bus/pci/devices/$1/modalias)
+modprobe "$alias" || exit 1
+driver=$(readlink /sys/bus/pci/devices/$1/driver/module) && echo "${driver##*/}" && exit
+modprobe -q -r -a $(modprobe -R "$alias")
+echo "no driver binds to the NIC" >&2
+exit 1
 """
 #: Wait for the interface, and bring it up; its name.
 _UP = """
@@ -126,9 +132,12 @@ class DriverBench:
         memory: The guest's.
         tools: Have the programs of `guest/`, and ncdevmem, in the guest.
         timeout: Seconds for a command.
+        recorder: What records the driver's coverage in its guests; None: nothing does.
+        limit: Seconds for a driver to be loaded, to come up, to be removed; a guest whose driver takes longer is lost.
 
     Attributes:
         control: Control socket of the NIC's server.
+        prefix: Put before a command that is to run on the host at the NIC's other end.
         command: What is run if nothing else is asked for: it reaches the host.
         environment: For commands, as the kernel's own driver tests call them: ``LOCAL_V4`` and ``REMOTE_V4``, the
             addresses of guest and host. A command also has ``NETIF``, the interface.
@@ -142,13 +151,17 @@ class DriverBench:
         memory: str = "1G",
         tools: bool = False,
         timeout: float = 60,
+        recorder: Recorder | None = None,
+        limit: float = _LIMIT,
     ) -> None:
         self._kernel, self._serve, self._memory, self._tools, self._timeout = kernel, serve, memory, tools, timeout
+        self._recorder, self._limit = recorder, limit
         self._stack = ExitStack()
         self._running = ExitStack()
         self._guest: Guest | None = None
         self.environment = {"LOCAL_V4": _GUEST}
         self.command = "true"
+        self.prefix: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
         try:
@@ -176,6 +189,7 @@ class DriverBench:
             self._server = self._stack.enter_context(NicServer([*words, "--wire", "tap:tap0"], prefix=namespace.prefix))
             namespace.ip("addr", "add", f"{_HOST}/24", "dev", "tap0")
             namespace.ip("link", "set", "tap0", "up")
+            self.prefix = namespace.prefix
             self.environment["REMOTE_V4"] = _HOST
             self.command = "ping -c 3 -i 0.2 -W 2 $REMOTE_V4"
         else:
@@ -192,7 +206,7 @@ class DriverBench:
         if self._guest is not None:
             return
         config = GuestConfig(nics=[Nic(self._server.sockets[0])], kernel=self._kernel, memory=self._memory)
-        guest = self._running.enter_context(Guest(config))
+        guest = self._running.enter_context(Guest(config, recorder=self._recorder))
         if self._tools:
             install_guest_tools(guest)
         [self._address] = (place for name, place in pci_addresses(guest.qmp.execute("query-pci")).items()
@@ -226,7 +240,7 @@ class DriverBench:
         self.prepare()
         assert self._guest is not None
         verdict = Verdict()
-        _Try(self._guest, self._control, self._address, verdict, told).run(
+        _Try(self._guest, self._control, self._address, verdict, told, self._limit).run(
             modules, self.command if command is None else command, self.environment, self._timeout
         )
         if verdict.lost:
@@ -238,9 +252,10 @@ class _Try:
     """One driver in a guest."""
 
     def __init__(
-        self, guest: Guest, control: Control, address: str, verdict: Verdict, told: Callable[[Part], None]
+        self, guest: Guest, control: Control, address: str, verdict: Verdict, told: Callable[[Part], None], limit: float
     ) -> None:
         self._guest, self._control, self._address, self._verdict, self._told = guest, control, address, verdict, told
+        self._limit = limit
         self._loaded: list[str] = []
         self._environment: dict[str, str] = {}
 
@@ -293,10 +308,10 @@ class _Try:
             needed = self._guest.run(["modinfo", "-F", "depends", file]).stdout.strip().replace(",", " ").split()
             stock = [one for one in needed if one not in modules]
             if stock:
-                result = self._guest.run(["modprobe", "-a", *stock], timeout=_LIMIT, check=False)
+                result = self._guest.run(["modprobe", "-a", *stock], timeout=self._limit, check=False)
                 if result.status:
                     return False, f"{name} needs {' '.join(stock)}: {result.stderr.strip()}", ""
-            result = self._guest.run(["insmod", file], timeout=_LIMIT, check=False)
+            result = self._guest.run(["insmod", file], timeout=self._limit, check=False)
             if result.status:
                 died = f"insmod was ended by signal {-result.status}"
                 return False, result.stderr.strip() or died, ""
@@ -304,7 +319,7 @@ class _Try:
         return True, " ".join(modules), ""
 
     def _load_own(self) -> tuple[bool, str, str]:
-        result = self._guest.run(["sh", "-c", _OWN, "load", self._address], timeout=_LIMIT, check=False)
+        result = self._guest.run(["sh", "-c", _OWN, "load", self._address], timeout=self._limit, check=False)
         if result.status:
             return False, result.stderr.strip() or f"status {result.status}", ""
         self._loaded = [result.stdout.strip()]
@@ -312,7 +327,7 @@ class _Try:
 
     def _up(self) -> tuple[bool, str, str]:
         words = ["sh", "-c", _UP, "up", self._address, self._environment["LOCAL_V4"]]
-        result = self._guest.run(words, timeout=_LIMIT, check=False)
+        result = self._guest.run(words, timeout=self._limit, check=False)
         if result.status:
             return False, result.stderr.strip() or f"status {result.status}", ""
         self._environment["NETIF"] = result.stdout.strip()
@@ -331,7 +346,7 @@ class _Try:
 
     def _remove(self) -> tuple[bool, str, str]:
         for name in reversed(self._loaded):
-            result = self._guest.run(["rmmod", name], timeout=_LIMIT, check=False)
+            result = self._guest.run(["rmmod", name], timeout=self._limit, check=False)
             if result.status:
                 self._verdict.lost = f"{name} cannot be removed"
                 return False, result.stderr.strip() or f"rmmod was ended by signal {-result.status}", ""

@@ -1,0 +1,118 @@
+"""The report on a driver: its page, its XML, and what the command takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from junitparser import JUnitXml
+
+from nicmodel.cli import conform as command
+from nicmodel.cli.main import cli
+from nicmodel.gvnic.faults.kinds import KINDS
+from nicmodel.vm import conform
+from nicmodel.vm.conform import Check, Conformance
+from nicmodel.vm.driver_bench import Part, Verdict
+
+BAD = Check("weather", "seed 2", False, "command: status 1", ("gve: <b>\x1b[31mAQ</b> timed out",), 12.3)
+REPORT = Conformance(
+    "gve/<script>", "7.3.4", "gvnic",
+    checks=[Check("ordinary", "traffic", True, "good", (), 9.0), BAD, Check("faults", "tx-never", True, "works again")],
+    steps=[{"title": "admin queue set up", "need": "required", "stage": "reached", "now": "256 slots"},
+           {"title": "header split", "need": "feature", "stage": "missing", "now": ""}],
+    findings=[{"rule": "DBL-005", "severity": "error", "says": "A doorbell holds an index.", "what": "too large",
+               "evidence": {"value": 5}, "source": "gve_rx_dqo.c", "count": 3}],
+    log=["gve 0000:01:00.0: up"],
+    device_counts={"rx": "5 frames"},
+    coverage=[{"file": "gve_rx.c", "functions": "3 of 9", "blocks": "20 of 80", "lines": ""}],
+)  # fmt: skip
+
+
+def test_the_page_has_all_of_it_and_nothing_can_run() -> None:
+    text = command.page(REPORT)
+    told = ("tx-never", "seed 2", "DBL-005", "A doorbell holds an index.", "admin queue set up", "256 slots",
+            "header split", "5 frames", "gve 0000:01:00.0: up", "3 of 9", "not known", "does not stand")  # fmt: skip
+    assert [said for said in told if said not in text] == []
+    assert "<script" not in text and "gve/&lt;script&gt;" in text
+    assert "\x1b" not in text and "&lt;b&gt;\\x1b[31mAQ" in text
+    assert "http" not in text  # nothing is fetched
+
+
+def test_the_xml(tmp_path: Path) -> None:
+    command.suite(REPORT).write(str(tmp_path / "results.xml"))
+    document = JUnitXml.fromfile(str(tmp_path / "results.xml"))
+    cases = {case.name: case for suite in document for case in suite}
+    assert set(cases) == {"traffic", "seed 2", "tx-never"}
+    assert [cases[name].is_passed for name in ("traffic", "seed 2", "tx-never")] == [True, False, True]
+    assert "\\x1b[31mAQ" in cases["seed 2"].result[0].text
+
+
+def test_files_and_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command writes and returns, the guest left out."""
+
+    def examine(report: Conformance, *_: Any, **__: Any) -> None:
+        report.checks, report.steps = list(REPORT.checks), list(REPORT.steps)
+
+    class Bench:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def __enter__(self) -> Bench:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(command, "examine", examine)
+    monkeypatch.setattr(command, "DriverBench", Bench)
+    monkeypatch.setattr(command, "check_host", lambda: None)
+    kernel = type("Choice", (), {"find": lambda self: type("Kernel", (), {"release": "7.3.4"})()})()
+    monkeypatch.setattr("nicmodel.vm.options.kernel_named", lambda *_: kernel)
+    html, data, xml = tmp_path / "r.html", tmp_path / "r.json", tmp_path / "r.xml"
+    files = ["--html", str(html), "--json", str(data), "--junit", str(xml)]
+    run = CliRunner().invoke(cli, ["conform", *files])
+    assert run.exit_code == 3, run.output
+    assert json.loads(data.read_text())["good"] is False and len(JUnitXml.fromfile(str(xml))) == 3
+    assert "seed 2" in html.read_text()
+    lost = CliRunner().invoke(cli, ["conform", "--html", str(tmp_path / "no" / "such" / "r.html")])
+    assert lost.exit_code == 1 and "cannot be written" in str(lost.exception)
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("1-3", (1, 2, 3)), ("7", (7,)), ("3,40-41", (3, 40, 41)), ("", ())])
+def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
+    assert command._seeds(None, None, text) == seeds  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["x", "3-1", "1-9999", "-1", "1--2", "\u0663"])
+def test_no_seeds(text: str) -> None:
+    run = CliRunner().invoke(cli, ["conform", "--weather", text])
+    assert run.exit_code == 2 and "--weather" in run.output
+
+
+def test_faults() -> None:
+    every = command._faults(None, None, "all")  # type: ignore[arg-type]
+    assert "tx-never" in every and not any(KINDS[name].source for name in every)
+    assert command._faults(None, None, "none") == ()  # type: ignore[arg-type]
+    run = CliRunner().invoke(cli, ["conform", "--faults", "tx-nevr"])
+    assert run.exit_code == 2 and "tx-never" in run.output
+
+
+def verdict(*parts: Part, **fields: Any) -> Verdict:
+    return Verdict(parts=list(parts), **fields)
+
+
+def test_what_is_harm() -> None:
+    """A device may make a driver fail, but not a kernel."""
+    failed = Part("command", False, 1.0, "status 1")
+    assert list(conform._harm(verdict(failed, complaints=["gve: AQ timed out"]))) == []
+    oops = verdict(failed, log=["BUG: kernel NULL pointer dereference"], lost="its kernel crashed")
+    assert list(conform._harm(oops)) == ["the kernel came to harm"]
+    stuck = verdict(failed, lost="gve cannot be removed")
+    assert list(conform._harm(stuck)) == ["the guest was lost: gve cannot be removed"]
+
+
+def test_evidence_has_a_bound() -> None:
+    lines = [f"gve: complaint {'x' * number}" for number in range(100)]
+    found = conform._evidence(verdict(Part("up", False, 1.0, "no carrier"), complaints=lines))
+    assert len(found) == 41 and found[0] == "up: no carrier" and found[-1] == "and 61 more"
