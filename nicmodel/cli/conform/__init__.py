@@ -35,6 +35,9 @@ from nicmodel.vm.options import kernel_options
 from nicmodel.vm.packages import write_whole
 from nicmodel.vm.tools import check_host
 
+#: Of all faults, those that say nothing of a driver. A device that has been gone decodes no addresses when it is back;
+#: a PC's bus then gives ones, which gve takes for "reset is done", but QEMU gives zeros, and gve waits for ever.
+_LEFT_OUT = ("device-gone",)
 #: Seconds for the driver to be loaded or removed: after a fault many commands may have to time out, one by one.
 _LIMIT = 60.0
 _GROUPS = {
@@ -61,7 +64,7 @@ def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 
 def _faults(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
     """Names, "all" or "none"."""
-    every = tuple(name for name, kind in KINDS.items() if not kind.source)
+    every = tuple(name for name, kind in KINDS.items() if not kind.source and name not in _LEFT_OUT)
     if text in ("all", "none"):
         return every if text == "all" else ()
     names = tuple(name.strip() for name in text.split(","))
@@ -83,7 +86,7 @@ def _faults(_context: click.Context, _parameter: click.Parameter, text: str) -> 
 @click.option("--strength", default=0.4, show_default=True, type=click.FloatRange(0, 1), metavar="P",
               help="Strength of the weather.")  # fmt: skip
 @click.option("--faults", default="all", show_default=True, metavar="NAMES", callback=_faults,
-              help="Faults, a try each: names, separated by commas, all or none.")  # fmt: skip
+              help="Faults, a try each: names, separated by commas, none, or all but device-gone.")  # fmt: skip
 @click.option("--serve", default="", metavar="OPTIONS", help="More options for `nicmodel serve`, such as '--queues 2'.")
 @click.option("--memory", default="1G", show_default=True, metavar="SIZE", help="The guest's memory.")
 @click.option("--timeout", default=90.0, show_default=True, type=click.FloatRange(1, 86400), metavar="SECONDS",
