@@ -97,7 +97,7 @@ def _side(text: str, kernel: KernelChoice) -> _Side:
               help="How often each is tried. What is not the same in all tries of one is not compared.")  # fmt: skip
 @kernel_options
 @click.option("--serve", default="", metavar="OPTIONS",
-              help="For `nicmodel serve`, which makes the NIC: '--profile gqi-qpl', '--weather 7'.")  # fmt: skip
+              help="For `nicmodel serve`, which makes the NIC: '--profile legacy', '--weather 7'.")  # fmt: skip
 @click.option("--memory", default="1G", show_default=True, metavar="SIZE", help="The guests' memory.")
 @click.option("--timeout", default=120.0, show_default=True, type=click.FloatRange(0.1, 86400), metavar="SECONDS",
               help="How long SCRIPT may take.")  # fmt: skip

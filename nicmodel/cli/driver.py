@@ -106,7 +106,7 @@ def build(folder: Path, kernel: KernelChoice, variables: dict[str, str]) -> None
 @kernel_options
 @_make_option
 @click.option("--serve", default="", metavar="OPTIONS",
-              help="For `nicmodel serve`, which makes the NIC: '--profile gqi-qpl --queues 2'.")  # fmt: skip
+              help="For `nicmodel serve`, which makes the NIC: '--profile legacy --queues 2'.")  # fmt: skip
 @click.option("--memory", default="1G", show_default=True, metavar="SIZE", help="The guest's memory.")
 @click.option("--tools", is_flag=True,
               help="Have devmem_receiver, devmem_sender and the kernel's ncdevmem in the guest.")  # fmt: skip

@@ -25,7 +25,7 @@ def change(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1))
 
 
-@pytest.mark.parametrize("serve", ["", "--profile gqi-qpl", "--device idpf"])
+@pytest.mark.parametrize("serve", ["", "--profile legacy", "--device idpf"])
 def test_a_driver_is_like_itself(serve: str) -> None:
     run = diff("trixie-backports", "trixie-backports", "--serve", serve)
     assert run.returncode == 0, run.stdout + run.stderr
