@@ -62,9 +62,8 @@ def toeplitz_table(key: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     """
     bits = np.unpackbits(np.asarray(key, np.uint8))
     # windows[i, j]: the 32 bits of the key that start at bit j of byte i, counted from the most significant.
-    windows = np.array(
-        [np.packbits(bits[start : start + 32]).view(">u4")[0] for start in range(8 * INPUT_SIZE)], np.uint32
-    ).reshape(INPUT_SIZE, 8)
+    every = np.lib.stride_tricks.sliding_window_view(bits, 32)[: 8 * INPUT_SIZE]
+    windows = np.packbits(every, axis=1).view(">u4").astype(np.uint32).reshape(INPUT_SIZE, 8)
     value_bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
     chosen = windows[:, None, :] * value_bits[None, :, :].astype(np.uint32)
     return np.ascontiguousarray(np.bitwise_xor.reduce(chosen, axis=2))
