@@ -34,7 +34,7 @@ from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
 from nicmodel.nic.dma import write
 from nicmodel.nic.purpose import Purpose
-from nicmodel.nic.state import MAX_SEGMENTS, Drop, Records, State, distance
+from nicmodel.nic.state import Drop, Records, State, distance
 from nicmodel.packet.checksum import complete, verifiable, verify
 from nicmodel.packet.coalesce import (
     MAX_IP,
@@ -659,6 +659,3 @@ def settle(state: State, batch: Batch, number: int, frames: int, verdict: int) -
         _book(state, outcome, end)
         number = following
     return frames if verdict == _NONE else i64(0), number
-
-
-assert MAX_SEGMENTS * 256 > 65536 + 256  # every packet fits MAX_SEGMENTS buffers of the smallest size accepted

@@ -69,8 +69,11 @@ class Taken(IntEnum):
 #: Kinds of memory that are told apart, third index of the ledger: those that `DmaTable.kinds` names, and "other".
 KINDS = MAX_KINDS + 1
 
-#: The most data descriptors of one packet, in either direction; more are a driver's error.
-MAX_SEGMENTS = 512
+#: Bytes of the smallest receive buffer that any NIC takes.
+MIN_BUFFER = 128
+#: The most data descriptors of one packet, in either direction; more are a driver's error. A packet that was merged
+#: from many has as many bytes as IP allows behind its Ethernet header, whose length this exceeds.
+MAX_SEGMENTS = (65536 + 256) // MIN_BUFFER
 #: Bytes of one transmit packet beyond which it is an error: the longest TSO packet that Linux sends, and its header.
 MAX_PACKET = 262143 + 255
 
