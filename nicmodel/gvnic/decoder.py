@@ -229,7 +229,7 @@ class Decoder:
                 fields["completions"], fields["buffers"] = self._completed(number, int(outcome["completion"]), count)
                 if not self._nic.gqi:
                     kind = fields["completions"][0]["packet_type"] if fields["completions"] else 0
-                    fields["protocol"] = f"{L3(kind >> 3).name}/{L4(kind & 7).name}"
+                    fields["protocol"] = f"{name_of(L3, kind >> 3)}/{name_of(L4, kind & 7)}"
             self._listeners.emit("rx", **fields)
         for number in np.flatnonzero(self._rx["owners"]).tolist():  # what names no owner comes back for no frame
             self._handed_back(number, outcomes[: batch.count])

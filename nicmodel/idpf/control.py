@@ -307,6 +307,8 @@ class ControlPlane:
 
     def _del_queues(self, p: np.void) -> None:
         names = self._names(Op.DEL_QUEUES, p)
+        every = sum(self._queues.granted.values())
+        require(len(names) == every, Result.INVALID, f"{len(names)} of the vport's {every} queues")
         self._queues.disable([name for name in names if name in self._queues.enabled])
         self._queues.grant(dict.fromkeys(QueueType, 0))
 
@@ -323,12 +325,14 @@ class ControlPlane:
         self._queues.disable(self._names(Op.DISABLE_QUEUES, p))
 
     def _names(self, op: Op, p: np.void) -> list[Name]:
-        names = []
+        """The queues that a message names, each once, however often that is."""
+        names: dict[Name, None] = {}
         for chunk in op.message.several(p):
             first, count = int(chunk["start_queue_id"]), int(chunk["num_queues"])
-            require(count <= r.MAX_QUEUES, Result.INVALID, f"{count} queues")
-            names += [self._queues.check(int(chunk["type"]), number) for number in range(first, first + count)]
-        return names
+            if count:
+                kind, last = self._queues.check(int(chunk["type"]), first + count - 1)
+                names.update(dict.fromkeys((kind, number) for number in range(first, last + 1)))
+        return list(names)
 
     def _map_queue_vector(self, p: np.void) -> None:
         for one in Op.MAP_QUEUE_VECTOR.message.several(p):

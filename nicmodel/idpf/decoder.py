@@ -122,7 +122,7 @@ class Decoder:
                 found = completions(self._nic, self._nic.state.rx[number], int(outcome["completion"]), count)
                 fields["completions"] = found
                 kind = found[0]["packet_type"] if found else 0
-                fields["protocol"] = f"{L3(kind >> 3).name}/{L4(kind & 7).name}"
+                fields["protocol"] = f"{name_of(L3, kind >> 3)}/{name_of(L4, kind & 7)}"
             self._listeners.emit("rx", **fields)
 
     def _transmit(self, queue: int) -> None:

@@ -1,8 +1,9 @@
 """The mailbox: a queue of messages to the control plane, and a queue of its replies and events.
 
 Messages are fetched, executed in order and answered within the doorbell's write. What a driver asks for at once is
-bounded: by the work that one message may be, and by the number of messages in one turn of the event loop; those that
-are left are executed in the next turns. Replies for which the driver has posted no buffer wait for one.
+bounded: by the work that one message may be, and by the number of messages in one turn of the event loop, of which a
+long one counts as several; those that are left are executed in the next turns. Replies for which the driver has posted
+no buffer wait for one.
 
 Source: Linux drivers/net/ethernet/intel/libie/controlq.c.
 """
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 VECTOR = 0
 #: Most messages that are executed in one turn of the event loop: all that fit the ring that drivers give.
 _MESSAGES_PER_TURN = 64
+#: Bytes of payload that count as one message more: work grows with what is listed there.
+_BYTES_PER_MESSAGE = 128
 #: Most replies that wait for a buffer: a driver has no more transactions (LIBIE_CTLQ_MAX_XN_ENTRIES).
 _MAX_WAITING = 256
 #: Numbers that are no message's and are counted by themselves; all others together, as "other".
@@ -157,12 +160,14 @@ class Mailbox:
             except DmaFault as fault:
                 self._diagnostics.count("mailbox_fault")
                 log.warning("mailbox: %s", fault)
-                queue.advance()
+            except Exception as error:  # whatever it is: the mailbox must go on
+                self._diagnostics.fail("mailbox", error)
         self.deliver()
 
     def _take(self, queue: Ring) -> None:
-        """Execute the next message."""
+        """Execute the next message. Whatever becomes of it, the one behind it is the next then."""
         address = queue.address
+        queue.advance()
         raw = self._dma.read(address, MAILBOX.size)
         descriptor = MAILBOX.decode(raw)
         self._diagnostics.tell_control(events.CommandFetched(raw))
@@ -178,7 +183,6 @@ class Mailbox:
             return
         done = int.from_bytes(raw[:2], "little") | MAILBOX.done.put(1) | MAILBOX.complete.put(1)
         self._dma.write(address, done.to_bytes(2, "little"))
-        queue.advance()
         self.post(number, result, descriptor["cookie"], payload if answer is None else answer)
         if op is not None and result is Result.OK:
             with self._diagnostics.surviving(op.name):
@@ -188,7 +192,9 @@ class Mailbox:
         if not descriptor["buffer"]:
             return b""
         address = descriptor["address_high"] << 32 | descriptor["address_low"]
-        return self._dma.read(address, min(descriptor["length"], MAILBOX_BUFFER))
+        length = min(descriptor["length"], MAILBOX_BUFFER)
+        self._messages.charge(length // _BYTES_PER_MESSAGE)
+        return self._dma.read(address, length)
 
     def _execute(self, op: Op | None, number: int, raw: bytes) -> tuple[Result, bytes | None]:
         """Execute a message; its result, and what to reply with (None: what was sent)."""

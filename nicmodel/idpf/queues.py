@@ -31,12 +31,12 @@ from nicmodel.nic.egress import Egress
 from nicmodel.nic.events import Failed
 from nicmodel.nic.ingress import Ingress
 from nicmodel.nic.purpose import Purpose
-from nicmodel.nic.state import RX_COUNTERS, TX_COUNTERS, Cause, Records
+from nicmodel.nic.state import MIN_BUFFER, RX_COUNTERS, TX_COUNTERS, Cause, Records
+from nicmodel.packet.parse import ETHERNET_SIZE
 from nicmodel.vfio_user.dma import DmaFault
 
-#: Fewest and most entries of a ring, and bytes of the smallest buffer.
+#: Fewest and most entries of a ring.
 MIN_RING, MAX_RING = 32, 8160
-MIN_BUFFER = 128
 
 #: A queue by its type and identifier.
 Name = tuple[QueueType, int]
@@ -166,6 +166,9 @@ class Queues:
             _check_ring(name, record)
             if name[0] is QueueType.TX:
                 self.check(QueueType.TX_COMPLETION, int(record["tx_compl_queue_id"]))
+                relative = int(record["relative_queue_id"])
+                fits = relative <= TX_COMPLETION.queue_id.mask
+                require(fits, Result.INVALID, f"{_text(name)}: completions cannot say {relative}")
             self._known.configured[name] = record
 
     def configure_rx(self, records: Iterable[np.void]) -> None:
@@ -181,6 +184,12 @@ class Queues:
             require(not wrong, Result.INVALID, f"{_text(name)}: descriptors of 16 bytes")
             size = int(record["data_buffer_size"])
             require(MIN_BUFFER <= size <= MAX_BUFFER, Result.INVALID, f"{_text(name)}: buffers of {size} bytes")
+            header = _header_size(record)
+            fits = header == 0 or ETHERNET_SIZE <= header <= RX_COMPLETION.header_length.mask
+            require(fits, Result.INVALID, f"{_text(name)}: header buffers of {header} bytes")
+            if name[0] is QueueType.RX:
+                first, *second = [self.check(QueueType.RX_BUFFER, one) for one in _buffer_queues(record)]
+                require(first not in second, Result.INVALID, f"{_text(name)} has {_text(first)} twice")
             self._known.configured[name] = record
 
     def _configurable(self, record: np.void, kinds: tuple[QueueType, ...]) -> Name:
@@ -222,10 +231,15 @@ class Queues:
         """Enable queues; those begin that have all they need.
 
         Raises:
-            MessageError: one was not configured; then none is enabled.
+            MessageError: one was not configured, or shares its buffers with another; then none is enabled.
         """
         for name in names:
             require(name in self._known.configured, Result.BAD_SEQUENCE, f"{_text(name)} is not configured")
+        owners: dict[int, int] = {}
+        for kind, number in {*self.enabled, *names}:
+            for one in self._buffers(number) if kind is QueueType.RX else ():
+                owner = owners.setdefault(one, number)
+                require(owner == number, Result.INVALID, f"rx queues {owner} and {number} share buffer queue {one}")
         self.enabled.update(names)
         for kind, number in sorted(self.enabled):
             if (kind, number) in self._begun:
@@ -238,13 +252,13 @@ class Queues:
     def disable(self, names: list[Name]) -> None:
         """Disable queues: they use no memory any more, and of each transmit queue a marker is the last that comes."""
         ended = set(names)
-        for kind, number in names:
-            if kind is QueueType.RX_BUFFER:
-                ended |= (
-                    {(QueueType.RX, queue) for _, queue in [self._rings[number]]} if number in self._rings else set()
-                )
-            elif kind is QueueType.TX_COMPLETION:
-                ended |= {name for name in self._begun if name[0] is QueueType.TX and self._completions(name) == number}
+        for kind, number in self._begun:
+            if kind is QueueType.TX:
+                theirs = [(QueueType.TX_COMPLETION, int(self._state.tx["completions"][number]))]
+            else:
+                theirs = [(QueueType.RX_BUFFER, one) for one in self._buffers(number)]
+            if not ended.isdisjoint(theirs):
+                ended.add((kind, number))
         moved = [name for name in sorted(ended) if name in self._begun and name[0] is QueueType.TX]
         for name in moved:
             self._mark(self._state.tx[name[1]])
@@ -309,8 +323,7 @@ class Queues:
         if any((QueueType.RX_BUFFER, one) not in self.enabled for one in buffers):
             return
         first, *second = [self._known.configured[QueueType.RX_BUFFER, one] for one in buffers]
-        # AF_XDP's buffers have no room for headers, which only the flags of the buffer queue say.
-        header_size = int(first["hdr_buffer_size"]) if int(first["qflags"]) & RxFlag.HEADER_SPLIT else 0
+        header_size = _header_size(first)
         # Linux counts segments by what is behind the header (idpf_rx_rsc), so without a split there is none.
         rsc = int(bool(header_size and int(config["qflags"]) & RxFlag.RSC))
         name = (QueueType.RX, number)
@@ -337,11 +350,7 @@ class Queues:
 
     def _buffers(self, number: int) -> list[int]:
         """The buffer queues of a receive queue, one or two."""
-        config = self._known.configured[QueueType.RX, number]
-        return [int(config["rx_bufq1_id"]), *([int(config["rx_bufq2_id"])] if config["bufq2_ena"] else [])]
-
-    def _completions(self, name: Name) -> int:
-        return int(self._known.configured[name]["tx_compl_queue_id"])
+        return _buffer_queues(self._known.configured[QueueType.RX, number])
 
     def _records(self, kind: QueueType) -> Records:
         return self._state.tx if kind is QueueType.TX else self._state.rx
@@ -469,6 +478,16 @@ def _check_ring(name: Name, record: np.void) -> None:
     require(fits, Result.INVALID, f"{_text(name)}: a ring of {entries} entries")
     size = _ENTRY[name[0]]
     require(address % size == 0, Result.INVALID, f"{_text(name)}: a ring at {address:#x}, not aligned to {size}")
+
+
+def _buffer_queues(record: np.void) -> list[int]:
+    """The buffer queues that a receive queue is to have."""
+    return [int(record["rx_bufq1_id"]), *([int(record["rx_bufq2_id"])] if record["bufq2_ena"] else [])]
+
+
+def _header_size(record: np.void) -> int:
+    """Bytes of a header buffer; AF_XDP's buffers have no room for headers, which only the queue's flags say."""
+    return int(record["hdr_buffer_size"]) if int(record["qflags"]) & RxFlag.HEADER_SPLIT else 0
 
 
 def _buffer_ring(config: np.void, number: int) -> dict[str, int]:

@@ -56,17 +56,19 @@ class FlowRules(steering.FlowRules):
         Raises:
             RuleError: it cannot be.
         """
-        rule = translate(theirs)
+        rule = translate(theirs, queues)
         location = int(theirs["rule_id"])
         if location >= self.capacity:
             raise RuleError(RuleStatus.NO_RESOURCE, f"rule {location} of {self.capacity}")
-        if int(rule["action"][0]) >= queues:
-            raise RuleError(RuleStatus.ACTION_NOT_SUPPORTED, f"rule to queue {rule['action'][0]} of {queues}")
         self.add(location, rule)
 
 
-def translate(theirs: np.void) -> np.ndarray[Any, Any]:
+def translate(theirs: np.void, queues: int) -> np.ndarray[Any, Any]:
     """A driver's `FLOW_RULE` as the packet path matches it: a `RULE`, shape (1,).
+
+    Args:
+        theirs: the driver's.
+        queues: how many receive queues there are.
 
     Raises:
         RuleError: it asks for something that this device does not do.
@@ -78,9 +80,12 @@ def translate(theirs: np.void) -> np.ndarray[Any, Any]:
         raise RuleError(RuleStatus.FLOW_TYPE_NOT_SUPPORTED, f"headers {headers['type'].tolist()}")
     if len(actions) != 1 or actions[0]["type"] != v.ACTION_QUEUE:
         raise RuleError(RuleStatus.ACTION_NOT_SUPPORTED, f"actions {actions['type'].tolist()}")
+    queue = int(actions[0]["value"])
+    if queue >= queues:
+        raise RuleError(RuleStatus.ACTION_NOT_SUPPORTED, f"rule to queue {queue} of {queues}")
     rule = np.zeros(1, RULE)
     rule["flow_type"] = flow_type
-    rule["action"] = actions[0]["value"]
+    rule["action"] = queue
     for suffix, part in (("", "spec"), ("_mask", "mask")):
         network, transport = bytes(headers[0][part]), bytes(headers[1][part])
         if suffix and (any(network[:12]) or any(network[20:]) or any(transport[4:])):

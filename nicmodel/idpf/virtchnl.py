@@ -451,10 +451,10 @@ class Message:
         head: np.void = np.frombuffer(payload[:size], self.head)[0]
         if self.many is None:
             return head
-        whole = self.type(int(head[self.count]))
-        wanted = whole.itemsize
+        count = int(head[self.count])
+        wanted = size + count * self.many.itemsize  # before there is a type of that size, which numpy might not have
         require(len(payload) >= wanted, Result.INVALID, f"a payload of {len(payload)} bytes, not of {wanted}")
-        found: np.void = np.frombuffer(payload[:wanted], whole)[0]
+        found: np.void = np.frombuffer(payload[:wanted], self.type(count))[0]
         return found
 
     def several(self, payload: np.void) -> np.ndarray[Any, Any]:

@@ -335,3 +335,7 @@ class Budget:
             return False
         self._left -= 1
         return True
+
+    def charge(self, amount: int) -> None:
+        """What was begun is more work than one: take so much more, or what is left, from this turn's amount."""
+        self._left = max(0, self._left - amount)
