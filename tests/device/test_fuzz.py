@@ -9,11 +9,21 @@ import pytest
 from nicmodel.jit.compiled import JIT_DISABLED
 
 from .fuzz.campaign import ROWS, Block, Campaign, Example, Run, Target, execute, flat, short_run
+from .fuzz.idpf import IdpfRings
 from .fuzz.rings import Rings
 from .fuzz.targets import TARGETS
 
 #: Examples of each target: about a second's work.
-EXAMPLES = {"messages": 3, "admin": 2, "rings": 8, "wires": 8, "control": 3, "captures": 3}
+EXAMPLES = {
+    "messages": 3,
+    "admin": 2,
+    "rings": 8,
+    "wires": 8,
+    "control": 3,
+    "captures": 3,
+    "idpf-mailbox": 2,
+    "idpf-rings": 6,
+}
 
 
 @pytest.mark.skipif(JIT_DISABLED, reason="so many operations take compiled code")
@@ -56,10 +66,12 @@ def test_a_campaign_ends(tmp_path: Path) -> None:
     assert campaign.counts["frames"] >= 1 and campaign.counts["examples"] == 1
 
 
-@pytest.mark.parametrize("setup", range(4))
-def test_a_stray_byte_is_found(setup: int) -> None:
+@pytest.mark.parametrize(
+    "kind, setup", [*((Rings, setup) for setup in range(4)), *((IdpfRings, setup) for setup in range(2))]
+)
+def test_a_stray_byte_is_found(kind: type[Rings | IdpfRings], setup: int) -> None:
     """In a guard, where a buffer might be, in memory that the device may only read, and in the driver's own."""
-    rings = Rings(setup, Run())
+    rings = kind(setup, Run())
     try:
         arena = rings.arena
         for memory, place in (

@@ -12,7 +12,7 @@ import click
 
 #: Where the corpus is, unless told otherwise.
 _HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nicmodel" / "fuzz"
-_NAMES = ["messages", "admin", "rings", "wires", "control", "captures"]
+_NAMES = ["messages", "admin", "rings", "idpf-mailbox", "idpf-rings", "wires", "control", "captures"]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -38,12 +38,15 @@ def main(
     """Throw wrong input at a part of nicmodel, and hold it to what it promises.
 
     \b
-    messages   vfio-user messages with descriptors, from a client that may be anything
-    admin      registers, and commands of the admin queue
-    rings      descriptors, frames and doorbells in all four queue formats; every byte of memory is accounted for
-    wires      bytes and metadata from the far end of each kind of wire
-    control    requests at the control socket and at the metrics endpoint
-    captures   capture files
+    messages      vfio-user messages with descriptors, from a client that may be anything
+    admin         gVNIC: registers, and commands of the admin queue
+    rings         gVNIC: descriptors, frames and doorbells in all four queue formats; every byte of memory is accounted
+                  for
+    idpf-mailbox  idpf: registers, and messages of the mailbox
+    idpf-rings    idpf: descriptors, frames and doorbells, in both scheduling modes; likewise
+    wires         bytes and metadata from the far end of each kind of wire, to a NIC of either kind
+    control       requests at the control socket and at the metrics endpoint
+    captures      capture files
 
     An example that fails is made as small as possible and printed, and kept in the corpus, from which the next run
     begins. So are examples in which especially much has happened.

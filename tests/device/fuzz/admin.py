@@ -13,12 +13,12 @@ from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic.mac import parse_mac
 from nicmodel.packet.frames import Offload
-from nicmodel.testing.guest_memory import GuestMemory
 
 from ..frames import NIC_MAC, tcp, udp
+from .bench import Bench, Sink, make_ram
 from .campaign import ROWS, Block, Example, Run
-from .memory import Arena, Shadow
-from .rings import BASE, FORMATS, RAM_SIZE, Sink, works
+from .memory import Arena
+from .rings import FORMATS
 
 _SMALL = np.array([0, 1, 2, 3, 4, 31, 40, 64, 92, 128, 256, 304, 512, 1024, 2048, 4096], np.uint64)
 #: What a driver might write, by field: else hardly any command gets past its first check.
@@ -81,34 +81,24 @@ def commands(rng: np.random.Generator, arena: Arena) -> npt.NDArray[np.uint8]:
     return slots
 
 
-class Commands:
+class Commands(Bench):
     """A driver after its probe, whose admin queue is used for other things from then on."""
 
     def __init__(self, setup: int, run: Run) -> None:
-        self.run_ = run
         options = OPTIONS if setup & 4 else {}
         profile = Profile(
             mac=parse_mac(NIC_MAC), queues=2, default_queues=2,
             formats=tuple({QueueFormat.DQO_RDA, FORMATS[setup % 4]}), **options,
         )  # fmt: skip
-        self.lab = Loopback(profile, wire=Sink(Offload.NONE), ram=GuestMemory("ram", base=BASE, size=RAM_SIZE))
-        self.arena = Arena(BASE + 2 * RAM_SIZE)
+        super().__init__(Loopback(profile, wire=Sink(Offload.NONE), ram=make_ram()), run)
         driver = self.lab.driver
-        driver.probe()
-        self.arena.map(driver.client)
         if setup & 8:
             driver.open(ring_entries=64, header_split=True)
         assert driver.adminq is not None
         self.queue = driver.adminq
         self.slots = self.lab.ram.view(self.queue.address, 64 * SLOT_SIZE).reshape(64, SLOT_SIZE)
-        rng = np.random.default_rng(setup)
-        self.arena.bytes[:] = rng.choice(np.array([0, 0, 0, 1, 2, 3, 64, 255], np.uint8), self.arena.size)
-        # What lies in the arena may be pointers too, and those may not point at ordinary memory.
-        self.shadows = [Shadow(self.lab.ram), Shadow(self.arena)]
-        self.allowed = [np.zeros(RAM_SIZE, np.bool_), np.zeros(self.arena.size, np.bool_)]
-        self.allowed[1][self.arena.first : self.arena.stop] = True
-        for address, size in self.lab.ram._allocated.items():
-            self.allowed[0][address - BASE : address - BASE + size] = True
+        self.fill_with_numbers(np.random.default_rng(setup))
+        self.allowed = self.all_of_the_drivers()
 
     def execute(self, block: Block) -> None:
         """Commands, up to 63 with one doorbell; frames arrive between them."""
@@ -132,7 +122,7 @@ class Commands:
                 self.run_.reached.add(f"{_NAMES.get(opcode, 'other')}: {name}")
             self.lab.wire.inject(tcp(100), udp(100), tcp(300, v=6))
             self.lab.run()
-            self._no_strays()
+            self.no_strays(self.allowed)
         self.run_.counts["commands"] += len(slots)
 
     def write(self, block: Block) -> None:
@@ -157,28 +147,12 @@ class Commands:
         self.run_.counts["register accesses"] += len(bars)
         # The admin queue may have been anywhere, and its statuses with it: only the guards tell.
         self.shadows[0].refresh()
-        self._no_strays()
+        self.no_strays(self.allowed)
         self.lab.driver.set_bus_master()
         self.queue.release()
         self.queue.start()
         self.lab.run()
         self.shadows[0].refresh()
-
-    def _no_strays(self) -> None:
-        for shadow, fine in zip(self.shadows, self.allowed, strict=True):
-            strays = shadow.strays(fine)
-            self.run_.counts["stray bytes"] += len(strays)
-            assert not len(strays), f"{len(strays)} stray bytes in {shadow.memory.name} from {strays[0]:#x} on"
-
-    def finish(self) -> None:
-        """The next driver can work."""
-        assert self.lab.nic.counters["internal_error"] == 0
-        # A driver that has gone may have left rings behind that this one's memory now overlaps; a release ends them.
-        works(self.lab)
-
-    def close(self) -> None:
-        self.lab.close()
-        self.arena.close()
 
 
 class AdminTarget:

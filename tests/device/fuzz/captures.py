@@ -12,14 +12,13 @@ from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic.mac import parse_mac
 from nicmodel.observe.snapshot import snapshot
-from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.wire.pcap import PcapWire
 from nicmodel.wire.wire import WireError
 
 from ..frames import NIC_MAC
 from . import frames
+from .bench import make_ram
 from .campaign import ROWS, Block, Example, Run
-from .rings import BASE, RAM_SIZE
 
 _MAGICS = [0xA1B2C3D4, 0xA1B23C4D, 0xD4C3B2A1, 0x4D3CB2A1, 0xA1B2CD34, 0x0A0D0D0A, 0, 0xFFFFFFFF]
 _LENGTHS = [0, 1, 3, 4, 8, 12, 28, 60, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
@@ -138,7 +137,7 @@ class CapturesTarget:
             run.reached.add(str(error).removeprefix(f"pcap:{path}: ")[:40])
             return
         profile = Profile(mac=parse_mac(NIC_MAC), queues=2, default_queues=1)
-        ram = GuestMemory("ram", base=BASE, size=RAM_SIZE)
+        ram = make_ram()
         with Loopback(profile, wire=wire, ram=ram) as lab:  # type: ignore[arg-type]
             for _ in range(4 * ROWS):
                 due = lab.clock.next_due

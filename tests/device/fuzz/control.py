@@ -15,11 +15,10 @@ from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.nic.mac import parse_mac
 from nicmodel.observe.metrics import MetricsServer
 from nicmodel.packet.frames import Offload
-from nicmodel.testing.guest_memory import GuestMemory
 
 from ..frames import NIC_MAC, tcp, udp
+from .bench import Sink, make_ram, works
 from .campaign import ROWS, Block, Example, Run
-from .rings import BASE, RAM_SIZE, Sink, works
 
 _NAMES = ["stat", "show", "inject", "send", "link", "reset", "faults", "fault", "fault_end", "scenario", "findings",
           "trace", "capture", "nothing", "", "\x1b[31m", 7, None]  # fmt: skip
@@ -48,7 +47,7 @@ class Desk:
     def __init__(self, setup: int, run: Run) -> None:
         self.run_ = run
         profile = Profile(mac=parse_mac(NIC_MAC), queues=2, default_queues=2)
-        ram = GuestMemory("ram", base=BASE, size=RAM_SIZE)
+        ram = make_ram()
         self.lab = Loopback(profile, wire=Sink(Offload.NONE), ram=ram, check=bool(setup & 1))
         self.lab.driver.probe()
         self.lab.driver.open(ring_entries=64, header_split=True)

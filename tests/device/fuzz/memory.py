@@ -64,9 +64,15 @@ class Arena(GuestMemory):
 
     def map(self, client: Client) -> None:
         """Make the mapped parts known."""
-        both, read = DmaFlag.READABLE | DmaFlag.WRITABLE, DmaFlag.READABLE
+        self.map_writable(client)
+        client.dma_map(
+            self.base + self.read_only, _READ_ONLY * PAGE, self.fd, self.read_only, DmaFlag.READABLE
+        )  # fmt: skip
+
+    def map_writable(self, client: Client) -> None:
+        """Make the part known that the device may write."""
+        both = DmaFlag.READABLE | DmaFlag.WRITABLE
         client.dma_map(self.base + self.first, _MAPPED * PAGE, self.fd, self.first, both)
-        client.dma_map(self.base + self.read_only, _READ_ONLY * PAGE, self.fd, self.read_only, read)
 
     def addresses(self, rng: np.random.Generator, count: int) -> npt.NDArray[np.uint64]:
         """Most in what is mapped, some at and across its edges, in the guards, where only reading is allowed, or where

@@ -8,11 +8,8 @@ import struct
 
 import numpy as np
 
-from nicmodel.gvnic.profile import Profile
-from nicmodel.gvnic.testing.loopback import Loopback
-from nicmodel.nic.mac import parse_mac
 from nicmodel.packet.frames import Offload
-from nicmodel.testing.guest_memory import PAGE, GuestMemory
+from nicmodel.testing.guest_memory import PAGE
 from nicmodel.vfio_user.client import Client
 from nicmodel.vfio_user.protocol import (
     DMA_MAP,
@@ -31,10 +28,10 @@ from nicmodel.vfio_user.protocol import (
     Command,
 )
 
-from ..frames import NIC_MAC
+from .bench import Sink, works
 from .campaign import ROWS, Block, Example, Run
+from .labs import KINDS, make_lab
 from .memory import mappings_of, open_descriptors
-from .rings import BASE, RAM_SIZE, Sink, works
 
 #: Messages that are handed over together.
 _GROUP = 64
@@ -58,8 +55,7 @@ class Messages:
 
     def __init__(self, setup: int, run: Run) -> None:
         self.run_ = run
-        profile = Profile(mac=parse_mac(NIC_MAC), queues=2, default_queues=1)
-        self.lab = Loopback(profile, wire=Sink(Offload.NONE), ram=GuestMemory("ram", base=BASE, size=RAM_SIZE))
+        self.lab = make_lab(KINDS[setup // 2], Sink(Offload.NONE))
         self.lab.driver.probe()
         if setup & 1:
             self.lab.driver.open(ring_entries=64)
@@ -265,7 +261,7 @@ class MessagesTarget:
 
     name = "messages"
     operations = "messages"
-    setups = 2
+    setups = 4
     kinds = ("send", "send", "send", "stream")
     blocks = 12
 

@@ -23,56 +23,28 @@ from nicmodel.gvnic.descriptors import (
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.testing.driver import Driver
-from nicmodel.gvnic.testing.gqi import BUFFER, GqiQueues
+from nicmodel.gvnic.testing.gqi import GqiQueues
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.rx import RxConfig
-from nicmodel.nic.layout import Bits
 from nicmodel.nic.mac import parse_mac
 from nicmodel.nic.purpose import Purpose
-from nicmodel.nic.state import Drop
-from nicmodel.observe.snapshot import snapshot
-from nicmodel.packet.frames import Batch, Offload
-from nicmodel.testing.guest_memory import PAGE, GuestMemory
-from nicmodel.testing.wire import TestWire
+from nicmodel.packet.frames import Offload
+from nicmodel.testing.guest_memory import PAGE
 
 from ..frames import NIC_MAC, tcp
 from . import frames
+from .bench import BASE, BUFFER, RAM_SIZE, Bench, Sink, column, make_ram, tx_table
 from .campaign import ROWS, Block, Example, Run
-from .memory import Arena, Shadow, ranges
+from .memory import ranges
 
-BASE, RAM_SIZE = 0x1000_0000, 4 << 20
 ENTRIES = 2 * ROWS
 FORMATS = (QueueFormat.DQO_RDA, QueueFormat.DQO_QPL, QueueFormat.GQI_RDA, QueueFormat.GQI_QPL)
 
 
-class Sink(TestWire):
-    """A wire that counts what it gets and looks at its records; now and then it takes only a part."""
-
-    def __init__(self, offloads: Offload) -> None:
-        super().__init__(offloads=offloads, headroom=12)
-        self.refusals = 0
-
-    def send(self, batch: Batch) -> bool:
-        """See `Wire.send`."""
-        rest = batch.frames[batch.sent : batch.count]
-        start, length = rest["offset"].astype(np.int64), rest["length"].astype(np.int64)
-        assert (length > 0).all() and (start >= 12).all() and (start + length <= batch.used).all()
-        if not self.offloads:
-            assert not (rest["gso"].any() or rest["flags"].any())
-        done = len(rest)
-        if self.refusals and done > 1:
-            self.refusals -= 1
-            done //= 2
-        batch.sent += done
-        self.counters["tx_frames"] += done
-        return batch.sent == batch.count
-
-
-class Rings:
+class Rings(Bench):
     """One queue each way of one format, whose descriptors and doorbells are written here."""
 
     def __init__(self, setup: int, run: Run) -> None:
-        self.run_ = run
         self.format = FORMATS[setup % 4]
         self.qpl = self.format == QueueFormat.GQI_QPL
         self.gqi = self.format in (QueueFormat.GQI_RDA, QueueFormat.GQI_QPL)
@@ -81,25 +53,16 @@ class Rings:
         profile = Profile(
             mac=parse_mac(NIC_MAC), queues=2, default_queues=1, formats=tuple({QueueFormat.DQO_RDA, self.format})
         )
-        self.lab = Loopback(profile, wire=self.sink, ram=GuestMemory("ram", base=BASE, size=RAM_SIZE))
-        self.arena = Arena(BASE + 2 * RAM_SIZE)
-        self.ram = self.lab.ram
+        super().__init__(Loopback(profile, wire=self.sink, ram=make_ram()), run)
         driver = self.lab.driver
-        driver.probe()
-        self.arena.map(driver.client)
         if self.gqi:
             self._open_gqi(driver)
         else:
             self._open_dqo(driver, split, rsc=bool(setup & 16))
         driver.set_rss(table=[0] * 128)
         self.lab.run()
-        rng = np.random.default_rng(setup)
-        content, lengths = frames.contents(rng)
-        for number in range(self.arena.size // BUFFER):  # frames to be sent; the guards are no different
-            self.arena.bytes[number * BUFFER :][: lengths[number]] = np.resize(content[number], lengths[number])[
-                : self.arena.size - number * BUFFER
-            ]
-        self.shadows = [Shadow(self.ram), Shadow(self.arena)]
+        self.fill_with_frames(np.random.default_rng(setup))
+        self.shadows[0].refresh()
         self.tx_before = self._tx_account()
 
     def _open_dqo(self, driver: Driver, split: bool, rsc: bool) -> None:
@@ -200,7 +163,7 @@ class Rings:
                 if size:
                     words = self.rx.buffer_ring[used, field.word]
                     allowed[1] |= ranges(self.arena, self.arena.first, self.arena.stop, words, size)
-        self._no_strays(allowed)
+        self.no_strays(allowed)
 
     def _listed(self, offsets: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """The bytes of buffers at these places in the page list."""
@@ -216,19 +179,16 @@ class Rings:
                 offset += piece
         return allowed
 
-    def _no_strays(self, allowed: list[npt.NDArray[np.bool_]]) -> None:
-        for shadow, fine in zip(self.shadows, allowed, strict=True):
-            strays = shadow.strays(fine)
-            self.run_.counts["stray bytes"] += len(strays)
-            assert not len(strays), f"{len(strays)} stray bytes in {shadow.memory.name} from {strays[0]:#x} on"
-
     # Transmit.
 
     def transmit(self, block: Block) -> None:
         """Fuzzed descriptors, after which a plain packet ends what they have begun."""
         rng = block.rng
         self.sink.refusals = int(rng.integers(0, 4))
-        table = (self._gqi_table if self.gqi else self._dqo_table)(rng)[block.rows]
+        if self.gqi:
+            table = self._gqi_table(rng)[block.rows]
+        else:
+            table = tx_table(rng, self.arena, TX_PACKET, TxType.PACKET, TX_TSO_CONTEXT, TxType.TSO_CONTEXT)[block.rows]
         state = self.lab.nic.state.tx[0]
         tail, positions = int(state["tail"]), int(state["positions"])
         if self.gqi:
@@ -248,15 +208,7 @@ class Rings:
         self.shadows[0].refresh()
         # DQO positions are indices in the ring, those of GQI counts.
         self._ring(self.tx_doorbell, (tail + len(table)) % positions)
-        self.lab.run()
-        for _ in range(8):
-            if not self.sink.refusals:
-                break
-            self.sink.unblock()
-            self.lab.run()
-        self.sink.refusals = 0
-        self.sink.unblock()
-        self.lab.run()
+        self.send_all(self.sink)
         state = self.lab.nic.state.tx[0]
         if self.gqi:
             rest = (int(state["tail"]) - int(state["head"])) % positions
@@ -265,7 +217,7 @@ class Rings:
         else:
             assert int(state["head"]) == int(state["tail"]) == (tail + len(table)) % positions
             self._account_dqo(table)
-        self._no_strays([self.completions, np.zeros(self.arena.size, np.bool_)])
+        self.no_strays([self.completions, np.zeros(self.arena.size, np.bool_)])
         self.run_.counts["descriptors"] += len(table)
 
     def _plain(self) -> int:
@@ -274,9 +226,9 @@ class Rings:
     def _account_dqo(self, table: npt.NDArray[np.uint64]) -> None:
         """Each packet has one completion, and each descriptor of a packet that asked for one has another."""
         high = table[:, 1]
-        packet = _column(high, TX_PACKET.dtype) == TxType.PACKET
-        packets = int((packet & (_column(high, TX_PACKET.end_of_packet) == 1)).sum())
-        reports = int((packet & (_column(high, TX_PACKET.report_event) == 1)).sum())
+        packet = column(high, TX_PACKET.dtype) == TxType.PACKET
+        packets = int((packet & (column(high, TX_PACKET.end_of_packet) == 1)).sum())
+        reports = int((packet & (column(high, TX_PACKET.report_event) == 1)).sum())
         now = self._tx_account()
         before, self.tx_before = self.tx_before, now
         assert now[0] - before[0] == packets, f"{now[0] - before[0]} of {packets} packets"
@@ -286,35 +238,6 @@ class Rings:
         state = self.lab.nic.state
         completions = int(state.ledger[len(state.rx), Purpose.COMPLETION].sum()) // TX_COMPLETION.size
         return int(state.tx[0]["packets"]), completions
-
-    def _dqo_table(self, rng: np.random.Generator) -> npt.NDArray[np.uint64]:
-        """Descriptors as words, shape (ROWS, 2): packets, contexts and noise."""
-        table = rng.integers(0, 1 << 64, (ROWS, 2), np.uint64, endpoint=False)
-        addresses = self.arena.addresses(rng, ROWS)
-        kind, odd = rng.random(ROWS), rng.random(ROWS)
-        size = np.where(odd < 0.7, rng.choice([60, 354, 1514, 2048], ROWS), rng.integers(0, 0x4000, ROWS))
-        high = (
-            _field(TX_PACKET.dtype, np.full(ROWS, int(TxType.PACKET)))
-            | _field(TX_PACKET.end_of_packet, rng.random(ROWS) < 0.7)
-            | _field(TX_PACKET.checksum, rng.random(ROWS) < 0.5)
-            | _field(TX_PACKET.report_event, rng.random(ROWS) < 0.1)
-            | _field(TX_PACKET.completion_tag, rng.integers(0, 1 << 16, ROWS))
-            | _field(TX_PACKET.buffer_size, size)
-        )
-        header = np.where(odd < 0.7, rng.choice([0, 14, 42, 54, 74], ROWS), rng.integers(0, 256, ROWS))
-        mss = np.where(odd < 0.7, rng.choice([0, 1, 536, 1448, 9000], ROWS), rng.integers(0, 0x4000, ROWS))
-        tso = (
-            _field(TX_TSO_CONTEXT.total_length, np.where(odd < 0.9, 0xFFFFFF, rng.integers(0, 1 << 24, ROWS)))
-            | _field(TX_TSO_CONTEXT.mss, mss)
-            | _field(TX_TSO_CONTEXT.header_length, header)
-        )
-        context = _field(TX_TSO_CONTEXT.dtype, np.full(ROWS, int(TxType.TSO_CONTEXT))) | _field(
-            TX_TSO_CONTEXT.tso, np.ones(ROWS)
-        )
-        packet, is_context = kind < 0.75, (kind >= 0.75) & (kind < 0.95)
-        table[:, 0] = np.select([packet, is_context], [addresses, tso], table[:, 0])
-        table[:, 1] = np.select([packet, is_context], [high, context], table[:, 1])
-        return table
 
     def _gqi_table(self, rng: np.random.Generator) -> npt.NDArray[np.uint64]:
         """Descriptors as words, shape (ROWS, 2)."""
@@ -356,7 +279,7 @@ class Rings:
             if index not in own:
                 client.region_write(Bar.DOORBELLS, 4 * index, value.tobytes(), posted=True)
         self.lab.run()
-        self._no_strays([self.completions, np.zeros(self.arena.size, np.bool_)])
+        self.no_strays([self.completions, np.zeros(self.arena.size, np.bool_)])
         self.run_.counts["doorbells"] += len(values)
 
     def _ring(self, index: int, value: int) -> None:
@@ -365,42 +288,8 @@ class Rings:
 
     def finish(self) -> None:
         """Every frame is accounted for, and the next driver can work."""
-        nic = self.lab.nic
-        for row, drop in zip(*np.nonzero(nic.state.drops), strict=True):
-            way = "tx" if len(nic.state.rx) <= row < len(nic.state.drops) - 1 else "rx"
-            self.run_.reached.add(f"{self.format.name} {way} {Drop(int(drop)).name.lower()}")
-        for name in ("split", "header_overflow", "aggregated", "bad_checksum"):
-            if nic.state.rx[0][name]:
-                self.run_.reached.add(name)
-        state, report = nic.state, snapshot(nic)
-        drops = np.delete(state.drops, Drop.HELD, axis=1)
-        lost = int(drops.sum()) - int(drops[len(state.rx) : len(state.rx) + len(state.tx)].sum())
-        held = sum(queue["held"] for queue in report["rx_queues"])
-        assert self.sink.counters["rx_frames"] == report["delivered"] + held + lost, "frames are not accounted for"
-        segments = int(state.tx["segments"].sum())
-        assert segments == self.sink.counters["tx_frames"], f"{segments} frames made, {self.sink.counters} on the wire"
-        assert nic.counters["internal_error"] == 0
-        works(self.lab)
-
-    def close(self) -> None:
-        self.lab.close()
-        self.arena.close()
-
-
-def works(lab: Loopback, arrive: Callable[[bytes], None] | None = None) -> None:
-    """The device serves the next driver: a plain frame goes through in each direction; `arrive` has it come."""
-    lab.driver.disconnect()
-    lab.driver = lab.connect()
-    lab.driver.probe()
-    lab.driver.open(ring_entries=64, buffer_size=BUFFER)
-    lab.nic.set_cable(True)
-    lab.run()
-    (arrive or lab.receive)(tcp(100))
-    assert [packet.frame for packet in lab.driver.poll_all()] == [tcp(100)], "a plain frame is not received"
-    before = lab.wire.counters["tx_frames"]
-    lab.driver.send(0, tcp(100), report_event=True)
-    lab.run()
-    assert len(lab.driver.poll_tx(0)) == 2 and lab.wire.counters["tx_frames"] == before + 1, "or not sent"
+        self.account(self.sink, self.format.name)
+        super().finish()
 
 
 class RingsTarget:
@@ -425,11 +314,3 @@ class RingsTarget:
             rings.finish()
         finally:
             rings.close()
-
-
-def _column(words: npt.NDArray[np.uint64], bits: Bits) -> npt.NDArray[np.uint64]:
-    return words >> np.uint64(bits.shift) & np.uint64(bits.mask)
-
-
-def _field(bits: Bits, values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint64]:
-    return (values.astype(np.uint64) & np.uint64(bits.mask)) << np.uint64(bits.shift)

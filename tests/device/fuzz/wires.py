@@ -10,22 +10,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.gvnic.profile import Profile
-from nicmodel.gvnic.testing.loopback import Loopback
-from nicmodel.nic.mac import parse_mac
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.packet.frames import MAX_FRAME, Batch, Offload
-from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.wire.dgram import DgramWire
 from nicmodel.wire.stream import StreamWire
 from nicmodel.wire.tap import TapWire
 from nicmodel.wire.vnet import VNET_HEADER
 from nicmodel.wire.wire import Wire, new_counters
 
-from ..frames import NIC_MAC
 from . import frames
+from .bench import works
 from .campaign import ROWS, Block, Example, Run
-from .rings import BASE, RAM_SIZE, works
+from .labs import KINDS, make_lab
 
 
 class SocketTap(TapWire):
@@ -41,7 +37,7 @@ class SocketTap(TapWire):
 
 
 class Wires:
-    """A NIC on one wire, and the socket at its far end."""
+    """A NIC of either kind on one wire, and the socket at its far end."""
 
     def __init__(self, setup: int, run: Run) -> None:
         self.run_ = run
@@ -65,12 +61,9 @@ class Wires:
         if self.far is not None:
             self.far.setblocking(False)
         self.wire = wire
-        profile = Profile(mac=parse_mac(NIC_MAC), queues=2, default_queues=2)
-        self.lab = Loopback(profile, wire=wire, ram=GuestMemory("ram", base=BASE, size=RAM_SIZE))  # type: ignore[arg-type]
+        self.lab = make_lab(KINDS[setup // 12], wire)
         self.lab.driver.probe()
-        self.lab.driver.open(
-            ring_entries=256, buffer_size=2048, header_split=bool(setup // 3 & 1), rsc=bool(setup // 3 & 2)
-        )
+        self.lab.driver.open(ring_entries=256, header_split=bool(setup // 3 & 1), rsc=bool(setup // 3 & 2))
         self.lab.run()
         self.sent = self._turns = 0
 
@@ -207,7 +200,7 @@ class WiresTarget:
 
     name = "wires"
     operations = "frames"
-    setups = 12
+    setups = 24
     kinds = ("frames",)
     blocks = 16
 
