@@ -39,6 +39,7 @@ from nicmodel.nic.interrupts import Interrupts
 from nicmodel.nic.layout import explain
 from nicmodel.nic.steering import SteeringError
 from nicmodel.packet.headers import L3, L4
+from nicmodel.packet.parse import ETHERNET_SIZE
 from nicmodel.vfio_user.dma import DmaFault
 from nicmodel.vfio_user.poll import Budget, EventLoop
 
@@ -384,6 +385,10 @@ class AdminQueue:
         require(MIN_BUFFER <= size <= MAX_BUFFER, Status.INVALID_ARGUMENT, f"receive buffers of {size} bytes")
         offered = self._profile.header_buffer_size
         require(header <= offered, Status.INVALID_ARGUMENT, f"header buffers of {header} bytes, {offered} offered")
+        # The Ethernet header goes to any of them.
+        require(
+            header == 0 or header >= ETHERNET_SIZE, Status.INVALID_ARGUMENT, f"header buffers of {header} bytes"
+        )  # fmt: skip
         self.answer_resources(p, self.nic.doorbells.rx(queue), self._profile.queues + queue)
         self.nic.create_rx(
             queue,

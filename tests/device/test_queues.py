@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from nicmodel.gvnic.commands import Opcode, Stat
+from nicmodel.gvnic.commands import Opcode, Stat, Status
 from nicmodel.gvnic.descriptors import RX_COMPLETION
 from nicmodel.gvnic.profile import Profile
-from nicmodel.gvnic.testing.adminq import decode_command
+from nicmodel.gvnic.testing.adminq import AdminError, decode_command
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.loopback import Loopback
@@ -106,6 +106,16 @@ def test_new_queue_starts_empty(lab: Loopback, driver: Driver) -> None:
     queue.post()
     lab.run()
     assert [packet.frame for packet in driver.poll(1)] == [to(1)]
+
+
+@pytest.mark.parametrize("size", [1, 13, 129])
+def test_header_buffers_that_cannot_be(driver: Driver, size: int) -> None:
+    """14 bytes of any frame go to a header buffer, however small that is; the device offers one of 128 bytes."""
+    driver.admin(Opcode.DESTROY_RX_QUEUE, queue_id=1)
+    queue = driver.make_rx(1, RxConfig(entries=ENTRIES, buffer_size=2048, header_size=size))
+    with pytest.raises(AdminError) as refused:
+        driver.admin_batch([queue.create_command()])
+    assert refused.value.status == Status.INVALID_ARGUMENT
 
 
 def test_restart_into_device_memory(lab: Loopback, driver: Driver, hbm: GuestMemory) -> None:
