@@ -27,7 +27,7 @@ from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest
 from nicmodel.vm.qemu import Qemu
 
-ECHO = Path(__file__).with_name("coverage") / "echo.ko"
+ECHO = Path(__file__).with_name("echo_module") / "echo.ko"
 SOURCE = "drivers/echo/echo.c"
 HERE, THERE = 0xFFFF_FFFF_C020_0000, 0xFFFF_FFFF_C0A4_5000
 
