@@ -9,9 +9,9 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any, cast
 
 _TESTING = (
     "adminq", "bars", "description", "driver", "flows", "gqi", "loopback", "misbehave", "nic", "nvme_tcp", "placement",
@@ -35,14 +35,21 @@ MOVED = {
 }
 
 
-class _Finder(MetaPathFinder, Loader):
-    """Finds modules by their old names."""
+class _Finder:
+    """Finds modules by their old names, and loads them.
+
+    It is not derived from the classes of `importlib.abc`, which takes longer to load than the rest of this package that
+    a command needs.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """See `importlib.abc.MetaPathFinder`."""
-        return ModuleSpec(fullname, self, is_package=True) if fullname in MOVED else None
+        return ModuleSpec(fullname, cast("Any", self), is_package=True) if fullname in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """See `importlib.abc.Loader`: an ordinary module."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Have the module of the new name imported by the old one, too."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
-import platform
 import sys
 
 import click
@@ -20,7 +18,7 @@ from nicmodel.client.text import printable
 from nicmodel.nearest import did_you_mean
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.host import explain
-from nicmodel.wire.wire import WireError
+from nicmodel.wire.errors import WireError
 
 #: Sub-commands and where they are; only the one that is called is imported.
 _COMMANDS = {
@@ -88,6 +86,9 @@ class _Commands(HelpGroup):
 def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     """The version, and those of what decides how the packet path is compiled: for reports of faults."""
     if value and not context.resilient_parsing:
+        import importlib.metadata  # these take longer to load than all else that a short command needs
+        import platform
+
         parts = (f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "numba", "llvmlite"))
         click.echo(f"nicmodel {__version__} (Python {platform.python_version()}, {', '.join(parts)})")
         context.exit()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from nicmodel.packet.frames import Batch, Offload
+from nicmodel.wire.errors import WireError as WireError
 
 
 class Poller(Protocol):
@@ -32,10 +33,6 @@ class Poller(Protocol):
 
     def cancel(self, timer: Any) -> None:
         """Take back a `call_at`."""
-
-
-class WireError(Exception):
-    """A wire cannot be opened or has failed for good; the text says what to do."""
 
 
 #: Link speed of a medium that has none of its own, Mbit/s: what Linux reports for a tap.
