@@ -3,7 +3,7 @@
     python benchmarks/small.py
     python benchmarks/small.py --no-guest
 
-Peers are what no server in Python can do without: an interpreter that has loaded Numba, and two interpreters that do
+Peers are what no server in Python can do without: an interpreter that has loaded numpy, and two interpreters that do
 nothing but pass on a message and an eventfd.
 """
 
@@ -39,7 +39,7 @@ FRAME = bytes(64)
 PAUSE = 0.5e-3
 #: A doorbell's message: header, region access, four bytes.
 MESSAGE = 36
-BARE = (sys.executable, "-c", "import numba; print('ready', flush=True); input()")
+BARE = (sys.executable, "-c", "import numpy; print('ready', flush=True); input()")
 
 
 PLOT = Plot(
@@ -123,7 +123,7 @@ def first_start() -> float:
 
 
 def bare_interpreter(starts: int) -> tuple[float, float]:
-    """An interpreter that loads Numba: seconds that it takes, and its peak memory in MB."""
+    """An interpreter that loads numpy: seconds that it takes, and its peak memory in MB."""
     times = []
     for _ in range(starts):
         begin = time.perf_counter()

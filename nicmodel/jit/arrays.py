@@ -10,23 +10,29 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import inspect
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.core.datamodel import models, register_default
-from numba.core.imputils import lower_getattr_generic
-from numba.core.typing.templates import AttributeTemplate
-from numba.core.typing.typeof import typeof_impl
-from numba.extending import NativeValue, infer_getattr, unbox
-from numba.np.numpy_support import from_dtype
 
-_WORD = ir.IntType(64)
+
+class Layout(NamedTuple):
+    """What compiled code has to know of an `Arrays` object; of all that are equal there is one (`_the_one`)."""
+
+    #: Of the class.
+    name: str
+    #: Name, type of elements and dimensions of each array.
+    arrays: tuple[tuple[str, np.dtype[Any], int], ...]
+
+
+@functools.cache
+def _the_one(layout: Layout) -> Layout:
+    return layout
+
+
+#: Annotations of `Arrays` that are not arrays.
+_OWN = ("address", "layout")
 
 
 class Arrays:
@@ -37,9 +43,11 @@ class Arrays:
 
     Attributes:
         address: of the table in this process: for each array its data's address and then its shape.
+        layout: the types of the arrays; the same object for all objects that compiled code cannot tell apart.
     """
 
     address: int
+    layout: Layout
 
     def __init__(self, **arrays: npt.NDArray[Any]) -> None:
         self._kinds: dict[str, tuple[np.dtype[Any], int]] = {}
@@ -54,15 +62,16 @@ class Arrays:
         self.address = self._table.ctypes.data
         for name in self._places:
             setattr(self, name, arrays[name])
-        fields = tuple((name, types.Array(from_dtype(dtype), ndim, "C")) for name, (dtype, ndim) in self._kinds.items())
-        self._numba = ArraysType(type(self).__name__, fields)
+        self.layout = _the_one(Layout(type(self).__name__, tuple((name, *kind) for name, kind in self._kinds.items())))
 
     @classmethod
     @functools.cache
     def names(cls) -> tuple[str, ...]:
         """The names of the arrays; those of a class that it is derived from come first."""
         bases = reversed(cls.__mro__)
-        return tuple(name for base in bases for name in inspect.get_annotations(base) if name != "address")
+        return tuple(
+            name for base in bases for name in inspect.get_annotations(base) if name not in ("address", "layout")
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; that of an array also for compiled code.
@@ -86,72 +95,3 @@ class Arrays:
         for name, array in arrays.items():
             setattr(other, name, array)
         return other
-
-
-class ArraysType(types.Type):  # type: ignore[misc]
-    """The Numba type of an `Arrays` object: the names and types of its arrays."""
-
-    def __init__(self, name: str, fields: tuple[tuple[str, Any], ...]) -> None:
-        self.fields = dict(fields)
-        # The name is part of each symbol's in compiled code; in full, it was most of what LLVM read and the cache held.
-        digest = hashlib.sha256(repr(fields).encode()).hexdigest()[:16]
-        super().__init__(f"{name}({digest})")
-
-
-register_default(ArraysType)(models.OpaqueModel)
-
-
-@typeof_impl.register(Arrays)
-def _typeof(value: Arrays, context: Any) -> ArraysType:
-    return value._numba
-
-
-@unbox(ArraysType)
-def _unbox(kind: Any, value: Any, c: Any) -> Any:
-    number = c.pyapi.object_getattr_string(value, "address")
-    address = c.pyapi.long_as_ulonglong(number)
-    c.pyapi.decref(number)
-    return NativeValue(c.builder.inttoptr(address, cgutils.voidptr_t))
-
-
-@infer_getattr
-class _Attributes(AttributeTemplate):  # type: ignore[misc]
-    key = ArraysType
-
-    def generic_resolve(self, kind: ArraysType, attribute: str) -> Any:
-        return kind.fields.get(attribute)
-
-
-@lower_getattr_generic(ArraysType)
-def _lower_getattr(context: Any, builder: Any, kind: ArraysType, value: Any, attribute: str) -> Any:
-    place = 0
-    for name, array_type in kind.fields.items():
-        if name == attribute:
-            break
-        place += 1 + array_type.ndim
-    array_type = kind.fields[attribute]
-    table = builder.bitcast(value, _WORD.as_pointer())
-
-    def word(number: int) -> Any:
-        loaded = builder.load(builder.gep(table, [ir.Constant(_WORD, number)]))
-        # The table does not change while compiled code runs, whatever that writes elsewhere.
-        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
-        return loaded
-
-    array = context.make_array(array_type)(context, builder)
-    item = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
-    shape = [word(place + 1 + axis) for axis in range(array_type.ndim)]
-    strides = [ir.Constant(_WORD, item)]
-    for length in reversed(shape[1:]):
-        strides.insert(0, builder.mul(strides[0], length))
-    count = shape[0]
-    for length in shape[1:]:
-        count = builder.mul(count, length)
-    array.meminfo = cgutils.get_null_value(array.meminfo.type)
-    array.parent = cgutils.get_null_value(array.parent.type)
-    array.nitems = count
-    array.itemsize = ir.Constant(_WORD, item)
-    array.data = builder.inttoptr(word(place), array.data.type)
-    array.shape = cgutils.pack_array(builder, shape)
-    array.strides = cgutils.pack_array(builder, strides)
-    return array._getvalue()

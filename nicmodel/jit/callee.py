@@ -44,7 +44,7 @@ class _Compiler(Compiler):  # type: ignore[misc]  # numba has no annotations
 
 
 class _Stored(CompileResultCacheImpl):  # type: ignore[misc]  # numba has no annotations
-    """How it is stored, in files beside those of the same function's machine code."""
+    """How it is stored, in files beside those of the same function as Numba itself compiles it."""
 
     def get_filename_base(self, fullname: str, abiflags: str) -> str:
         name: str = super().get_filename_base(f"{fullname}.callee", abiflags)

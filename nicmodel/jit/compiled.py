@@ -1,33 +1,25 @@
-"""The decorators under which all code is compiled that is, and where compiled code is kept.
+"""The decorators under which all code is compiled that is.
 
-Numba caches what it compiles, but decides by the time stamp of the one file a function is in: a change in a *called*
-function of another file goes unnoticed. So the cache folder is named after the contents of every file that compiled
-code comes from (`sources`), and after what else Numba goes by: where the files are, and the versions of Python and
-numpy. Any change starts a fresh folder. ``NUMBA_DISABLE_JIT=1`` runs the same functions in the interpreter.
+Compiling is for later: a decorated function is only noted, and Numba is loaded when something has to be compiled. What
+Python calls is looked for in the cache first (`nicmodel.jit.cache`), so that a start with a full cache takes a third of
+the time. ``NUMBA_DISABLE_JIT=1`` runs the same functions in the interpreter.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
-import re
-import shutil
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeAlias, TypeVar, cast
 
-import numba
 import numpy as np
-from numba import types
-from numba.core import config, event
 
-from nicmodel.cache import by_last_use, cache_dir
+from nicmodel.jit import cache
+from nicmodel.jit.arguments import Kind, addresses, as_dtype, dtype_of, kinds_of
 from nicmodel.jit.arrays import Arrays
-from nicmodel.jit.callee import callee
+from nicmodel.jit.machine_code import MachineCode, callable_at, load
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -49,86 +41,22 @@ def switch(on: object) -> Switch:
     return True if on else None
 
 
-JIT_DISABLED = bool(config.DISABLE_JIT)
+def _jit_disabled() -> bool:
+    """What Numba makes of its settings, without loading it, unless there is a file of them."""
+    if cache.SETTINGS.exists():
+        from numba.core import config
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-_CACHES_KEPT = 12
-
-
-#: An import at the top level of a file; others are for type checkers, or for later.
-_IMPORT = re.compile(r"^from ([\w.]+) import (\([^)]*\)|.*)|^import ([\w.]+)", re.MULTILINE)
-
-
-def sources(package: Path) -> dict[str, bytes]:
-    """Contents of the files of a package that compiled code comes from, by module, sorted.
-
-    They are those that have something compiled, wherever they are, and all that these import, whose constants and
-    functions are part of what is compiled.
-    """
-    files = {}
-    for path in package.rglob("*.py"):
-        module = ".".join((package.name, *path.parts[len(package.parts) : -1], path.stem))
-        files[module.removesuffix(".__init__")] = path.read_bytes()
-    here = f"{package.name}.jit.compiled"
-    compilers = {f"{here}.compiled", f"{here}.inlined"}
-    # Most files do not name it, and reading their imports would take most of the time, at every start.
-    wanted = [module for module, text in files.items() if here.encode() in text and compilers & _imports(text)]
-    found: dict[str, bytes] = {}
-    while wanted:
-        module = wanted.pop()
-        if module in files and module not in found:
-            found[module] = files[module]
-            wanted += _imports(found[module])
-    return dict(sorted(found.items()))
-
-
-def _imports(text: bytes) -> set[str]:
-    """Modules that a file imports, and for each name that it takes from one, the module that this may be."""
-    imported = set()
-    for source, names, alone in _IMPORT.findall(text.decode()):
-        imported |= {alone or source, *(f"{source}.{name}" for name in re.findall(r"\w+", names))}
-    return imported
-
-
-def _source_key() -> str:
-    digest = hashlib.sha256(repr((numba.__version__, np.__version__, sys.version_info[:2], str(_PACKAGE))).encode())
-    for module, content in sources(_PACKAGE).items():
-        digest.update(module.encode())
-        digest.update(content)
-    return digest.hexdigest()[:16]
-
-
-def _use_cache() -> Path | None:
-    """Point Numba at the folder of these sources and drop all but the newest few of earlier ones.
-
-    None if nothing can be written there: then all is compiled at every start.
-    """
-    home = cache_dir() / "compiled"
-    folder = home / _source_key()
+        return bool(config.DISABLE_JIT)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        os.utime(folder)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError:
-        return None
-    for old in by_last_use(home)[_CACHES_KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
+        return bool(int(os.environ.get("NUMBA_DISABLE_JIT") or 0))
+    except ValueError:  # Numba says so and goes on as without
+        return False
 
 
-#: Where compiled code is kept, or None: the cache folder cannot be written.
-CACHE: Path | None = Path(config.CACHE_DIR) if os.environ.get("NUMBA_CACHE_DIR") else _use_cache()
-if CACHE:
-    config.CACHE_DIR = str(CACHE)
+JIT_DISABLED = _jit_disabled()
 
 
-def functions_cached() -> int:
-    """How many functions are compiled, and kept for the next start."""
-    return sum(1 for _ in CACHE.rglob("*.nbi")) if CACHE else 0
-
-
-class Compilation(event.Listener):  # type: ignore[misc]  # numba has no annotations
+class Compilation:
     """What is being compiled now: Numba tells, function by function; what comes from the cache is not compiled.
 
     Args:
@@ -148,69 +76,173 @@ class Compilation(event.Listener):  # type: ignore[misc]  # numba has no annotat
 
     @property
     def running(self) -> bool:
-        """Whether Numba is at it."""
+        """Whether something is being compiled."""
         return self._depth > 0
 
-    def on_start(self, _event: event.Event) -> None:
+    def begin(self) -> None:
         """A function is begun, perhaps for another that calls it."""
         if not self._depth:
             self._since = time.monotonic()
         self._depth += 1
         self._notice(self)
 
-    def on_end(self, _event: event.Event) -> None:
-        """A function is done."""
+    def end(self, functions: int) -> None:
+        """So many functions are done."""
         self._depth -= 1
-        self.functions += 1
+        self.functions += functions
         now = time.monotonic()
         self.seconds += now - self._since
         self._since = now
         self._notice(self)
 
 
+#: Who is told of what is compiled.
+watching: list[Compilation] = []
+
+
 def watch(compilation: Compilation) -> None:
-    """Have Numba tell `compilation` what it compiles, from now on in this process."""
-    event.register("numba:compile", compilation)
+    """Tell `compilation` what is compiled, from now on in this process."""
+    watching.append(compilation)
+
+
+class Compiled:
+    """A function that is compiled, for each combination of types of arguments that it is called with.
+
+    Called from Python, it is machine code that checks the types of its arguments itself and, if they are others than
+    it is for, calls the machine code for other types, and at last `_another`.
+
+    What compiled code calls is its `callee`. That is compiled once for types of arguments, not again for each constant.
+
+    Args:
+        function: what is compiled.
+        options: for Numba.
+    """
+
+    def __init__(self, function: FunctionType, options: dict[str, Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.options = options
+        self._call: Callable[..., Any] = self._another
+        #: What was found for types of arguments: the function to be called, and the types of arrays' elements that it
+        #: knows (the objects: other objects may be equal).
+        self._known: dict[tuple[Kind, ...], tuple[Callable[..., Any], list[np.dtype[Any] | None]]] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it from Python."""
+        return self._call(*arguments)
+
+    @functools.cached_property
+    def callee(self) -> Any:
+        """What compiled code calls (Numba's dispatcher)."""
+        from nicmodel.jit.compiler import callee
+
+        return callee(self.function, **self.options)
+
+    @functools.cached_property
+    def ordinary(self) -> Any:
+        """What Numba makes of it for calls from Python, of any types that it knows."""
+        from nicmodel.jit.compiler import ordinary
+
+        return ordinary(self.function, **self.options)
+
+    @property
+    def _numba_type_(self) -> Any:
+        """How compiled code knows it (`numba.typeof`)."""
+        from nicmodel.jit.compiler import type_of
+
+        return type_of(self.callee)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For Numba, which tells functions apart by what they refer to."""
+        return Compiled, (self.function, self.options)
+
+    def __deepcopy__(self, memo: Any) -> Compiled:
+        return self
+
+    def _another(self, *arguments: Any) -> Any:
+        """Called with types of arguments that no machine code has taken."""
+        kinds = kinds_of(arguments)
+        if kinds is None or len(kinds) != self.function.__code__.co_argcount:
+            return self._call_ordinary(*arguments)
+        if (known := self._known.get(kinds)) is not None:
+            call, dtypes = known
+            return call(*map(as_dtype, arguments, dtypes))
+        address = self._load(kinds, arguments)
+        if address is None:
+            call = self._call_ordinary
+        else:
+            call = callable_at(address, self._call_ordinary)
+            self._call = callable_at(address, self._call)
+        self._known[kinds] = call, [*map(dtype_of, arguments)]
+        return call(*arguments)
+
+    def _call_ordinary(self, *arguments: Any) -> Any:
+        return self.ordinary(*arguments)
+
+    def _compile(self, kinds: tuple[Kind, ...], arguments: tuple[Any, ...]) -> MachineCode | None:
+        from nicmodel.jit.compiler import machine_code
+
+        return machine_code(self.callee, arguments, kinds)
+
+    def _load(self, kinds: tuple[Kind, ...], arguments: tuple[Any, ...]) -> int | None:
+        """Address of the machine code for these types, kept or new; None where Numba has to do it all."""
+        file = None
+        if which := cache.identity(self.function):
+            name = f"{self.function.__module__}.{self.function.__qualname__}"
+            file = cache.file_of(name, which, self.options, kinds)
+        code = cache.kept(file, functools.partial(self._compile, kinds, arguments))
+        if code is None:
+            return None
+        try:
+            return load(code, addresses(arguments))
+        except (OSError, LookupError):
+            return None
+
+
+class Intrinsic:
+    """What compiled code calls and Numba has to be told of: a function that becomes instructions, or is not Python's.
+
+    Args:
+        name: of what defines it in `nicmodel.jit.intrinsics`.
+        parameters: for that.
+    """
+
+    def __init__(self, name: str, *parameters: int | str) -> None:
+        self._name = name
+        self._parameters = parameters
+
+    @functools.cached_property
+    def _numba_type_(self) -> Any:
+        """How compiled code knows it (`numba.typeof`)."""
+        from nicmodel.jit import compiler, intrinsics
+
+        return compiler.intrinsic_type(self, getattr(intrinsics, self._name)(*self._parameters))
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Only compiled code can call it."""
+        raise NotImplementedError(f"{self._name} is for compiled code only")
+
+    def __deepcopy__(self, memo: Any) -> Intrinsic:
+        return self
 
 
 #: Nothing that is compiled allocates, so Numba's reference counting is off: with it, each call that passes a device's
 #: arrays on counts every one of them up and down, which took six sevenths of the time of a small frame.
-_OPTIONS: dict[str, Any] = {"cache": CACHE is not None, "error_model": "numpy", "_nrt": False}
-
-
-def _compile(function: Callable[..., object], **options: Any) -> Any:
-    """What is called from Python is the function as Numba makes it; what compiled code calls is its `callee`.
-
-    That is compiled once for types of arguments. Left alone, Numba compiles it for each constant besides that it is
-    called with: 192 functions instead of 143, and half as much time again. LLVM makes of a constant what it is worth
-    where it inlines.
-    """
-    dispatcher = numba.njit(**options)(function)
-    dispatcher.callee = called = callee(function, **options)
-
-    def by_types(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
-        args = tuple(map(types.unliteral, args))
-        return called.get_call_template(args, {name: types.unliteral(kind) for name, kind in kws.items()})
-
-    dispatcher.get_call_template = by_types
-    dispatcher.get_overload = called.get_overload
-    return dispatcher
+_OPTIONS: dict[str, Any] = {"cache": cache.CACHE is not None, "error_model": "numpy", "_nrt": False}
 
 
 def compiled(function: F) -> F:
     """Compile a function: no Python objects or new arrays inside, code cached on disk."""
     if JIT_DISABLED:
         return _interpreted(function)
-    result: F = _compile(function, **_OPTIONS)
-    return result
+    return cast("F", Compiled(cast("FunctionType", function), _OPTIONS))
 
 
 def inlined(function: F) -> F:
     """As `compiled`, for small functions that belong inside their caller (LLVM decides; this only asks)."""
     if JIT_DISABLED:
         return _interpreted(function)
-    result: F = _compile(function, **_OPTIONS, forceinline=True)
-    return result
+    return cast("F", Compiled(cast("FunctionType", function), {**_OPTIONS, "forceinline": True}))
 
 
 class _FieldsFirst(np.void):  # type: ignore[misc,unused-ignore]  # final to newer stubs only

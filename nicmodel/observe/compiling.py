@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from nicmodel.jit.compiled import CACHE, Compilation, watch
+from nicmodel.jit.cache import CACHE
+from nicmodel.jit.compiled import Compilation, watch
 
 #: Of the first line, and of those that follow; `nicmodel.vm.server` looks for them in what a server prints.
 BEGINS, PROGRESS = "compiling the packet path", "functions compiled"

@@ -11,15 +11,12 @@ Values are int64, since Numba makes a float64 of int64 and uint64.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
-from nicmodel.jit.compiled import JIT_DISABLED
+from nicmodel.jit.compiled import JIT_DISABLED, Intrinsic
 
 Load = Callable[[npt.NDArray[np.uint8], int], int]
 Store = Callable[[npt.NDArray[np.uint8], int, int], None]
@@ -31,15 +28,6 @@ def _checked(data: npt.NDArray[np.uint8], at: int, count: int) -> int:
     return int(at)
 
 
-def _is_bytes(data: Any) -> bool:
-    return isinstance(data, types.Array) and data.dtype == types.uint8 and data.ndim == 1 and data.layout == "C"
-
-
-def _pointer(context: Any, builder: Any, signature: Any, args: Any, bits: int) -> Any:
-    array = context.make_array(signature.args[0])(context, builder, args[0])
-    return builder.bitcast(builder.gep(array.data, [args[1]]), ir.IntType(bits).as_pointer())
-
-
 def _make_load(bits: int, order: Literal["big", "little"]) -> Load:
     if JIT_DISABLED:
 
@@ -49,18 +37,7 @@ def _make_load(bits: int, order: Literal["big", "little"]) -> Load:
 
         return plain
 
-    def load(typingctx: Any, data: Any, at: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            value = builder.load(_pointer(context, builder, signature, args, bits))
-            value.align = 1
-            if order == "big" and bits > 8:
-                value = builder.bswap(value)
-            return builder.zext(value, ir.IntType(64))
-
-        return (types.int64(data, types.int64), codegen) if _is_bytes(data) else None
-
-    function: Load = intrinsic(load)
-    return function
+    return cast("Load", Intrinsic("load_at", bits, order))
 
 
 def _make_store(bits: int) -> Store:
@@ -73,19 +50,7 @@ def _make_store(bits: int) -> Store:
 
         return plain
 
-    def store(typingctx: Any, data: Any, at: Any, value: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            low = builder.trunc(args[2], ir.IntType(bits))
-            if bits > 8:
-                low = builder.bswap(low)
-            instruction = builder.store(low, _pointer(context, builder, signature, args, bits))
-            instruction.align = 1
-            return context.get_dummy_value()
-
-        return (types.void(data, types.int64, types.int64), codegen) if _is_bytes(data) and data.mutable else None
-
-    function: Store = intrinsic(store)
-    return function
+    return cast("Store", Intrinsic("store_at", bits))
 
 
 load_byte = _make_load(8, "big")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nicmodel.cache import cache_dir
-from nicmodel.jit.compiled import CACHE, functions_cached
+from nicmodel.jit.cache import CACHE, functions_cached
 from nicmodel.vm import host
 from nicmodel.vm.arch import AMD64, ARM64, Arch
 from nicmodel.vm.compiler import COMPILER

@@ -10,10 +10,9 @@ import ctypes
 import socket
 
 import numpy as np
-from numba import types
 
 from nicmodel.jit.addresses import load_u32
-from nicmodel.jit.compiled import JIT_DISABLED, inlined
+from nicmodel.jit.compiled import JIT_DISABLED, Intrinsic, inlined
 
 MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
 
@@ -47,13 +46,11 @@ if JIT_DISABLED:
 
 else:
     # Linked by name against the C library that the interpreter itself uses, so that compiled code can be cached.
-    _read = types.ExternalFunction("read", types.intp(types.intc, types.intp, types.intp))
-    _write = types.ExternalFunction("write", types.intp(types.intc, types.intp, types.intp))
-    _recvmmsg = types.ExternalFunction(
-        "recvmmsg", types.intc(types.intc, types.intp, types.uintc, types.intc, types.intp)
-    )
-    _sendmmsg = types.ExternalFunction("sendmmsg", types.intc(types.intc, types.intp, types.uintc, types.intc))
-    _errno_location = types.ExternalFunction("__errno_location", types.intp())
+    _read = Intrinsic("external", "read", "intp", "intc", "intp", "intp")
+    _write = Intrinsic("external", "write", "intp", "intc", "intp", "intp")
+    _recvmmsg = Intrinsic("external", "recvmmsg", "intc", "intc", "intp", "uintc", "intc", "intp")
+    _sendmmsg = Intrinsic("external", "sendmmsg", "intc", "intc", "intp", "uintc", "intc")
+    _errno_location = Intrinsic("external", "__errno_location", "intp")
 
     @inlined
     def read(fd: int, address: int, count: int) -> int:

@@ -84,3 +84,12 @@ def test_a_client_that_is_waited_for_keeps_no_other_waiting() -> None:
     with NicServer(["--wire", "none", "--wire", "none"], sockets=2) as server:
         assert any(executed(server) for _ in range(5))
         assert server.report()[0]["vfio_user"]["dma_read"] > 0
+
+
+def test_only_the_first_start_loads_the_compiler(tmp_path: Path) -> None:
+    """*Steps*: start a server, which fills the cache if need be, and another. *Verify*: that one has no LLVM loaded."""
+    for _ in range(2):
+        with NicServer(folder=tmp_path) as server:
+            loaded = Path(f"/proc/{server.pid}/maps").read_text()
+    assert "_multiarray_umath" in loaded
+    assert "llvmlite" not in loaded

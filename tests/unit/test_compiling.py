@@ -10,10 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numba
 import pytest
 
-from nicmodel.jit.compiled import JIT_DISABLED, Compilation, compiled, inlined, sources, watch
+from nicmodel.jit.cache import sources
+from nicmodel.jit.compiled import JIT_DISABLED, Compilation, compiled, inlined, watch
 from nicmodel.observe import compiling
 
 needs_compiler = pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
@@ -25,11 +25,11 @@ def test_numba_tells_of_each_function_that_it_compiles() -> None:
     watched = Compilation(lambda compilation: noticed.append((compilation.functions, compilation.running)))
     watch(watched)
 
-    @numba.njit
+    @compiled
     def inner(x: int) -> int:
         return x + 1
 
-    @numba.njit
+    @compiled
     def outer(x: int) -> int:
         return int(inner(x)) * 2
 
@@ -68,9 +68,9 @@ def test_machine_code_is_made_only_of_what_is_called_from_python() -> None:
         return twice(twice(x))
 
     assert four_times(10) == 40
-    assert not twice.signatures  # type: ignore[attr-defined]
+    assert not twice._known  # type: ignore[attr-defined]
     assert twice(10) == 20
-    assert len(twice.signatures) == 1  # type: ignore[attr-defined]
+    assert len(twice._known) == 1  # type: ignore[attr-defined]
 
 
 _CALLERS = """
@@ -144,8 +144,8 @@ def test_a_terminal_has_one_line_that_changes_and_goes() -> None:
 def test_code_that_cannot_be_kept_is_compiled_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code = (
-        "from nicmodel.jit import compiled\n"
-        "assert compiled.CACHE is None and compiled.functions_cached() == 0\n"
+        "from nicmodel.jit import cache, compiled\n"
+        "assert cache.CACHE is None and cache.functions_cached() == 0\n"
         "double = compiled.compiled(lambda x: 2 * x)\n"
         "print(double(21))"
     )
