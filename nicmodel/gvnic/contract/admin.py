@@ -19,11 +19,12 @@ from nicmodel.gvnic.commands import (
     RuleFlowType,
     Status,
 )
-from nicmodel.gvnic.contract.rings import Ring, Rings
+from nicmodel.gvnic.contract.rings import Rings
 from nicmodel.gvnic.descriptors import GQI_SEQUENCE
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.refusal import MAX_RING
 from nicmodel.nic.layout import Layout, explain
+from nicmodel.observe.checking.rings import Ring
 from nicmodel.observe.findings import Journal
 from nicmodel.observe.mapped_memory import MappedMemory
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
@@ -247,7 +248,7 @@ class Admin:
         if not self._nic.gqi:
             self._check_completions(rings, "descriptors")
             self._check_unwritten(rings[1])
-        self._rings.expect(str(self._queue), rings, int(p["page_list_id"]))
+        self._rings.create(str(self._queue), rings, int(p["page_list_id"]))
 
     def _create_rx_queue(self, p: np.void) -> None:
         rings = self._new_queue(p)
@@ -265,7 +266,7 @@ class Admin:
         if not self._nic.gqi and p["queue_id"] == 0 and self._nic.state.rx["active"].any():
             self.find("ADM-QUE-017", "receive queue 0 is created while there are others", queues=self._rings.queues())
         self._check_unwritten(rings[1])
-        self._rings.expect(str(self._queue), rings, int(p["page_list_id"]))
+        self._rings.create(str(self._queue), rings, int(p["page_list_id"]))
 
     def _new_queue(self, p: np.void) -> list[Ring]:
         """The rings of the queue that is created; none if it cannot be used at all."""

@@ -1,12 +1,7 @@
-"""The checker: watches the driver of one NIC keep the contract.
-
-It is one of the NIC's observers (`nicmodel.nic.events`): it sees a write and a command before they take effect, and
-the rings before and after each batch and each flush. It changes nothing; without it the NIC spends no time on it.
-"""
+"""The checker: watches the driver of one gVNIC keep the contract."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
@@ -27,64 +22,29 @@ from nicmodel.gvnic.options.check import Scene
 from nicmodel.gvnic.options.flush.events import Flushed, Flushing
 from nicmodel.gvnic.registers import Bar
 from nicmodel.nic import events
-from nicmodel.observe.findings import Finding, Journal
-from nicmodel.observe.mapped_memory import MappedMemory
+from nicmodel.observe.checking import checker
+from nicmodel.observe.findings import Finding
 from nicmodel.pci.config import Command
 from nicmodel.vfio_user.protocol import PciRegion
 
-log = logging.getLogger(__name__)
 
-
-class Checker:
-    """Checks one NIC's driver from now on.
-
-    Args:
-        nic: the device; best while no driver is at work yet.
-        on_finding: called with each new finding.
-
-    Attributes:
-        failed: the checker has met an error of its own, of which there is a finding; it goes on with what follows.
-    """
+class Checker(checker.Checker):
+    """Checks one NIC's driver from now on; see `nicmodel.observe.checking.checker.Checker`."""
 
     def __init__(self, nic: Nic, on_finding: Callable[[Finding], None] | None = None) -> None:
-        self.failed = False
+        super().__init__(nic, RULES, on_finding)
         self._nic = nic
-        self._journal = Journal(nic.name, nic.clock, RULES, on_finding)
-        memory, self._rings = MappedMemory(nic), Rings(nic)
-        self._rx = Receive(nic, memory, self._journal, self._rings)
-        scene = Scene(nic, memory, self._journal, self._rings, self._rx)
+        memory, rings = self._memory, Rings(nic)
+        self._rx = Receive(nic, memory, self._journal, rings)
+        scene = Scene(nic, memory, self._journal, rings, self._rx)
         self._options = tuple(check(scene) for check in OPTION_CHECKS if check.option.offered(nic.profile))
         self._rx.on_posted = self._posted
-        self._admin = Admin(nic, memory, self._journal, self._rings, self._options)
-        self._tx = Transmit(nic, memory, self._journal, self._rings)
+        self._admin = Admin(nic, memory, self._journal, rings, self._options)
+        self._tx = Transmit(nic, memory, self._journal, rings)
         self._interrupts = Interrupts(nic, self._journal)
         self._registers = Registers(nic, memory, self._journal, lambda: self._tx.behind, self._forget_queues)
         self._created: set[str] = set()
         self._destroyed: set[str] = set()
-        nic.diagnostics.watch(self._observe)
-
-    def close(self) -> None:
-        """Stop checking; the findings remain."""
-        self._nic.diagnostics.unwatch(self._observe)
-
-    @property
-    def findings(self) -> list[Finding]:
-        """What was found, in the order in which it was."""
-        return self._journal.findings
-
-    def clear(self) -> None:
-        """Forget what was found."""
-        self._journal.clear()
-
-    def _observe(self, event: events.Event) -> None:
-        """The NIC's hook: an error here must not become the NIC's. It is a finding, and so not passed over."""
-        try:
-            self._look_at(event)
-        except Exception as error:
-            name = type(event).__name__
-            log.exception("%s: the contract checker failed at %s", self._nic.name, name)
-            self.failed = True
-            self._journal.failed(name, error)
 
     def _look_at(self, event: events.Event) -> None:
         match event:

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.gvnic.commands import Inner
-from nicmodel.gvnic.contract.rings import Ring
 from nicmodel.gvnic.descriptors import RX_COMPLETION
 from nicmodel.gvnic.options.check import OptionCheck, Scene
 from nicmodel.gvnic.options.deferred.declarations import (
@@ -32,6 +31,7 @@ from nicmodel.gvnic.options.deferred.payload import GENERATION_SHIFT
 from nicmodel.gvnic.options.segments import Segment, Segments, after
 from nicmodel.nic import events
 from nicmodel.nic.state import MAX_SEGMENTS
+from nicmodel.observe.checking.rings import Ring
 from nicmodel.observe.mapped_memory import MappedMemory
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
