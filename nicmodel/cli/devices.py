@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from importlib import import_module
 from typing import Any
 
+import click
+
+from nicmodel.faults.faults import Kinds
+from nicmodel.gvnic.faults.kinds import KINDS as GVNIC_FAULTS
 from nicmodel.gvnic.model import Gvnic
 from nicmodel.gvnic.profile import named_profile
 from nicmodel.host import Model
+from nicmodel.idpf.faults.kinds import KINDS as IDPF_FAULTS
 from nicmodel.idpf.model import Idpf
 from nicmodel.idpf.profile import Profile as IdpfProfile
+from nicmodel.observe.findings import Rule
 
 
 @dataclass(frozen=True)
@@ -22,16 +29,30 @@ class Device:
         make: makes a model of it from the name of a profile and the fields of the profile that are to be others.
         settings: the fields that can be.
         profiles: whether there are profiles by name.
-        checked: whether there are rules by which drivers of it can be checked.
+        contract: the module with the rules that its drivers have to keep, which is imported where they are needed.
+        faults: those that it may have, by name.
 
     `make` raises ValueError if the values do not make a device, or contradict each other.
     """
 
     about: str
     make: Callable[[str, Mapping[str, Any]], Model[Any]]
+    contract: str
+    faults: Kinds
     settings: frozenset[str] | None = None
     profiles: bool = True
-    checked: bool = True
+
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """The rules that its drivers have to keep, by name."""
+        found: Mapping[str, Rule] = import_module(self.contract).RULES
+        return found
+
+    @property
+    def areas(self) -> Mapping[str, str]:
+        """What the rules are about, by the first part of their names."""
+        found: Mapping[str, str] = import_module(self.contract).AREAS
+        return found
 
     def has(self, setting: str) -> bool:
         """Whether it has a field of that name in its profile."""
@@ -40,13 +61,22 @@ class Device:
 
 DEVICES: dict[str, Device] = {
     "gvnic": Device(
-        "Google's gVNIC; Linux drives it by gve", lambda profile, changes: Gvnic(named_profile(profile, **changes))
+        "Google's gVNIC; Linux drives it by gve",
+        lambda profile, changes: Gvnic(named_profile(profile, **changes)),
+        contract="nicmodel.gvnic.contract.rules",
+        faults=GVNIC_FAULTS,
     ),
     "idpf": Device(
         "IDPF of Intel and OASIS, as a virtual function; Linux 6.7 and later drive it by idpf",
         lambda _, changes: Idpf(IdpfProfile(**changes)),
+        contract="nicmodel.idpf.contract.rules",
+        faults=IDPF_FAULTS,
         settings=frozenset(one.name for one in fields(IdpfProfile)),
         profiles=False,
-        checked=False,
     ),
 }
+
+#: For commands that tell of a kind of NIC.
+device_option = click.option(
+    "--device", type=click.Choice(tuple(DEVICES)), default="gvnic", show_default=True, help="Of this kind of NIC."
+)

@@ -87,7 +87,8 @@ def verdict(life: Mapping[str, Any]) -> Iterator[str]:
         f"{len(done)} of {len(way)} steps{last}. The device {'waited' if ended else 'waits'} for {here['waits']}."
     )
     yield f"A working driver {here['does']}: {here['example']}"
-    rules = f"; nicmodel rules {' '.join(here['rules'])}" if here["rules"] else ""
+    device = f"--device {life['device']} " if "device" in life else ""
+    rules = f"; nicmodel rules {device}{' '.join(here['rules'])}" if here["rules"] else ""
     yield f"See {here['datasheet']}{rules}"
 
 

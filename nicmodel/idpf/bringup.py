@@ -23,6 +23,19 @@ _MAILBOX = "nicmodel/idpf/testing/mailbox.py"
 _PAGE = "idpf.md"
 _REGISTERS, _MESSAGES = f"{_PAGE}#registers", f"{_PAGE}#messages"
 _OPS = frozenset(Op)
+#: Rules of the contract that speak of a message.
+_RULES: dict[Op, tuple[str, ...]] = {
+    Op.VERSION: ("ORD-001", "ORD-003"),
+    Op.GET_CAPS: ("ORD-002",),
+    Op.ALLOC_VECTORS: ("VEC-001",),
+    Op.CREATE_VPORT: ("VPT-002", "VPT-003"),
+    Op.CONFIG_TX_QUEUES: ("QUE-004", "QUE-005", "TXQ-001", "TXQ-002"),
+    Op.CONFIG_RX_QUEUES: ("QUE-004", "QUE-005", "RXQ-003", "RXQ-007"),
+    Op.MAP_QUEUE_VECTOR: ("VEC-003", "VEC-006"),
+    Op.ENABLE_QUEUES: ("QUE-006", "QUE-010", "QUE-011"),
+    Op.ENABLE_VPORT: ("VPT-006", "VPT-007"),
+    Op.SET_RSS_LUT: ("RSS-002", "RSS-003"),
+}
 #: Events of the control path that tell of a driver's mistake, as `Nic.counters` has them.
 _MISTAKES = {
     "mailbox_fault": "messages or replies lost, as the mailbox or its buffers are not in shared memory",
@@ -85,7 +98,12 @@ class IdpfLife:
 
     def about(self) -> dict[str, Any]:
         """See `nicmodel.observe.ladder.Life`: no message says who the driver is."""
-        return {"driver": "", "system": "", "queue_format": "split" if self.messages[Op.CREATE_VPORT.name] else ""}
+        return {
+            "device": "idpf",
+            "driver": "",
+            "system": "",
+            "queue_format": "split" if self.messages[Op.CREATE_VPORT.name] else "",
+        }
 
     def problems(self) -> list[str]:
         """See `nicmodel.observe.ladder.Life`."""
@@ -113,6 +131,7 @@ def _message(
     return Step(
         name=op.name.lower(), title=title, need=need, shows=f"{op.name} has passed",
         waits=_text(f"the message {op.name} ({op.value})"), does=does, example=Example(file, text), datasheet=_MESSAGES,
+        rules=_RULES.get(op, ()),
         reached=lambda life: life.messages[op.name] > 0,
     )  # fmt: skip
 
@@ -123,7 +142,7 @@ STEPS: tuple[Step[IdpfLife], ...] = (
         shows="bit 2 of the PCI command register is set",
         waits=_text("bit 2 of the PCI command register"),
         does="sets it before it gives the device any memory",
-        example=Example(_DRIVER, "command = Command.MEMORY"), datasheet=_REGISTERS,
+        example=Example(_DRIVER, "command = Command.MEMORY"), datasheet=_REGISTERS, rules=("REG-003",),
         reached=lambda life: Command.BUS_MASTER in life.nic.config.command,
     ),
     Step(
@@ -133,6 +152,7 @@ STEPS: tuple[Step[IdpfLife], ...] = (
                     "arqlen"),
         does="posts buffers in the receive queue, and gives the device both",
         example=Example(_MAILBOX, "registers.write(length, ENTRIES"), datasheet=f"{_PAGE}#mailbox",
+        rules=("MBX-001", "MBX-002", "MBX-005"),
         reached=lambda life: life.nic.configured,
     ),
     _message(Op.VERSION, "version agreed", "says version 2.0", "self.request(Op.VERSION"),
@@ -162,6 +182,7 @@ STEPS: tuple[Step[IdpfLife], ...] = (
         name="sent", title="packet sent", need=Need.REQUIRED, shows="a packet was taken from a transmit ring",
         waits=_text("descriptors, then a write of the queue's tail"), does="sends, if only to find its neighbours",
         example=Example("nicmodel/idpf/testing/tx.py", "self._ring_tail(self.tail)"), datasheet=f"{_PAGE}#transmit",
+        rules=("DBL-002", "TX-RNG-001", "TX-DSC-001", "TX-DSC-003"),
         reached=lambda life: life.sent > 0, sampled=True,
     ),
     Step(
@@ -169,6 +190,7 @@ STEPS: tuple[Step[IdpfLife], ...] = (
         shows="a frame is in a queue's buffers, with its completion",
         waits=_text("a frame for the NIC's address, and buffers for it"), does="takes completions, and posts buffers",
         example=Example("nicmodel/idpf/testing/rx.py", "self._ring_tail(self.tail)"), datasheet=f"{_PAGE}#receive",
+        rules=("RX-RNG-001", "RX-BUF-001", "RX-BUF-002"),
         reached=lambda life: life.received > 0, sampled=True,
     ),
 )  # fmt: skip

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 VPORT = 0
 #: Bytes of headers that the device finds its way through, and pieces of a packet, with which Linux never linearises.
 _MAX_HEADER = 255
-_MAX_PIECES = 64
+MAX_PIECES = 64
 
 _CHECKSUMS = sum(Checksum)
 _SEGMENTATION = sum(Segmentation)
@@ -178,7 +178,7 @@ class ControlPlane:
         caps["max_rx_bufq"], caps["max_tx_complq"] = profile.buffer_queues, profile.tx_queues
         caps["max_vports"] = caps["default_num_vports"] = 1
         caps["max_tx_hdr_size"] = _MAX_HEADER
-        caps["max_sg_bufs_per_tx_pkt"] = _MAX_PIECES
+        caps["max_sg_bufs_per_tx_pkt"] = MAX_PIECES
         return caps.tobytes()
 
     def _alloc_vectors(self, p: np.void) -> bytes:

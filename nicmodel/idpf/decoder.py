@@ -100,7 +100,7 @@ class Decoder:
     def _message(self, number: int, payload: np.void | None, status: IntEnum, reason: str) -> None:
         fields: dict[str, Any] = {"command": Op(number).name if number in _OPS else str(number), "status": status.name}
         if payload is not None and payload.dtype.names:
-            fields["fields"] = _explained(payload)
+            fields["fields"] = explained(payload)
         if reason:
             fields["reason"] = reason
         self._listeners.emit("admin", **fields)
@@ -189,7 +189,7 @@ def completions(nic: Nic, queue: np.void, first: int, count: int) -> list[dict[s
     return [{"index": place, **RX_COMPLETION.decode(_entry(ring, RX_COMPLETION.size, place))} for place in places]
 
 
-def _explained(payload: np.void) -> dict[str, Any]:
+def explained(payload: np.void) -> dict[str, Any]:
     """A message's fields by name, without padding; what there is any number of as a list."""
     fields: dict[str, Any] = {}
     for name in payload.dtype.names or ():
@@ -197,7 +197,7 @@ def _explained(payload: np.void) -> dict[str, Any]:
         if name in _PADDING:
             continue
         if value.dtype.names and value.shape:
-            fields[name] = [_explained(one) for one in value]
+            fields[name] = [explained(one) for one in value]
         elif value.shape:
             fields[name] = value.tolist() if value.dtype.itemsize > 1 else bytes(value).hex()
         else:

@@ -6,27 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nicmodel.faults import kinds
-from nicmodel.faults.fault import Fault
 from nicmodel.faults.faults import Faults
 from nicmodel.idpf.bringup import IdpfLife, ladder
 from nicmodel.idpf.device import Nic
+from nicmodel.idpf.faults.kinds import KINDS
 from nicmodel.idpf.profile import Profile
 from nicmodel.observe.ladder import Ladder
 from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.wire.wire import Wire
 
 if TYPE_CHECKING:
-    from nicmodel.observe.findings import Checker, Finding
-
-#: Faults that there are for it: those that are not about how a queue's rings are written.
-KINDS: dict[str, type[Fault]] = {
-    name: kind for name, kind in kinds.KINDS.items() if name.split("-")[0] in ("wire", "irq", "dma", "device")
-}
-
-
-class NoContractError(Exception):
-    """The contract of this device is not written down as rules yet, so that nothing can watch a driver keep it."""
+    from nicmodel.idpf.contract.checker import Checker
+    from nicmodel.observe.findings import Finding
 
 
 @dataclass(frozen=True)
@@ -52,9 +43,7 @@ class Idpf:
         return ladder(nic)
 
     def check(self, nic: Nic, on_finding: Callable[[Finding], None] | None) -> Checker:
-        """There are no rules of this device yet.
+        """Watch its driver keep the contract."""
+        from nicmodel.idpf.contract.checker import Checker  # who checks nothing starts without its rules
 
-        Raises:
-            NoContractError: always.
-        """
-        raise NoContractError("drivers of an idpf are not checked yet: there are no rules of its contract")
+        return Checker(nic, on_finding)

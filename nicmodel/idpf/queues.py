@@ -7,7 +7,7 @@ reboot. Queues that are mapped to no vector, as a driver that polls may leave th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -72,7 +72,7 @@ class Mover(Protocol):
 
 
 @dataclass(frozen=True)
-class Mapping:
+class Vector:
     """A queue's vector, and what is pending there when it has something to tell."""
 
     vector: int
@@ -85,7 +85,7 @@ class _Known:
 
     configured: dict[Name, np.void] = field(default_factory=dict)
     enabled: set[Name] = field(default_factory=set)
-    mapped: dict[Name, Mapping] = field(default_factory=dict)
+    mapped: dict[Name, Vector] = field(default_factory=dict)
 
 
 class Queues:
@@ -97,6 +97,8 @@ class Queues:
 
     Attributes:
         granted: how many queues of each type the vport has; their identifiers begin with 0.
+        tx_tails: of transmit queues, as the driver has written them, which it may do before a queue is enabled.
+        buffer_tails: of buffer queues, likewise.
     """
 
     def __init__(self, nic: Mover, coalesce: bool) -> None:
@@ -107,19 +109,28 @@ class Queues:
         self._state = state = nic.state
         #: Queues of the core that have begun; `state` says which of them move.
         self._begun: set[Name] = set()
-        #: Tails as the driver has written them, which it may do before a queue is enabled.
-        self._tx_tails = [0] * len(state.tx)
-        self._buffer_tails = [0] * (2 * len(state.rx))
+        self.tx_tails = [0] * len(state.tx)
+        self.buffer_tails = [0] * (2 * len(state.rx))
         #: Of each buffer queue of a receive queue that has begun, the records that its ring is in, and which.
         self._rings: dict[int, tuple[Records, int]] = {}
         #: Whether a vector is switched on, by its number; the last one stands for none.
         self._live = [False] * (len(state.vectors) - 1) + [True]
-        self._unmapped = Mapping(len(state.vectors) - 1, Cause.AT_ONCE)
+        self._unmapped = Vector(len(state.vectors) - 1, Cause.AT_ONCE)
 
     @property
     def enabled(self) -> set[Name]:
         """The queues that are enabled."""
         return self._known.enabled
+
+    @property
+    def configured(self) -> Mapping[Name, np.void]:
+        """What the driver has said of queues."""
+        return self._known.configured
+
+    @property
+    def mapped(self) -> Mapping[Name, Vector]:
+        """The queues that the driver has mapped to a vector."""
+        return self._known.mapped
 
     def reset(self) -> None:
         """As after power-on: no queue moves, none is known."""
@@ -128,8 +139,8 @@ class Queues:
         self._state.small[:] = 0
         self._known = _Known()
         self.granted = dict.fromkeys(QueueType, 0)
-        self._tx_tails[:] = [0] * len(self._tx_tails)
-        self._buffer_tails[:] = [0] * len(self._buffer_tails)
+        self.tx_tails[:] = [0] * len(self.tx_tails)
+        self.buffer_tails[:] = [0] * len(self.buffer_tails)
         self._live[:-1] = [False] * (len(self._live) - 1)
         self._rings.clear()
 
@@ -208,13 +219,13 @@ class Queues:
         require(name[0] in (QueueType.TX, QueueType.RX), Result.INVALID, f"{_text(name)} has no vector")
         require(0 < vector < len(self._live) - 1, Result.INVALID, f"vector {vector}")
         require(itr_index in _CAUSES, Result.INVALID, f"ITR index {itr_index}")
-        self._map(name, Mapping(vector, _CAUSES[itr_index]))
+        self._map(name, Vector(vector, _CAUSES[itr_index]))
 
     def unmap(self, name: Name) -> None:
         """A queue has no vector from now on."""
         self._map(name, None)
 
-    def _map(self, name: Name, mapping: Mapping | None) -> None:
+    def _map(self, name: Name, mapping: Vector | None) -> None:
         if mapping is None:
             self._known.mapped.pop(name, None)
         else:
@@ -224,7 +235,7 @@ class Queues:
             record["vector"], record["cause"] = self._of(name).vector, self._of(name).cause
             self._move(name)
 
-    def _of(self, name: Name) -> Mapping:
+    def _of(self, name: Name) -> Vector:
         return self._known.mapped.get(name, self._unmapped)
 
     def enable(self, names: list[Name]) -> None:
@@ -267,9 +278,9 @@ class Queues:
             kind, number = name
             self.enabled.discard(name)
             if kind is QueueType.TX:
-                self._tx_tails[number] = 0
+                self.tx_tails[number] = 0
             elif kind is QueueType.RX_BUFFER:
-                self._buffer_tails[number] = 0
+                self.buffer_tails[number] = 0
             elif kind is QueueType.TX_COMPLETION:
                 self._state.completion_queues[number] = 0
 
@@ -362,12 +373,12 @@ class Queues:
         self._records(kind)["active"][number] = live
         if kind is QueueType.TX:
             if live:
-                self.tx_tail(number, self._tx_tails[number])
+                self.tx_tail(number, self.tx_tails[number])
             else:
                 self._nic.egress.forget(number)
         elif live:
             for one in self._buffers(number):
-                self.buffer_tail(one, self._buffer_tails[one])
+                self.buffer_tail(one, self.buffer_tails[one])
 
     def _mark(self, tx: np.void) -> None:
         """Write the marker of a transmit queue that ends. There is no interrupt for it: Linux polls, and would log it
@@ -393,10 +404,10 @@ class Queues:
 
     def tx_tail(self, number: int, value: int) -> None:
         """The driver has posted descriptors up to `value`."""
-        if number >= len(self._tx_tails):
+        if number >= len(self.tx_tails):
             self._nic.diagnostics.count("doorbell_unknown")
             return
-        self._tx_tails[number] = value
+        self.tx_tails[number] = value
         tx = self._state.tx
         if tx["active"][number]:
             if value < tx["entries"][number]:
@@ -407,10 +418,10 @@ class Queues:
 
     def buffer_tail(self, number: int, value: int) -> None:
         """The driver has posted buffers up to `value` of a buffer queue."""
-        if number >= len(self._buffer_tails):
+        if number >= len(self.buffer_tails):
             self._nic.diagnostics.count("doorbell_unknown")
             return
-        self._buffer_tails[number] = value
+        self.buffer_tails[number] = value
         records, queue = self._rings.get(number, (self._state.small, 0))
         if number in self._rings and self._state.rx["active"][queue]:
             if value < records["buffer_entries"][queue]:
@@ -428,6 +439,10 @@ class Queues:
     def receive_queue_of(self, buffer_queue: int) -> int | None:
         """The receive queue that has begun with this buffer queue, for display."""
         return self._rings[buffer_queue][1] if buffer_queue in self._rings else None
+
+    def buffers_of(self, receive_queue: int) -> list[int]:
+        """The buffer queues with which a receive queue has begun, that of the larger buffers first."""
+        return [one for one, (_, number) in self._rings.items() if number == receive_queue]
 
     # Vectors.
 

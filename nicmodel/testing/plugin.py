@@ -10,8 +10,9 @@
 What the NIC offers, a marker says: ``@pytest.mark.nic(queues=2, max_mtu=1500)``, fields of
 `nicmodel.gvnic.profile.Profile`. With ``@pytest.mark.nic(device="idpf")`` it is another kind of NIC, with fields of
 `nicmodel.idpf.profile.Profile` and the driver `nicmodel.idpf.testing.driver.Driver`. The marker holds for `nic` and for
-both ends of `link`, as does ``@pytest.mark.contract``: the drivers are watched (`nicmodel.gvnic.contract`), and a test
-whose driver breaks a rule fails; with ``strict=False`` the test looks into `TestNic.findings` itself.
+both ends of `link`, as does ``@pytest.mark.contract``: the drivers are watched (`nicmodel.gvnic.contract`,
+`nicmodel.idpf.contract`), and a test whose driver breaks a rule fails; with ``strict=False`` the test looks into
+`TestNic.findings` itself.
 
 ``@pytest.mark.weather("7:0.3")`` has the NICs of the fixtures do what their contract allows and devices rarely do
 (`nicmodel.faults.weather`); pytest's option ``--nic-weather 7:0.3`` does so for all tests that say nothing else.
@@ -234,9 +235,7 @@ def _test_nic(request: pytest.FixtureRequest, number: int, **how: Any) -> TestNi
         from nicmodel.idpf.profile import Profile as IdpfProfile
         from nicmodel.idpf.testing.nic import TestNic as IdpfTestNic
 
-        if _checked(request):
-            pytest.fail("a driver of an idpf cannot be watched yet: its contract is not written down as rules")
-        made = IdpfTestNic(IdpfProfile(**fields), weather=_weather(request), **how)
+        made = IdpfTestNic(IdpfProfile(**fields), check=_checked(request), weather=_weather(request), **how)
         return cast("TestNic", made)  # what tests use of both is the same
     return pytest.fail(f"there is no kind of NIC {device!r}, but 'gvnic' and 'idpf'")
 

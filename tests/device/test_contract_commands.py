@@ -14,6 +14,9 @@ import pytest
 from nicmodel.client.control import Control, ControlError
 from nicmodel.gvnic.contract.rules import AREAS, RULES
 from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.idpf.contract.rules import RULES as IDPF_RULES
+from nicmodel.idpf.registers import TX_TAIL
+from nicmodel.idpf.testing.driver import Driver as IdpfDriver
 
 #: What the pages say of the number of rules, so that a new one need not touch them.
 _MANY = "more than a hundred rules"
@@ -84,6 +87,23 @@ def test_a_strict_server_ends_with_a_status_of_its_own(tmp_path: Path) -> None:
     assert "DBL-005 error: nic0 rx1: the doorbell is set to 5000 of 1024 entries" in server.end(3)
     [report] = json.loads(Path(server.report).read_text())
     assert [one["rule"] for one in report["findings"]] == ["DBL-005"]
+
+
+def test_a_strict_server_of_an_idpf(tmp_path: Path) -> None:
+    """*Verify*: its rules are told by its name, a broken one is found, and the others are kept."""
+    told = run("rules", "--device", "idpf")
+    assert all(name in told for name in IDPF_RULES) and len(IDPF_RULES) > 100
+    server = Strict(tmp_path, "--strict", "--device", "idpf")
+    with IdpfDriver(server.socket) as driver:
+        driver.probe()
+        driver.open()
+        assert run("findings", "--control", server.control) == "no findings\n"
+        driver.registers.write(TX_TAIL, 5000)
+        driver.remove()
+        assert "DBL-002 error: nic0 tx0: the tail is set to 5000" in run(
+            "findings", "--control", server.control, status=3
+        )
+    assert "DBL-002" in server.end(3)
 
 
 def test_findings_are_forgotten_on_request(tmp_path: Path) -> None:

@@ -24,13 +24,14 @@ pytestmark = pytest.mark.guest
 
 HERE, PEER, PEER6 = "10.1.0.1", "10.1.0.2", "fd00:1::2"
 FILE_SIZE = 4 << 20
+KINDS = ("--device", "idpf", "--device", "gvnic")
 #: Ping payloads around the borders of header buffers (256), small buffers (1024) and large ones (2048).
 SIZES = [0, 1, 56, 200, 214, 215, 982, 983, 1023, 1024, 1025, 1472, 1473, 2006, 2048, 8000]
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[NicServer]:
-    with NicServer(["-v", "--device", "idpf", "--device", "gvnic", "--wire", "link"], sockets=2) as running:
+    with NicServer(["-v", "--check", *KINDS, "--wire", "link"], sockets=2) as running:
         yield running
 
 
@@ -43,12 +44,16 @@ def guest(server: NicServer) -> Iterator[Guest]:
 
 @pytest.fixture(autouse=True)
 def quiet(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The kernel has nothing to complain about in any of these tests."""
+    """The kernel has nothing to complain about in any of these tests, nor the checker of the contract."""
     if "guest" not in request.fixturenames:
         yield
         return
+    server: NicServer = request.getfixturevalue("server")
+    before = server.findings()
     with quiet_log(request.getfixturevalue("guest")):
         yield
+    after = server.findings()
+    assert after == before, "the driver breaks the contract:\n" + after
 
 
 def connect(guest: Guest) -> None:
@@ -277,6 +282,33 @@ def test_reload_under_traffic(guest: Guest, server: NicServer) -> None:
     ping(guest, PEER, count=20, size=1400)
 
 
+@pytest.mark.long  # tests/device/idpf/test_faults.py has all of them, by the driver in Python
+def test_faults_on_demand(guest: Guest, server: NicServer) -> None:
+    """*Verify*: a message that is refused keeps the interface down, and the log says so; then it comes up. Replies and
+    completions that are late, and interrupts without a cause, cost nothing but time.
+    """
+    with Control(server.control) as control:
+
+        def begin(fault: str, **parameters: object) -> None:
+            control.request("fault", nic="nic0", fault=fault, parameters=parameters, seed=1)
+
+        begin("mailbox-status", message="CONFIG_TX_QUEUES", status="NO_SPACE", count=1)
+        assert guest.run("ip link set idpf0 down; ip link set idpf0 up", check=False).status != 0
+        assert "Failed to configure queues for vport" in guest.dmesg()
+        change(guest, "ip link set idpf0 up")
+        ping(guest, PEER, count=20, size=1400)
+        for fault, parameters in (
+            ("mailbox-late", {"delay": 0.05}), ("mailbox-unasked", {}), ("rx-late", {"delay": 0.002}),
+            ("tx-late", {"delay": 0.002}), ("irq-spurious", {}), ("dma-slow", {"delay": 0.002}),
+        ):  # fmt: skip
+            begin(fault, **parameters)
+            change(guest, "ip link set idpf0 down; ip link set idpf0 up")
+            ping(guest, PEER, count=20, size=1400)
+            (one,) = control.faults("nic0")
+            assert one["hits"] > 0, fault
+            control.end_fault(None, nic="nic0")
+
+
 @pytest.mark.long  # test_lifecycle.py reboots with a gVNIC
 def test_reboot(guest: Guest, server: NicServer) -> None:
     """The driver says nothing to the device on its way to a reboot."""
@@ -293,7 +325,7 @@ def test_an_older_kernel() -> None:
     *Verify*: traffic both ways, other rings and channels, removal and reload; a quiet log.
     """
     with (
-        NicServer(["--device", "idpf", "--device", "gvnic", "--wire", "link"], sockets=2) as own,
+        NicServer([*KINDS, "--wire", "link"], sockets=2) as own,
         Guest(GuestConfig(nics=nics_of(own), kernel=kernel_named("trixie"))) as older,
         quiet_log(older),
     ):

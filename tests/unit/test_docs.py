@@ -16,6 +16,7 @@ from nicmodel import __version__
 from nicmodel.cli.main import cli
 from nicmodel.gvnic.contract.rules import RULES
 from nicmodel.gvnic.descriptors import RX_COMPLETION
+from nicmodel.idpf.contract.rules import RULES as IDPF_RULES
 
 # Two builds of some fifteen seconds each, on a machine that is not busy.
 pytestmark = pytest.mark.timeout(1500)
@@ -94,6 +95,8 @@ def test_the_datasheet_has_every_field_and_rule(built: Path) -> None:
         assert field in drawn and f">{field}<" in receive
     rules = Page((built / "html" / "datasheet" / "rules.html").read_text())
     assert {name.lower() for name in RULES} <= rules.anchors
+    idpf = Page((built / "html" / "datasheet" / "idpf.html").read_text())
+    assert {f"idpf-{name.lower()}" for name in IDPF_RULES} <= idpf.anchors
 
 
 def test_every_command_has_a_man_page(built: Path) -> None:

@@ -259,7 +259,7 @@ class Driver:
         Raises:
             Refused: the device refused a step.
         """
-        config = RxConfig(ring_entries, large, small, header_split, rsc)
+        config = RxConfig(ring_entries, large, small, header_split, rsc, longest=int(self.vport["max_mtu"]))
         for number in range(queues or int(self.vport["num_rx_q"])):
             self.rx[number] = RxQueue(number, config, self.ram, self._buffer_tail)
             self.rx[number].post()

@@ -34,6 +34,7 @@ class TestNic(harness.TestNic[Nic]):
         wire: its wire; a plain `TestWire` if None.
         clock: virtual time; None: real time.
         folder: where the socket is; a temporary folder if None.
+        check: watch the driver keep the contract (`nicmodel.idpf.contract`); what it has broken is in `findings`.
         weather: behaviours that its contract allows and devices rarely show (`nicmodel.faults.weather`).
     """
 
@@ -46,10 +47,11 @@ class TestNic(harness.TestNic[Nic]):
         wire: Wire | None = None,
         clock: VirtualClock | None = None,
         folder: Path | None = None,
+        check: bool = False,
         weather: Weather | None = None,
     ) -> None:
         model = Idpf() if profile is None else Idpf(profile)
-        super().__init__(model, wire=wire, clock=clock, folder=folder, weather=weather)
+        super().__init__(model, wire=wire, clock=clock, folder=folder, check=check, weather=weather)
 
     def connect(self, *, ram: GuestMemory | None = None) -> Driver:
         """A driver for it; the device serves one at a time, and the next when that has disconnected."""

@@ -35,6 +35,7 @@ class RxConfig:
         small: bytes of a buffer of the second ring; 0: there is no second one.
         header_split: whether headers go to buffers of their own.
         rsc: let the device coalesce segments.
+        longest: bytes of the longest packet.
     """
 
     entries: int = 512
@@ -42,6 +43,7 @@ class RxConfig:
     small: int = 1024
     header_split: bool = False
     rsc: bool = False
+    longest: int = 1526
 
     @property
     def flags(self) -> RxFlag:
@@ -220,7 +222,7 @@ class RxQueue:
             model=QueueModel.SPLIT,
             hdr_buffer_size=HEADER_SIZE if config.header_split else 0,
             data_buffer_size=config.large,
-            max_pkt_size=1526,
+            max_pkt_size=config.longest,
             ring_len=config.entries,
             qflags=config.flags,
             rx_buffer_low_watermark=64,

@@ -20,7 +20,10 @@ from nicmodel.testing.plugin import Station
 
 from ..frames import arp, tcp, udp
 
-pytestmark = pytest.mark.nic(device="idpf", queues=4)
+pytestmark = [pytest.mark.nic(device="idpf", queues=4), pytest.mark.contract]
+
+#: Here the driver is wrong on purpose.
+misbehaves = pytest.mark.contract(strict=False)
 
 
 def test_the_trace_names_messages_and_descriptors(driver: Driver, nic: TestNic) -> None:
@@ -85,6 +88,7 @@ def test_the_ladder_is_climbed(driver: Driver, nic: TestNic) -> None:
     assert "vport created" in printed.getvalue() and "split" in printed.getvalue()
 
 
+@misbehaves
 def test_a_register_that_is_none_is_counted(driver: Driver, nic: TestNic) -> None:
     for offset, data in ((0x6004, bytes(4)), (0x0, bytes(2)), (0xFFFC, bytes(4)), (0x3C0, bytes(4))):
         driver.client.region_write(0, offset, data)
@@ -100,3 +104,9 @@ def test_two_back_to_back(link: tuple[Station, Station]) -> None:
     one.driver.send(0, frame)
     other.nic.run()
     assert [packet.frame for queue in range(4) for packet in other.driver.poll(queue)] == [frame]
+
+
+def test_the_ladder_names_rules(driver: Driver, nic: TestNic) -> None:
+    printed = StringIO()
+    show_bringup(Console(file=printed, width=200), nic.host.ladders[nic.device.name].report())
+    assert "nicmodel rules --device idpf QUE-004" in printed.getvalue()

@@ -17,7 +17,10 @@ from nicmodel.vfio_user.protocol import PciRegion
 
 from ..frames import NIC_MAC
 
-pytestmark = pytest.mark.nic(device="idpf")
+pytestmark = [pytest.mark.nic(device="idpf"), pytest.mark.contract]
+
+#: Here the driver is wrong on purpose.
+misbehaves = pytest.mark.contract(strict=False)
 
 
 def test_the_driver_finds_what_it_needs(driver: Driver, nic: TestNic) -> None:
@@ -54,12 +57,14 @@ def test_bars_have_64_bits(driver: Driver, bar: int, size: int) -> None:
     assert found == (1 << 64) - size | 0b100
 
 
+@misbehaves
 def test_messages_are_answered_in_order_and_taken_from_the_ring(driver: Driver) -> None:
     """More than the ring has descriptors, and the last is as the first. `Mailbox.request` looks at each descriptor."""
     for _ in range(ENTRIES + 3):
         assert driver.request(Op.VERSION, one(v.VERSION, major=2)) == one(v.VERSION, major=2).tobytes()
 
 
+@misbehaves
 def test_replies_wait_for_buffers(driver: Driver, nic: TestNic) -> None:
     """*Steps*: as many messages as there are buffers for, and more; then take what came, which posts buffers.
 
@@ -79,6 +84,7 @@ def test_replies_wait_for_buffers(driver: Driver, nic: TestNic) -> None:
     assert cookies == list(range(1, ENTRIES + 10))
 
 
+@misbehaves
 def test_what_is_not_known_is_refused(driver: Driver, nic: TestNic) -> None:
     with pytest.raises(Refused, match="4711: UNKNOWN_MESSAGE"):
         driver.request(4711, b"\0" * 8)  # type: ignore[arg-type]
@@ -94,6 +100,7 @@ def test_what_is_not_known_is_refused(driver: Driver, nic: TestNic) -> None:
     assert counts["4711 UNKNOWN_MESSAGE"] == counts["GET_CAPS INVALID"] == 1
 
 
+@misbehaves
 def test_there_is_no_single_queue_model(driver: Driver) -> None:
     driver.request(Op.DESTROY_VPORT, one(v.VPORT))
     asked = one(v.CREATE_VPORT, txq_model=QueueModel.SINGLE, rxq_model=QueueModel.SINGLE, num_tx_q=1, num_rx_q=1)
@@ -101,6 +108,7 @@ def test_there_is_no_single_queue_model(driver: Driver) -> None:
         driver.request(Op.CREATE_VPORT, asked)
 
 
+@misbehaves
 def test_the_mailbox_has_a_vector_that_does_not_forget(driver: Driver) -> None:
     """*Steps*: disabled, a message is answered; then it is enabled. *Verify*: it fires then, once."""
     driver.fired(0)
@@ -130,6 +138,7 @@ def test_link_is_told_when_the_vport_is_enabled_and_when_it_changes(driver: Driv
     assert [event["link_status"] for event in driver.events()] == [0]
 
 
+@misbehaves
 @pytest.mark.parametrize("way", ["message", "device", "function", "bus master"])
 def test_reset(driver: Driver, nic: TestNic, way: str) -> None:
     """*Steps*: open queues, reset by one of the ways that there are; set up again.
@@ -189,6 +198,7 @@ def test_other_numbers_of_queues(driver: Driver, nic: TestNic) -> None:
         driver.request(Op.ADD_QUEUES, one(v.ADD_QUEUES, num_tx_q=1, num_tx_complq=1, num_rx_q=1, num_rx_bufq=2))
 
 
+@misbehaves
 def test_queues_have_to_be_configured_first(driver: Driver) -> None:
     chunk = one(v.QUEUE_CHUNK, type=QueueType.TX, num_queues=1)
     head = one(v.QUEUES, num_chunks=1)
@@ -201,6 +211,7 @@ def test_queues_have_to_be_configured_first(driver: Driver) -> None:
     assert refused.value.result == Result.NO_SUCH_QUEUE
 
 
+@misbehaves
 @pytest.mark.parametrize(
     "field, value", [("ring_len", 100), ("ring_len", 8192), ("ring_address", 4), ("data_buffer_size", 64), ("model", 0)]
 )
@@ -214,6 +225,7 @@ def test_queues_that_cannot_be(driver: Driver, field: str, value: int) -> None:
         driver.request(Op.CONFIG_RX_QUEUES, head.tobytes() + np.array(records).tobytes())
 
 
+@misbehaves
 def test_a_mailbox_outside_of_memory(driver: Driver, nic: TestNic) -> None:
     """*Verify*: a message that cannot be read is counted, the next one is answered."""
     assert driver.mailbox is not None
@@ -229,6 +241,7 @@ def test_a_mailbox_outside_of_memory(driver: Driver, nic: TestNic) -> None:
     assert results == {1: Result.OK, 2: Result.INVALID}
 
 
+@misbehaves
 def test_without_bus_mastering_nothing_is_answered(nic: TestNic) -> None:
     with nic.connect() as driver:
         driver.client.region_write(PciRegion.CONFIG, COMMAND, Command.MEMORY.to_bytes(2, "little"))

@@ -23,7 +23,10 @@ from nicmodel.packet.frames import Gso
 
 from ..frames import NIC_MAC, PEER_MAC, arp, icmp, pattern, tcp, toeplitz, udp
 
-pytestmark = pytest.mark.nic(device="idpf")
+pytestmark = [pytest.mark.nic(device="idpf"), pytest.mark.contract]
+
+#: Here the driver is wrong on purpose.
+misbehaves = pytest.mark.contract(strict=False)
 
 #: A ring whose length is no power of two, as ethtool -G may ask for.
 ENTRIES = 96 * 2
@@ -85,6 +88,7 @@ def test_a_ring_that_is_dry_is_helped_by_the_other(driver: Driver, nic: TestNic)
     assert {packet.completions[0]["buffer_queue"] for packet in first} == {0, 1}
 
 
+@misbehaves
 def test_a_bad_address_costs_one_buffer(driver: Driver, nic: TestNic) -> None:
     """*Verify*: nothing is written, the buffer comes back with no bytes, which Linux takes for none; then all works."""
     driver.open(queues=1, small=0, header_split=False)
@@ -145,6 +149,7 @@ def rule_status(driver: Driver, op: Op, made: np.void) -> int:
     return int(np.frombuffer(reply, v.FLOW_RULE, 1, v.FLOW_RULES.itemsize)[0]["status"])
 
 
+@misbehaves
 def test_flow_rules(driver: Driver, nic: TestNic) -> None:
     driver.open(queues=4)
     driver.set_rss_table([0])
