@@ -19,6 +19,7 @@ from nicmodel.faults.weather import behaviours
 from nicmodel.gvnic.bringup.steps import STEPS
 from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.profile import PROFILES
+from nicmodel.idpf.faults.kinds import KINDS as IDPF_KINDS
 from nicmodel.testing import plugin
 
 
@@ -63,7 +64,10 @@ def _parameters(_argument: str) -> Iterator[str]:
     """The parameters of each fault; those that all have, once and first."""
     yield from ("| fault | parameter | default | meaning |", "|---|---|---|---|")
     common = Chance.parameters()
-    for name, parameters in [("all", common), *((name, kind.parameters()) for name, kind in KINDS.items())]:
+    for name, parameters in [
+        ("all", common),
+        *((name, kind.parameters()) for name, kind in {**KINDS, **IDPF_KINDS}.items()),
+    ]:
         for one in parameters.values():
             if name == "all" or one.name not in common:
                 default = "" if one.default is None else f"`{one.default}`"
@@ -75,7 +79,7 @@ def _weather(_argument: str) -> Iterator[str]:
     """The behaviours of weather, and what of each is drawn from the seed."""
     yield from ("| behaviour | where | what the device does | drawn from the seed | where the contract allows it |",
                 "|---|---|---|---|---|")  # fmt: skip
-    for name, kind in behaviours(KINDS).items():
+    for name, kind in behaviours({**KINDS, **IDPF_KINDS}).items():
         drawn = [
             ("probability", Drawn(0, 1)),
             *((one.name, one.drawn) for one in kind.parameters().values() if one.drawn),

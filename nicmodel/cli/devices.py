@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +14,7 @@ from nicmodel.gvnic.faults.kinds import KINDS as GVNIC_FAULTS
 from nicmodel.gvnic.model import Gvnic
 from nicmodel.gvnic.profile import named_profile
 from nicmodel.host import Model
+from nicmodel.idpf.faults.kinds import EFFECTS
 from nicmodel.idpf.faults.kinds import KINDS as IDPF_FAULTS
 from nicmodel.idpf.model import Idpf
 from nicmodel.idpf.profile import Profile as IdpfProfile
@@ -31,6 +32,7 @@ class Device:
         profiles: whether there are profiles by name.
         contract: the module with the rules that its drivers have to keep, which is imported where they are needed.
         faults: those that it may have, by name.
+        effects: what the stock driver makes of those of which they do not say it themselves, by name.
 
     `make` raises ValueError if the values do not make a device, or contradict each other.
     """
@@ -39,6 +41,7 @@ class Device:
     make: Callable[[str, Mapping[str, Any]], Model[Any]]
     contract: str
     faults: Kinds
+    effects: Mapping[str, str] = field(default_factory=dict)
     settings: frozenset[str] | None = None
     profiles: bool = True
 
@@ -71,10 +74,14 @@ DEVICES: dict[str, Device] = {
         lambda _, changes: Idpf(IdpfProfile(**changes)),
         contract="nicmodel.idpf.contract.rules",
         faults=IDPF_FAULTS,
+        effects=EFFECTS,
         settings=frozenset(one.name for one in fields(IdpfProfile)),
         profiles=False,
     ),
 }
+
+#: The faults of all of them: those of the same name are the same.
+ALL_FAULTS: Kinds = {name: kind for device in DEVICES.values() for name, kind in device.faults.items()}
 
 #: For commands that tell of a kind of NIC.
 device_option = click.option(

@@ -7,6 +7,7 @@ from typing import TextIO
 import click
 from rich.table import Table
 
+from nicmodel.cli.devices import DEVICES, device_option
 from nicmodel.cli.help import HelpGroup
 from nicmodel.cli.options import control_option, nic_option
 from nicmodel.cli.tables import wrapped
@@ -15,34 +16,35 @@ from nicmodel.client.report import plain_console
 from nicmodel.client.text import escaped, fields
 from nicmodel.faults.fault import FaultError
 from nicmodel.faults.weather import FORM, Weather, behaviours
-from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.nearest import did_you_mean
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[FAULT...]")
-def faults(names: tuple[str, ...]) -> None:
+@device_option
+def faults(names: tuple[str, ...], device: str) -> None:
     """List the faults that a NIC can be given.
 
     With a FAULT's name: its parameters, and how the stock driver reacts to it.
     """
+    known, effects = DEVICES[device].faults, DEVICES[device].effects
     for name in names:
-        if name not in KINDS:
-            nearest = did_you_mean(name, KINDS)
+        if name not in known:
+            nearest = did_you_mean(name, known)
             raise click.BadParameter(f"there is no fault {name!r}{nearest or '; nicmodel faults lists them'}")
     console = plain_console()
     if not names:
         table = Table(box=None, pad_edge=False)
         for heading in ("where", "fault", "what it does"):
             table.add_column(heading, no_wrap=heading == "fault")
-        for kind in KINDS.values():
+        for kind in known.values():
             table.add_row(kind.where, kind.name, kind.summary())
         console.print(table)
         return
     for name in names:
-        kind = KINDS[name]
+        kind = known[name]
         console.print(f"{name} ({kind.where}): {kind.summary()}")
-        console.print(f"The stock driver: {kind.effect}")
+        console.print(f"The stock driver: {effects.get(name, kind.effect)}")
         if kind.source:
             console.print(f"The contract allows it: {kind.source}")
         table = Table(box=None, pad_edge=False)
@@ -56,7 +58,8 @@ def faults(names: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("text", metavar=f"[{FORM}]", required=False)
-def weather(text: str | None) -> None:
+@device_option
+def weather(text: str | None, device: str) -> None:
     """List what devices may do and rarely do, or draw a weather from it.
 
     `nicmodel serve --weather` has a NIC do it, each behaviour with a probability and times that are drawn from a seed.
@@ -70,14 +73,14 @@ def weather(text: str | None) -> None:
     """
     if text is not None:
         try:
-            click.echo(Weather.parse(text).toml(KINDS), nl=False)
+            click.echo(Weather.parse(text).toml(DEVICES[device].faults), nl=False)
         except FaultError as error:
             raise click.BadParameter(str(error)) from None
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("where", "behaviour", "what it does"):
         table.add_column(heading, no_wrap=heading == "behaviour")
-    for kind in behaviours(KINDS).values():
+    for kind in behaviours(DEVICES[device].faults).values():
         told = f"{kind.summary()} Packets are lost: only where it is named." if kind.loses else kind.summary()
         table.add_row(kind.where, kind.name, told)
     plain_console().print(table)

@@ -22,7 +22,7 @@ import click
 from click.core import ParameterSource
 
 from nicmodel.cli import systemd
-from nicmodel.cli.devices import DEVICES
+from nicmodel.cli.devices import ALL_FAULTS, DEVICES
 from nicmodel.cli.help import HelpCommand
 from nicmodel.cli.log import log_to_stderr
 from nicmodel.cli.options import BROKEN
@@ -34,7 +34,6 @@ from nicmodel.faults.scenario import Scenario
 from nicmodel.faults.weather import FORM as WEATHER_FORM
 from nicmodel.faults.weather import Weather
 from nicmodel.faults.wire import load as load_wire_faults
-from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.profile import PROFILES, SETTINGS, Profile
 from nicmodel.host import Host
 from nicmodel.nearest import Choice
@@ -151,7 +150,7 @@ def _weather(_context: click.Context, _parameter: click.Parameter, value: str | 
         return None
     try:
         weather = Weather.parse(value)
-        weather.scenario(KINDS)
+        weather.scenario(ALL_FAULTS)
     except FaultError as error:
         raise click.BadParameter(str(error)) from None
     return weather
@@ -285,7 +284,7 @@ def serve(
                 host.open_control(control_place)
             host.start()
             if scenario is not None:
-                Scenario.load(scenario, KINDS).begin(host.faults)
+                Scenario.load(scenario, ALL_FAULTS).begin(host.faults)
             if weather is not None:
                 for faults in host.faults:
                     weather.begin(faults)

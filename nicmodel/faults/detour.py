@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from nicmodel.jit.compiled import u64
 from nicmodel.nic.dma import find
+from nicmodel.nic.layout import Bits
 from nicmodel.nic.state import State
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 from nicmodel.vfio_user.regions import REGION, RegionMap
@@ -25,6 +26,20 @@ _BEYOND = 1 << 62
 
 
 S = TypeVar("S", bound=State)
+
+#: A completion, shape (words,).
+Words = npt.NDArray[np.uint64]
+
+
+def get(completion: Words, field: Bits) -> int:
+    """A field of a completion."""
+    return int(completion[field.word]) >> field.shift & field.mask
+
+
+def put(completion: Words, field: Bits, value: int) -> None:
+    """Set a field of a completion."""
+    rest = int(completion[field.word]) & ~(field.mask << field.shift)
+    completion[field.word] = rest | value << field.shift
 
 
 class Shadow:

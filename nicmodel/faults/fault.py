@@ -21,7 +21,7 @@ from nicmodel.nic.seams import Seams
 from nicmodel.vfio_user.poll import Timer
 
 #: Where a fault sits, in the order of a frame's way and of a person's interest.
-Where = Literal["wire", "receive", "transmit", "interrupts", "admin queue", "DMA", "device"]
+Where = Literal["wire", "receive", "transmit", "interrupts", "admin queue", "mailbox", "DMA", "device"]
 
 
 class FaultError(ValueError):

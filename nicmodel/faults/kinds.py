@@ -198,6 +198,38 @@ class RxLate(RxFault):
     delay: Annotated[float, "seconds", SPAN, Drawn(0.0001, 0.01)] = 0.01
 
 
+@dataclass(frozen=True, kw_only=True)
+class RxError(RxFault):
+    """The last completion of a packet says that receiving it has failed (DQO formats)."""
+
+    name = "rx-error"
+    effect = "The driver drops the packet (rx_desc_err_dropped_pkt of the queue); TCP sends it again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxBufferId(RxFault):
+    """A completion names a buffer that it cannot be about (DQO formats)."""
+
+    name = "rx-buffer-id"
+    effect = (
+        'The log says "Invalid RX buffer_id" or "RX buffer_id is not allocated", and the packet is dropped. The buffer '
+        "that was meant never comes back, so that the queue has one less until its rings are made anew. An id that is "
+        "in use brings other bytes to the stack."
+    )
+
+    which: Annotated[
+        Literal["beyond", "again"], "beyond: an id that the driver never gave; again: that of the completion before"
+    ] = "beyond"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RxTooLong(RxFault):
+    """A completion says that there are more bytes in a buffer than it holds (of a gVNIC: GQI formats)."""
+
+    name = "rx-too-long"
+    effect = 'The log says "Unexpected frag size", the packet is dropped, and the driver resets the device.'
+
+
 # ----------------------------------------------------------------------------------------------------------- transmit
 
 
@@ -230,6 +262,33 @@ class TxNever(TxFault):
         "Byte queue limits, or the lack of completion tags, stop the queue. After 5 s the watchdog says "
         '"Timeout on tx queue", and the driver kicks the queue; at the next time-out it resets the device, '
         "which heals everything once the fault is over."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TxTag(TxFault):
+    """A completion has a tag that it cannot have (DQO formats)."""
+
+    name = "tx-tag"
+    effect = (
+        'The log says "Invalid TX completion tag" or "No pending data completion". The packet that was meant is never '
+        "completed: see tx-never. Completed again, nothing is lost."
+    )
+
+    which: Annotated[
+        Literal["beyond", "again"],
+        "beyond: one that the driver never gave; again: that of a packet just completed, and then the right one",
+    ] = "beyond"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TxHalt(TxFault):
+    """A malformed packet stops its queue until it is created anew, as it does on hardware."""
+
+    name = "tx-halt"
+    effect = (
+        "A right driver never meets it. What meets it finds that nothing is completed any more, and is reset by the "
+        "watchdog after some seconds."
     )
 
 
@@ -379,7 +438,8 @@ KINDS: dict[str, type[Fault]] = {
     for kind in (
         WireDrop, WireCorrupt, WireDuplicate, WireReorder, WireDelay, WireRate, WireFlap,
         RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxStarve, RxLate,
-        TxLate, TxNever,
+        RxError, RxBufferId, RxTooLong,
+        TxLate, TxNever, TxTag, TxHalt,
         IrqLost, IrqLate, IrqSpurious, IrqMerged,
         DmaFault, DmaSlow,
         DeviceReset, DeviceHang, DeviceGone, DeviceOnes,

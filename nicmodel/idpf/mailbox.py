@@ -91,7 +91,9 @@ class Ring:
         self.head = (self.head + 1) % self.entries
 
 
-class _Reply(NamedTuple):
+class Reply(NamedTuple):
+    """What is to be given to the driver: an answer, or with the cookie 0 an event."""
+
     number: int
     result: int
     cookie: int
@@ -115,6 +117,9 @@ class Mailbox:
         to_driver: the queue of replies and events.
         counts: number of messages by name and result, for display.
         executor: what executes them, given before there are any.
+        gate: asked with the number of each message: the result that it has without being executed; None: it is
+            executed. No gate is the default (`nicmodel.faults`).
+        detour: what is given each reply in place of `give`; none is the default.
     """
 
     executor: Executor
@@ -132,6 +137,8 @@ class Mailbox:
         self.to_device = Ring()
         self.to_driver = Ring()
         self.counts: Counter[str] = Counter()
+        self.gate: Callable[[int], Result | None] | None = None
+        self.detour: Callable[[Reply], None] | None = None
         self._unknown = 0  # numbers in it that are no message's
         self._vectors = vectors
         self._dma = dma
@@ -140,7 +147,7 @@ class Mailbox:
         self._work = work
         self._may_dma = may_dma
         self._messages = Budget(poller, _MESSAGES_PER_TURN)
-        self._replies: deque[_Reply] = deque()
+        self._replies: deque[Reply] = deque()
 
     def reset(self) -> None:
         """Forget both queues, and what waits for them."""
@@ -175,7 +182,12 @@ class Mailbox:
         op = Op(number) if number in _OPS else None
         try:
             payload = self._payload(descriptor)
-            result, answer = self._execute(op, number, payload)
+            refused = None if self.gate is None else self.gate(number)
+            if refused is None:
+                result, answer = self._execute(op, number, payload)
+            else:
+                result, answer = refused, None
+                self._told(number, None, result, "")
         except DmaFault as fault:
             result, answer, payload = Result.INVALID, None, b""
             self._told(number, None, result, str(fault))
@@ -236,10 +248,14 @@ class Mailbox:
 
     def post(self, number: int, result: int, cookie: int, payload: bytes) -> None:
         """Have the driver get a reply, or an event."""
+        (self.detour or self.give)(Reply(number, result, cookie, payload))
+
+    def give(self, reply: Reply) -> None:
+        """Have it get this one, when it has a buffer for it."""
         if len(self._replies) == _MAX_WAITING:
             self._diagnostics.count("mailbox_reply_lost")
             return
-        self._replies.append(_Reply(number, result, cookie, payload))
+        self._replies.append(reply)
 
     def deliver(self) -> None:
         """Give the driver what waits for it, as far as it has posted buffers."""
@@ -258,7 +274,7 @@ class Mailbox:
             self._vectors["pending"][VECTOR] |= Cause.AT_ONCE
             self._interrupts.fire_soon()
 
-    def _write(self, queue: Ring, reply: _Reply) -> None:
+    def _write(self, queue: Ring, reply: Reply) -> None:
         posted = MAILBOX.decode(self._dma.read(queue.address, MAILBOX.size))
         room = min(posted["length"], MAILBOX_BUFFER)
         payload = reply.payload[:room]

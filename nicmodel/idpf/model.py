@@ -10,6 +10,9 @@ from nicmodel.faults.faults import Faults
 from nicmodel.idpf.bringup import IdpfLife, ladder
 from nicmodel.idpf.device import Nic
 from nicmodel.idpf.faults.kinds import KINDS
+from nicmodel.idpf.faults.mailbox import MailboxFaults
+from nicmodel.idpf.faults.receive import ReceiveFaults
+from nicmodel.idpf.faults.transmit import TransmitFaults
 from nicmodel.idpf.profile import Profile
 from nicmodel.observe.ladder import Ladder
 from nicmodel.vfio_user.poll import EventLoop
@@ -36,7 +39,7 @@ class Idpf:
 
     def faults(self, nic: Nic) -> Faults:
         """Have faults on demand for it."""
-        return Faults(nic, KINDS, ())
+        return Faults(nic, KINDS, (ReceiveFaults(nic), TransmitFaults(nic), MailboxFaults(nic)))
 
     def ladder(self, nic: Nic) -> Ladder[IdpfLife]:
         """See how far its driver comes."""

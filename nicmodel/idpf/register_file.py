@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 from typing import Protocol
 
 from nicmodel.idpf import registers as r
@@ -52,10 +53,12 @@ class RegisterFile:
 
     Attributes:
         state: what the reset state register shows.
+        errors: bits that registers show besides (`nicmodel.faults`).
     """
 
     def __init__(self, nic: Configured, vectors: Records) -> None:
         self.state = ResetState.COMPLETED
+        self.errors: Mapping[Register, int] = {}
         self._nic = nic
         self._vectors = vectors
         self._written = dict.fromkeys(_KEPT, 0)
@@ -78,7 +81,7 @@ class RegisterFile:
 
     def _value(self, register: Register, number: int) -> int:
         if register in self._written:
-            return self._written[register]
+            return self._written[register] | self.errors.get(register, 0)
         if register is r.RSTAT:
             return self.state
         vector = VECTOR + 1 + number

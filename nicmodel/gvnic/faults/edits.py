@@ -8,31 +8,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
-from nicmodel.faults.detour import host_address
+from nicmodel.faults.detour import Words, get, host_address, put
 from nicmodel.faults.fault import Injection
+from nicmodel.faults.kinds import RxBufferId
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, RX_BUFFER, RX_COMPLETION
-from nicmodel.gvnic.faults.kinds import RxBufferId
 from nicmodel.nic.layout import Bits
 from nicmodel.vfio_user.regions import RegionMap
 
-Words = npt.NDArray[np.uint64]
-
 #: How far from its place in the ring a buffer may be used.
 _APART = 3
-
-
-def get(completion: Words, field: Bits) -> int:
-    """A field of a completion."""
-    return int(completion[field.word]) >> field.shift & field.mask
-
-
-def put(completion: Words, field: Bits, value: int) -> None:
-    """Set a field of a completion."""
-    rest = int(completion[field.word]) & ~(field.mask << field.shift)
-    completion[field.word] = rest | value << field.shift
 
 
 def verdict(injection: Injection, queue: int, packet: Sequence[Words], wanted: str) -> None:

@@ -92,43 +92,11 @@ class RxHold(RxFault):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RxError(RxFault):
-    """The last completion of a packet says that receiving it has failed (DQO formats)."""
-
-    name = "rx-error"
-    effect = "The driver drops the packet (rx_desc_err_dropped_pkt of the queue); TCP sends it again."
-
-
-@dataclass(frozen=True, kw_only=True)
 class RxExAdd(RxFault):
     """A packet is said to have IPv6 extension headers with addresses in them (DQO formats)."""
 
     name = "rx-ex-add"
     effect = "Of an IPv6 packet the stack verifies the checksum by itself; of another it is not looked at."
-
-
-@dataclass(frozen=True, kw_only=True)
-class RxBufferId(RxFault):
-    """A completion names a buffer that it cannot be about (DQO formats)."""
-
-    name = "rx-buffer-id"
-    effect = (
-        'The log says "Invalid RX buffer_id" or "RX buffer_id is not allocated", and the packet is dropped. The buffer '
-        "that was meant never comes back, so that the queue has one less until its rings are made anew. An id that is "
-        "in use brings other bytes to the stack."
-    )
-
-    which: Annotated[
-        Literal["beyond", "again"], "beyond: an id that the driver never gave; again: that of the completion before"
-    ] = "beyond"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RxTooLong(RxFault):
-    """A descriptor says that there are more bytes in a buffer than it holds (GQI formats)."""
-
-    name = "rx-too-long"
-    effect = 'The log says "Unexpected frag size", the packet is dropped, and the driver resets the device.'
 
 
 # ----------------------------------------------------------------------------------------------------------- transmit
@@ -190,33 +158,6 @@ class TxHold(TxFault):
     source = "As tx-late. Devices write completions by lines; drivers that poll have waited for the rest of one."
 
     delay: Annotated[float, "seconds that a line waits at most", SPAN, Drawn(0.0001, 0.005)] = 0.001
-
-
-@dataclass(frozen=True, kw_only=True)
-class TxTag(TxFault):
-    """A completion has a tag that it cannot have (DQO formats)."""
-
-    name = "tx-tag"
-    effect = (
-        'The log says "Invalid TX completion tag" or "No pending data completion". The packet that was meant is never '
-        "completed: see tx-never. Completed again, nothing is lost."
-    )
-
-    which: Annotated[
-        Literal["beyond", "again"],
-        "beyond: one that the driver never gave; again: that of a packet just completed, and then the right one",
-    ] = "beyond"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TxHalt(TxFault):
-    """A malformed packet stops its queue until it is created anew, as it does on hardware."""
-
-    name = "tx-halt"
-    effect = (
-        "A right driver never meets it. What meets it finds that nothing is completed any more, and is reset by the "
-        "watchdog after some seconds."
-    )
 
 
 # --------------------------------------------------------------------------------------------------------- interrupts
@@ -350,8 +291,8 @@ class StatsMalformed(Chance):
 
 
 _OWN: tuple[type[Fault], ...] = (
-    RxSpread, RxScatter, RxCut, RxUnverified, RxNoTimestamp, RxHold, RxError, RxExAdd, RxBufferId, RxTooLong,
-    TxMiss, TxOrder, TxReportLate, TxHold, TxTag, TxHalt,
+    RxSpread, RxScatter, RxCut, RxUnverified, RxNoTimestamp, RxHold, RxExAdd,
+    TxMiss, TxOrder, TxReportLate, TxHold,
     IrqEarly,
     AdminStatus, AdminSlow, AdminSilent, AdminOptions,
     ClockJump, StatsLate, StatsMalformed,

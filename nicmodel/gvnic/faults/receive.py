@@ -10,35 +10,35 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.faults.detour import Shadow, publish
+from nicmodel.faults.detour import Shadow, Words, get, publish
 from nicmodel.faults.fault import Injection, Late
 from nicmodel.faults.kinds import (
     DmaSlow,
+    RxBufferId,
     RxChecksum,
+    RxError,
     RxFault,
     RxHeaderOverflow,
     RxLate,
     RxSplitBeyond,
     RxStarve,
+    RxTooLong,
     RxUnsplit,
 )
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, RX_COMPLETION
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.faults import edits
 from nicmodel.gvnic.faults.admin import jumped
-from nicmodel.gvnic.faults.edits import Buffers, Words
+from nicmodel.gvnic.faults.edits import Buffers
 from nicmodel.gvnic.faults.kinds import (
     ClockJump,
     IrqEarly,
-    RxBufferId,
     RxCut,
-    RxError,
     RxExAdd,
     RxHold,
     RxNoTimestamp,
     RxScatter,
     RxSpread,
-    RxTooLong,
     RxUnverified,
 )
 from nicmodel.gvnic.state import State
@@ -273,7 +273,7 @@ class ReceiveFaults:
         fault = injection.fault
         if isinstance(fault, RxChecksum):
             edits.verdict(injection, queue, packet, fault.verdict)
-        elif isinstance(fault, RxUnverified) and not edits.get(packet[-1], RX_COMPLETION.rsc):
+        elif isinstance(fault, RxUnverified) and not get(packet[-1], RX_COMPLETION.rsc):
             edits.flag(injection, queue, packet, RX_COMPLETION.l3_l4_processed, 0)
         elif isinstance(fault, RxNoTimestamp):
             edits.flag(injection, queue, packet, RX_COMPLETION.timestamp_valid, 0)

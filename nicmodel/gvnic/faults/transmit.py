@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from nicmodel.faults.detour import Shadow, host_address, publish
 from nicmodel.faults.fault import Injection, Late
-from nicmodel.faults.kinds import DmaSlow, TxFault, TxLate, TxNever
+from nicmodel.faults.kinds import DmaSlow, TxFault, TxHalt, TxLate, TxNever, TxTag
 from nicmodel.gvnic.commands import ALTERNATE_MISS_BIT, DriverCapability
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TxCompletionType
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.faults.kinds import TxHalt, TxHold, TxMiss, TxOrder, TxReportLate, TxTag
+from nicmodel.gvnic.faults.kinds import TxHold, TxMiss, TxOrder, TxReportLate
 from nicmodel.gvnic.state import State
 from nicmodel.nic import events
 from nicmodel.nic.egress import Transmit
