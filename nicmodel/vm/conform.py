@@ -175,7 +175,7 @@ def examine(
             work.weather(seed, strength)
         for fault in faults:
             work.fault(fault, at_load=False)
-            if fault.startswith("admin-"):
+            if fault.startswith(("admin-", "mailbox-")):
                 work.fault(fault, at_load=True)
 
 

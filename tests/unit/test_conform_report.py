@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from junitparser import JUnitXml
 
 from nicmodel.cli import conform as command
+from nicmodel.cli.devices import DEVICES
 from nicmodel.cli.main import cli
-from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.vm import conform
 from nicmodel.vm.conform import Check, Conformance
 from nicmodel.vm.driver_bench import Part, Verdict
@@ -91,9 +91,10 @@ def test_no_seeds(text: str) -> None:
 
 
 def test_faults() -> None:
-    every = command._faults(None, None, "all")  # type: ignore[arg-type]
-    assert "tx-never" in every and "device-gone" not in every and not any(KINDS[name].source for name in every)
-    assert command._faults(None, None, "none") == ()  # type: ignore[arg-type]
+    for device, some in (("gvnic", "tx-never"), ("idpf", "mailbox-lost")):
+        kinds, every = DEVICES[device].faults, command._faults("all", device)
+        assert some in every and "device-gone" not in every and not any(kinds[name].source for name in every)
+        assert command._faults("none", device) == () and command._faults(some, device) == (some,)
     run = CliRunner().invoke(cli, ["conform", "--faults", "tx-nevr"])
     assert run.exit_code == 2 and "tx-never" in run.output
 

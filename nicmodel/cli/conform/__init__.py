@@ -15,13 +15,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from junitparser import Failure, JUnitXml, TestCase, TestSuite
 from rich.markup import escape
 
+from nicmodel.cli.devices import DEVICES
 from nicmodel.cli.options import BROKEN
 from nicmodel.cli.progress import console
 from nicmodel.cli.tables import plain_table, wrapped
 from nicmodel.client.report import plain_console
 from nicmodel.client.text import escaped, printable
-from nicmodel.gvnic.faults.kinds import KINDS
-from nicmodel.nearest import did_you_mean
+from nicmodel.nearest import Choice, did_you_mean
 from nicmodel.vm.conform import Check, Conformance, examine
 from nicmodel.vm.coverage import files
 from nicmodel.vm.coverage.recorder import Recorder
@@ -62,30 +62,33 @@ def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     return tuple(seeds)
 
 
-def _faults(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
-    """Names, "all" or "none"."""
-    every = tuple(name for name, kind in KINDS.items() if not kind.source and name not in _LEFT_OUT)
+def _faults(text: str, device: str) -> tuple[str, ...]:
+    """Names of faults of that kind of NIC, of all, or none.
+
+    Raises:
+        BadParameter: There is no such fault.
+    """
+    kinds = DEVICES[device].faults
     if text in ("all", "none"):
-        return every if text == "all" else ()
+        every = (name for name, kind in kinds.items() if not kind.source and name not in _LEFT_OUT)
+        return tuple(every) if text == "all" else ()
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
-        if name not in KINDS:
-            raise click.BadParameter(
-                f"there is no fault {name!r}{did_you_mean(name, KINDS)}; nicmodel faults lists them"
-            )
+        if name not in kinds:
+            nearest = f"{did_you_mean(name, kinds)}; nicmodel faults --device {device} lists them"
+            raise click.BadParameter(f"there is no fault {name!r}{nearest}", param_hint="--faults")
     return names
 
 
 @click.command()
 @click.argument("driver", required=False, metavar="[DRIVER]", type=click.Path(path_type=Path))
 @kernel_options
-@click.option("--device", default="gvnic", show_default=True, type=click.Choice(["gvnic", "idpf"]),
-              help="The kind of NIC.")  # fmt: skip
+@click.option("--device", default="gvnic", show_default=True, type=Choice(list(DEVICES)), help="The kind of NIC.")
 @click.option("--weather", "seeds", default="1-6", show_default=True, metavar="SEEDS", callback=_seeds,
               help="Seeds of the weather, a try each: 1-6, or 3,40; '' for none.")  # fmt: skip
 @click.option("--strength", default=0.4, show_default=True, type=click.FloatRange(0, 1), metavar="P",
               help="Strength of the weather.")  # fmt: skip
-@click.option("--faults", default="all", show_default=True, metavar="NAMES", callback=_faults,
+@click.option("--faults", default="all", show_default=True, metavar="NAMES",
               help="Faults, a try each: names, separated by commas, none, or all but device-gone.")  # fmt: skip
 @click.option("--serve", default="", metavar="OPTIONS", help="More options for `nicmodel serve`, such as '--queues 2'.")
 @click.option("--memory", default="1G", show_default=True, metavar="SIZE", help="The guest's memory.")
@@ -101,7 +104,7 @@ def _faults(_context: click.Context, _parameter: click.Parameter, text: str) -> 
               help="Write the checks as JUnit's XML.")  # fmt: skip
 def conform(
     driver: Path | None, kernel: KernelChoice, device: str, seeds: tuple[int, ...], strength: float,
-    faults: tuple[str, ...], serve: str, memory: str, timeout: float, coverage: bool, html: Path | None,
+    faults: str, serve: str, memory: str, timeout: float, coverage: bool, html: Path | None,
     json_file: Path | None, junit: Path | None,
 ) -> None:  # fmt: skip
     """Put a driver to the test, and report what it stands.
@@ -125,8 +128,7 @@ def conform(
     for file in filter(None, (html, json_file, junit)):  # now, and not after minutes
         if file.is_dir() or not file.absolute().parent.is_dir() or not os.access(file.absolute().parent, os.W_OK):
             raise VmError(f"{file} cannot be written: name a file in a folder that is there and that you may write to")
-    if device != "gvnic":
-        faults = ()  # its own are in no list yet
+    named = _faults(faults, device)
     try:
         options = ["--device", device, *shlex.split(serve)]
     except ValueError as error:
@@ -142,7 +144,7 @@ def conform(
         bench = DriverBench(kernel, serve=options, memory=memory, timeout=timeout, recorder=recorder, limit=_LIMIT)
         stack.enter_context(bench)
         console.print(f"[bold]{escape(printable(report.driver))}[/bold], Linux {escape(report.kernel)}, {device}")
-        examine(report, bench, modules, seeds=seeds, strength=strength, faults=faults, recorder=recorder, told=_told)
+        examine(report, bench, modules, seeds=seeds, strength=strength, faults=named, recorder=recorder, told=_told)
     if recorder is not None:
         report.coverage = _coverage(recorder)
     _show(report)
