@@ -19,7 +19,8 @@ from nicmodel.gvnic.options.ddp.declarations import CONFIGURE_DDP, DDP_PIECE, MA
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.loopback import Loopback
-from nicmodel.gvnic.testing.nvme_tcp import Reader, data_pdu, response, unfold
+from nicmodel.gvnic.testing.nvme_tcp import Reader, data_pdu, response
+from nicmodel.gvnic.testing.pieces import unfold
 from nicmodel.gvnic.testing.rx import RxPacket
 from nicmodel.nic.mac import parse_mac
 from nicmodel.nic.purpose import Purpose

@@ -7,9 +7,10 @@
         reader.take(packet)
     assert reader.done[7].data == ...
 
-It does what Linux' TCP and nvme-tcp do together: puts segments in order, walks the PDUs, copies what the NIC has not
-placed, checks the digests for which the NIC does not vouch, answers requests for resynchronisation, and tears a buffer
-down when its command is completed. `data_pdu` and `response` are what a controller sends.
+It does what Linux' nvme-tcp does with what TCP has put in order: walks the PDUs, copies what the NIC has not placed,
+checks the digests for which the NIC does not vouch, answers requests for resynchronisation, and tears a buffer down
+when its command is completed. `data_pdu` and `response` are what a controller sends.
+`nicmodel.gvnic.testing.nvme_host` is a host that also sends.
 """
 
 from __future__ import annotations
@@ -22,18 +23,32 @@ from ipaddress import ip_address
 import numpy as np
 
 from nicmodel.gvnic.commands import Inner
-from nicmodel.gvnic.options.ddp.declarations import CONFIGURE_DDP, DDP_PIECE, PLACEMENT, DdpDigest, DdpOperation
+from nicmodel.gvnic.options.ddp.declarations import CONFIGURE_DDP, DDP_PIECE, DdpDigest, DdpOperation
 from nicmodel.gvnic.testing.adminq import AdminError
 from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.pieces import Piece, unfold
 from nicmodel.gvnic.testing.rx import RxPacket
 from nicmodel.gvnic.testing.violation import ContractViolation
 from nicmodel.jit.compiled import u64
 from nicmodel.packet.crc32c import crc32c
-from nicmodel.packet.nvme_tcp import COMMON_HEADER_SIZE, DATA_HEADER, DIGEST_SIZE, HEADER_SIZE, PduFlag, PduType
+from nicmodel.packet.nvme_tcp import (
+    COMMON_HEADER_SIZE,
+    DATA_HEADER,
+    DIGEST_SIZE,
+    HEADER_SIZE,
+    MAX_PDU,
+    PduFlag,
+    PduType,
+)
+from nicmodel.testing.guest_memory import PAGE, GuestMemory
+from nicmodel.testing.tcp import MASK, Reassembly
 
-_SEQUENCES = 0xFFFF_FFFF
-#: Offset of the command identifier in a response: in its completion queue entry, which follows the common header.
-_RESPONSE_COMMAND = COMMON_HEADER_SIZE + 12
+#: A completion queue entry: result, submission queue's head and number, command, status (above the phase bit).
+_COMPLETION = struct.Struct("<QHHHH")
+
+
+class NvmeError(Exception):
+    """The stream cannot be what a controller sends, or the controller has refused something."""
 
 
 def digest(data: bytes) -> int:
@@ -54,104 +69,26 @@ def data_pdu(
     header["data_offset_in_pdu"] = start
     header["length"] = start + len(data) + DIGEST_SIZE * bool(digests & DdpDigest.DATA)
     header["command"], header["offset"], header["data_length"] = command, offset, len(data)
-    after = _digest(data) if digests & DdpDigest.DATA else b""
-    return _with_digest(header.tobytes(), digests) + bytes(padding) + data + after
+    after = trailer(data) if digests & DdpDigest.DATA else b""
+    return with_digest(header.tobytes(), digests) + bytes(padding) + data + after
 
 
-def response(command: int, *, digests: int = 0) -> bytes:
-    """A capsule response that completes a command with success."""
+def response(command: int, *, digests: int = 0, status: int = 0, result: int = 0) -> bytes:
+    """A capsule response that completes a command, with success if its `status` is 0."""
     flags = PduFlag.HEADER_DIGEST if digests & DdpDigest.HEADER else PduFlag(0)
     length = HEADER_SIZE + DIGEST_SIZE * bool(flags)
     header = struct.pack("<BBBBI", PduType.CAPSULE_RESPONSE, flags, HEADER_SIZE, 0, length)
-    return _with_digest(header + struct.pack("<QHHHH", 0, 0, 0, command, 0), digests)
+    return with_digest(header + _COMPLETION.pack(result, 0, 0, command, status << 1), digests)
 
 
-def _digest(data: bytes) -> bytes:
+def trailer(data: bytes) -> bytes:
+    """The digest of `data` as a PDU has it."""
     return digest(data).to_bytes(DIGEST_SIZE, "little")
 
 
-def _with_digest(header: bytes, digests: int) -> bytes:
-    return header + (_digest(header) if digests & DdpDigest.HEADER else b"")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Bytes of the stream as a packet brings them.
-
-    Attributes:
-        sequence: of the first.
-        length: how many.
-        data: the bytes; None: the NIC has placed them.
-        command: where it did, `offset` in the data of this command.
-        offset: see `command`.
-        vouched: whether the NIC says that digests hold here.
-    """
-
-    sequence: int
-    length: int
-    data: bytes | None
-    command: int = 0
-    offset: int = 0
-    vouched: bool = False
-
-    def part(self, start: int, length: int) -> Piece:
-        """`length` bytes from byte `start` on."""
-        return Piece(
-            (self.sequence + start) & _SEQUENCES,
-            length,
-            None if self.data is None else self.data[start : start + length],
-            self.command,
-            self.offset + start,
-            self.vouched,
-        )
-
-
-def unfold(packet: RxPacket) -> list[Piece]:
-    """The TCP payload of a packet in order: bytes that it carries, and those that its records say were placed.
-
-    Raises:
-        ContractViolation: the records contradict the packet.
-    """
-    frame = packet.frame
-    size = packet.ddp["placements"] * PLACEMENT.itemsize
-    records = np.frombuffer(frame[len(frame) - size :], PLACEMENT)
-    start, length, sequence = _payload(frame)
-    carried = frame[start : len(frame) - size]
-    if len(carried) + int(records["length"].sum()) < length:
-        raise ContractViolation(f"{length} bytes of payload, but {len(carried)} in the packet and {records} placed")
-    vouched = bool(packet.ddp["digest_good"])
-    pieces: list[Piece] = []
-    place = used = 0
-    for record in records:
-        position, count = int(record["position"]), int(record["length"])
-        if position < place or position + count > length:
-            raise ContractViolation(f"placement {record} after byte {place} of {length}")
-        gap = position - place
-        pieces.append(Piece(sequence + place & _SEQUENCES, gap, carried[used : used + gap], vouched=vouched))
-        where = int(record["command"]), int(record["offset"])
-        pieces.append(Piece(sequence + position & _SEQUENCES, count, None, *where, vouched))
-        used += gap
-        place = position + count
-    rest = length - place
-    pieces.append(Piece(sequence + place & _SEQUENCES, rest, carried[used : used + rest], vouched=vouched))
-    return [piece for piece in pieces if piece.length]
-
-
-def _payload(frame: bytes) -> tuple[int, int, int]:
-    """Start and length of a TCP frame's payload on the wire, and its sequence number."""
-    place = 14
-    kind = int.from_bytes(frame[12:14], "big")
-    while kind in (0x8100, 0x88A8):
-        kind = int.from_bytes(frame[place + 2 : place + 4], "big")
-        place += 4
-    if kind == 0x0800:
-        end = place + int.from_bytes(frame[place + 2 : place + 4], "big")
-        place += (frame[place] & 15) * 4
-    else:
-        place += 40
-        end = place + int.from_bytes(frame[place - 36 : place - 34], "big")
-    start = place + (frame[place + 12] >> 4) * 4
-    return start, end - start, int.from_bytes(frame[place + 4 : place + 8], "big")
+def with_digest(header: bytes, digests: int) -> bytes:
+    """A header, and its digest if `digests` has that."""
+    return header + (trailer(header) if digests & DdpDigest.HEADER else b"")
 
 
 @dataclass
@@ -163,12 +100,14 @@ class Read:
         pieces: guest address and length of the pieces of its buffer, in order.
         placed: whether the NIC knows of it.
         data: what was in the buffer when it was completed.
+        status: of its completion; 0: success.
     """
 
     length: int
     pieces: list[tuple[int, int]]
     placed: bool
     data: bytes = b""
+    status: int = 0
 
 
 class Reader:
@@ -176,18 +115,22 @@ class Reader:
 
     Args:
         driver: of the NIC, after its probe.
-        flow: number of the flow at the device.
+        flow: number of the flow at the device; None: the NIC is not told of it, and all is copied.
         source: the controller's address, and `destination` the host's.
         source_port: the controller's port, and `destination_port` the host's.
         sequence: of the first byte of the next PDU.
         digests: in use, `DdpDigest`.
+        memory: where buffers of reads are; None: ordinary memory.
 
     Attributes:
         reads: those under way, by command identifier.
         done: those completed.
         placed: bytes of data that the NIC had put in place.
         copied: bytes of data that were copied here.
-        vouched: PDUs whose data digest the NIC has checked, and `checked` those whose digest was checked here.
+        exchangeable: of those the bytes that came as whole pages of memory, each with a whole page of the command's
+            data: instead of a copy, the page could have been exchanged for one of the buffer's.
+        vouched: PDUs whose data digest the NIC has checked, and `checked` those whose digest had to be checked here,
+            over `digested` bytes.
         wrong: commands of the PDUs whose data digest did not hold.
         asked: requests for resynchronisation that came, and `refused` answers that the device had no use for.
         next: sequence number up to which the stream is complete.
@@ -196,7 +139,7 @@ class Reader:
     def __init__(
         self,
         driver: Driver,
-        flow: int = 0,
+        flow: int | None = 0,
         *,
         source: str,
         destination: str,
@@ -204,18 +147,23 @@ class Reader:
         destination_port: int,
         sequence: int = 0,
         digests: int = 0,
+        memory: GuestMemory | None = None,
     ) -> None:
         self._driver = driver
+        self._memory = driver.ram if memory is None else memory
         self._flow = flow
         self.digests = digests
         self.reads: dict[int, Read] = {}
         self.done: dict[int, Read] = {}
-        self.placed = self.copied = self.vouched = self.checked = self.asked = self.refused = 0
+        self.placed = self.copied = self.exchangeable = self.asked = self.refused = 0
+        self.vouched = self.checked = self.digested = 0
         self.wrong: list[int] = []
         self.next = sequence
-        self._waiting: list[Piece] = []
+        self._stream: Reassembly[Piece] = Reassembly(sequence)
         self._request: int | None = None
         self._begin_pdu()
+        if flow is None:
+            return
         addresses = [ip_address(address).packed for address in (source, destination)]
         operation = DdpOperation.ADD_FLOW4 if len(addresses[0]) == 4 else DdpOperation.ADD_FLOW6
         self._configure(
@@ -230,7 +178,8 @@ class Reader:
 
     def close(self) -> None:
         """The connection has ended."""
-        self._configure(DdpOperation.DELETE_FLOW)
+        if self._flow is not None:
+            self._configure(DdpOperation.DELETE_FLOW)
 
     def read(
         self, command: int, length: int, *, pieces: Sequence[tuple[int, int]] | None = None, placed: bool = True
@@ -240,14 +189,17 @@ class Reader:
         Args:
             command: its identifier.
             length: bytes.
-            pieces: guest addresses and lengths of its buffer; None: one piece of ordinary memory.
+            pieces: guest addresses and lengths of its buffer; None: one piece, allocated here.
             placed: whether to tell the NIC; otherwise all is copied.
 
         Raises:
             AdminError: the device refused.
         """
         ram = self._driver.ram
-        read = Read(length, [(ram.allocate_zeroed(length), length)] if pieces is None else list(pieces), placed)
+        placed &= self._flow is not None
+        read = Read(
+            length, [(self._memory.allocate_zeroed(length), length)] if pieces is None else list(pieces), placed
+        )
         if placed:
             entries = np.array(read.pieces, DDP_PIECE)
             place = ram.allocate(entries.nbytes)
@@ -265,13 +217,27 @@ class Reader:
         self.reads[command].placed = False
 
     def take(self, packet: RxPacket) -> None:
-        """A packet of the connection has come."""
+        """A packet of the connection has come, and there is no TCP that has put it in order."""
+        self.note(packet)
+        for piece in unfold(packet):
+            self._stream.put(piece)
+        self.follow(self._stream.take())
+
+    def note(self, packet: RxPacket) -> None:
+        """What the NIC says of a packet of the connection besides its payload."""
         if packet.ddp["resync"]:
             self.asked += 1
             self._request = packet.ddp["resync_sequence"]
-        self._waiting += unfold(packet)
-        while (piece := self._next_piece()) is not None:
-            self.next = (self.next + piece.length) & _SEQUENCES
+
+    def follow(self, pieces: Iterable[Piece]) -> None:
+        """What continues the stream has come.
+
+        Raises:
+            NvmeError: it cannot be what a controller sends.
+            ContractViolation: the NIC has placed what it should not have, or elsewhere.
+        """
+        for piece in pieces:
+            self.next = (self.next + piece.length) & MASK
             while piece.length:
                 count = min(piece.length, self._left)
                 self._take(piece.part(0, count))
@@ -279,19 +245,16 @@ class Reader:
         if self._part == "header" and not self._header:
             self._answer(self.next)
 
-    def _next_piece(self) -> Piece | None:
-        """The piece that continues the stream, without what is old in it."""
-        kept = []
-        found = None
-        for piece in self._waiting:
-            old = (self.next - piece.sequence) & _SEQUENCES
-            continues = old < piece.length
-            if continues and found is None:
-                found = piece.part(old, piece.length - old)
-            elif continues or old >= 1 << 31:
-                kept.append(piece)
-        self._waiting = kept
-        return found
+    def completed(self, command: int, status: int, result: int) -> None:
+        """A command is completed. For those who derive from this."""
+
+    def asked_for_data(self, header: bytes) -> None:
+        """The controller asks for the data of a write by this R2T. For those who derive from this.
+
+        Raises:
+            NvmeError: there is no such write.
+        """
+        raise NvmeError(f"the controller asks for data: {header.hex()}")
 
     def _begin_pdu(self) -> None:
         self._part = "header"
@@ -330,24 +293,41 @@ class Reader:
             self._begin_pdu()
 
     def _take_header(self) -> None:
-        kind, _, _, start, length = struct.unpack_from("<BBBBI", self._header)
+        kind, _, header_length, start, length = struct.unpack_from("<BBBBI", self._header)
         whole = HEADER_SIZE + DIGEST_SIZE * bool(self.digests & DdpDigest.HEADER)
-        has_digest = kind in (PduType.DATA, PduType.CAPSULE_RESPONSE, PduType.READY_TO_TRANSFER)
-        if has_digest and len(self._header) < whole:
+        if kind not in (PduType.DATA, PduType.CAPSULE_RESPONSE, PduType.READY_TO_TRANSFER, PduType.TERMINATE):
+            raise NvmeError(f"no PDU of a controller begins with {self._header.hex()}")
+        if kind == PduType.TERMINATE:
+            whole = header_length
+        if not COMMON_HEADER_SIZE < whole <= length or header_length != HEADER_SIZE or length > MAX_PDU:
+            raise NvmeError(f"a PDU with impossible lengths: {self._header.hex()}")
+        if len(self._header) < whole:
             self._left = whole - len(self._header)
             return
-        if has_digest and self.digests & DdpDigest.HEADER:
-            assert self._header[HEADER_SIZE:] == _digest(self._header[:HEADER_SIZE])
+        if kind == PduType.TERMINATE:
+            raise NvmeError(f"the controller ends the connection: {self._header.hex()}")
+        if self._header[HEADER_SIZE:] != trailer(self._header[:HEADER_SIZE])[: whole - HEADER_SIZE]:
+            raise NvmeError(f"a header with a wrong digest: {self._header.hex()}")
         if kind == PduType.DATA:
             self._data = np.frombuffer(self._header, DATA_HEADER, 1)[0]
             self._part, self._left = "padding", start - len(self._header)
             self._offset = int(self._data["offset"])
+            read = self.reads.get(int(self._data["command"]))
+            after = DIGEST_SIZE * bool(self.digests & DdpDigest.DATA)
+            data_length = int(self._data["data_length"])
+            if read is None or self._offset + data_length > read.length:
+                raise NvmeError(f"data that nobody has asked for: {self._header.hex()}")
+            if self._left < 0 or not data_length or start + data_length + after != length:
+                raise NvmeError(f"data with impossible lengths: {self._header.hex()}")
             if not self._left:
                 self._begin_data()
             return
-        if kind == PduType.CAPSULE_RESPONSE:
-            self._complete(int.from_bytes(self._header[_RESPONSE_COMMAND : _RESPONSE_COMMAND + 2], "little"))
         self._part, self._left = "rest", length - len(self._header)
+        if kind == PduType.READY_TO_TRANSFER:
+            self.asked_for_data(self._header)
+        else:
+            result, _, _, command, status = _COMPLETION.unpack_from(self._header, COMMON_HEADER_SIZE)
+            self._complete(command, status >> 1, result)
         if not self._left:
             self._begin_pdu()
 
@@ -364,16 +344,20 @@ class Reader:
         else:
             self._copy(read, self._offset, piece.data)
             self.copied += piece.length
+            if piece.address is not None and (piece.address - self._offset) % PAGE == 0:
+                first, end = -(-self._offset // PAGE), (self._offset + piece.length) // PAGE
+                self.exchangeable += max(end - first, 0) * PAGE
         self._offset += piece.length
 
     def _check_digest(self) -> None:
         first, length = int(self._data["offset"]), int(self._data["data_length"])
         command = int(self._data["command"])
-        holds = _digest(self.content(self.reads[command])[first : first + length]) == self._digest
+        holds = trailer(self.content(self.reads[command])[first : first + length]) == self._digest
         if not holds:
             self.wrong.append(command)
         if not self._vouched:
             self.checked += 1
+            self.digested += length
             return
         self.vouched += 1
         if not holds:
@@ -381,21 +365,21 @@ class Reader:
 
     def _end_data(self) -> None:
         if self._data["flags"] & PduFlag.SUCCESS:
-            self._complete(int(self._data["command"]))
+            self._complete(int(self._data["command"]), 0, 0)
         self._begin_pdu()
 
-    def _complete(self, command: int) -> None:
+    def _complete(self, command: int, status: int, result: int) -> None:
         read = self.reads.pop(command, None)
-        if read is None:  # a command that brings no data
-            return
-        if read.placed:
-            self._configure(DdpOperation.TEAR_DOWN, command=command)
-        read.data = self.content(read)
-        self.done[command] = read
+        if read is not None:  # otherwise a command that brings no data
+            if read.placed:
+                self._configure(DdpOperation.TEAR_DOWN, command=command)
+            read.data, read.status = self.content(read), status
+            self.done[command] = read
+        self.completed(command, status, result)
 
     def _answer(self, sequence: int) -> None:
         """A PDU begins at `sequence`: if the device has asked about that or something before, it waits for this."""
-        if self._request is None or (sequence - self._request) & _SEQUENCES >= 1 << 31:
+        if self._request is None or (sequence - self._request) & MASK >= 1 << 31:
             return
         self._request = None
         try:
@@ -405,12 +389,12 @@ class Reader:
 
     def content(self, read: Read) -> bytes:
         """What is in a buffer."""
-        return b"".join(self._driver.ram.read(address, length) for address, length in read.pieces)
+        return b"".join(self._memory.read(address, length) for address, length in read.pieces)
 
     def _copy(self, read: Read, offset: int, data: bytes) -> None:
         for address, length in read.pieces:
             if offset < length and data:
-                self._driver.ram.write(address + offset, data[: length - offset])
+                self._memory.write(address + offset, data[: length - offset])
             data = data[max(length - offset, 0) :]
             offset = max(offset - length, 0)
 
