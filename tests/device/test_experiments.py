@@ -31,7 +31,7 @@ from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kills import Kill, add_kills
 
-PLACEMENT, OWNERS, EXIT = SHORT
+PLACEMENT, OWNERS, EXIT, _ = SHORT
 
 
 class Watched(Loopback):

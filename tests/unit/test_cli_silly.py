@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 import nicmodel.cli.demo
 import nicmodel.cli.experiment.everything
+import nicmodel.cli.experiment.nvme
 import nicmodel.cli.experiment.questions
 import nicmodel.cli.experiment.series
 import nicmodel.cli.selftests
@@ -58,7 +59,7 @@ def nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (nicmodel.vm.cli, "unpacked_qemu"), (nicmodel.cli.demo, "find_qemu"),
         (nicmodel.cli.experiment.series, "set_up"), (nicmodel.cli.experiment.questions, "run_placement"),
         (nicmodel.cli.experiment.questions, "run_owners"), (nicmodel.cli.experiment.questions, "run_exit"),
-        (nicmodel.cli.selftests, "Bench"),
+        (nicmodel.cli.experiment.nvme, "set_up"), (nicmodel.cli.selftests, "Bench"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, stop)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nicmodel.cli.experiment.everything import everything
+from nicmodel.cli.experiment.nvme import ddp
 from nicmodel.cli.experiment.questions import exit_, owners, placement
 from nicmodel.cli.experiment.series import devmem
 from nicmodel.cli.help import HelpGroup
@@ -14,7 +15,7 @@ from nicmodel.cli.help import HelpGroup
     cls=HelpGroup,
     sections={
         "What the devmem TCP series claims, in a guest": ("devmem",),
-        "What its reviewers asked": ("placement", "owners", "exit"),
+        "What its reviewers asked": ("placement", "owners", "exit", "ddp"),
         "Several": ("all",),
     },
 )
@@ -25,5 +26,5 @@ def experiment() -> None:
     """
 
 
-for command in (devmem, placement, owners, exit_, everything):
+for command in (devmem, placement, owners, exit_, ddp, everything):
     experiment.add_command(command)

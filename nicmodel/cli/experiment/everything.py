@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from nicmodel.cli.experiment import questions, series
+from nicmodel.cli.experiment import nvme, questions, series
 from nicmodel.cli.experiment.page import write_page
 from nicmodel.cli.experiment.plot import draw, svg
 from nicmodel.cli.experiment.show import FILE, judge, plotting_if, show
 from nicmodel.cli.progress import console, step
 from nicmodel.client.results import Claim, Result, as_json, machine
-from nicmodel.gvnic.experiments import owners, placement, process_exit
+from nicmodel.gvnic.experiments import ddp, owners, placement, process_exit
 from nicmodel.vm.experiment import SWITCH
 from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.options import kernel_options
@@ -26,6 +26,7 @@ SHORT = (
     placement.Parameters(accelerators=2, answers=(20, 100), budgets=(0.5,), timeout=100, milliseconds=0.5),
     owners.Parameters(owners=(2,), lookaheads=(1, owners.RING), milliseconds=60),
     process_exit.Parameters(rounds=2, frames=5),
+    ddp.Parameters(losses=(0, 0.02), reorders=(0.05,), depths=(1, 8), commands=10, digests=(True,)),
 )
 
 
@@ -35,7 +36,7 @@ SHORT = (
                    "matplotlib.")  # fmt: skip
 @click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write the results into this file as JSON.")
 @click.option("--guest/--no-guest", default=True, show_default=True,
-              help="Also what needs a guest: devmem, and the stock driver in exit.")  # fmt: skip
+              help="Also what needs a guest: devmem, ddp, and the stock driver in exit.")  # fmt: skip
 @click.option("--short", is_flag=True, help="Few cases, little traffic: a minute to see that all of it works.")
 @kernel_options
 def everything(html: Path | None, json_file: Path | None, guest: bool, short: bool, kernel: KernelChoice) -> None:
@@ -45,7 +46,8 @@ def everything(html: Path | None, json_file: Path | None, guest: bool, short: bo
     that does not start ends the command, which is why it comes first.
     """
     plotting = plotting_if(html)
-    parameters = SHORT if short else (placement.Parameters(), owners.Parameters(), process_exit.Parameters())
+    full = placement.Parameters(), owners.Parameters(), process_exit.Parameters(), ddp.Parameters()
+    parameters = SHORT if short else full
     results: list[tuple[Result, bytes | None]] = []
 
     def have(result: Result, figure: Any = None) -> None:
@@ -59,6 +61,8 @@ def everything(html: Path | None, json_file: Path | None, guest: bool, short: bo
         console.print("\n[bold]devmem[/bold]")
         found = series.run_devmem(_DEVMEM_BYTES, _DEVMEM_RUNS, SWITCH, kernel)
         have(series.as_result(found), series.draw(found, plotting) if plotting else None)
+        console.print("\n[bold]ddp[/bold]")
+        have(nvme.run_ddp(parameters[3], kernel))
     console.print("\n[bold]placement[/bold]")
     have(questions.run_placement(parameters[0]))
     console.print("\n[bold]owners[/bold]")
