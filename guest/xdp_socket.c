@@ -25,6 +25,11 @@
 #define MAX_QUEUES 16
 #define CHUNK 2048
 #define ENTRIES 2048 /* of each ring, and chunks: no ring can overflow */
+/*
+ * How often the end waits for 10 ms for completions. A driver may be lazy: idpf looks for them when its ring has filled,
+ * or a second after it has sent last (Linux, include/net/libeth/xdp.h, libeth_xdpsq_queue_timer).
+ */
+#define LAST_LOOKS 500
 
 static const char usage[] =
 	"usage: xdp_socket --interface NAME --queues COUNT copy|zero-copy\n";
@@ -138,6 +143,28 @@ static void recycle(struct echo *echo)
 	echo->completed += count;
 }
 
+/* How many packets have been sent and not been completed. */
+static uint32_t outstanding(const struct echo *echo)
+{
+	return *echo->transmit.producer - *echo->completion.consumer;
+}
+
+/* Wait for what is still to be completed, but not for ever. */
+static void finish(struct echo *echoes, size_t queues)
+{
+	for (int looks = 0; looks < LAST_LOOKS; looks++) {
+		uint32_t left = 0;
+
+		for (size_t queue = 0; queue < queues; queue++) {
+			recycle(&echoes[queue]);
+			left += outstanding(&echoes[queue]);
+		}
+		if (!left)
+			return;
+		usleep(10000);
+	}
+}
+
 static void print_result(const struct echo *echoes, int queues)
 {
 	for (int queue = 0; queue < queues; queue++) {
@@ -208,6 +235,7 @@ int main(int argc, char **argv)
 			answer(&echoes[queue]);
 		}
 	}
+	finish(echoes, queues);
 	print_result(echoes, queues);
 	return 0;
 }
