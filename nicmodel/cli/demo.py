@@ -26,7 +26,7 @@ from nicmodel.vm.guest import Guest, GuestConfig, parse_size
 from nicmodel.vm.image import build_image
 from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.layout import Nic
-from nicmodel.vm.needs import DEVMEM, NIC, require
+from nicmodel.vm.needs import DEVMEM, GVE, require
 from nicmodel.vm.options import kernel_options
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.qemu import find_qemu
@@ -79,7 +79,7 @@ def demo(amount: str, queues: int, kernel: KernelChoice, keep: bool) -> None:
     console.print("[bold]Preparing[/bold] [dim](downloads and builds happen once)[/dim]")
     with step("kernel and guest image"):
         found = kernel.find()
-        require(found, (*NIC, *DEVMEM))
+        require(found, (GVE, *DEVMEM))
         build_image(found)
     with step("QEMU with vfio-user-pci"):
         find_qemu(found.arch)

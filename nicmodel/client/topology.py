@@ -21,7 +21,7 @@ def places(pci: Sequence[Mapping[str, Any]], nic: Mapping[str, Any]) -> dict[str
         pci: what QMP's ``query-pci`` returns.
         nic: `nicmodel.observe.detail` of the NIC; of it the BARs and the memory count.
     """
-    found = list(_devices(pci))
+    found = list(devices(pci))
     bars: set[Any] = set(filter(None, nic["bars"]))
     ours = next((above for device, above in found if bars & {bar["address"] for bar in device["regions"]}), ())
     result: dict[str, Place] = {}
@@ -36,13 +36,13 @@ def places(pci: Sequence[Mapping[str, Any]], nic: Mapping[str, Any]) -> dict[str
     return result
 
 
-def _devices(buses: Iterable[Mapping[str, Any]], above: tuple[int, ...] = ()) -> Iterator[_Found]:
-    """All functions on these buses and on those behind their bridges."""
+def devices(buses: Iterable[Mapping[str, Any]], above: tuple[int, ...] = ()) -> Iterator[_Found]:
+    """All functions on these buses, of QMP's ``query-pci``, and on those behind their bridges."""
     for bus in buses:
         for device in bus.get("devices", ()):
             yield device, above
             if bridge := device.get("pci_bridge"):
-                yield from _devices([bridge], (*above, id(device)))
+                yield from devices([bridge], (*above, id(device)))
 
 
 def _holds(bars: Iterable[Mapping[str, Any]], region: Mapping[str, Any]) -> bool:

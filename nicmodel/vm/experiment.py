@@ -26,7 +26,7 @@ from nicmodel.vm.kernel import DEFAULT_KERNEL, KernelChoice
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.load import Load
 from nicmodel.vm.namespace import namespace_for_taps
-from nicmodel.vm.needs import DEVMEM, NIC, require
+from nicmodel.vm.needs import DEVMEM, GVE, require
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.server import NicServer
 from nicmodel.vm.tools import build_guest_tools, check_guest_module, check_host, install_guest_module
@@ -141,7 +141,7 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH, kernel: Ker
     """
     check_host()
     found = kernel.find()
-    require(found, (*NIC, *DEVMEM))
+    require(found, (GVE, *DEVMEM))
     if accelerator == SWITCH:
         check_guest_module(found)
     tools = build_guest_tools(found.arch)

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from nicmodel.client.topology import devices
 from nicmodel.vm import agent, modules, needs, share, snapshot
 from nicmodel.vm.arch import Arch, arch_named
 from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result, Sink
@@ -302,12 +303,13 @@ class Guest:
         self._running = self._cleanup.enter_context(contextlib.ExitStack())
         if not self.why_booted and self._start_from_snapshot():
             self._furnish()
-            return
-        self._launch()
-        self._await_boot(1)
-        if self.config.prepare:
-            self.run(self.config.prepare, timeout=_PREPARE_TIMEOUT)
-        self._settle_in()
+        else:
+            self._launch()
+            self._await_boot(1)
+            if self.config.prepare:
+                self.run(self.config.prepare, timeout=_PREPARE_TIMEOUT)
+            self._settle_in()
+        self._look_at_drivers()
 
     def _look_at_kernel(self) -> None:
         """Say what it lacks.
@@ -317,9 +319,15 @@ class Guest:
         """
         needs.require(self.kernel, needs.SHARE if self.config.shares else ())
         needs.require(self.kernel, needs.NODE if self.config.device_memory else ())
-        missing = needs.lacking(self.kernel, needs.NIC)
-        if missing and self._plugged and self.config.nics and not self.config.modules:
-            print(f"nicmodel: the guest's kernel is without {', '.join(missing)}", file=sys.stderr)
+
+    def _look_at_drivers(self) -> None:
+        """Say for which NICs the kernel has no driver. QEMU knows what they are when they are plugged in."""
+        absent = {ids: said for ids, need in needs.DRIVERS.items() if (said := needs.lacking(self.kernel, [need]))}
+        if not absent or not self._plugged or not self.config.nics or self.config.modules:
+            return
+        found = {(one["id"]["vendor"], one["id"]["device"]) for one, _ in devices(self.qmp.execute("query-pci"))}
+        for ids in sorted(absent.keys() & found):
+            print(f"nicmodel: the guest's kernel is without {', '.join(absent[ids])}", file=sys.stderr)
 
     def _settle_in(self) -> None:
         """Give a guest that has just booted what its kernel and image do not have."""

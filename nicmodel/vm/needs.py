@@ -61,8 +61,11 @@ MACHINE: Mapping[Arch, Sequence[Need]] = {
 }
 """What the machines of an architecture need besides."""
 
-NIC = (Need("GVE", "the NIC's driver", "gve"),)
-"""What a stock driver for the NIC needs. Without it the guest has a PCI device and no interface."""
+GVE = Need("GVE", "the driver of a gVNIC", "gve")
+IDPF = Need("IDPF", "the driver of an idpf", "idpf")
+
+DRIVERS: Mapping[tuple[int, int], Need] = {(0x1AE0, 0x0042): GVE, (0x8086, 0x145C): IDPF}
+"""The stock driver of each NIC by its PCI IDs. Without it the guest has a PCI device and no interface."""
 
 SHARE = (Need("VIRTIO_FS", "folders of the host's", "virtiofs"),)
 """What a guest with shared folders needs."""

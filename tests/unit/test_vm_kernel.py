@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from nicmodel.gvnic import registers as gvnic
+from nicmodel.idpf import registers as idpf
 from nicmodel.vm import image, kernel
 from nicmodel.vm.arch import AMD64, ARM64
 from nicmodel.vm.bzimage import BzImage
@@ -31,7 +33,7 @@ from nicmodel.vm.kernel import (
     for_arch,
     kernel_named,
 )
-from nicmodel.vm.needs import DEVMEM, GUEST, MACHINE, NIC, NODE, SHARE, Need, lacking, require, unknown
+from nicmodel.vm.needs import DEVMEM, DRIVERS, GUEST, GVE, IDPF, MACHINE, NODE, SHARE, Need, lacking, require, unknown
 from nicmodel.vm.tools import check_guest_module
 
 if sys.version_info >= (3, 14):
@@ -42,7 +44,9 @@ else:
 RELEASE = "7.3.0-rc2-00012-gdeadbeef-dirty"
 BANNER = f"{RELEASE} (me@host) #7 SMP PREEMPT_DYNAMIC Mon Jan  5 10:00:00 UTC 2026"
 BANNER_ARM64 = f"Linux version {BANNER}".encode()
-WHOLE = "".join(f"CONFIG_{need.option}=y\n" for need in (*GUEST, *MACHINE[AMD64], *NIC, *SHARE)) + "CONFIG_X86_64=y\n"
+STOCK = (*GUEST, *MACHINE[AMD64], *DRIVERS.values(), *SHARE)
+ALL = (*STOCK, *NODE, *DEVMEM)
+WHOLE = "".join(f"CONFIG_{need.option}=y\n" for need in STOCK) + "CONFIG_X86_64=y\n"
 
 
 def bzimage(banner: str = BANNER, payload: bytes = b"", **fields: int) -> bytes:
@@ -237,7 +241,7 @@ class TestTrees:
         assert found.indexes["modules.order"].startswith(b"kernel/fs/fuse/virtiofs.ko\nkernel/drivers/net/")
         assert found.built_in == {"virtio_console", "so_me"}
         assert found.config is not None and found.config["GVE"] == "y"
-        require(found, (*GUEST, *NIC, *SHARE))
+        require(found, (*GUEST, *DRIVERS.values(), *SHARE))
 
     def test_older_kernels_list_modules_as_installed(self, tmp_path: Path) -> None:
         tree = built_tree(tmp_path)
@@ -406,12 +410,12 @@ class TestNeeds:
 
     def test_a_module_that_is_not_there(self, tmp_path: Path) -> None:
         found = self.kernel(tmp_path, WHOLE.replace("CONFIG_GVE=y", "CONFIG_GVE=m"))
-        [said] = lacking(found, NIC)
-        assert said == "the module gve (the NIC's driver; run 'make modules')"
+        [said] = lacking(found, [GVE])
+        assert said == "the module gve (the driver of a gVNIC; run 'make modules')"
 
     def test_a_module_that_is_there_counts_whatever_the_configuration_says(self, tmp_path: Path) -> None:
         one = kernel.Module(tmp_path / "gve.ko", "kernel/gve.ko")
-        assert not lacking(self.kernel(tmp_path, "CONFIG_GVE=m\n", modules={"gve": one}), NIC)
+        assert not lacking(self.kernel(tmp_path, "CONFIG_GVE=m\n", modules={"gve": one}), [GVE])
 
     def test_without_a_configuration_the_lists_of_modules_tell(self, tmp_path: Path) -> None:
         indexes = {"modules.builtin": b"kernel/drivers/char/virtio_console.ko\n"}
@@ -421,17 +425,23 @@ class TestNeeds:
 
     def test_what_cannot_be_told_is_told_when_it_does_not_boot(self, tmp_path: Path) -> None:
         found = self.kernel(tmp_path, None)
-        require(found, (*GUEST, *NIC))
+        require(found, (*GUEST, *DRIVERS.values()))
         assert "a guest needs CONFIG_64BIT, " in unknown(found)
 
+    def test_drivers_are_told_by_the_identities_of_their_devices(self) -> None:
+        assert DRIVERS == {
+            (gvnic.VENDOR_GOOGLE, gvnic.DEVICE_GVNIC): GVE,
+            (idpf.VENDOR_INTEL, idpf.DEVICE_IDPF_VF): IDPF,
+        }
+
     def test_their_modules_are_in_every_image(self) -> None:
-        assert {need.module for need in (*GUEST, *NIC, *SHARE, *NODE, *DEVMEM) if need.module} <= set(image.MODULES)
+        assert {need.module for need in ALL if need.module} <= set(image.MODULES)
 
     def test_the_documentations_fragment_has_all(self) -> None:
         text = (Path(__file__).parents[2] / "docs/guest.md").read_text()
         fragment = set(re.findall(r"^CONFIG_(\w+)=[ym]$", text, re.MULTILINE))
         brought = {"NET_DEVMEM"}
-        assert {need.option for need in (*GUEST, *MACHINE[AMD64], *NIC, *SHARE, *NODE, *DEVMEM)} - brought <= fragment
+        assert {need.option for need in ALL} - brought <= fragment
 
 
 class TestNames:
