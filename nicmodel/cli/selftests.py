@@ -16,11 +16,12 @@ from rich.table import Table
 
 from nicmodel.cli.tables import plain_table
 from nicmodel.client.text import printable
+from nicmodel.nearest import Choice
 from nicmodel.vm.coverage.recorder import recorded
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import KernelChoice, OwnKernel
 from nicmodel.vm.options import kernel_options, module_option
-from nicmodel.vm.selftests import Bench, Outcome, Program, Recipe, known_versions
+from nicmodel.vm.selftests import DEFAULT_DEVICE, Bench, Outcome, Program, Recipe, known_devices, known_versions
 from nicmodel.vm.selftests_report import Comparison, Run, check_earlier, ci_json, compare, junit, ktap, reason
 from nicmodel.vm.tools import build_selftests, check_host, source_release
 
@@ -48,6 +49,8 @@ def _file_option(name: str, help_text: str) -> Callable[[Callable[..., None]], C
 @click.argument("names", nargs=-1, metavar="[TEST]...")
 @click.option("--list", "only_list", is_flag=True, help="Only list the tests, and why some are not run.")
 @click.option("--quick", is_flag=True, help="Some cases of every test, in 5 minutes.")
+@click.option("--device", type=Choice(known_devices()), default=DEFAULT_DEVICE, show_default=True,
+              help="What kind of NIC, as `nicmodel serve --device` has it.")  # fmt: skip
 @kernel_options
 @module_option
 @click.option("--tree", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
@@ -69,6 +72,7 @@ def selftests(
     names: tuple[str, ...],
     only_list: bool,
     quick: bool,
+    device: str,
     kernel: KernelChoice,
     module_files: tuple[Path, ...],
     tree: Path | None,
@@ -90,12 +94,12 @@ def selftests(
     TEST is a name of --list, a file (hw/devmem.py) or a folder (hw); none: all of them. With --tree, tests that are new
     there run as well.
 
-    What is expected is a file, nicmodel/vm/selftests.toml: how many cases a test has, and for each that does not
-    pass, its outcome and the reason with its place in the driver's or the test's source. The exit status is 0 only if
-    every case ends as expected, none is missing and none is new. It is known of Debian's newest kernel, and what ends
-    otherwise on an older one (6.12: --kernel trixie) is in selftests-6.12.toml, for the same tests. Any other kernel,
-    or other tests, are compared with that, and the differences are told; they are no error, as they may well be right.
-    To be told by the exit status of what a change breaks, compare two runs.
+    What is expected is a file for each kind of NIC, nicmodel/vm/selftests-gvnic.toml and so on: for each case that does
+    not pass, its outcome and the reason with its place in the driver's or the test's source. The exit status is 0 only
+    if every case ends as expected, none is missing and none is new. It is known of Debian's newest kernel, and what
+    ends otherwise with a gVNIC on an older one (6.12: --kernel trixie) is in selftests-gvnic-6.12.toml, for the same
+    tests. Any other kernel, or other tests, are compared with that, and the differences are told; they are no error, as
+    they may well be right. To be told by the exit status of what a change breaks, compare two runs.
 
     \b
     One test, its output in a folder:
@@ -109,10 +113,10 @@ def selftests(
         --against before.json
     """
     if only_list and not tree:
-        _list(Recipe.read())
+        _list(Recipe.read(device))
         return
     found = kernel.find()
-    recipe = Recipe.read().of_kernel(found.release)
+    recipe = Recipe.read(device).of_kernel(found.release)
     if tree:
         arch = found.arch
         source_release(tree, arch)
@@ -125,7 +129,10 @@ def selftests(
     check_host()
     outcomes = []
     start = _now()
-    with recorded(coverage_file, live=False) as recorder, Bench(kernel, module_files, tree, recorder) as bench:
+    with (
+        recorded(coverage_file, live=False) as recorder,
+        Bench(recipe, kernel, module_files, tree, recorder) as bench,
+    ):
         for program in programs:
             with console.status(f"{program.name} …"):
                 outcome = bench.run(program, quick=quick)
@@ -151,7 +158,7 @@ def selftests(
     elif tree or not recipe.is_known(version) or isinstance(kernel, OwnKernel):
         tests = f"tests of Linux {source_release(tree)}" if tree else "Debian's tests"
         _tell_unknown(programs)
-        _differences(f"Linux {version}, {tests}", recipe.kernel, surprises)
+        _differences(f"Linux {version}, {tests}", recipe, surprises)
     elif surprises:
         _tell_unknown(programs)
         raise VmError("\n  ".join(["not as expected:", *surprises]))
@@ -204,9 +211,9 @@ def _tell_unknown(programs: Sequence[Program]) -> None:
         console.print(f"Nothing is known of {', '.join(unknown)}.", markup=False)
 
 
-def _differences(what: str, known: str, surprises: Sequence[str]) -> None:
+def _differences(what: str, recipe: Recipe, surprises: Sequence[str]) -> None:
     """Tell how outcomes differ from those of the version that is known, which may be right for this one."""
-    versions = " and ".join(known_versions())
+    known, versions = recipe.kernel, " and ".join(known_versions(recipe.device))
     console.print(
         f"{what}: outcomes are known for Debian's Linux {versions} only, so differences from {known} are told, and no"
         " error. To see what a change breaks, compare two runs: --json FILE, then --against FILE."

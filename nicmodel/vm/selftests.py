@@ -2,9 +2,10 @@
 
 The tests are tools/testing/selftests/drivers/net of the Linux source, unmodified. Each program runs as its
 README.rst says, with two linked NICs, the second in a network namespace as the remote end, on NICs whose driver has
-just been bound. `selftests.toml` says how to run each program, and, for every case that does not pass, why. The tests
-are always those of the newest kernel, as Documentation/dev-tools/kselftest.rst asks of them that they run on older
-ones; what is known of an older kernel is in a file of its own, `selftests-<version>.toml`.
+just been bound. `selftests.toml` says how to run each program; `selftests-<device>.toml` what the driver of a kind of
+NIC wants before it, and, for every case that does not pass, why. The tests are always those of the newest kernel, as
+Documentation/dev-tools/kselftest.rst asks of them that they run on older ones; what is known of an older kernel is in a
+file of its own, `selftests-<device>-<version>.toml`.
 """
 
 import fnmatch
@@ -13,9 +14,9 @@ import shlex
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +29,8 @@ from nicmodel.vm.layout import Nic
 from nicmodel.vm.selftests_disk import FOLDER, UNPACK, build_disk
 from nicmodel.vm.server import NicServer
 
-RECIPE = Path(__file__).with_suffix(".toml")
+FILES = Path(__file__).parent
+DEFAULT_DEVICE = "gvnic"
 
 _RESULT = re.compile(r"(?P<bad>not )?ok \d+ (?P<name>\S+)(?: # (?P<directive>\w+) ?(?P<said>.*))?")
 _EXPECTED = re.compile(r"(?P<outcomes>\w+(?: or \w+)*)(?: \((?P<said>[^)]+)\))?: (?P<reason>.+)")
@@ -95,7 +97,7 @@ class Program:
     Attributes:
         name: What the user calls it.
         path: Its file, relative to the selftests.
-        nics: Which pair of NICs it gets, a key of `NICS`.
+        nics: Which pair of NICs it gets, a key of `Recipe.nics`.
         setup: Shell commands before it, in the guest; `$NETIF` is the interface.
         cases: How many cases it has; 0: it ends before the first; None: nothing is known of it, and nothing expected.
         quick: Cases of a quick run, as patterns; none: all of them.
@@ -108,7 +110,7 @@ class Program:
     name: str
     path: str
     cases: int | None
-    nics: str = "jumbo"
+    nics: str = "plain"
     setup: str = "true"
     quick: tuple[str, ...] = ()
     slow: bool = False
@@ -116,20 +118,14 @@ class Program:
     timeout: float = 600
     expected: tuple[Expectation, ...] = ()
 
+    @property
+    def interpreter(self) -> str:
+        """What runs its file."""
+        return "bash" if self.path.endswith(".sh") else "python3 -u"
+
     def expectation(self, case: str) -> Expectation | None:
         """The first that names `case`; None: it is to pass."""
         return next((entry for entry in self.expected if fnmatch.fnmatchcase(case, entry.pattern)), None)
-
-
-#: Arguments of `nicmodel serve` for the pairs of NICs.
-NICS = {
-    # An MTU that the tests of multi-buffer XDP set.
-    "jumbo": ("--mtu", "9000"),
-    # AF_XDP without copies: a buffer of 2048 bytes holds any frame (gve_main.c, gve_xsk_pool_enable).
-    "afxdp": ("--profile", "afxdp"),
-    # The tests' sender takes its time on an emulated CPU: segments wait for each other as long as it needs for all.
-    "coalescing": ("--mtu", "9000", "--coalesce-flows", "1024", "--coalesce-usecs", "50000"),
-}
 
 
 @dataclass(frozen=True)
@@ -158,42 +154,67 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The file `selftests.toml`.
+    """How the programs are run with a driver, and what is expected.
 
     Attributes:
         kernel: The release whose outcomes it knows, such as "7.2".
         programs: By name, in the order in which they run.
-        inapplicable: Programs that are not run, and why.
+        inapplicable: Programs that are not run, by name or file, and why.
+        device: What `nicmodel serve --device` calls the NIC.
+        driver: The module of its driver.
+        nics: Arguments of `nicmodel serve` for the pairs of NICs.
     """
 
     kernel: str
     programs: Mapping[str, Program]
     inapplicable: Mapping[str, str]
+    device: str = DEFAULT_DEVICE
+    driver: str = "gve"
+    nics: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path = RECIPE) -> Self:
-        """Parse the file."""
-        content = tomllib.loads(path.read_text("utf-8"))
-        programs = {name: _program(name, table) for name, table in content["program"].items()}
-        return cls(content["kernel"], programs, content["inapplicable"])
+    def read(cls, device: str = DEFAULT_DEVICE, folder: Path = FILES) -> Self:
+        """The recipe of a kind of NIC with the newest kernel.
 
-    def of_kernel(self, release: str, folder: Path = RECIPE.parent) -> Self:
+        Args:
+            device: What `nicmodel serve --device` calls it.
+            folder: Where `selftests.toml` and `selftests-<device>.toml` are.
+
+        Raises:
+            VmError: Nothing is known of it, or of a program that is not there.
+        """
+        path = folder / f"selftests-{device}.toml"
+        if not path.exists():
+            raise VmError(f"there is no {path.name}: say one of {', '.join(known_devices(folder))}")
+        own = tomllib.loads(path.read_text("utf-8"))
+        inapplicable = own["inapplicable"]
+        tables = tomllib.loads((folder / "selftests.toml").read_text("utf-8"))["program"]
+        _check_names(path, own["program"], tables)
+        programs = {name: _program(name, table, own["program"].get(name, {})) for name, table in tables.items()}
+        kept = {
+            name: one
+            for name, one in programs.items()
+            if name not in inapplicable and Path(one.path).name not in inapplicable
+        }
+        return cls(own["kernel"], kept, inapplicable, own["device"], own["driver"], own["nics"])
+
+    def of_kernel(self, release: str, folder: Path = FILES) -> Self:
         """The recipe with the outcomes of an older kernel, if they are known; else as it is.
 
         Args:
             release: The kernel's, such as "6.12.117+deb13-cloud-amd64".
-            folder: Where the files `selftests-<version>.toml` are. They have what ends otherwise than in this recipe.
+            folder: Where the files `selftests-<device>-<version>.toml` are. They have what ends otherwise than in this
+                recipe.
 
         Returns:
             A program that is not in the file has not been run there: of it, nothing is expected.
         """
-        for path in folder.glob("selftests-*.toml"):
+        for path in folder.glob(f"selftests-{self.device}-*.toml"):
             content = tomllib.loads(path.read_text("utf-8"))
             found = replace(self, kernel=content["kernel"])
             if found.is_known(release):
                 known = content["program"]
-                if strangers := [name for name in known if name not in self.programs]:
-                    raise VmError(f"{path.name}: there is no program '{strangers[0]}'")
+                _check_names(path, known, self.programs)
                 programs = {name: _otherwise(one, known.get(name)) for name, one in self.programs.items()}
                 return replace(found, programs=programs)
         return self
@@ -250,11 +271,18 @@ def _called(program: Program, name: str) -> bool:
     return name == program.name or path == program.path or program.path.startswith(path.rstrip("/") + "/")
 
 
-def _program(name: str, table: dict[str, Any]) -> Program:
-    expected = tuple(Expectation.parse(pattern, text) for pattern, text in table.pop("expected", {}).items())
+def _check_names(path: Path, named: Iterable[str], programs: Container[str]) -> None:
+    if strangers := [name for name in named if name not in programs]:
+        raise VmError(f"{path.name}: there is no program '{strangers[0]}'")
+
+
+def _program(name: str, table: Mapping[str, Any], own: Mapping[str, Any]) -> Program:
+    """A program as `selftests.toml` has it, and what a driver adds."""
+    fields = {**table, **own}
+    expected = tuple(Expectation.parse(pattern, text) for pattern, text in fields.pop("expected", {}).items())
     for key in ("quick", "arguments"):
-        table[key] = tuple(table.get(key, ()))
-    return Program(name=name, expected=expected, **table)
+        fields[key] = tuple(fields.get(key, ()))
+    return Program(name=name, expected=expected, **fields)
 
 
 def _otherwise(program: Program, table: Mapping[str, Any] | None) -> Program:
@@ -266,9 +294,14 @@ def _otherwise(program: Program, table: Mapping[str, Any] | None) -> Program:
     return replace(program, cases=table.get("cases", program.cases), expected=(*own, *shared))
 
 
-def known_versions(folder: Path = RECIPE.parent) -> list[str]:
-    """The versions of Linux whose outcomes are known, the newest first."""
-    files = [RECIPE, *folder.glob("selftests-*.toml")]
+def known_devices(folder: Path = FILES) -> list[str]:
+    """The kinds of NICs of which outcomes are known, by the names that `nicmodel serve --device` has for them."""
+    return sorted({path.stem.split("-")[1] for path in folder.glob("selftests-*.toml")})
+
+
+def known_versions(device: str = DEFAULT_DEVICE, folder: Path = FILES) -> list[str]:
+    """The versions of Linux of which outcomes are known with a kind of NIC, the newest first."""
+    files = folder.glob(f"selftests-{device}*.toml")
     versions = [str(tomllib.loads(path.read_text("utf-8"))["kernel"]) for path in files]
     return sorted(versions, key=lambda version: [int(number) for number in version.split(".")], reverse=True)
 
@@ -352,12 +385,18 @@ def judge(program: Program, results: Sequence[Result], *, quick: bool = False) -
 
 _BIND = """
 set -e
-cd /sys/bus/pci/drivers/gve
+cd /sys/bus/pci/drivers/$1
+shift
 for nic in 0000:*; do [ ! -e $nic ] || echo $nic >unbind; done
 ip netns del peer 2>/dev/null || true
 ip netns add peer
-echo $1 >bind
-echo $2 >bind
+number=0
+for nic in "$@"; do
+    echo $nic >bind
+    # Not every driver has registered its interface by then.
+    until [ -e /sys/class/net/eth$number ]; do sleep 0.1; done
+    number=$((number + 1))
+done
 ip link set eth1 netns peer
 ip address add 192.0.2.1/24 dev eth0
 ip address add 2001:db8:1::1/64 dev eth0 nodad
@@ -369,7 +408,7 @@ ip -n peer link set eth1 up
 ip -n peer route add 2001:db8:2::/64 via 2001:db8:1::1
 until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done
 """
-"""Bind the driver to two NICs anew, and to no others: eth0, and eth1 in namespace "peer"."""
+"""Bind a driver to two NICs anew, and to no others: eth0, and eth1 in namespace "peer"."""
 
 ENVIRONMENT = {
     "NETIF": "eth0",
@@ -391,6 +430,7 @@ class Bench:
     context manager.
 
     Args:
+        recipe: The NICs, and their driver.
         kernel: The guest's kernel.
         modules: Instead of the stock ones of the same names.
         tree: The source that the selftests are built of; None: that of Debian's kernel.
@@ -402,11 +442,13 @@ class Bench:
 
     def __init__(
         self,
+        recipe: Recipe,
         kernel: KernelChoice = DEFAULT_KERNEL,
         modules: Sequence[Path] = (),
         tree: Path | None = None,
         recorder: Recorder | None = None,
     ) -> None:
+        self.recipe = recipe
         self.kernel = kernel
         self.modules = modules
         self.tree = tree
@@ -438,7 +480,7 @@ class Bench:
         if self._recorder:
             self._recorder.context(program.name)
         guest = self._guest if self._guest and self._nics == program.nics else self._start(program.nics)
-        guest.run(["bash", "-c", _BIND, "bind", *self._addresses], timeout=120)
+        guest.run(["bash", "-c", _BIND, "bind", self.recipe.driver, *self._addresses], timeout=120)
         environment = dict(ENVIRONMENT)
         if guest.accel == "tcg":
             environment["KSFT_MACHINE_SLOW"] = "yes"  # some tests are then lenient about time
@@ -449,7 +491,7 @@ class Bench:
             echo {shlex.quote(marker)} >/dev/kmsg
             export {" ".join(f"{name}={value}" for name, value in environment.items())}
             cd {folder} && {{ {program.setup.strip()}; }} &&
-            exec timeout -k 20 {program.timeout} python3 -u ./{file} {shlex.join(arguments)} 2>&1
+            exec timeout -k 20 {program.timeout} {program.interpreter} ./{file} {shlex.join(arguments)} 2>&1
         """
         started = time.monotonic()
         process = guest.start(command)
@@ -479,7 +521,7 @@ class Bench:
     def _start(self, nics: str) -> Guest:
         """Start the server of a pair of NICs and a guest with the selftests in it, instead of those that run."""
         self._running.close()
-        words = [*NICS[nics], "--wire", "link", "--wire", "link"]
+        words = ["--device", self.recipe.device, *shlex.split(self.recipe.nics[nics]), "--wire", "link"]
         server = self._running.enter_context(NicServer(words, sockets=2))
         config = GuestConfig(
             nics=[Nic(socket) for socket in server.sockets],
@@ -492,5 +534,6 @@ class Bench:
         guest = self._running.enter_context(Guest(config, recorder=self._recorder))
         self._guest, self._nics, self.kernel_version = guest, nics, guest.kernel_version
         # PCI addresses are in the order of the NICs.
-        self._addresses = guest.run("modprobe gve; ls /sys/bus/pci/drivers/gve | grep ^0000:").stdout.split()
+        driver = self.recipe.driver
+        self._addresses = guest.run(f"modprobe {driver}; ls /sys/bus/pci/drivers/{driver} | grep ^0000:").stdout.split()
         return guest

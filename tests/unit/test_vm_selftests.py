@@ -9,7 +9,17 @@ import pytest
 from nicmodel.cli.selftests import _rows
 from nicmodel.vm import compiler, tools
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.selftests import NICS, Expectation, Outcome, Program, Recipe, Result, judge, known_versions, parse_ktap
+from nicmodel.vm.selftests import (
+    Expectation,
+    Outcome,
+    Program,
+    Recipe,
+    Result,
+    judge,
+    known_devices,
+    known_versions,
+    parse_ktap,
+)
 
 OUTPUT = """\
 TAP version 13
@@ -112,28 +122,54 @@ def test_an_expectation_needs_a_reason() -> None:
         Expectation.parse("check_fec", "skip")
 
 
-def test_the_file_is_well_formed() -> None:
-    recipe = Recipe.read()
+@pytest.mark.parametrize("device", known_devices())
+def test_the_files_are_well_formed(device: str) -> None:
+    recipe = Recipe.read(device)
+    assert recipe.device == device
     for entry in recipe.programs.values():
         assert entry.cases and entry.cases > 0
-        assert entry.nics in NICS
+        assert entry.nics in recipe.nics
         for expectation in entry.expected:
             assert set(expectation.outcomes) <= {"pass", "fail", "skip", "xfail", "crash", "none"}
     assert all(recipe.inapplicable.values())
 
 
-def test_choosing(tmp_path: Path) -> None:
-    path = tmp_path / "selftests.toml"
-    path.write_text(
-        'kernel = "7.2"\n[inapplicable]\nloopback = "no loopback"\n'
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with the programs, and what is known of them with a kind of NIC."""
+    (tmp_path / "selftests.toml").write_text(
         '[program.ping]\npath = "drivers/net/ping.py"\ncases = 7\n'
         '[program.hds]\npath = "drivers/net/hds.py"\ncases = 1\n'
+        '[program.loopback]\npath = "drivers/net/hw/loopback.sh"\ncases = 1\n'
     )
-    recipe = Recipe.read(path)
+    (tmp_path / "selftests-any.toml").write_text(
+        'kernel = "7.2"\ndevice = "any"\ndriver = "anydrv"\n[nics]\nplain = "--mtu 9000"\n'
+        '[inapplicable]\n"loopback.sh" = "no loopback"\n'
+        '[program.ping]\ncases = 8\nsetup = "ip link"\n[program.ping.expected]\nsome = "fail: broken"\n'
+    )
+    return tmp_path
+
+
+def test_a_recipe_is_of_programs_and_of_a_device(files: Path) -> None:
+    recipe = Recipe.read("any", files)
+    assert (recipe.kernel, recipe.driver, recipe.nics) == ("7.2", "anydrv", {"plain": "--mtu 9000"})
+    ping, hds = recipe.programs.values()
+    assert (ping.cases, ping.setup, ping.expected[0].pattern) == (8, "ip link", "some")
+    assert (hds.cases, hds.setup, hds.expected) == (1, "true", ())
+    with pytest.raises(VmError, match=r"no selftests-other.toml: say one of any"):
+        Recipe.read("other", files)
+    with (files / "selftests-any.toml").open("a") as file:
+        file.write("[program.pong]\n")
+    with pytest.raises(VmError, match=r"selftests-any.toml: there is no program 'pong'"):
+        Recipe.read("any", files)
+
+
+def test_choosing(files: Path) -> None:
+    recipe = Recipe.read("any", files)
     assert [entry.name for entry in recipe.chosen([])] == ["ping", "hds"]
     assert [entry.name for entry in recipe.chosen(["hds"])] == ["hds"]
     with pytest.raises(VmError, match="no loopback"):
-        recipe.chosen(["loopback"])
+        recipe.chosen(["loopback.sh"])
     with pytest.raises(VmError, match="say one of ping, hds"):
         recipe.chosen(["pong"])
 
@@ -239,7 +275,7 @@ def test_an_older_kernel_has_expectations_of_its_own(tmp_path: Path) -> None:
     """They come before those of the newest; a program that has not run there is unknown."""
     shared = program({"*_hds": "skip: none", "xdp": "fail: broken"}, cases=3)
     recipe = Recipe("7.3", {"hds": shared, "ping": Program("ping", "ping.py", 7)}, {})
-    (tmp_path / "selftests-6.12.toml").write_text(
+    (tmp_path / "selftests-gvnic-6.12.toml").write_text(
         'kernel = "6.12"\n[program.hds]\ncases = 2\n[program.hds.expected]\nget_hds = "fail (no): no such thing"\n'
     )
     older = recipe.of_kernel("6.12.117+deb13-cloud-amd64", tmp_path)
@@ -248,7 +284,7 @@ def test_an_older_kernel_has_expectations_of_its_own(tmp_path: Path) -> None:
     assert judge(older.programs["hds"], ended) == []
     assert judge(shared, ended)[0] == "hds: get_hds: fail (no), expected skip"
     assert recipe.of_kernel("6.13.1", tmp_path) is recipe
-    (tmp_path / "selftests-6.12.toml").write_text('kernel = "6.12"\n[program.hdx]\n')
+    (tmp_path / "selftests-gvnic-6.12.toml").write_text('kernel = "6.12"\n[program.hdx]\n')
     with pytest.raises(VmError, match="there is no program 'hdx'"):
         recipe.of_kernel("6.12.1", tmp_path)
 
@@ -260,10 +296,11 @@ def test_a_program_that_ends_before_its_first_case() -> None:
     assert judge(none, RESULTS) == ["hds: 6 cases, expected none"]
 
 
-def test_what_is_known_of_older_kernels_is_well_formed() -> None:
-    newest, *older = known_versions()
-    assert newest == Recipe.read().kernel
+@pytest.mark.parametrize("device", known_devices())
+def test_what_is_known_of_older_kernels_is_well_formed(device: str) -> None:
+    newest, *older = known_versions(device)
+    assert newest == Recipe.read(device).kernel
     for version in older:
-        recipe = Recipe.read().of_kernel(f"{version}.1")
+        recipe = Recipe.read(device).of_kernel(f"{version}.1")
         assert recipe.kernel == version
         assert any(entry.cases is not None for entry in recipe.programs.values())
