@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fleet import Fleet
-from lab import Lab
+from lab import CABLES, Cable, Lab
 from streams import Traffic, streams
 
 from nicmodel.vm.guest import Guest
@@ -106,7 +106,13 @@ def fleet(booted_fleet: Fleet) -> Iterator[Fleet]:
 
 
 @pytest.fixture
-def traffic(lab: Lab) -> Iterator[Traffic]:
+def cable() -> Cable:
+    """That of gVNICs, unless a test is marked by `on_each_device`."""
+    return CABLES["gvnic"]
+
+
+@pytest.fixture
+def traffic(lab: Lab, cable: Cable) -> Iterator[Traffic]:
     """Streams over the cable that run during the test."""
-    with streams(lab) as running:
+    with streams(lab, cable) as running:
         yield running

@@ -1,8 +1,9 @@
-"""The bench: one guest with four NICs of one server, each on another wire.
+"""The bench: one guest with NICs of either kind, each on another wire.
 
 - ``link0`` and ``link1`` are back to back; `link1` is in the guest's network namespace "peer".
 - ``tap`` leads to a network namespace of the host's, whose stack answers (root only).
 - ``user`` leads to the host's loopback through passt.
+- ``idpf`` and ``far``, of another server, are back to back, too: an idpf, and a gVNIC in namespace "peer".
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
+from nicmodel.client.control import Control
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.packages import Packages, obtain
@@ -65,7 +69,17 @@ TROUBLE = re.compile(
 
 @dataclass(frozen=True)
 class Port:
-    """A NIC of the bench: its number at the server, its interface in the guest, its far end's address."""
+    """A NIC of the bench.
+
+    Attributes:
+        number: of the NIC at its server.
+        interface: its name in the guest.
+        address, address6: its own; empty if it has none.
+        peer, peer6: of what is at its far end.
+        device: its kind, as `nicmodel serve --device` has it.
+        server: number of its server.
+        inside: put before a command that has to run where the interface is.
+    """
 
     number: int
     interface: str
@@ -73,16 +87,67 @@ class Port:
     peer: str
     address6: str = ""
     peer6: str = ""
+    device: str = "gvnic"
+    server: int = 0
+    inside: str = ""
+
+    @property
+    def name(self) -> str:
+        """As its server calls it."""
+        return f"nic{self.number}"
 
     @property
     def mac(self) -> str:
-        return f"02:00:00:00:00:{self.number + 1:02x}"
+        return f"02:00:00:00:{self.server:02x}:{self.number + 1:02x}"
 
 
 LINK0 = Port(0, "eth0", "10.1.0.1", "10.1.0.2", "fd00:1::1", "fd00:1::2")
-LINK1 = Port(1, "eth1", "10.1.0.2", "10.1.0.1", "fd00:1::2", "fd00:1::1")
+LINK1 = Port(1, "eth1", "10.1.0.2", "10.1.0.1", "fd00:1::2", "fd00:1::1", inside=IN_PEER)
 TAP = Port(2, "eth2", "10.2.0.1", "10.2.0.2", "fd00:2::1", "fd00:2::2")
 USER = Port(3, "eth3", "10.0.2.15", "10.0.2.2")
+IDPF = Port(0, "idpf0", "10.3.0.1", "10.3.0.2", "fd00:3::1", "fd00:3::2", device="idpf", server=1)
+FAR = Port(1, "far0", "10.3.0.2", "10.3.0.1", "fd00:3::2", "fd00:3::1", server=1, inside=IN_PEER)
+PORTS = (LINK0, LINK1, TAP, USER, IDPF, FAR)
+
+
+@dataclass(frozen=True)
+class Cable:
+    """Two NICs back to back: one to be tested, and one in namespace "peer"."""
+
+    here: Port
+    there: Port
+
+    @property
+    def device(self) -> str:
+        """The kind of the NIC that is tested."""
+        return self.here.device
+
+
+CABLES = {cable.device: cable for cable in (Cable(LINK0, LINK1), Cable(IDPF, FAR))}
+
+#: Has a test run for each kind of NIC, as its `cable`, and that of what it uses.
+on_each_device = pytest.mark.parametrize("cable", CABLES.values(), ids=CABLES)
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What differs between the stock drivers.
+
+    Attributes:
+        module: its name.
+        set_up: what the device counts (`report["admin"]`) whenever the driver has set it up.
+        notices: what the kernel's log says when the driver sees that the device wants to be reset.
+    """
+
+    module: str
+    set_up: str
+    notices: str
+
+
+STOCK = {
+    "gvnic": Stock("gve", "VERIFY_DRIVER_COMPATIBILITY PASSED", "Device requested reset"),
+    "idpf": Stock("idpf", "CREATE_VPORT OK", "HW reset detected"),
+}
 
 
 def iperf3(*arguments: str) -> list[str]:
@@ -109,8 +174,10 @@ class Lab:
         arguments = [word for wire in wires for word in ("--wire", wire)]
         arguments += [word for port in (LINK0, LINK1, TAP, USER) for word in ("--mac", port.mac)]
         self.server = stack.enter_context(NicServer(["-v", "--check", *arguments], sockets=4, prefix=prefix))
+        arguments = [word for port in (IDPF, FAR) for word in ("--device", port.device, "--mac", port.mac)]
+        self.servers = [self.server, stack.enter_context(NicServer(["-v", "--wire", "link", *arguments], sockets=2))]
         config = GuestConfig(
-            nics=nics_of(self.server),
+            nics=[nic for server in self.servers for nic in nics_of(server)],
             device_memory={"hbm": HBM},
         )
         self.guest = stack.enter_context(Guest(config))
@@ -135,21 +202,14 @@ class Lab:
         self.run("for i in 0 1 2 3; do until [ -e /sys/class/net/eth$i ]; do sleep 0.1; done; done", timeout=120)
         self.run("ip link set eth1 netns peer")
         for port in (LINK0, LINK1, TAP, USER):
-            peer = "-n peer" if port is LINK1 else ""
-            self.run(f"ip {peer} addr add {port.address}/24 dev {port.interface}")
-            if port.address6:
-                self.run(f"ip {peer} addr add {port.address6}/64 dev {port.interface} nodad")
-            self.run(f"ip {peer} link set {port.interface} up")
+            give_addresses(self.guest, port)
+        connect_idpf(self.guest)
         self.await_carrier()
 
     def await_carrier(self, *ports: Port) -> None:
         """Wait until the interfaces are up."""
-        for port in ports or (LINK0, LINK1, TAP, USER):
-            inside = IN_PEER if port is LINK1 else ""
-            carrier = f"/sys/class/net/{port.interface}/carrier"
-            self.run(
-                f"{inside}sh -c 'until [ \"$(cat {carrier} 2>/dev/null)\" = 1 ]; do sleep 0.05; done'", timeout=120
-            )
+        for port in ports or PORTS:
+            await_carrier(self.guest, port)
 
     def in_peer(self, command: str, **options: Any) -> str:
         """Run a shell command in the guest's namespace "peer"; what it prints."""
@@ -163,7 +223,11 @@ class Lab:
 
     def report(self, port: Port) -> dict[str, Any]:
         """State and counters of a NIC now."""
-        return self.server.report()[port.number]
+        return self.servers[port.server].report()[port.number]
+
+    def control(self, port: Port) -> Control:
+        """Control of the server of a NIC, which calls it `port.name`."""
+        return Control(self.servers[port.server].control)
 
     @contextmanager
     def quiet_log(self) -> Iterator[None]:
@@ -172,7 +236,7 @@ class Lab:
             with quiet_log(self.guest):
                 yield
         except AssertionError:
-            print(json.dumps(self.server.report()))
+            print(json.dumps([server.report() for server in self.servers]))
             raise
 
     @contextmanager
@@ -188,8 +252,7 @@ class Lab:
 
         What ethtool shows is not asked first: the driver shows "on" for "automatic" too, which will not do for devmem.
         """
-        inside = IN_PEER if port is LINK1 else ""
-        self.run(f"{inside}ethtool -G {port.interface} tcp-data-split {'on' if on else 'off'}")
+        self.run(f"{port.inside}ethtool -G {port.interface} tcp-data-split {'on' if on else 'off'}")
         self.await_carrier(port)
 
     def tcp_listen(self, port: int, command: str = "cat >/dev/null", where: str = "") -> Any:
@@ -212,8 +275,12 @@ def quiet_log(guest: Guest) -> Iterator[None]:
 
 def ethtool(lab: Lab, port: Port, option: str, *arguments: str) -> str:
     """Run ethtool in the namespace of the interface; what it prints."""
-    inside = IN_PEER if port is LINK1 else ""
-    return lab.run(f"{inside}ethtool {option} {port.interface} {' '.join(arguments)}").stdout
+    return lab.run(f"{port.inside}ethtool {option} {port.interface} {' '.join(arguments)}").stdout
+
+
+def times_set_up(lab: Lab, port: Port) -> int:
+    """How often the driver of a NIC has set it up: once when it bound, and once more after each reset."""
+    return int(lab.report(port)["admin"][STOCK[port.device].set_up])
 
 
 def active(lab: Lab, port: Port, way: str) -> list[int]:
@@ -346,15 +413,60 @@ def nics_of(server: NicServer) -> list[Nic]:
     return [Nic(path) for path in server.sockets]
 
 
+def give_addresses(guest: Guest, port: Port) -> None:
+    """Bring an interface up that has just been made."""
+    guest.run(f"{port.inside}ip addr replace {port.address}/24 dev {port.interface}")
+    add_address6(guest, port)
+    guest.run(f"{port.inside}ip link set {port.interface} up")
+
+
+def add_address6(guest: Guest, port: Port) -> None:
+    """The kernel takes IPv6 addresses away when an interface goes down, and leaves those of IPv4."""
+    if port.address6:
+        guest.run(f"{port.inside}ip addr replace {port.address6}/64 dev {port.interface} nodad")
+
+
+def await_carrier(guest: Guest, port: Port) -> None:
+    """Wait until an interface is up, and its cable is in."""
+    carrier = f"/sys/class/net/{port.interface}/carrier"
+    guest.run(f"{port.inside}sh -c 'until [ \"$(cat {carrier} 2>/dev/null)\" = 1 ]; do sleep 0.05; done'", timeout=120)
+
+
+def connect_idpf(guest: Guest) -> None:
+    """Give `IDPF` and `FAR` names and addresses, as after a boot, or gve's reload; `FAR` is the last of the gVNICs."""
+    guest.run(
+        f"""
+        modprobe -a gve idpf
+        ip netns add peer 2>/dev/null
+        ip -n peer link set lo up
+        for nic in /sys/bus/pci/drivers/gve/0000*; do :; done
+        until [ -e $nic/net/eth* ]; do sleep 0.1; done
+        ip link set $(ls $nic/net) name {FAR.interface}
+        ip link set {FAR.interface} netns peer
+        """,
+        timeout=120,
+    )
+    give_addresses(guest, FAR)
+    load_idpf(guest)
+
+
+def load_idpf(guest: Guest) -> None:
+    """Load the driver of `IDPF`, and bring its interface up, with the MTU of gVNICs."""
+    guest.run("modprobe idpf; until ls /sys/bus/pci/drivers/idpf/0000*/net; do sleep 0.1; done", timeout=120)
+    guest.run(f"ip link set $(ls /sys/bus/pci/drivers/idpf/0000*/net) name {IDPF.interface} mtu 8896")
+    give_addresses(guest, IDPF)
+    await_carrier(guest, IDPF)
+
+
 def load_driver(guest: Guest) -> None:
     """That of both NICs of a pair, and connect them."""
     guest.run("modprobe gve; until [ -e /sys/class/net/eth1 ]; do sleep 0.05; done", timeout=120)
     connect_pair(guest)
 
 
-def flood(guest: Guest, server: NicServer, size: int = 4000) -> None:
+def flood(guest: Guest, server: NicServer, size: int = 4000, peer: str = LINK0.peer) -> None:
     """Start echo requests without end from one NIC of a pair to the other, and see them arrive."""
-    guest.start(f"exec ping -q -f -s {size} {LINK0.peer}")
+    guest.start(f"exec ping -q -f -s {size} {peer}")
     before = frames_received(server)
     wait_until(lambda: frames_received(server) > before + 100)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab import IN_PEER, LINK0, LINK1, Lab, wait_until
+from lab import IN_PEER, Cable, Lab, wait_until
 
 from nicmodel.vm.channel import Process
 from nicmodel.vm.guest import Guest
@@ -43,15 +43,17 @@ class Streams:
 
 
 class Traffic(Streams):
-    """Streams over the bench's cable."""
+    """Streams over a cable of the bench."""
 
-    def __init__(self, lab: Lab, processes: list[Process]) -> None:
+    def __init__(self, lab: Lab, cable: Cable, processes: list[Process]) -> None:
         super().__init__(processes, self.received)
         self.lab = lab
+        self.cable = cable
 
     def received(self) -> list[int]:
         """Bytes that each end of the cable has received."""
-        return [sum(queue["bytes"] for queue in self.lab.report(port)["rx_queues"]) for port in (LINK0, LINK1)]
+        ends = (self.cable.here, self.cable.there)
+        return [sum(queue["bytes"] for queue in self.lab.report(port)["rx_queues"]) for port in ends]
 
 
 @contextmanager
@@ -78,9 +80,9 @@ def exchange(server: Guest, inside: str, client: Guest, address: str) -> Iterato
 
 
 @contextmanager
-def streams(lab: Lab) -> Iterator[Traffic]:
-    """Streams over the bench's cable, which run inside the block."""
-    with exchange(lab.guest, IN_PEER, lab.guest, LINK0.peer) as processes:
-        traffic = Traffic(lab, processes)
+def streams(lab: Lab, cable: Cable) -> Iterator[Traffic]:
+    """Streams over a cable of the bench, which run inside the block."""
+    with exchange(lab.guest, IN_PEER, lab.guest, cable.here.peer) as processes:
+        traffic = Traffic(lab, cable, processes)
         traffic.goes_on()
         yield traffic

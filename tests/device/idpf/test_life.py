@@ -90,6 +90,10 @@ def test_what_is_not_known_is_refused(driver: Driver, nic: TestNic) -> None:
         driver.request(4711, b"\0" * 8)  # type: ignore[arg-type]
     with pytest.raises(Refused, match="GET_CAPS: INVALID"):
         driver.request(Op.GET_CAPS, b"short")
+    with pytest.raises(Refused, match="SET_RSS_LUT: INVALID"):
+        driver.request(Op.SET_RSS_LUT, one(v.RSS_LUT, lut_entries=0xFFFF))
+    with pytest.raises(Refused, match="ADD_FLOW_RULE: INVALID"):  # more than numpy has a type for
+        driver.request(Op.ADD_FLOW_RULE, one(v.FLOW_RULES, count=0xFFFFFFFF))
     with pytest.raises(Refused, match="ENABLE_VPORT: INVALID"):
         driver.request(Op.ENABLE_VPORT, one(v.VPORT, vport_id=7))
     with pytest.raises(Refused, match="CREATE_VPORT: NO_SPACE"):
