@@ -432,8 +432,8 @@ def await_carrier(guest: Guest, port: Port) -> None:
     guest.run(f"{port.inside}sh -c 'until [ \"$(cat {carrier} 2>/dev/null)\" = 1 ]; do sleep 0.05; done'", timeout=120)
 
 
-def connect_idpf(guest: Guest) -> None:
-    """Give `IDPF` and `FAR` names and addresses, as after a boot, or gve's reload; `FAR` is the last of the gVNICs."""
+def name_idpf(guest: Guest) -> None:
+    """Give `IDPF` and `FAR` their names; `FAR` is the last of the guest's gVNICs."""
     guest.run(
         f"""
         modprobe -a gve idpf
@@ -443,17 +443,30 @@ def connect_idpf(guest: Guest) -> None:
         until [ -e $nic/net/eth* ]; do sleep 0.1; done
         ip link set $(ls $nic/net) name {FAR.interface}
         ip link set {FAR.interface} netns peer
+        until ls /sys/bus/pci/drivers/idpf/0000*/net; do sleep 0.1; done
+        ip link set $(ls /sys/bus/pci/drivers/idpf/0000*/net) name {IDPF.interface}
         """,
         timeout=120,
     )
+
+
+def connect_idpf(guest: Guest) -> None:
+    """Give `IDPF` and `FAR` names and addresses, as after a boot, or gve's reload."""
+    name_idpf(guest)
     give_addresses(guest, FAR)
-    load_idpf(guest)
+    bring_idpf_up(guest)
 
 
-def load_idpf(guest: Guest) -> None:
-    """Load the driver of `IDPF`, and bring its interface up, with the MTU of gVNICs."""
+def reload_idpf(guest: Guest) -> None:
+    """Load the driver of `IDPF` again, when it was removed."""
     guest.run("modprobe idpf; until ls /sys/bus/pci/drivers/idpf/0000*/net; do sleep 0.1; done", timeout=120)
-    guest.run(f"ip link set $(ls /sys/bus/pci/drivers/idpf/0000*/net) name {IDPF.interface} mtu 8896")
+    guest.run(f"ip link set $(ls /sys/bus/pci/drivers/idpf/0000*/net) name {IDPF.interface}")
+    bring_idpf_up(guest)
+
+
+def bring_idpf_up(guest: Guest) -> None:
+    """With the MTU of gVNICs; its driver begins with 1500."""
+    guest.run(f"ip link set {IDPF.interface} mtu 8896")
     give_addresses(guest, IDPF)
     await_carrier(guest, IDPF)
 

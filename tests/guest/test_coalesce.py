@@ -1,4 +1,4 @@
-"""Hardware GRO: the stock driver receives coalesced segments, and says so when it does not want them."""
+"""Hardware GRO: the stock drivers receive coalesced segments, and say so when they do not want them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import os
 import socket
 
 import pytest
-from lab import IN_PEER, LINK0, LINK1, PLAIN_PORT, USER, Lab, Port, send_file
+from lab import CABLES, IN_PEER, PLAIN_PORT, USER, Cable, Lab, Port, on_each_device, send_file
 
 pytestmark = pytest.mark.guest
 
 FILE_SIZE = 4 << 20
 
 
+#: Which idpf begins without, and gve with.
+AT_FIRST = {"gvnic": True, "idpf": False}
+
+
 @pytest.fixture(params=["unsplit", "split"])
-def split(lab: Lab, request: pytest.FixtureRequest) -> bool:
+def split(lab: Lab, cable: Cable, request: pytest.FixtureRequest) -> bool:
     on = bool(request.param == "split")
-    for port in (LINK1, USER):
+    for port in (cable.here, USER):
         lab.split(port, on)
     return on
 
@@ -28,38 +32,58 @@ def received(lab: Lab, port: Port, counter: str) -> int:
 
 def features(lab: Lab, port: Port, **on: bool) -> None:
     """Set features by ethtool's names, with underscores for hyphens."""
-    inside = IN_PEER if port is LINK1 else ""
     words = " ".join(f"{name.replace('_', '-')} {'on' if value else 'off'}" for name, value in on.items())
-    lab.run(f"{inside}ethtool -K {port.interface} {words}")
+    lab.run(f"{port.inside}ethtool -K {port.interface} {words}")
     lab.await_carrier(port)
 
 
-@pytest.mark.parametrize("v", [4, 6])
-def test_segments_become_packets(lab: Lab, split: bool, v: int) -> None:
+@pytest.mark.parametrize(
+    ("cable", "split", "v"),
+    [
+        # Without header split idpf could not tell how many segments there were (idpf_txrx.c, idpf_rx_rsc).
+        *((CABLES[device], split, v) for device, split in (("gvnic", "unsplit"), ("gvnic", "split")) for v in (4, 6)),
+        (CABLES["idpf"], "split", 4),
+        pytest.param(CABLES["idpf"], "split", 6, marks=pytest.mark.long),
+    ],
+    indirect=["split"],
+    ids=lambda value: value.device if isinstance(value, Cable) else str(value),
+)
+def test_segments_become_packets(lab: Lab, cable: Cable, split: bool, v: int) -> None:
     """*Steps*: a file from a sender without TSO. *Verify*: it arrives in far fewer packets than segments were sent."""
-    before = {name: received(lab, LINK1, name) for name in ("frames", "aggregated", "coalesced")}
-    features(lab, LINK0, tso=False)
+    here, there = cable.here, cable.there
+    features(lab, here, rx_gro_hw=True)
+    features(lab, there, tso=False)
+    before = {name: received(lab, here, name) for name in ("frames", "aggregated", "coalesced")}
     try:
-        send_file(lab.guest, LINK0.peer if v == 4 else LINK0.peer6, FILE_SIZE)
+        send_file(lab.guest, here.address if v == 4 else here.address6, FILE_SIZE, here=IN_PEER, there="")
     finally:
-        features(lab, LINK0, tso=True)
-    packets, aggregated, coalesced = (received(lab, LINK1, name) - count for name, count in before.items())
+        features(lab, there, tso=True)
+        features(lab, here, rx_gro_hw=AT_FIRST[here.device])
+    packets, aggregated, coalesced = (received(lab, here, name) - count for name, count in before.items())
     assert aggregated > 0
     segments = packets - aggregated + coalesced
     assert coalesced > segments / 2, f"{segments} segments, {coalesced} of them coalesced to {aggregated} packets"
 
 
-def test_the_driver_can_do_without(lab: Lab) -> None:
+@on_each_device
+def test_the_driver_can_do_without(lab: Lab, cable: Cable) -> None:
     """With ``rx-gro-hw off`` no queue gets an aggregated packet, not even from a sender with TSO."""
-    features(lab, LINK1, rx_gro_hw=False)
+    here = cable.here
+    lab.split(here, True)
+
+    def aggregated() -> int:
+        """So many packets of a file."""
+        before = received(lab, here, "aggregated")
+        send_file(lab.guest, here.address, FILE_SIZE, here=IN_PEER, there="")
+        return received(lab, here, "aggregated") - before
+
     try:
-        before = received(lab, LINK1, "aggregated")
-        send_file(lab.guest, LINK0.peer, FILE_SIZE)
-        assert received(lab, LINK1, "aggregated") == before
+        features(lab, here, rx_gro_hw=False)
+        assert aggregated() == 0
+        features(lab, here, rx_gro_hw=True)
+        assert aggregated() > 0
     finally:
-        features(lab, LINK1, rx_gro_hw=True)
-    send_file(lab.guest, LINK0.peer, FILE_SIZE)
-    assert received(lab, LINK1, "aggregated") > before
+        features(lab, here, rx_gro_hw=AT_FIRST[here.device])
 
 
 def test_from_the_host(lab: Lab, split: bool) -> None:

@@ -1,4 +1,8 @@
-"""Every knob that the driver offers, turned while traffic runs: the traffic must go on, and the device must follow."""
+"""Every knob that a driver offers, turned while traffic runs: the traffic must go on, and the device must follow.
+
+What both drivers have runs with both. The others are gve's: buffers' lengths, rules of every type, which idpf has for
+TCP and UDP over IPv4 only, counters by ethtool, its own reset.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from lab import LINK0, LINK1, Lab, active, ethtool, wait_until
+from lab import LINK0, LINK1, Cable, Lab, Port, active, add_address6, ethtool, on_each_device, wait_until
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.ipsec import AH, ESP
@@ -24,40 +28,62 @@ pytestmark = pytest.mark.guest
 LONGEST_INTERVAL = 8190
 
 
+@on_each_device
 def test_down_and_up(traffic: Traffic) -> None:
-    lab = traffic.lab
+    lab, here = traffic.lab, traffic.cable.here
     for _ in range(3):
-        lab.run("ip link set eth0 down")
-        assert active(lab, LINK0, "rx") == active(lab, LINK0, "tx") == []
-        lab.run("ip link set eth0 up")
-        lab.run(f"ip addr replace {LINK0.address6}/64 dev eth0 nodad")
-        lab.await_carrier(LINK0)
+        lab.run(f"ip link set {here.interface} down")
+        assert active(lab, here, "rx") == active(lab, here, "tx") == []
+        lab.run(f"ip link set {here.interface} up")
+        add_address6(lab.guest, here)
+        lab.await_carrier(here)
         traffic.goes_on()
 
 
+#: What ethtool -L is told, and the queues that there are then; the last is what the driver begins with. idpf has pairs.
+QUEUES = {
+    "gvnic": [(f"rx {rx} tx {tx}", rx, tx) for rx, tx in ((8, 8), (1, 1), (2, 5), (7, 3), (4, 4))],
+    "idpf": [(f"combined {count}", count, count) for count in (8, 1, 2)],
+}
+
+
+@on_each_device
 def test_numbers_of_queues(traffic: Traffic) -> None:
-    lab = traffic.lab
+    lab, here = traffic.lab, traffic.cable.here
     try:
-        for rx, tx in ((8, 8), (1, 1), (2, 5), (7, 3), (4, 4)):
-            ethtool(lab, LINK0, "-L", f"rx {rx} tx {tx}")
-            assert active(lab, LINK0, "rx") == list(range(rx))
-            assert active(lab, LINK0, "tx") == list(range(tx))
+        for setting, rx, tx in QUEUES[here.device]:
+            ethtool(lab, here, "-L", setting)
+            lab.await_carrier(here)
+            assert active(lab, here, "rx") == list(range(rx))
+            assert active(lab, here, "tx") == list(range(tx))
             traffic.goes_on()
     finally:
-        ethtool(lab, LINK0, "-L", "rx 4 tx 4")
+        ethtool(lab, here, "-L", QUEUES[here.device][-1][0])
 
 
+#: Receive and transmit descriptors of a queue; the last is what the driver begins with. gve's are powers of two, idpf's
+#: any multiples of 32.
+RINGS = {
+    "gvnic": [(256, 256), (4096, 256), (512, 4096), (1024, 1024)],
+    "idpf": [(192, 160), (8128, 8160), (512, 512)],
+}
+
+
+@on_each_device
 def test_sizes_of_rings(traffic: Traffic) -> None:
-    lab = traffic.lab
+    lab, here = traffic.lab, traffic.cable.here
     try:
-        for rx, tx in ((256, 256), (4096, 256), (512, 4096), (1024, 1024)):
-            ethtool(lab, LINK0, "-G", f"rx {rx} tx {tx}")
-            report = lab.report(LINK0)
-            assert report["rx_queues"][0]["buffer_entries"] == rx
+        for rx, tx in RINGS[here.device]:
+            ethtool(lab, here, "-G", f"rx {rx} tx {tx}")
+            lab.await_carrier(here)
+            report = lab.report(here)
+            # Each of idpf's two buffer queues has half as many.
+            ring = "buffer_entries" if here.device == "gvnic" else "completion_entries"
+            assert report["rx_queues"][0][ring] == rx
             assert report["tx_queues"][0]["entries"] == tx
             traffic.goes_on()
     finally:
-        ethtool(lab, LINK0, "-G", "rx 1024 tx 1024")
+        ethtool(lab, here, "-G", "rx {} tx {}".format(*RINGS[here.device][-1]))
 
 
 def test_receive_buffers_and_header_split(traffic: Traffic) -> None:
@@ -88,17 +114,23 @@ def hash_of(key: bytes, source: str, destination: str, sport: int, dport: int) -
     return result
 
 
-def indirection(lab: Lab) -> tuple[list[int], bytes]:
+def indirection(lab: Lab, port: Port) -> tuple[list[int], bytes]:
     """Table and key, as the driver shows them."""
-    shown = ethtool(lab, LINK0, "-x")
+    shown = ethtool(lab, port, "-x")
     rows = re.findall(r"^ +\d+:((?: +\d+)+)$", shown, re.MULTILINE)
     key = re.search(r"^RSS hash key:\n([0-9a-f:]+)$", shown, re.MULTILINE)
     assert key
     return [int(entry) for row in rows for entry in row.split()], bytes.fromhex(key[1].replace(":", ""))
 
 
-def test_rss_follows_table_and_key(lab: Lab) -> None:
+#: Settings of a table for four queues, and for two.
+TABLES = {"gvnic": ("equal 2", "weight 1 0 3 0", "start 1 equal 3"), "idpf": ("weight 1 3", "start 1 equal 1")}
+
+
+@on_each_device
+def test_rss_follows_table_and_key(lab: Lab, cable: Cable) -> None:
     """Datagrams of 64 flows land on the queues that table and key, as the driver shows them, say."""
+    here, there = cable.here, cable.there
     flows, repeats = 64, 20
     base, dport = 20000, 7777
     program = (
@@ -106,12 +138,12 @@ def test_rss_follows_table_and_key(lab: Lab) -> None:
         f"for port in range({base}, {base + flows}):\n"
         "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:\n"
         "        sender.bind(('', port))\n"
-        f"        for _ in range({repeats}): sender.sendto(bytes(20), ('{LINK0.address}', {dport}))\n"
+        f"        for _ in range({repeats}): sender.sendto(bytes(20), ('{here.address}', {dport}))\n"
         "    time.sleep(0.01)\n"
     )
 
     def received() -> list[int]:
-        return [queue["frames"] for queue in lab.report(LINK0)["rx_queues"]]
+        return [queue["frames"] for queue in lab.report(here)["rx_queues"]]
 
     def spread() -> list[int]:
         """Send; frames that came to each queue, but for the few that others send, in multiples of `repeats`."""
@@ -122,27 +154,26 @@ def test_rss_follows_table_and_key(lab: Lab) -> None:
 
     sink = lab.guest.start(f"exec socat -u UDP-RECV:{dport} OPEN:/dev/null")
     key = ":".join(f"{byte:02x}" for byte in range(0x11, 0x11 + 40))
-    settings = ("equal 2", "weight 1 0 3 0", f"hkey {key}", "start 1 equal 3", "default")
     try:
-        default = indirection(lab)
-        for setting in settings:
-            ethtool(lab, LINK0, "-X", setting)
-            table, shown_key = indirection(lab)
+        default = indirection(lab, here)
+        for setting in (*TABLES[here.device], f"hkey {key}", "default"):
+            ethtool(lab, here, "-X", setting)
+            table, shown_key = indirection(lab, here)
             assert len(table) == 128
             expected = [0] * 8
             for port in range(base, base + flows):
-                expected[table[hash_of(shown_key, LINK1.address, LINK0.address, port, dport) % 128]] += 1
+                expected[table[hash_of(shown_key, there.address, here.address, port, dport) % 128]] += 1
             assert spread() == expected, setting
             if setting == "equal 2":
                 assert set(table) == {0, 1}
             elif setting.startswith("weight"):
-                assert (table.count(0), table.count(2)) == (32, 96)
+                assert (table.count(0), table.count(1) + table.count(2)) == (32, 96)
             elif setting.startswith("hkey"):
                 assert shown_key.hex(":") == key
         assert table == default[0]
     finally:
-        ethtool(lab, LINK0, "-X", "default")
-        ethtool(lab, LINK0, "-X", f"hkey {default[1].hex(':')}")
+        ethtool(lab, here, "-X", "default")
+        ethtool(lab, here, "-X", f"hkey {default[1].hex(':')}")
         sink.kill()
 
 
@@ -400,23 +431,35 @@ def test_more_flow_rules_than_one_query_returns(lab: Lab) -> None:
         assert set(listed(lab)) == set(shown) - {500}
 
 
+#: A queue, settings of rings in turn, what ethtool -L may not be told while a rule leads to the queue, and how the rule
+#: ends. With gve it goes with all rules, which are off again then; with idpf they are on from the start.
+STEERING = {
+    "gvnic": (2, ("rx 512", "rx 1024"), "rx 2", ("-K", "ntuple off")),
+    "idpf": (1, ("rx 256", "rx 512"), "combined 1", ("-N", "delete 9")),
+}
+
+
+@on_each_device
 def test_flow_rules_steer_running_streams(traffic: Traffic) -> None:
-    """Every stream to one queue, whatever the table says; the rule outlives rings and goes with ntuple."""
-    lab = traffic.lab
+    """Every stream to one queue, whatever the table says; the rule outlives rings."""
+    lab, here = traffic.lab, traffic.cable.here
+    queue, rings, too_few, end = STEERING[here.device]
     with ExitStack() as undo:
-        ethtool(lab, LINK0, "-K", "ntuple on")
-        undo.callback(ethtool, lab, LINK0, "-K", "ntuple off")
-        ethtool(lab, LINK0, "-N", f"flow-type tcp4 src-port {STREAM_PORT} action 2 loc 9")
-        for change in ("", "rx 512", "rx 1024"):
+        ethtool(lab, here, "-K", "ntuple on")
+        undo.callback(ethtool, lab, here, *end)
+        ethtool(lab, here, "-N", f"flow-type tcp4 src-port {STREAM_PORT} action {queue} loc 9")
+        for change in ("", *rings):
             if change:
-                ethtool(lab, LINK0, "-G", change)
-            before = [queue["bytes"] for queue in lab.report(LINK0)["rx_queues"]]
+                ethtool(lab, here, "-G", change)
+                lab.await_carrier(here)
+            before = [one["bytes"] for one in lab.report(here)["rx_queues"]]
             traffic.goes_on()
-            moved = [now["bytes"] - then for now, then in zip(lab.report(LINK0)["rx_queues"], before, strict=True)]
-            assert moved[2] > ENOUGH and sum(moved) - moved[2] < ENOUGH / 10
-        # The rule still leads to queue 2: fewer queues than that are refused.
-        assert lab.run("ethtool -L eth0 rx 2", check=False).status
-    assert lab.report(LINK0)["rules"] == []
+            moved = [now["bytes"] - then for now, then in zip(lab.report(here)["rx_queues"], before, strict=True)]
+            assert moved[queue] > ENOUGH and sum(moved) - moved[queue] < ENOUGH / 10
+        [rule] = lab.report(here)["rules"]
+        assert (rule["location"], rule["queue"]) == (9, queue) and rule["hits"] > 0
+        assert lab.run(f"ethtool -L {here.interface} {too_few}", check=False).status
+    assert lab.report(here)["rules"] == []
     traffic.goes_on()
 
 

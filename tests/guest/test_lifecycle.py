@@ -1,4 +1,7 @@
-"""Beginnings and ends: reboots, resets, kills of either side, and a server that stays as it was through all of them."""
+"""Beginnings and ends: reboots, resets, kills of either side, and a server that stays as it was through all of them.
+
+The guest has NICs of either kind, so that each of its reboots is one with both drivers.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import TROUBLE, Footprint, connect_pair, flood, footprint, load_driver, nics_of, ping, wait_until
+from lab import (
+    FAR,
+    IDPF,
+    TROUBLE,
+    Footprint,
+    connect_idpf,
+    connect_pair,
+    flood,
+    footprint,
+    load_driver,
+    nics_of,
+    ping,
+    wait_until,
+)
 
-from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.gvnic.testing.driver import Driver as GvnicDriver
+from nicmodel.idpf.testing.driver import Driver as IdpfDriver
 from nicmodel.vfio_user import Client
+from nicmodel.vfio_user.protocol import PciRegion
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.server import NicServer
 
 pytestmark = pytest.mark.guest
 
 PEER = "10.1.0.2"
+#: Drivers in Python.
+DRIVERS: dict[str, type[GvnicDriver] | type[IdpfDriver]] = {"gvnic": GvnicDriver, "idpf": IdpfDriver}
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +47,24 @@ def server() -> Iterator[NicServer]:
 
 
 @pytest.fixture(scope="module")
-def guest(server: NicServer) -> Iterator[Guest]:
-    with Guest(GuestConfig(nics=nics_of(server))) as running:
-        connect_pair(running)
+def other() -> Iterator[NicServer]:
+    """The server of an idpf, and of a gVNIC at its far end."""
+    arguments = [word for port in (IDPF, FAR) for word in ("--device", port.device, "--mac", port.mac)]
+    with NicServer(["--wire", "link", "-v", *arguments], sockets=2) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def guest(server: NicServer, other: NicServer) -> Iterator[Guest]:
+    with Guest(GuestConfig(nics=[*nics_of(server), *nics_of(other)])) as running:
+        connect(running)
+        yield running
+
+
+def connect(guest: Guest) -> None:
+    """Both pairs, as after each boot."""
+    connect_pair(guest)
+    connect_idpf(guest)
 
 
 def test_revision_0(guest: Guest) -> None:
@@ -39,6 +73,7 @@ def test_revision_0(guest: Guest) -> None:
     ping(guest, PEER, count=50, size=4000)
     guest.run("rmmod gve; ip netns del peer", timeout=120)
     load_driver(guest)
+    connect_idpf(guest)
     ping(guest, PEER, count=50, size=4000)
 
 
@@ -51,53 +86,70 @@ def test_a_second_client_waits(guest: Guest, server: NicServer) -> None:
     assert server.report()[0]["vfio_user"]["clients"] == 1
 
 
-def test_reboot_under_traffic(guest: Guest, server: NicServer) -> None:
+def test_reboot_under_traffic(guest: Guest, server: NicServer, other: NicServer) -> None:
+    """The driver idpf says nothing to the device on its way to a reboot."""
     flood(guest, server)
+    flood(guest, other, peer=IDPF.peer)
     guest.reboot()
-    connect_pair(guest)
-    ping(guest, PEER, count=50, size=4000)
+    connect(guest)
+    for peer in (PEER, IDPF.peer):
+        ping(guest, peer, count=50, size=4000)
     assert not [line for line in guest.dmesg().splitlines() if TROUBLE.search(line)]
     assert "vfio" not in guest.qemu_log()
 
 
 @pytest.mark.long  # test_layouts.py has it behind an IOMMU
-def test_reset_button_under_traffic(guest: Guest, server: NicServer) -> None:
-    """The machine's, which no driver learns of: the device is reset while it writes to memory."""
-    resets = server.report()[0]["vfio_user"]["device_reset"]
+def test_reset_button_under_traffic(guest: Guest, server: NicServer, other: NicServer) -> None:
+    """The machine's, which no driver learns of: the devices are reset while they write to memory."""
+
+    def resets() -> list[int]:
+        return [int(one.report()[0]["vfio_user"]["device_reset"]) for one in (server, other)]
+
+    before = resets()
     flood(guest, server)
+    flood(guest, other, peer=IDPF.peer)
     guest.reset()
-    assert server.report()[0]["vfio_user"]["device_reset"] > resets
-    connect_pair(guest)
-    ping(guest, PEER, count=50, size=4000)
+    assert all(now > then for now, then in zip(resets(), before, strict=True))
+    connect(guest)
+    for peer in (PEER, IDPF.peer):
+        ping(guest, peer, count=50, size=4000)
     assert not [line for line in guest.dmesg().splitlines() if TROUBLE.search(line)]
     assert "vfio" not in guest.qemu_log()
 
 
-def test_a_server_that_is_stopped_says_what_it_did(tmp_path: Path) -> None:
+def sync(driver: GvnicDriver | IdpfDriver) -> None:
+    """By its answer the server has done all that was asked for before."""
+    driver.client.region_read(PciRegion.CONFIG, 0, 4)
+
+
+@pytest.mark.parametrize("device", DRIVERS)
+def test_a_server_that_is_stopped_says_what_it_did(device: str, tmp_path: Path) -> None:
     """In order, with a driver on it: report written, sockets gone, connection closed."""
-    server = NicServer(sockets=1, folder=tmp_path)
-    with server, Driver(server.sockets[0]) as driver:
+    server = NicServer(["--device", device], sockets=1, folder=tmp_path)
+    with server, DRIVERS[device](server.sockets[0]) as driver:
         driver.probe()
         driver.open()
         driver.send(0, bytes(60))
-        driver.device_status()
+        sync(driver)
         (report,) = server.stop()
         assert driver.client.closed_by_server()
-    assert report["driver"]["os_version"] == "nicmodel"
+    # No message of an idpf's driver says who it is.
+    assert (report["driver"] or {}).get("os_version") == {"gvnic": "nicmodel", "idpf": None}[device]
     assert sum(queue["packets"] for queue in report["tx_queues"]) == 1
     assert not server.sockets[0].exists()
 
 
-def test_clients_leave_nothing_behind() -> None:
+@pytest.mark.parametrize("device", DRIVERS)
+def test_clients_leave_nothing_behind(device: str) -> None:
     """Sixty of them, every other one without a farewell: descriptors, mappings and memory stay what they were."""
 
     def visit(number: int) -> None:
-        with Driver(own.sockets[0]) as driver:
+        with DRIVERS[device](own.sockets[0]) as driver:
             driver.probe()
             driver.open(header_split=bool(number % 3))
             for queue in driver.tx:
                 driver.send(queue, bytes(1000))
-            driver.device_status()
+            sync(driver)
             assert footprint(own.pid).guest_memory
             if number % 2:
                 driver.remove()
@@ -110,7 +162,7 @@ def test_clients_leave_nothing_behind() -> None:
             time.sleep(0.01)
         return min(looks, key=lambda look: look.descriptors)
 
-    with NicServer() as own:
+    with NicServer(["--device", device]) as own:
         for number in range(10):  # what is allocated once
             visit(number)
         before = at_rest()
