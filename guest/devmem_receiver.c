@@ -50,7 +50,8 @@ static const char usage[] =
 	"  --no-return       return no token until SIGUSR1 comes\n"
 	"  --pieces FILE     write there where each piece of the stream lies in the dma-buf: offset and size\n"
 	"  --unbind-after N  give the queues back when N bytes have come; the rest comes to ordinary memory\n"
-	"  --plain           receive without MSG_SOCK_DEVMEM, as a program that knows nothing of dma-bufs\n"
+	"  --plain           receive without MSG_SOCK_DEVMEM, as a program that knows nothing of dma-bufs; without\n"
+	"                    --interface there is no dma-buf either\n"
 	"  --keep            keep the whole stream in the dma-buf, and check it after its end, when that costs no time\n"
 	"  --copy            bind nothing: receive as usual, and copy to the dma-buf's memory; implies --keep\n";
 
@@ -263,11 +264,11 @@ int main(int argc, char **argv)
 	size_t queue_count = 0, size = 64 << 20, ask = 1 << 20, batch = 256, control_size;
 	uint64_t seed = 1, unbind_after = 0;
 	int port = 0, option, listener, fd, on = 1;
-	bool verify = true, plain = false, keeping = false, copying = false, checking;
+	bool verify = true, plain = false, keeping = false, copying = false, checking, bound;
 	struct sigaction action = { .sa_handler = start_returning }; /* no SA_RESTART: it must wake recvmsg */
 	struct sockaddr_in6 address = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_ANY_INIT };
 	struct dmabuf_source source = { .node = -1 };
-	struct dmabuf dmabuf;
+	struct dmabuf dmabuf = { 0 };
 	uint8_t *linear, *control;
 	double started, seconds, busy;
 
@@ -300,7 +301,8 @@ int main(int argc, char **argv)
 		default: die("%s", usage);
 		}
 	}
-	if (!port || (!copying && (!interface || !queue_count)) || optind < argc)
+	bound = !copying && (!plain || interface);
+	if (!port || (bound && (!interface || !queue_count)) || optind < argc)
 		die("%s", usage);
 	if (keeping)
 		returning = false; /* what is returned is written again */
@@ -310,8 +312,9 @@ int main(int argc, char **argv)
 	sigaction(SIGUSR1, &action, NULL);
 	if (verify)
 		pattern_init(seed);
-	dmabuf = dmabuf_create(size, &source);
-	if (!copying) {
+	if (bound || copying)
+		dmabuf = dmabuf_create(size, &source);
+	if (bound) {
 		id = dmabuf_bind_rx(&dmabuf, interface, queues, queue_count);
 		dmabuf_check_room(&dmabuf, interface, queue_count);
 	}
@@ -348,13 +351,13 @@ int main(int argc, char **argv)
 		}
 		if (received > 0) {
 			result.receives++;
-			if (checking)
+			if (checking && bound)
 				dmabuf_sync(&dmabuf, DMA_BUF_SYNC_START | DMA_BUF_SYNC_READ);
 			if (copying)
 				copy(linear, received, &dmabuf);
 			else
 				take(&message, received, linear, &dmabuf, id, checking, keeping);
-			if (checking)
+			if (checking && bound)
 				dmabuf_sync(&dmabuf, DMA_BUF_SYNC_END | DMA_BUF_SYNC_READ);
 			if (unbind_after && result.bytes >= unbind_after) {
 				dmabuf_unbind();

@@ -22,7 +22,10 @@ CHUNK = 1 << 20
 RING = 4096
 
 
-def set_up_devmem(guest: Guest, address: str, port: int, queue: int, *, mtu: int, gateway: str | None = None) -> None:
+def set_up_devmem(
+    guest: Guest, address: str, port: int, queue: int, *, mtu: int, gateway: str | None = None, driver: str = "gve",
+    settings: str = "true",
+) -> None:  # fmt: skip
     """What a user of devmem TCP does before binding: eth0 is up, header split on, and one flow has a queue to itself.
 
     Args:
@@ -32,8 +35,10 @@ def set_up_devmem(guest: Guest, address: str, port: int, queue: int, *, mtu: int
         queue: The queue, which is also the number of those that other traffic is spread over.
         mtu: Bytes.
         gateway: Default route; none if None.
+        driver: The NIC's.
+        settings: Shell commands before all others, when there is an eth0.
     """
-    guest.run("modprobe gve && until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done")
+    guest.run(f"modprobe {driver} && until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; {settings}")
     guest.run(f"ip link set eth0 mtu {mtu} && ip addr add {address}/24 dev eth0 && ip link set eth0 up")
     if gateway:
         guest.run(f"ip route add default via {gateway}")
