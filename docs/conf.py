@@ -22,6 +22,7 @@ extensions = [
     "datasheet",
     "idpf_datasheet",
     "kit",
+    "selftests",
 ]
 
 # Single backticks in docstrings name a Python object where there is one, and are code otherwise.

@@ -118,11 +118,6 @@ class Program:
     timeout: float = 600
     expected: tuple[Expectation, ...] = ()
 
-    @property
-    def interpreter(self) -> str:
-        """What runs its file."""
-        return "bash" if self.path.endswith(".sh") else "python3 -u"
-
     def expectation(self, case: str) -> Expectation | None:
         """The first that names `case`; None: it is to pass."""
         return next((entry for entry in self.expected if fnmatch.fnmatchcase(case, entry.pattern)), None)
@@ -491,7 +486,7 @@ class Bench:
             echo {shlex.quote(marker)} >/dev/kmsg
             export {" ".join(f"{name}={value}" for name, value in environment.items())}
             cd {folder} && {{ {program.setup.strip()}; }} &&
-            exec timeout -k 20 {program.timeout} {program.interpreter} ./{file} {shlex.join(arguments)} 2>&1
+            exec timeout -k 20 {program.timeout} python3 -u ./{file} {shlex.join(arguments)} 2>&1
         """
         started = time.monotonic()
         process = guest.start(command)
