@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from docutils import nodes
@@ -31,13 +31,12 @@ def table(recipes: Sequence[Recipe]) -> Iterator[str]:
     """The rows, as Markdown."""
     yield f"| test | {' | '.join(f'`{recipe.driver}`, Linux {recipe.kernel}' for recipe in recipes)} |"
     yield f"|---|{'---|' * len(recipes)}"
-    names = dict.fromkeys(name for recipe in recipes for name in (*recipe.programs, *_names(recipe.inapplicable)))
-    for name in names:
+    for name in dict.fromkeys(name for recipe in recipes for name in recipe.programs):
         yield f"| {name} | {' | '.join(_cell(recipe, name) for recipe in recipes)} |"
     yield ""
 
 
-def _names(files: Sequence[str]) -> list[str]:
+def _names(files: Iterable[str]) -> list[str]:
     return [Path(name).stem for name in files]
 
 
@@ -45,7 +44,7 @@ def _cell(recipe: Recipe, name: str) -> str:
     """How the program ends, in a few words."""
     if name in recipe.programs:
         return outcome(recipe.programs[name])
-    return "not run" if name in _names(list(recipe.inapplicable)) else "unknown"
+    return "not run" if name in _names(recipe.inapplicable) else "unknown"
 
 
 def outcome(program: Program) -> str:
@@ -53,10 +52,12 @@ def outcome(program: Program) -> str:
     by_outcome: dict[str, list[str]] = {}
     for entry in program.expected:
         by_outcome.setdefault(" or ".join(entry.outcomes), []).append(entry.pattern)
+    if not program.cases:
+        return "ends before its first case"
     if not by_outcome:
         return f"{program.cases} pass"
     told = [f"{words}: {', '.join(f'`{pattern}`' for pattern in patterns)}" for words, patterns in by_outcome.items()]
-    if len(program.expected) == 1 and program.expected[0].pattern == "*":
+    if len(program.expected) == 1 and (program.expected[0].pattern == "*" or program.cases == 1):
         return f"{program.cases} {next(iter(by_outcome))}"
     rest = any(fnmatch.fnmatchcase("any case", entry.pattern) for entry in program.expected)
     return f"{program.cases}; {'; '.join(told)}{'' if rest else '; the others pass'}"

@@ -114,10 +114,10 @@ def vm(
     The guest is gone when the shell ends; Ctrl-] ends it too.
 
     Everything comes from Debian packages, downloaded once through this host's own apt into ~/.cache/nicmodel: an
-    unmodified kernel (its driver gve binds to the NIC), the programs in the guest, and QEMU if the host's has no
-    vfio-user-pci. Nothing is installed, and no rights are needed. The first guest of a kind boots, in about 10 seconds
-    without KVM, and is kept as a snapshot; the next ones start from the snapshot in a second or two, unless --boot is
-    given.
+    unmodified kernel (its driver gve or idpf binds to the NIC), the programs in the guest, and QEMU if the host's has
+    no vfio-user-pci. Nothing is installed, and no rights are needed. The first guest of a kind boots, in about 10
+    seconds without KVM, and is kept as a snapshot; the next ones start from the snapshot in a second or two, unless
+    --boot is given.
 
     \b
     A guest with a NIC, in two terminals:

@@ -127,7 +127,7 @@ def test_the_files_are_well_formed(device: str) -> None:
     recipe = Recipe.read(device)
     assert recipe.device == device
     for entry in recipe.programs.values():
-        assert entry.cases and entry.cases > 0
+        assert entry.cases is not None and (entry.cases > 0 or not entry.expected)
         assert entry.nics in recipe.nics
         for expectation in entry.expected:
             assert set(expectation.outcomes) <= {"pass", "fail", "skip", "xfail", "crash", "none"}
