@@ -16,13 +16,14 @@ import numpy as np
 from nicmodel.idpf import ptypes
 from nicmodel.idpf import registers as r
 from nicmodel.idpf import virtchnl as v
+from nicmodel.idpf.clock import INCREMENT, MAX_ADJUSTMENT, Clock
 from nicmodel.idpf.descriptors import RXDID, TxType
 from nicmodel.idpf.filters import Filters
 from nicmodel.idpf.mailbox import VECTOR, Mailbox
 from nicmodel.idpf.profile import LINUX_OVERHEAD, Profile
 from nicmodel.idpf.queues import Name, Queues
 from nicmodel.idpf.registers import Register
-from nicmodel.idpf.state import State
+from nicmodel.idpf.state import TX_LATCHES, State
 from nicmodel.idpf.steering import FlowRules, Rss, RuleError
 from nicmodel.idpf.virtchnl import (
     Checksum,
@@ -60,6 +61,7 @@ _SEGMENTATION = sum(Segmentation)
 _FLOWS = sum(Flow)
 _HEADER_SPLIT = sum(HeaderSplit)
 _COALESCING = sum(Coalescing)
+_PTP = sum(v.Ptp)
 
 #: A driver's hash types, and those of the packet path. SCTP is hashed as other IP is.
 _HASHED = {one: HashType[str(one.name)] for one in Flow if one.name in HashType.__members__}
@@ -88,6 +90,7 @@ class Controlled(Protocol):
     filters: Filters
     port: Port
     ingress: Ingress[State]
+    clock_of_device: Clock
 
     @property
     def link_up(self) -> bool:
@@ -125,6 +128,7 @@ class ControlPlane:
         self.vport = self.up = False
         self._nic.filters.reset()
         self._nic.port.loop = None
+        self._nic.state.latches[:] = 0
 
     def execute(self, op: Op, payload: np.void) -> bytes | None:
         """See `nicmodel.idpf.mailbox.Executor`."""
@@ -169,7 +173,7 @@ class ControlPlane:
         # Linux counts merged segments by what is behind the header (idpf_rx_rsc).
         caps["rsc_caps"] = _COALESCING if profile.header_split else 0
         caps["rss_caps"] = _FLOWS
-        others = Other.MAC_FILTER | Other.PROMISCUOUS | Other.LOOPBACK
+        others = Other.MAC_FILTER | Other.PROMISCUOUS | Other.LOOPBACK | Other.PTP
         caps["other_caps"] = others | Other.FLOW_STEERING if profile.max_flow_rules else others
         caps["mailbox_dyn_ctl"] = r.MAILBOX_DYN_CTL.offset
         caps["mailbox_vector_id"] = VECTOR
@@ -223,8 +227,9 @@ class ControlPlane:
         answer["default_mac_addr"] = np.frombuffer(profile.mac, np.uint8)
         answer["rx_desc_ids"] = 1 << RXDID
         answer["tx_desc_ids"] = sum(1 << kind for kind in TxType)
+        answer["vport_flags"] = VportFlag.UPLINK_PORT
         if profile.max_flow_rules:
-            answer["vport_flags"] = VportFlag.FLOW_STEERING
+            answer["vport_flags"] = VportFlag.UPLINK_PORT | VportFlag.FLOW_STEERING
             answer["sideband_flow_caps"] = Flow.TCPV4 | Flow.UDPV4
             answer["sideband_flow_actions"] = v.ACTION_QUEUE
             answer["flow_steer_max_rules"] = profile.max_flow_rules
@@ -388,6 +393,48 @@ class ControlPlane:
                 log.warning("message %s: %s", op.name, error)
         head = np.array((VPORT, len(rules)), v.FLOW_RULES)
         return head.tobytes() + rules.tobytes()
+
+    # The clock, and stamps of what was sent.
+
+    def _ptp_get_caps(self, p: np.void) -> bytes:
+        caps = np.zeros((), v.PTP_CAPS)
+        caps["caps"] = _PTP & int(p["caps"])
+        caps["max_adj"], caps["base_incval"] = MAX_ADJUSTMENT, INCREMENT
+        caps["peer_mbx_q_id"] = v.NO_PEER
+        return caps.tobytes()
+
+    def _ptp_get_dev_clk_time(self, p: np.void) -> bytes:
+        return np.array((self._nic.clock_of_device.now(), 0), v.CLOCK_TIME).tobytes()
+
+    def _ptp_set_dev_clk_time(self, p: np.void) -> None:
+        self._nic.clock_of_device.set(int(p["dev_time_ns"]))
+
+    def _ptp_adj_dev_clk_fine(self, p: np.void) -> None:
+        increment = int(p["incval"])
+        fits = abs(increment - INCREMENT) * 1_000_000_000 <= MAX_ADJUSTMENT * INCREMENT
+        require(fits, Result.OUT_OF_RANGE, f"an increment of {increment}, where it is {INCREMENT} at first")
+        self._nic.clock_of_device.set_increment(increment)
+
+    def _ptp_adj_dev_clk_time(self, p: np.void) -> None:
+        self._nic.clock_of_device.adjust(int(p["delta"]))
+
+    def _ptp_get_vport_tx_tstamp_caps(self, p: np.void) -> bytes:
+        latches = np.zeros(TX_LATCHES, v.TX_LATCH_CAP)
+        latches["index"] = np.arange(TX_LATCHES)
+        # Nanoseconds begin with the lowest bit. Linux takes 32 bits of them.
+        head = np.array((VPORT, TX_LATCHES, 0, 31, 0), v.TX_LATCH_CAPS)
+        return head.tobytes() + latches.tobytes()
+
+    def _ptp_get_vport_tx_tstamp(self, p: np.void) -> bytes:
+        op, held = Op.PTP_GET_VPORT_TX_TSTAMP, self._nic.state.latches
+        latches = op.message.several(p).copy()
+        indices = latches["index"].astype(np.intp)
+        require(bool(np.all(indices < TX_LATCHES)), Result.OUT_OF_RANGE, f"there are {TX_LATCHES} latches")
+        latches["tstamp"], latches["valid"] = held["time"][indices], held["full"][indices]
+        held["full"][indices] = 0
+        time = self._nic.clock_of_device.now() if p["with_time"] else 0
+        head = np.array((VPORT, len(latches), p["with_time"], 0, time), v.TX_LATCHES)
+        return head.tobytes() + latches.tobytes()
 
     # Which frames are the vport's, and where those go that it sends.
 

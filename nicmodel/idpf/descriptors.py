@@ -149,6 +149,16 @@ TX_TSO_CONTEXT = Layout(
 )
 
 
+#: What a packet is to have besides, before its data (idpf_flex_tx_ctx_desc, tsyn): its stamp put into a latch.
+TX_CONTEXT = Layout(
+    "TX context",
+    16,
+    dtype=at(8, 0, 4),
+    timestamp=at(8, 5, 1),
+    latch=at(11, 6, 18),
+)
+
+
 class TxCompletionType(IntEnum):
     """What a transmit completion reports."""
 

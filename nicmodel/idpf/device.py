@@ -16,6 +16,7 @@ import numpy as np
 from nicmodel.idpf import registers as r
 from nicmodel.idpf import report
 from nicmodel.idpf.buffers import Buffers
+from nicmodel.idpf.clock import Clock
 from nicmodel.idpf.control import ControlPlane
 from nicmodel.idpf.decoder import Decoder, completions
 from nicmodel.idpf.descriptors import RX_COMPLETION
@@ -51,6 +52,14 @@ _BARS: dict[int, MemoryBar] = {
 }
 
 
+class _Egress(Egress[State]):
+    """Transmit, where what is sent may be stamped."""
+
+    def _take_turns(self) -> None:
+        self._state.device["sending_at"] = self._poller.clock()
+        super()._take_turns()
+
+
 class Nic(nic.Nic):
     """An idpf, as a virtual function.
 
@@ -61,7 +70,8 @@ class Nic(nic.Nic):
         name: for logs.
 
     Attributes:
-        registers, mailbox, control, queues: the parts of an idpf besides those of any NIC: each says what it does.
+        registers, mailbox, control, queues, clock_of_device: the parts of an idpf besides those of any NIC: each says
+            what it does.
     """
 
     profile: Profile
@@ -100,9 +110,10 @@ class Nic(nic.Nic):
         )  # fmt: skip
         if profile.coalesce_usecs:
             self.gatherer = Gatherer(poller, profile.coalesce_usecs, self.ingress.deliver)
-        self.egress = Egress(
+        self.egress = _Egress(
             state, transmit_split, poller, self.port, self.dma, self.messages, self.interrupts, diagnostics
         )  # fmt: skip
+        self.clock_of_device = Clock(state.device, poller.clock)
         self.queues = Queues(self, profile.coalesce)
         self.mailbox = Mailbox(
             state.vectors, self.dma, self.interrupts, poller, diagnostics, self.work,
@@ -190,7 +201,9 @@ class Nic(nic.Nic):
             with self.diagnostics.surviving("release"):
                 self.diagnostics.tell_control(events.Releasing())
         self.mailbox.reset()
-        self.take_back(self.queues.reset, self.rules.reset, self.rss.reset, self.control.reset)
+        self.take_back(
+            self.queues.reset, self.rules.reset, self.rss.reset, self.control.reset, self.clock_of_device.reset
+        )
         if was_there:
             with self.diagnostics.surviving("release"):
                 self.diagnostics.tell_control(events.Released())

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nicmodel.idpf.clock import time_at
 from nicmodel.idpf.descriptors import RX_BUFFER, RX_COMPLETION, RXDID
 from nicmodel.idpf.state import State
 from nicmodel.jit.addresses import load_u16, load_u64, publish_u64, store_u64
@@ -76,6 +77,8 @@ _IP_ERROR = RX_COMPLETION.ip_checksum_error.shift
 _L4_ERROR = RX_COMPLETION.l4_checksum_error.shift
 _BUFFER_ID = RX_COMPLETION.buffer_id.shift
 _RSC_SEGMENT = RX_COMPLETION.rsc_segment_length.shift
+_STAMPED = 1 << RX_COMPLETION.timestamp_valid.shift
+_TIMESTAMP = u64(RX_COMPLETION.timestamp.shift)
 
 _U8 = u64(8)
 _U16 = u64(16)
@@ -83,19 +86,20 @@ _U24 = u64(24)
 
 
 class Words(NamedTuple):
-    """What holds for the whole of a packet, in the words of its completions; the fourth has nothing."""
+    """What holds for the whole of a packet, in the words of its completions."""
 
     word0: int
     word1: int
     word2: int
+    word3: int
 
 
 @inlined
-def _describe(headers: Records, packet: Packet) -> Words:
+def _describe(state: State, batch: Batch, headers: Records, packet: Packet) -> Words:
     """What the completions of a packet with these headers say of all of it."""
     h = headers[0]
     word0 = _ALWAYS | i64(ptype(h)) << _PTYPE | i64(h.ipv6_ex_add) << _EX_ADD
-    word1 = _DONE | packet.verified << _PROCESSED
+    word1 = _DONE | _STAMPED | packet.verified << _PROCESSED
     if packet.aggregated != 0:
         word0 |= 1 << _RSC
         word1 |= packet.aggregated << _RSC_SEGMENT
@@ -103,14 +107,17 @@ def _describe(headers: Records, packet: Packet) -> Words:
         word1 |= 1 << _IP_ERROR
     if packet.errors & _BAD_L4:
         word1 |= 1 << _L4_ERROR
-    return Words(word0, word1, packet.hash)
+    stamp = time_at(state.device[0], batch.now) & 0xFFFFFFFF
+    return Words(word0, word1, packet.hash, i64(u64(stamp) << _TIMESTAMP))
 
 
 @compiled
-def _complete_later(state: State, queue: int, address: int, region: int, word0: int, word1: int, word2: int) -> None:
+def _complete_later(
+    state: State, queue: int, address: int, region: int, word0: int, word1: int, word2: int, word3: int
+) -> None:  # fmt: skip
     """Have a completion written later, after the bytes that are."""
     words = state.completion
-    words[0], words[1], words[2], words[3] = word0, word1, word2, 0
+    words[0], words[1], words[2], words[3] = word0, word1, word2, word3
     if write_later(state, address, u64(words.ctypes.data), _COMPLETION_SIZE, COMPLETION):
         book(state, queue, _COMPLETION, region, _COMPLETION_SIZE)
     else:
@@ -118,7 +125,7 @@ def _complete_later(state: State, queue: int, address: int, region: int, word0: 
 
 
 @inlined
-def _complete(state: State, queue: int, word0: int, word1: int, word2: int) -> None:
+def _complete(state: State, queue: int, word0: int, word1: int, word2: int, word3: int) -> None:
     """Write the next completion of a queue: the generation bit is added here, its word stored last."""
     rx = state.rx[queue]
     index = i64(rx.completion_index)
@@ -128,11 +135,11 @@ def _complete(state: State, queue: int, word0: int, word1: int, word2: int) -> N
     if host == 0:
         fault(state, address)
     elif state.device[0].unwritten != 0:  # the bytes that it is about may still be among them
-        _complete_later(state, queue, address, region, word0, word1, word2)
+        _complete_later(state, queue, address, region, word0, word1, word2, word3)
     else:
         store_u64(host + _U8, u64(word1))
         store_u64(host + _U16, u64(word2))
-        store_u64(host + _U24, u64(0))
+        store_u64(host + _U24, u64(word3))
         publish_u64(host, u64(word0))
         book(state, queue, _COMPLETION, region, _COMPLETION_SIZE)
     index += 1
@@ -171,7 +178,7 @@ def _reject(state: State, queue: int, ring: Record, count: int) -> None:
             return
         ring.buffer_head = _behind(ring, index, 1)
         word0 = _ALWAYS | 1 << _RX_ERROR | i64(ring.number) << _BUFFER_QUEUE
-        _complete(state, queue, word0, _DONE | 1 << _EOP | i64(load_u16(host)) << _BUFFER_ID, 0)
+        _complete(state, queue, word0, _DONE | 1 << _EOP | i64(load_u16(host)) << _BUFFER_ID, 0, 0)
     rx = state.rx[queue]
     state.vectors[rx.vector].pending |= rx.cause
 
@@ -181,7 +188,7 @@ def _place(state: State, batch: Batch, headers: Records, packet: Packet, ring: R
     """Put one packet into the next buffers of a ring, of which there are enough; the result is a `Drop`."""
     queue = packet.queue
     rx = state.rx[queue]
-    words = _describe(headers, packet)
+    words = _describe(state, batch, headers, packet)
     header = max(packet.header, i64(0))
     left = packet.length - header
     needed = buffers_needed(ring, header, packet.length)
@@ -223,7 +230,7 @@ def _place(state: State, batch: Batch, headers: Records, packet: Packet, ring: R
                 first |= header << _HEADER_LENGTH | 1 << _SPLIT
         if k == needed - 1:
             second |= 1 << _EOP
-        _complete(state, queue, first, second, words.word2)
+        _complete(state, queue, first, second, words.word2, words.word3)
     ring.buffer_head = _behind(ring, head, needed)
     rx.frames += 1
     rx.bytes += packet.length

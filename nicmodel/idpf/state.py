@@ -15,7 +15,17 @@ from nicmodel.nic.state import DEVICE_FIELDS, RX_COUNTERS, RX_FIELDS, TX_COUNTER
 #: left went to one station. They are counted since the server's start.
 CASTS = ("rx_multicast", "rx_broadcast", "tx_multicast", "tx_broadcast")
 
-DEVICE = np.dtype([*DEVICE_FIELDS, *((name, "<i8") for name in CASTS)])
+#: The clock (`nicmodel.idpf.clock`), and the model's own time when transmit queues had their turn: what they send is
+#: stamped by it.
+CLOCK_FIELDS = (("clock_base", "<i8"), ("clock_since", "<i8"), ("clock_rate", "<f8"), ("sending_at", "<i8"))
+
+DEVICE = np.dtype([*DEVICE_FIELDS, *((name, "<i8") for name in CASTS), *CLOCK_FIELDS])
+
+#: Latches for the stamps of frames that were sent.
+TX_LATCHES = 64
+
+#: A latch: whether it holds a stamp that the driver has not fetched, and what the clock showed then, ns.
+LATCH = np.dtype([("full", "<i8"), ("time", "<i8")])
 
 #: A receive queue. The core's fields of the buffer ring are those of its first buffer queue, `buffer_ring` is that
 #: ring's address. `number` says which buffer queue of its receive queue a ring is, for completions; `cause` what is
@@ -63,12 +73,13 @@ class State(core.State):
 
     `small` has the second buffer queue of each receive queue. Its records are of the same type as those of `rx`, so
     that compiled code takes either; only the fields of the buffer ring count. `completion` is one that is about to be
-    written by message.
+    written by message. `latches` hold stamps of frames that were sent.
     """
 
     small: Records
     completion_queues: Records
     completion: npt.NDArray[np.int64]
+    latches: Records
 
 
 def make_state(rx_queues: int, tx_queues: int, vectors: int, rules: int, lut_size: int, flows: int) -> State:
@@ -83,4 +94,5 @@ def make_state(rx_queues: int, tx_queues: int, vectors: int, rules: int, lut_siz
         small=np.zeros(rx_queues, RX_QUEUE),
         completion_queues=np.zeros(tx_queues, COMPLETION_QUEUE),
         completion=np.zeros(4, np.int64),
+        latches=np.zeros(TX_LATCHES, LATCH),
     )  # fmt: skip

@@ -11,8 +11,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from nicmodel.idpf.clock import time_at
 from nicmodel.idpf.descriptors import (
     TX_COMPLETION,
+    TX_CONTEXT,
     TX_FLOW_DATA,
     TX_QUEUE_DATA,
     TX_TSO_CONTEXT,
@@ -53,6 +55,9 @@ _TAG = u64(TX_FLOW_DATA.completion_tag.shift)
 _TAG_MASK = u64(TX_FLOW_DATA.completion_tag.mask)
 _QUEUE_CHECKSUM = u64(1 << TX_QUEUE_DATA.checksum.shift)
 _STATUS = u64(1 << TX_QUEUE_DATA.report_status.shift)
+_STAMP = u64(1 << TX_CONTEXT.timestamp.shift)
+_LATCH = u64(TX_CONTEXT.latch.shift)
+_LATCH_MASK = u64(TX_CONTEXT.latch.mask)
 _TSO_MSS = u64(TX_TSO_CONTEXT.mss.shift)
 _TSO_MSS_MASK = u64(TX_TSO_CONTEXT.mss.mask)
 _TSO_HEADER = u64(TX_TSO_CONTEXT.header_length.shift)
@@ -170,6 +175,7 @@ def transmit_split(
         checksum = False
         reports = 0
         tag = 0
+        latch = i64(-1)
         tso = u64(0)
         has_tso = False
         ended = False
@@ -204,7 +210,12 @@ def transmit_split(
             elif dtype == _TYPE_TSO:
                 has_tso = True
                 tso = low
-            elif dtype != _TYPE_CONTEXT:
+            elif dtype == _TYPE_CONTEXT:
+                if high & _STAMP != 0:
+                    latch = i64(high >> _LATCH & _LATCH_MASK)
+                    if latch >= len(state.latches):
+                        verdict = _BAD_DESCRIPTOR
+            else:
                 verdict = _BAD_DESCRIPTOR
             position = _next(position, entries)
         descriptors = _between(head, position, entries)
@@ -233,6 +244,9 @@ def transmit_split(
                 first = i64(used[0])
                 verdict = send(state, queue, out, planned, checksum)
                 _count_casts(state, out, first)
+                if verdict == _NONE and latch >= 0:
+                    state.latches[latch].time = time_at(state.device[0], i64(state.device[0].sending_at))
+                    state.latches[latch].full = 1
         if verdict != _NONE:
             state.drops[row, verdict] += 1
         tx.packets += 1

@@ -113,14 +113,25 @@ class Other(IntFlag):
 
     MAC_FILTER = 1 << 2
     PROMISCUOUS = 1 << 8
+    PTP = 1 << 13
     LOOPBACK = 1 << 19
     FLOW_STEERING = 1 << 21
 
 
 class VportFlag(IntFlag):
-    """`CREATE_VPORT.vport_flags`."""
+    """`CREATE_VPORT.vport_flags`. Linux asks for stamps of what it sends only on an uplink port."""
 
+    UPLINK_PORT = 1 << 0
     FLOW_STEERING = 1 << 3
+
+
+class Ptp(IntFlag):
+    """`PTP_CAPS.caps`: what the driver can do by messages."""
+
+    GET_TIME = 1 << 1
+    SET_TIME = 1 << 5
+    ADJUST = 1 << 7
+    TX_TIMESTAMPS = 1 << 9
 
 
 class QueueModel(IntEnum):
@@ -379,6 +390,35 @@ MAC_ADDRESS = record(("address", "u1", (6,)), ("type", "u1"), ("pad", "u1"))
 MAC_ADDRESSES = record(("vport_id", "<u4"), ("num_mac_addr", "<u2"), ("pad", "<u2"))
 PROMISCUOUS_MODE = record(("vport_id", "<u4"), ("flags", "<u2"), ("pad", "<u2"))
 
+#: The clock. There are no registers by which a driver could reach it directly, and no other mailbox: offsets are 0, and
+#: the mailbox is `NO_PEER`.
+PTP_CAPS = record(
+    ("caps", "<u4"),
+    ("max_adj", "<u4"),
+    ("base_incval", "<u8"),
+    ("peer_mbx_q_id", "<u2"),
+    ("peer_id", "u1"),
+    ("secondary_mbx", "u1"),
+    ("pad", "u1", (4,)),
+    ("clock_offsets", "<u4", (6,)),
+    ("cross_time_offsets", "<u4", (4,)),
+    ("adjust_offsets", "<u4", (10,)),
+)
+NO_PEER = 0xFFFF
+CLOCK_TIME = record(("dev_time_ns", "<u8"), ("pad", "<u8"))
+CLOCK_INCREMENT = record(("incval", "<u8"))
+CLOCK_DELTA = record(("delta", "<i8"))
+
+#: Stamps of what was sent: each has a latch that it waits in until the driver fetches it.
+TX_LATCHES = record(
+    ("vport_id", "<u4"), ("num_latches", "<u2"), ("with_time", "u1"), ("pad", "u1"), ("device_time", "<u8")
+)  # fmt: skip
+TX_LATCH = record(("tstamp", "<u8"), ("index", "u1"), ("valid", "u1"), ("pad", "u1", (6,)))
+TX_LATCH_CAPS = record(
+    ("vport_id", "<u4"), ("num_latches", "<u2"), ("ns_low_bit", "u1"), ("ns_high_bit", "u1"), ("pad", "<u8")
+)  # fmt: skip
+TX_LATCH_CAP = record(("offset_low", "<u4"), ("offset_high", "<u4"), ("index", "u1"), ("pad", "u1", (7,)))
+
 #: One protocol header of a rule: the bytes to compare, and which bits of them.
 HEADER = record(("type", "<u4"), ("pad", "<u4"), ("spec", "u1", (64,)), ("mask", "u1", (64,)))
 MAX_HEADERS, MAX_ACTIONS = 4, 8
@@ -512,5 +552,12 @@ class Op(IntEnum):
     ADD_MAC_ADDR = Message(535, MAC_ADDRESSES, MAC_ADDRESS, "num_mac_addr", "addresses")
     DEL_MAC_ADDR = Message(536, MAC_ADDRESSES, MAC_ADDRESS, "num_mac_addr", "addresses")
     CONFIG_PROMISCUOUS_MODE = Message(537, PROMISCUOUS_MODE)
+    PTP_GET_CAPS = Message(541, PTP_CAPS)
+    PTP_GET_VPORT_TX_TSTAMP = Message(542, TX_LATCHES, TX_LATCH, "num_latches", "latches")
+    PTP_GET_DEV_CLK_TIME = Message(543, CLOCK_TIME)
+    PTP_SET_DEV_CLK_TIME = Message(545, CLOCK_TIME)
+    PTP_ADJ_DEV_CLK_FINE = Message(546, CLOCK_INCREMENT)
+    PTP_ADJ_DEV_CLK_TIME = Message(547, CLOCK_DELTA)
+    PTP_GET_VPORT_TX_TSTAMP_CAPS = Message(548, TX_LATCH_CAPS)
     ADD_FLOW_RULE = Message(551, FLOW_RULES, FLOW_RULE, "count", "rules")
     DEL_FLOW_RULE = Message(553, FLOW_RULES, FLOW_RULE, "count", "rules")

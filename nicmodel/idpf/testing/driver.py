@@ -383,10 +383,11 @@ class Driver:
         checksum: bool = False,
         tso: Tso | tuple[int, int] | None = None,
         fragments: Sequence[int] = (),
+        latch: int | None = None,
         kick: bool = True,
     ) -> int:
         """Send one packet; see `TxQueue.send`."""
-        return self.tx[queue].send(frame, checksum=checksum, tso=tso, fragments=fragments, kick=kick)
+        return self.tx[queue].send(frame, checksum=checksum, tso=tso, fragments=fragments, latch=latch, kick=kick)
 
     def poll_tx(self, queue: int) -> list[TxCompletion]:
         """Take the new completions of a transmit queue."""
@@ -410,6 +411,44 @@ class Driver:
         entries = np.array(list(table), "<u4")
         head = one(v.RSS_LUT, lut_entries=len(entries))
         self.request(Op.SET_RSS_LUT, head.tobytes() + entries.tobytes())
+
+    # The clock
+
+    def clock(self) -> np.void:
+        """What can be done with the device's clock, `PTP_CAPS`."""
+        asked = one(v.PTP_CAPS, caps=sum(v.Ptp))
+        found: np.void = np.frombuffer(self.request(Op.PTP_GET_CAPS, asked), v.PTP_CAPS)[0]
+        return found
+
+    def time(self) -> int:
+        """What the clock shows, ns."""
+        return int(np.frombuffer(self.request(Op.PTP_GET_DEV_CLK_TIME, one(v.CLOCK_TIME)), v.CLOCK_TIME)[0][0])
+
+    def set_time(self, time: int) -> None:
+        """Set the clock, ns."""
+        self.request(Op.PTP_SET_DEV_CLK_TIME, one(v.CLOCK_TIME, dev_time_ns=time))
+
+    def adjust_time(self, difference: int) -> None:
+        """Have the clock show so many ns more."""
+        self.request(Op.PTP_ADJ_DEV_CLK_TIME, one(v.CLOCK_DELTA, delta=difference))
+
+    def set_increment(self, increment: int) -> None:
+        """Have the clock go at another rate; see `PTP_CAPS.base_incval`."""
+        self.request(Op.PTP_ADJ_DEV_CLK_FINE, one(v.CLOCK_INCREMENT, incval=increment))
+
+    def latches(self) -> list[int]:
+        """Numbers of the latches for the timestamps of what is sent."""
+        op, head = Op.PTP_GET_VPORT_TX_TSTAMP_CAPS, v.TX_LATCH_CAPS
+        reply = self.request(op, one(head))
+        count = int(np.frombuffer(reply, head, 1)[0]["num_latches"])
+        return [int(latch["index"]) for latch in np.frombuffer(reply, v.TX_LATCH_CAP, count, head.itemsize)]
+
+    def timestamps(self, latches: Sequence[int]) -> list[int | None]:
+        """Take what is in some latches, ns; None: nothing."""
+        op = Op.PTP_GET_VPORT_TX_TSTAMP
+        reply = self._several(op, [one(v.TX_LATCH, index=latch) for latch in latches])
+        found = np.frombuffer(reply, v.TX_LATCH, len(latches), v.TX_LATCHES.itemsize)
+        return [int(latch["tstamp"]) if latch["valid"] else None for latch in found]
 
     # Which frames come
 

@@ -165,6 +165,12 @@ class RxPacket:
         return self.completions[0]["hash"]
 
     @property
+    def timestamp(self) -> int | None:
+        """The lower 32 bits of what the device's clock showed when it came, ns; None: it was not stamped."""
+        first = self.completions[0]
+        return first["timestamp"] if first["timestamp_valid"] else None
+
+    @property
     def protocols(self) -> list[Protocol]:
         """Its headers, by the device's packet types."""
         return PTYPES[self.completions[0]["packet_type"]]

@@ -16,6 +16,7 @@ from nicmodel.idpf import virtchnl as v
 from nicmodel.idpf.descriptors import (
     QUEUE_COMPLETION_SIZE,
     TX_COMPLETION,
+    TX_CONTEXT,
     TX_FLOW_DATA,
     TX_QUEUE_DATA,
     TX_TSO_CONTEXT,
@@ -128,6 +129,7 @@ class TxQueue:
         checksum: bool = False,
         tso: Tso | tuple[int, int] | None = None,
         fragments: Sequence[int] = (),
+        latch: int | None = None,
         kick: bool = True,
     ) -> int:
         """Send one packet.
@@ -137,6 +139,7 @@ class TxQueue:
             checksum: have the device fill in the L4 checksum.
             tso: have the device cut it: MSS and header length.
             fragments: bytes of each descriptor but the last, which has the rest.
+            latch: where the device is to put its timestamp; None: nowhere.
             kick: let the device see it now.
 
         Returns:
@@ -146,7 +149,6 @@ class TxQueue:
             QueueFull: the ring is full.
         """
         self._tag = (self._tag + 1) % 0xFFFF
-        tag = self._tag if self.scheduling is Scheduling.FLOW else (self.tail + 1 + (tso is not None)) % self.entries
         address = self._ram.allocate(len(frame))
         self._ram.write(address, frame)
         if tso is not None:
@@ -154,6 +156,9 @@ class TxQueue:
             self.put(TX_TSO_CONTEXT.encode(
                 total_length=len(frame) - header, mss=mss, header_length=header, dtype=TxType.TSO_CONTEXT, tso=1
             ))  # fmt: skip
+        if latch is not None:
+            self.put(TX_CONTEXT.encode(dtype=TxType.CONTEXT, timestamp=1, latch=latch))
+        tag = self._tag if self.scheduling is Scheduling.FLOW else (self.tail + 1) % self.entries
         pieces = [*fragments, len(frame) - sum(fragments)]
         for number, size in enumerate(pieces):
             self.put(self._data(address, size, tag, checksum, last=number == len(pieces) - 1))
