@@ -52,6 +52,17 @@ def test_demo() -> None:
     assert re.search(r"rx2 +writes hbm +root complex +32\.0 MiB +32\.0 MiB", run.stdout)
 
 
+@pytest.mark.long
+def test_demo_of_an_idpf() -> None:
+    words = ["demo", "--device", "idpf", "--size", "32M", "--queues", "3"]
+    run = subprocess.run([NICMODEL, *words], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "all checks held" in run.stdout
+    assert "33,554,432 bytes, every byte checked" in run.stdout
+    assert "the driver agrees" in run.stdout
+    assert "RX queue 2" in run.stdout
+
+
 def test_serve_and_vm(tmp_path: Path) -> None:
     serve, [shell, command, accelerator] = commands("serve")[0], commands("vm")
     assert shell == command[: len(shell)] == accelerator[: len(shell)]

@@ -22,9 +22,21 @@ NICMODEL = [sys.executable, "-m", "nicmodel.cli", "selftests"]
 FEW, MORE = ("hds", "irq", "devmem"), ("queues", "stats", "nic_timestamp", "xsk_reconfig")
 
 
-@pytest.mark.parametrize("programs", [FEW, pytest.param(MORE, marks=pytest.mark.long)], ids=["few", "more"])
-def test_programs_end_as_expected(programs: Sequence[str], tmp_path: Path) -> None:
-    command = [*NICMODEL, *programs, "--quick"]
+#: What idpf has, and gve not, among them: combined channels, timestamps of what is sent.
+IDPFS = ("hds", "napi_threaded", "nic_timestamp", "xdp_metadata", "stats_down")
+
+
+@pytest.mark.parametrize(
+    ("device", "programs"),
+    [
+        ("gvnic", FEW),
+        pytest.param("gvnic", MORE, marks=pytest.mark.long),
+        pytest.param("idpf", IDPFS, marks=pytest.mark.long),
+    ],
+    ids=["few", "more", "idpf"],
+)
+def test_programs_end_as_expected(device: str, programs: Sequence[str], tmp_path: Path) -> None:
+    command = [*NICMODEL, *programs, "--quick", "--device", device]
     for option, name in {
         "--json": "cases.json",
         "--ktap": "cases.ktap",
