@@ -16,6 +16,7 @@ from nicmodel.idpf import registers as r
 from nicmodel.idpf.descriptors import (
     RX_COMPLETION,
     TX_COMPLETION,
+    TX_CONTEXT,
     TX_FLOW_DATA,
     TX_QUEUE_DATA,
     TX_TSO_CONTEXT,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _TX_LAYOUTS = {
     TxType.FLOW_DATA: TX_FLOW_DATA, TxType.QUEUE_DATA: TX_QUEUE_DATA, TxType.TSO_CONTEXT: TX_TSO_CONTEXT,
+    TxType.CONTEXT: TX_CONTEXT,
 }  # fmt: skip
 _TAILS = {r.TX_TAIL: "tx", r.RX_BUFFER_TAIL: "rx"}
 _OPS = frozenset(Op)
