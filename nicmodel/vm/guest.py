@@ -322,12 +322,12 @@ class Guest:
 
     def _look_at_drivers(self) -> None:
         """Say for which NICs the kernel has no driver. QEMU knows what they are when they are plugged in."""
-        absent = {ids: said for ids, need in needs.DRIVERS.items() if (said := needs.lacking(self.kernel, [need]))}
-        if not absent or not self._plugged or not self.config.nics or self.config.modules:
+        if not self._plugged or not self.config.nics or self.config.modules:
             return
-        found = {(one["id"]["vendor"], one["id"]["device"]) for one, _ in devices(self.qmp.execute("query-pci"))}
-        for ids in sorted(absent.keys() & found):
-            print(f"nicmodel: the guest's kernel is without {', '.join(absent[ids])}", file=sys.stderr)
+        if needs.driverless(self.kernel, needs.DRIVERS):
+            found = [(one["id"]["vendor"], one["id"]["device"]) for one, _ in devices(self.qmp.execute("query-pci"))]
+            if said := needs.driverless(self.kernel, found):
+                print(f"nicmodel: the guest's kernel is without {', '.join(said)}", file=sys.stderr)
 
     def _settle_in(self) -> None:
         """Give a guest that has just booted what its kernel and image do not have."""

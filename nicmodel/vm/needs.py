@@ -3,7 +3,7 @@
 A kernel without one of these boots to a panic or to silence, from which nobody can tell what was missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nicmodel.vm.arch import AMD64, ARM64, Arch
@@ -83,6 +83,11 @@ DEVMEM = (
 def lacking(kernel: Kernel, needs: Sequence[Need]) -> list[str]:
     """What of `needs` a kernel is without, in words; what cannot be told counts as there."""
     return [words for need in needs if (words := _lack(kernel, need))]
+
+
+def driverless(kernel: Kernel, ids: Iterable[tuple[int, int]]) -> list[str]:
+    """What a kernel is without of the drivers of NICs with these PCI IDs (`lacking`); other devices do not count."""
+    return lacking(kernel, [DRIVERS[one] for one in dict.fromkeys(ids) if one in DRIVERS])
 
 
 def _lack(kernel: Kernel, need: Need) -> str:

@@ -33,7 +33,21 @@ from nicmodel.vm.kernel import (
     for_arch,
     kernel_named,
 )
-from nicmodel.vm.needs import DEVMEM, DRIVERS, GUEST, GVE, IDPF, MACHINE, NODE, SHARE, Need, lacking, require, unknown
+from nicmodel.vm.needs import (
+    DEVMEM,
+    DRIVERS,
+    GUEST,
+    GVE,
+    IDPF,
+    MACHINE,
+    NODE,
+    SHARE,
+    Need,
+    driverless,
+    lacking,
+    require,
+    unknown,
+)
 from nicmodel.vm.tools import check_guest_module
 
 if sys.version_info >= (3, 14):
@@ -433,6 +447,12 @@ class TestNeeds:
             (gvnic.VENDOR_GOOGLE, gvnic.DEVICE_GVNIC): GVE,
             (idpf.VENDOR_INTEL, idpf.DEVICE_IDPF_VF): IDPF,
         }
+
+    def test_a_driver_is_missed_where_there_is_its_nic(self, tmp_path: Path) -> None:
+        found = self.kernel(tmp_path, WHOLE.replace("CONFIG_GVE=y", ""))
+        a_gvnic, an_idpf, another = (0x1AE0, 0x0042), (0x8086, 0x145C), (0x1AF4, 0x1041)
+        assert driverless(found, [an_idpf, another]) == []
+        assert driverless(found, [another, a_gvnic, an_idpf, a_gvnic]) == ["CONFIG_GVE (the driver of a gVNIC)"]
 
     def test_their_modules_are_in_every_image(self) -> None:
         assert {need.module for need in ALL if need.module} <= set(image.MODULES)
