@@ -20,7 +20,7 @@ import struct
 import subprocess
 import sys
 import termios
-from time import CLOCK_REALTIME, clock_settime
+from time import CLOCK_REALTIME, clock_settime, monotonic, sleep
 from typing import IO
 
 PORT_NAME = "nicmodel.agent"
@@ -40,6 +40,7 @@ STDERR = 6  # bytes
 EXIT = 7  # JSON: exit status, or minus the signal's number
 FAILED = 8  # text: why the command could not be started
 NETWORK = "0x02"  # the class of a PCI device, as sysfs has it, begins so
+INTERFACE_SECONDS = 3.0  # that interfaces of devices which have drivers may take to appear
 FROM_GUEST = (STDOUT, STDERR, EXIT, FAILED)
 
 # Linux, include/uapi/linux/random.h: _IOW('R', 3, int[2]) and _IO('R', 7).
@@ -158,7 +159,8 @@ def coldplug(bus: str = "/sys/bus/pci") -> None:
     """What a boot does with PCI devices: the kernel finds them, /init loads their drivers, which bind in their order.
 
     The scan returns when all have been added, some perhaps by the kernel's hot-plug driver, whose order is another. A
-    probe returns when the driver has taken the device or refused it.
+    probe returns when the driver has taken the device or refused it. A driver may register its interface later (idpf),
+    and is waited for, since who gives the first command expects it there.
     """
     write(f"{bus}/drivers_autoprobe", "0")
     write(f"{bus}/rescan", "1")
@@ -174,6 +176,11 @@ def coldplug(bus: str = "/sys/bus/pci") -> None:
     for name in devices:
         write(f"{bus}/drivers_probe", name)
     write(f"{bus}/drivers_autoprobe", "1")
+    due = monotonic() + INTERFACE_SECONDS
+    for name in devices:
+        if read(f"{bus}/devices/{name}/class").startswith(NETWORK) and driven(bus, name):
+            while not os.path.exists(f"{bus}/devices/{name}/net") and monotonic() < due:
+                sleep(0.01)
 
 
 def driven(bus: str, name: str) -> bool:

@@ -271,7 +271,7 @@ def test_frames_may_arrive_byte_by_byte() -> None:
 
 
 def test_the_agent_binds_drivers_in_the_order_of_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that looks like the kernel's, and what is written there."""
+    """A folder that looks like the kernel's, and what is written there. One driver registers its interface late."""
     aliases = {"0000:02:00.0": "pci:b", "0000:01:00.0": "pci:a", "0000:00:1f.0": "pci:c"}
     for name, alias in aliases.items():
         (tmp_path / "devices" / name).mkdir(parents=True)
@@ -279,7 +279,19 @@ def test_the_agent_binds_drivers_in_the_order_of_the_devices(tmp_path: Path, mon
         (tmp_path / "devices" / name / "class").write_text("0x050000\n" if alias == "pci:a" else "0x020000\n")
     (tmp_path / "devices/0000:00:1f.0/driver").mkdir()
     done: list[tuple[str, ...]] = []
-    monkeypatch.setattr(agent, "write", lambda path, text: done.append((Path(path).name, text)))
+    late = tmp_path / "devices/0000:02:00.0"
+
+    def write(path: str, text: str) -> None:
+        done.append((Path(path).name, text))
+        if done[-1] == ("drivers_probe", late.name):
+            (late / "driver").mkdir()
+
+    def sleep(_seconds: float) -> None:
+        done.append(("sleep",))
+        (late / "net").mkdir()
+
+    monkeypatch.setattr(agent, "write", write)
+    monkeypatch.setattr(agent, "sleep", sleep)
     monkeypatch.setattr(subprocess, "run", lambda command: done.append(tuple(command)))
     agent.coldplug(str(tmp_path))
     assert done == [
@@ -291,4 +303,5 @@ def test_the_agent_binds_drivers_in_the_order_of_the_devices(tmp_path: Path, mon
         ("drivers_probe", "0000:01:00.0"),
         ("drivers_probe", "0000:02:00.0"),
         ("drivers_autoprobe", "1"),
+        ("sleep",),
     ]
