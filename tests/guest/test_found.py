@@ -127,3 +127,14 @@ def test_the_interface_goes_down_while_xdp_frames_are_under_way(bench: Bench) ->
             bench.guest.run(f"ip netns exec peer python3 -c {shlex.quote(SEND)}; sleep 0.2; ip link set eth0 down")
 
     complains(bench, "gve_tx_stop_ring_dqo", go_down)
+
+
+def test_idpf_has_more_queues_for_xdp_than_there_are_cpus() -> None:
+    """A program is attached where four queues are, and two CPUs: memory is asked for of the node of the third."""
+    with NicServer(["--device", "idpf"]) as server, Guest(GuestConfig(nics=[Nic(server.sockets[0])])) as guest:
+        install_guest_tools(guest)
+        guest.run("until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; ip link set eth0 up", timeout=120)
+        guest.run("ethtool -G eth0 tcp-data-split off; ethtool -L eth0 combined 4", timeout=120)
+        guest.start("exec xdp_program --interface eth0 pass")
+        wait_until(lambda: "idpf_xdpsqs_get" in guest.console_tail(120), timeout=120)
+        guest.kill()
