@@ -42,30 +42,7 @@ FILE_SIZE = 2 << 20
 #: Ping payloads: around every border that matters. gve has header buffers of 128 bytes, and receive buffers of 2048 and
 #: 4096; idpf header buffers of 256, and receive buffers of 1024 and 2048.
 SIZES = {
-    "gvnic": [
-        0,
-        1,
-        8,
-        17,
-        56,
-        64,
-        85,
-        86,
-        87,
-        128,
-        500,
-        1000,
-        1472,
-        1473,
-        2006,
-        2007,
-        4054,
-        4055,
-        4083,
-        4084,
-        8000,
-        8848,
-    ],
+    "gvnic": [0, 1, 8, 17, 56, 64, 85, 86, 87, 128, 500, 1000, 1472, 1473, 2006, 2007, 4054, 4055, 4083, 4084, 8848],
     "idpf": [0, 1, 56, 200, 214, 215, 982, 983, 1023, 1024, 1025, 1472, 1473, 2006, 2007, 2048, 2049, 4054, 8000, 8848],
 }
 #: What the drivers tell the kernel's log of each of their NICs.
