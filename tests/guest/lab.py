@@ -175,7 +175,10 @@ class Lab:
         arguments += [word for port in (LINK0, LINK1, TAP, USER) for word in ("--mac", port.mac)]
         self.server = stack.enter_context(NicServer(["-v", "--check", *arguments], sockets=4, prefix=prefix))
         arguments = [word for port in (IDPF, FAR) for word in ("--device", port.device, "--mac", port.mac)]
-        self.servers = [self.server, stack.enter_context(NicServer(["-v", "--wire", "link", *arguments], sockets=2))]
+        self.servers = [
+            self.server,
+            stack.enter_context(NicServer(["-v", "--check", "--wire", "link", *arguments], sockets=2)),
+        ]
         config = GuestConfig(
             nics=[nic for server in self.servers for nic in nics_of(server)],
             device_memory={"hbm": HBM},
@@ -242,10 +245,10 @@ class Lab:
     @contextmanager
     def contract_kept(self) -> Iterator[None]:
         """The drivers must break no rule meanwhile (`nicmodel rules`), except for their known faults."""
-        before = self.server.findings(without=KNOWN_FAULTS)
+        before = [server.findings(without=KNOWN_FAULTS) for server in self.servers]
         yield
-        after = self.server.findings(without=KNOWN_FAULTS)
-        assert after == before, "the driver breaks the contract:\n" + after
+        after = [server.findings(without=KNOWN_FAULTS) for server in self.servers]
+        assert after == before, "a driver breaks the contract:\n" + "\n".join(after)
 
     def split(self, port: Port, on: bool) -> None:
         """Switch header split.

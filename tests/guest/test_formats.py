@@ -86,7 +86,7 @@ def test_ping_of_every_size(linked: tuple[Case, Guest, NicServer]) -> None:
 def test_tcp_and_udp_with_several_streams(linked: tuple[Case, Guest, NicServer]) -> None:
     _, guest, server = linked
     before = server.report()
-    guest.run("ip netns exec peer iperf3 -s -D")
+    guest.run("ip netns exec peer iperf3 -s -D; until ip netns exec peer ss -ltn | grep -q :5201; do sleep 0.05; done")
     for options in ("-P 4 -n 4M", "-P 4 -R -n 4M", "-u -b 5M -l 1400 -t 1"):
         said = guest.run(f"iperf3 -J -c 10.1.0.2 {options}", timeout=120).stdout
         end = json.loads(said)["end"]

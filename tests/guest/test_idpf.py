@@ -105,6 +105,32 @@ def test_reload_under_traffic(lab: Lab) -> None:
     ping(lab.guest, IDPF.peer, count=20, size=1400)
 
 
+@pytest.mark.long  # tests/device/idpf/test_faults.py has all of them, by the driver in Python
+def test_faults_on_demand(lab: Lab) -> None:
+    """*Verify*: a message that is refused keeps the interface down, and the log says so; then it comes up. Replies and
+    completions that are late, and interrupts without a cause, cost nothing but time.
+    """
+    with lab.control(IDPF) as control:
+        control.add_fault("mailbox-status", nic=IDPF.name, message="CONFIG_TX_QUEUES", status="NO_SPACE", count=1)
+        log = len(lab.guest.dmesg())
+        assert lab.guest.run("ip link set idpf0 down; ip link set idpf0 up", check=False).status != 0
+        assert "Failed to configure queues for vport" in lab.guest.dmesg()[log:]
+        lab.run("ip link set idpf0 up")
+        lab.await_carrier(IDPF)
+        ping(lab.guest, IDPF.peer, count=20, size=1400)
+        for fault, parameters in (
+            ("mailbox-late", {"delay": 0.05}), ("mailbox-unasked", {}), ("rx-late", {"delay": 0.002}),
+            ("tx-late", {"delay": 0.002}), ("irq-spurious", {}), ("dma-slow", {"delay": 0.002}),
+        ):  # fmt: skip
+            control.add_fault(fault, nic=IDPF.name, **parameters)
+            lab.run("ip link set idpf0 down; ip link set idpf0 up")
+            lab.await_carrier(IDPF)
+            ping(lab.guest, IDPF.peer, count=20, size=1400)
+            (one,) = control.faults(IDPF.name)
+            assert one["hits"] > 0, fault
+            control.end_fault(nic=IDPF.name)
+
+
 @pytest.mark.long
 def test_an_older_kernel() -> None:
     """Linux 6.12: no n-tuple rules and no XDP in its driver yet, and markers that its poll takes.

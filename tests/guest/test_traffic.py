@@ -110,7 +110,7 @@ def test_tcp_both_ways_with_several_streams(lab: Lab, cable: Cable, split: bool)
         return sum(int(queue[counter]) for queue in lab.report(cable.here)["rx_queues"])
 
     before = {name: received(name) for name in ("split", "bad_checksum")}
-    lab.in_peer("iperf3 -s -D -p 5300")
+    lab.in_peer("iperf3 -s -D -p 5300; until ss -ltn | grep -q :5300; do sleep 0.05; done")
     try:
         for reverse in ("", "-R"):
             command = f"iperf3 -J -c {cable.here.peer} -p 5300 -n 16M -P 4 {reverse}"
@@ -158,7 +158,7 @@ def test_udp(lab: Lab, cable: Cable, split: bool) -> None:
     (Datagrams that were delivered may be lost to iperf3 all the same: its socket is full, or closed before it has read
     them.)
     """
-    lab.in_peer("iperf3 -s -D -p 5302")
+    lab.in_peer("iperf3 -s -D -p 5302; until ss -ltn | grep -q :5302; do sleep 0.05; done")
     try:
         # At rates that an emulated CPU keeps up with if it has a core.
         for size, rate in ((64, "1M"), (1400, "10M"), (8800, "20M")):

@@ -17,7 +17,7 @@ from nicmodel.vfio_user.client import Client
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.layout import Nic
-from nicmodel.vm.needs import NIC, require
+from nicmodel.vm.needs import GVE, require
 from nicmodel.vm.nvmet import NVMET, NvmeTarget
 from nicmodel.vm.server import NicServer
 from nicmodel.vm.tools import check_host
@@ -43,7 +43,7 @@ def set_up(stack: ExitStack, kernel: KernelChoice) -> Bench:
         VmError: something did not start.
     """
     check_host()
-    require(kernel.find(), (*NIC, *NVMET))
+    require(kernel.find(), (GVE, *NVMET))
     server = stack.enter_context(NicServer(["--wire", "switch", "--ddp-flows", "1"], sockets=2))
     guest = stack.enter_context(Guest(GuestConfig(nics=[Nic(server.sockets[1])], kernel=kernel)))
     guest.run(
