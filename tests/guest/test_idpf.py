@@ -118,10 +118,11 @@ def test_faults_on_demand(lab: Lab) -> None:
         lab.run("ip link set idpf0 up")
         lab.await_carrier(IDPF)
         ping(lab.guest, IDPF.peer, count=20, size=1400)
-        for fault, parameters in (
+        harmless: tuple[tuple[str, dict[str, Any]], ...] = (
             ("mailbox-late", {"delay": 0.05}), ("mailbox-unasked", {}), ("rx-late", {"delay": 0.002}),
             ("tx-late", {"delay": 0.002}), ("irq-spurious", {}), ("dma-slow", {"delay": 0.002}),
-        ):  # fmt: skip
+        )  # fmt: skip
+        for fault, parameters in harmless:
             control.add_fault(fault, nic=IDPF.name, **parameters)
             lab.run("ip link set idpf0 down; ip link set idpf0 up")
             lab.await_carrier(IDPF)
