@@ -182,6 +182,11 @@ class AdminQueue:
         """Forget the queue."""
         self.base = self.slots = self.counter = self._producer = 0
 
+    @property
+    def waiting(self) -> int:
+        """Commands that were handed over and are not completed."""
+        return (self._producer - self.counter) & 0xFFFFFFFF
+
     def ring(self, producer: int) -> None:
         """The doorbell: execute all commands up to the free-running count `producer`."""
         waiting = (producer - self.counter) & 0xFFFFFFFF
@@ -199,9 +204,7 @@ class AdminQueue:
 
         While bus mastering is off they stay where they are: they cannot be read.
         """
-        while (
-            self.base and self.counter != self._producer and self.nic.bus_master and self._commands.spend(self.resume)
-        ):
+        while self.base and self.waiting and self.nic.bus_master and self._commands.spend(self.resume):
             address = self.base + self.counter % self.slots * c.SLOT_SIZE
             try:
                 slot = self._dma.read(address, c.SLOT_SIZE)

@@ -18,7 +18,9 @@ from nicmodel.gvnic.registers import (
     Register,
 )
 from nicmodel.gvnic.testing.adminq import encode_command
+from nicmodel.pci.config import COMMAND, Command
 from nicmodel.vfio_user import Client
+from nicmodel.vfio_user.protocol import PciRegion
 from nicmodel.vm.server import NicServer
 
 
@@ -67,6 +69,7 @@ def test_a_client_that_is_waited_for_keeps_no_other_waiting() -> None:
         memory[ring : ring + 64] = encode_command(Opcode.REPORT_LINK_SPEED, address=speed)
         with Client(str(server.sockets[0])) as silent, Client(str(server.sockets[1])) as other:
             silent.dma_map(0, len(memory))
+            silent.region_write(PciRegion.CONFIG, COMMAND, Command.BUS_MASTER.to_bytes(2, "little"))
             for register, value in (
                 (ADMINQ_LENGTH, ADMINQ_PAGE),
                 (ADMINQ_BASE_LO, ring),

@@ -102,8 +102,10 @@ def _has(bit: Command) -> Asking:
 
 
 def _no_bus_master(life: GvnicLife) -> str:
-    silent = "the device is set up, but moves no packet and raises no interrupt while bus mastering is off"
-    return silent if life.nic.configured else ""
+    if life.nic.configured:
+        return "the device is set up, but moves no packet and raises no interrupt while bus mastering is off"
+    waiting = "commands were handed over, which the device cannot read while bus mastering is off"
+    return waiting if life.nic.admin.waiting else ""
 
 
 def _read_back(life: GvnicLife) -> str:
