@@ -97,8 +97,8 @@ class Queues:
 
     Attributes:
         granted: how many queues of each type the vport has; their identifiers begin with 0.
-        tx_tails: of transmit queues, as the driver has written them, which it may do before a queue is enabled.
-        buffer_tails: of buffer queues, likewise.
+        tx_tails: of transmit queues, as the driver has written them, which it may do once a queue is configured.
+        buffer_tails: of buffer queues, which the driver may write before they are configured.
     """
 
     def __init__(self, nic: Mover, coalesce: bool) -> None:
@@ -180,6 +180,8 @@ class Queues:
                 relative = int(record["relative_queue_id"])
                 fits = relative <= TX_COMPLETION.queue_id.mask
                 require(fits, Result.INVALID, f"{_text(name)}: completions cannot say {relative}")
+                # A tail that came before is of packets that the driver sent when it did not know yet of a reset.
+                self.tx_tails[name[1]] = 0
             self._known.configured[name] = record
 
     def configure_rx(self, records: Iterable[np.void]) -> None:

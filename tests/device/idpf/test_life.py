@@ -19,6 +19,8 @@ from ..frames import NIC_MAC
 
 pytestmark = [pytest.mark.nic(device="idpf"), pytest.mark.contract]
 
+NIC_FRAME = b"\xff" * 6 + bytes.fromhex("020000000002 88b5") + bytes(50)
+
 #: Here the driver is wrong on purpose.
 misbehaves = pytest.mark.contract(strict=False)
 
@@ -46,6 +48,18 @@ def test_packet_types_end_with_a_payload(driver: Driver) -> None:
     found = driver.packet_types()
     assert found and all(protocols[0] == 2 and protocols[-1] == 34 for protocols in found.values())
     assert [2, 21, 27, 34] in found.values() and [2, 19, 25, 34] in found.values()
+
+
+@misbehaves
+def test_a_tail_of_an_earlier_life(driver: Driver, nic: TestNic) -> None:
+    """A driver that has not noticed a reset goes on sending. *Verify*: nothing is sent for that in the next life."""
+    start, spacing = driver.tails[QueueType.TX]
+    driver.registers.write_at(start + spacing, 29)
+    driver.open(queues=2)
+    assert nic.device.state.tx["tail"][:2].tolist() == [0, 0]
+    driver.send(1, NIC_FRAME)
+    assert bytes(nic.take()[0]) == NIC_FRAME
+    assert nic.device.state.drops.sum() == 0
 
 
 @pytest.mark.parametrize("bar, size", [(0, r.REGISTERS_SIZE), (2, 0x1000)])
