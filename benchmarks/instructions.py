@@ -2,6 +2,7 @@
 
     python benchmarks/instructions.py
     python benchmarks/instructions.py --length 64
+    python benchmarks/instructions.py --device idpf
 
 The packet path runs under valgrind, which counts the instructions of a number of batches and of twice as many: the
 difference is that of the batches alone. What is counted is `Ingress.deliver`, the interpreter's share included, on its
@@ -22,15 +23,23 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
-from packet_path import LENGTHS, Case, deliver, label, make_batches, open_nic
+from packet_path import LENGTHS, LONGEST, MAC, Case, label, make_batches, open_nic
 from plot import Plot, Series
 from report import output_option, write
 
 from nicmodel.client.results import Column
+from nicmodel.idpf.profile import Profile as IdpfProfile
+from nicmodel.idpf.testing.nic import TestNic as IdpfNic
+from nicmodel.nic.ingress import Ingress
+from nicmodel.packet.frames import Batch
+from nicmodel.testing.clock import VirtualClock
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.packages import Packages, obtain
 
@@ -80,18 +89,23 @@ PLOT = Plot(
 
 
 @click.command()
+@click.option("--device", type=click.Choice(["gvnic", "idpf"]), default="gvnic", show_default=True,
+              help="The kind of NIC; the cases with flows and rules are gVNIC's.")  # fmt: skip
 @click.option("--length", "lengths", type=click.Choice(list(map(str, LENGTHS))), multiple=True,
               help="Length of frames, again and again.")  # fmt: skip
 @output_option
 @click.option("--inside", is_flag=True, hidden=True)
-def main(lengths: tuple[str, ...], output: Path, inside: bool) -> None:
+def main(device: str, lengths: tuple[str, ...], output: Path, inside: bool) -> None:
     """Measure, print a table and write it to benchmarks/results."""
     chosen = [case for case in CASES if not lengths or str(case.length) in lengths]
+    if device == "idpf":
+        # Aggregates come in more buffers than the two batches' worth that there are.
+        chosen = [case for case in chosen if case.flows == 1 and not case.rules and case.length <= LONGEST]
     if inside:
         for case in chosen:
-            count(case)
+            count(open_idpf(case) if device == "idpf" else open_gvnic(case), make_batches(case))
         return
-    arguments = [word for length in lengths for word in ("--length", length)]
+    arguments = ["--device", device, *(word for length in lengths for word in ("--length", length))]
     counts = run(arguments, len(chosen))
     rows = []
     for case, (once, twice) in zip(chosen, counts, strict=True):
@@ -101,8 +115,8 @@ def main(lengths: tuple[str, ...], output: Path, inside: bool) -> None:
         Column("length", "bytes", ","), Column("split_text", "header split"), Column("flows", "flows", ","),
         Column("rules", "rules", ","), Column("count", "instructions for each frame", ",.0f"),
     )  # fmt: skip
-    title = "Packet path, receive: instructions for each frame"
-    write("instructions", title, columns, rows, PLOT, output)
+    title = f"Packet path{' of idpf' if device == 'idpf' else ''}, receive: instructions for each frame"
+    write("instructions" if device == "gvnic" else f"instructions_{device}", title, columns, rows, PLOT, output)
 
 
 def find_valgrind() -> tuple[list[str], dict[str, str]]:
@@ -132,24 +146,54 @@ def run(arguments: list[str], cases: int) -> list[tuple[int, int]]:
     return list(zip(totals[::2], totals[1::2], strict=True))
 
 
-def count(case: Case) -> None:
+#: A NIC that is set up, and what has its driver take all that came and post the buffers again.
+Bench = tuple[Ingress[Any], Callable[[], object]]
+
+
+@contextmanager
+def open_gvnic(case: Case) -> Iterator[Bench]:
+    """A gVNIC and its driver, set up for a case."""
+    with open_nic(case) as (bench, doorbells):
+
+        def renew() -> None:
+            bench.driver.rx[0].discard()
+            doorbells.pass_on()
+            bench.nic.work()
+
+        yield bench.nic.ingress, renew
+
+
+@contextmanager
+def open_idpf(case: Case) -> Iterator[Bench]:
+    """An idpf and its driver, likewise."""
+    with IdpfNic(IdpfProfile(mac=MAC, max_mtu=9216), clock=VirtualClock()) as nic, nic.connect() as driver:
+        driver.probe()
+        driver.open(queues=1, ring_entries=6144, header_split=case.split)
+
+        def renew() -> None:
+            driver.poll(0)
+            driver.identify()  # a message: all doorbells before it have been read
+
+        yield nic.device.ingress, renew
+        assert nic.device.state.drops.sum() == 0
+
+
+def count(opened: AbstractContextManager[Bench], batches: list[Batch]) -> None:
     """Inside valgrind: deliver batches, and dump the instructions of them twice."""
     callgrind = Callgrind()
-    with open_nic(case) as (bench, doorbells):
-        batches = make_batches(case)
+    with opened as (ingress, renew):
         # The first batches load and set up things, and warm up the interpreter.
         for batch in (batches * 2 * BATCHES)[: 2 * BATCHES]:
-            deliver(bench.nic, bench.driver, doorbells, batch)
+            ingress.deliver(batch)
+            renew()
         callgrind.request(_START)
         for number in (BATCHES, 2 * BATCHES):
             callgrind.request(_ZERO_STATS)
             for turn in range(number):
-                bench.nic.ingress.deliver(batches[turn % len(batches)])
+                ingress.deliver(batches[turn % len(batches)])
             callgrind.request(_DUMP_STATS)
             callgrind.request(_STOP)
-            bench.driver.rx[0].discard()
-            doorbells.pass_on()
-            bench.nic.work()
+            renew()
             callgrind.request(_START)
         callgrind.request(_STOP)
 
