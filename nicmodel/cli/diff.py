@@ -19,7 +19,7 @@ from nicmodel.client import behaviour
 from nicmodel.client.behaviour import Run
 from nicmodel.client.text import printable
 from nicmodel.vm.driver import BuildError, Driver
-from nicmodel.vm.driver_bench import DriverBench, Verdict
+from nicmodel.vm.driver_bench import TWO_QUEUES, DriverBench, Verdict
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import KernelChoice, kernel_named
 from nicmodel.vm.modules import read
@@ -28,10 +28,10 @@ from nicmodel.vm.tools import check_host
 from nicmodel.vm.tries import tries
 
 #: Traffic both ways, in small packets and in large ones; other numbers of queues and other rings; down and up again.
-SCRIPT = """
+SCRIPT = f"""
 ping -q -c 200 -i 0.002 -s 56 -W 2 $REMOTE_V4
 ping -q -c 100 -i 0.002 -s 1400 -W 2 $REMOTE_V4
-ethtool -L $NETIF rx 2 tx 2
+{TWO_QUEUES}
 ethtool -G $NETIF rx 512
 ip link set $NETIF down
 ip link set $NETIF up

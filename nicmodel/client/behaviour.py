@@ -40,6 +40,8 @@ _APART = 0.2
 #: A command about no queue that says the same each time, and comes that often in a try, is a question that is asked in
 #: its own time. Not its places are compared, but how often it comes: that has to differ by half, and by two.
 _REPEATED, _OFTEN_APART, _OFTEN_LEAST = 4, 0.5, 2
+#: A register that is written that often is a doorbell of commands, which tells no more than they do.
+_DOORBELL = 8
 #: Numbers in a kernel's log that are not the same twice: times, addresses, process numbers.
 _CHANGING = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,}\b|\d+")
 _STAMP = re.compile(r"^\[ *[\d.]+\] *(\[ *[TC]\d+\] *)?")
@@ -158,7 +160,7 @@ class Watcher:
     def _write(self, time: int, event: Mapping[str, Any]) -> None:
         register = str(event.get("register"))
         value = ",".join(event["flags"]) if event.get("flags") else event.get("value")
-        # A doorbell goes up with each command, and a register that is written byte by byte is text.
+        # A doorbell goes up with each command.
         if "doorbell" in register or "tail" in register or _IDLE.search(register):
             return
         fields = {} if isinstance(value, int) and value >= _ADDRESS else {"value": value}
@@ -185,8 +187,10 @@ class Watcher:
             command: the part in which traffic is measured.
             traits: see `Run.traits`.
         """
-        acts = [Act(part, act.what, act.queue, act.fields)
-                for time, act in self._acts if time >= begun and (part := _part(parts, time))]  # fmt: skip
+        writes = Counter(act.what for _, act in self._acts if act.what.startswith("write "))
+        bells = {what for what, times in writes.items() if times >= _DOORBELL}
+        acts = [Act(part, act.what, act.queue, act.fields) for time, act in self._acts
+                if act.what not in bells and time >= begun and (part := _part(parts, time))]  # fmt: skip
         counts: Counter[str] = Counter()
         for time, what, number in self._traffic:
             if _part(parts, time) == command:

@@ -19,7 +19,7 @@ from typing import Any
 from nicmodel.client.behaviour import log_lines
 from nicmodel.client.control import Control, ControlError
 from nicmodel.vm.coverage.recorder import Recorder
-from nicmodel.vm.driver_bench import DriverBench, Part, Verdict
+from nicmodel.vm.driver_bench import TWO_QUEUES, DriverBench, Part, Verdict
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.qemu import spawn
 
@@ -203,7 +203,7 @@ class _Examiner:
     def ordinary(self) -> None:
         """Nothing but traffic, and other numbers of queues, and other rings."""
         line = (
-            f"{self._function}\n{self._pings} && {self._transfer(_BYTES, _PATIENCE)} && ethtool -L $NETIF rx 2 tx 2 &&"
+            f"{self._function}\n{self._pings} && {self._transfer(_BYTES, _PATIENCE)} && {{ {TWO_QUEUES}; }} &&"
             " ethtool -G $NETIF rx 512 && ip link set $NETIF down && ip link set $NETIF up &&"
             f" reach && {self._transfer(_BYTES, _PATIENCE)}"
         )

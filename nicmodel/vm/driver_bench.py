@@ -41,6 +41,11 @@ _FATAL = re.compile(r"BUG:|Oops|general protection fault|Kernel panic|soft locku
 _ERROR = 3
 """The level of errors in the kernel's log; worse ones are below (Linux, include/linux/kern_levels.h)."""
 
+#: Have two queues each way; idpf has them combined only, gve apart only.
+TWO_QUEUES = (
+    "if ethtool -l $NETIF | grep -q '^Combined:[[:space:]]*[1-9]'; then ethtool -L $NETIF combined 2;"
+    " else ethtool -L $NETIF rx 2 tx 2; fi"
+)
 #: Remove what drives the NIC, whatever it is called.
 _FREE = """
 driver=$(readlink /sys/bus/pci/devices/$1/driver/module) || exit 0

@@ -94,6 +94,18 @@ def test_another_value_in_a_register() -> None:
     assert lines([run(WHOLE)], [run(other)]) == ["load: ~ write driver_status: value run -> reset"]
 
 
+def test_a_register_that_is_a_doorbell() -> None:
+    """As the tail of a mailbox is, which goes up with each message."""
+
+    def ringing(times: int) -> Run:
+        bells = [{"time": 12, "kind": "register", "access": "write", "register": "mbx", "value": value}
+                 for value in range(times)]  # fmt: skip
+        return run([*WHOLE[:2], *bells, *WHOLE[2:]])
+
+    assert lines([ringing(20)], [ringing(30)]) == []
+    assert lines([ringing(0)], [ringing(1)]) == ["load: + write mbx, after write driver_status"]
+
+
 def test_fewer_buffers() -> None:
     fewer = [*PROBE, *QUEUES, *(doorbell(150, f"rx{number}", 8) for number in (0, 1, 3)), *POSTED[2:3], *WHOLE[12:]]
     assert lines([run(WHOLE)], [run(fewer)]) == [
