@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -12,17 +11,16 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
+from nicmodel.cli.drivers import loadable, serve_words
 from nicmodel.cli.options import BROKEN
 from nicmodel.cli.progress import console
 from nicmodel.cli.tables import wrapped
 from nicmodel.client import behaviour
 from nicmodel.client.behaviour import Run
 from nicmodel.client.text import printable
-from nicmodel.vm.driver import BuildError, Driver
 from nicmodel.vm.driver_bench import TWO_QUEUES, DriverBench, Verdict
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import KernelChoice, kernel_named
-from nicmodel.vm.modules import read
 from nicmodel.vm.options import kernel_options
 from nicmodel.vm.tools import check_host
 from nicmodel.vm.tries import tries
@@ -73,17 +71,9 @@ def _side(text: str, kernel: KernelChoice) -> _Side:
         except (OSError, ValueError, RecursionError) as error:
             raise VmError(f"{text}: {error}; such a file is written by 'nicmodel diff --save'") from None
         return _Side(f"{name} ({text})", kernel, None, tuple(runs))
-    if path.suffix == ".ko":
-        module = read(path, kernel.find().release)
-        return _Side(text, kernel, {module.name: path.read_bytes()})
-    if (
-        path.is_dir()
-        and not (path / "include").is_dir()
-        and any((path / one).is_file() for one in ("Makefile", "Kbuild"))
-    ):
-        work = Driver(path, kernel.find())
-        built = work.build()
-        return _Side(text, kernel, {one.stem: work.smaller(one) for one in built.modules})
+    sources = path.is_dir() and not (path / "include").is_dir()
+    if path.suffix == ".ko" or (sources and any((path / one).is_file() for one in ("Makefile", "Kbuild"))):
+        return _Side(text, kernel, loadable(path, kernel).modules)
     return _Side(text, kernel_named(text))
 
 
@@ -126,20 +116,13 @@ def diff(
       nicmodel diff old.ko new.ko --run 'ping -f -c 1000 $REMOTE_V4'
     """
     check_host()
-    try:
-        options = shlex.split(serve)
-    except ValueError as error:
-        raise click.BadParameter(f"--serve {serve!r}: {error}") from None
+    options = serve_words(serve)
     if script is not None and script.startswith("@"):
         try:
             script = Path(script[1:]).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise click.BadParameter(f"--run {script}: {error}") from None
-    try:
-        sides = [_side(text, kernel) for text in (first, second)]
-    except BuildError as error:
-        click.echo("\n".join(printable(line.expandtabs()) for line in str(error).splitlines()), err=True)
-        raise click.exceptions.Exit(1) from None
+    sides = [_side(text, kernel) for text in (first, second)]
     runs = [list(side.runs) for side in sides]
     with ExitStack() as stack:
         benches: dict[str, DriverBench] = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
+from nicmodel.cli.drivers import plain_lines, serve_words
 from nicmodel.cli.help import HelpGroup
 from nicmodel.cli.options import BROKEN
 from nicmodel.cli.progress import console
@@ -91,10 +92,10 @@ def build(folder: Path, kernel: KernelChoice, variables: dict[str, str]) -> None
     try:
         built = Driver(folder, kernel.find(), variables).build()
     except BuildError as error:
-        click.echo(_lines(str(error)), err=True)
+        click.echo(plain_lines(str(error)), err=True)
         raise click.exceptions.Exit(1) from None
     if built.said:
-        click.echo(_lines(built.said), err=True)
+        click.echo(plain_lines(built.said), err=True)
     for module in built.modules:
         click.echo(module)
 
@@ -147,10 +148,7 @@ def dev(
       nicmodel driver dev gve --once --tools -- ncdevmem -h
     """
     check_host()
-    try:
-        options = shlex.split(serve)
-    except ValueError as error:
-        raise click.BadParameter(f"--serve {serve!r}: {error}") from None
+    options = serve_words(serve)
     line = " ".join(command) if command else None
     work = Driver(folder, kernel.find(), variables)
     bench = DriverBench(kernel, serve=options, memory=memory, tools=tools, timeout=timeout)
@@ -242,8 +240,3 @@ def _block(text: str, *, first: bool = False) -> None:
 def _judge(trouble: Sequence[str], since: float) -> None:
     verdict = f"[red]✗ {escape(printable('; '.join(trouble)))}[/red]" if trouble else "[green]✓ good[/green]"
     console.print(f"{verdict} [dim]({time.monotonic() - since:.1f} s after the save)[/dim]", soft_wrap=True)
-
-
-def _lines(text: str) -> str:
-    """Text from outside, ready to be printed."""
-    return "\n".join(printable(line.expandtabs()) for line in text.splitlines())

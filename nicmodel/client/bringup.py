@@ -58,6 +58,11 @@ def split(life: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str,
     return [step for step in steps if step["need"] != "feature"], [step for step in steps if step["need"] == "feature"]
 
 
+def last_steps(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The steps of the newest life in which anything was done, which may have ended; empty: there is none."""
+    return next((life["steps"] for life in report["lives"] if life["began"] is not None), [])
+
+
 def headline(report: Mapping[str, Any], life: Mapping[str, Any], now: int) -> str:
     """Which NIC, which life, whose."""
     who = ", ".join(filter(None, (life["driver"], life["system"], life["queue_format"])))

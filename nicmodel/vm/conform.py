@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nicmodel.client.behaviour import log_lines
+from nicmodel.client.bringup import last_steps
 from nicmodel.client.control import Control, ControlError
 from nicmodel.vm.coverage.recorder import Recorder
 from nicmodel.vm.driver_bench import TWO_QUEUES, DriverBench, Part, Verdict
@@ -211,8 +212,7 @@ class _Examiner:
         self._report.findings, self._report.log = verdict.findings, verdict.log
         self._report.device_counts = verdict.device
         with Control(self._bench.control) as control:
-            lives = [life for life in control.bringup()["lives"] if life["began"] is not None]
-        self._report.steps = lives[0]["steps"] if lives else []
+            self._report.steps = last_steps(control.bringup())
         self._judge("ordinary", "traffic, queues and rings", verdict, _troubles(verdict))
 
     def weather(self, seed: int, strength: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from nicmodel.client.behaviour import Run, Watcher, log_lines
+from nicmodel.client.bringup import last_steps
 from nicmodel.client.control import Control, ControlError
 from nicmodel.vm.driver_bench import DriverBench, Part, Verdict
 from nicmodel.vm.errors import VmError
@@ -79,19 +80,16 @@ def _watched(bench: DriverBench, watcher: Watcher) -> Iterator[None]:
 
 
 def _traits(bench: DriverBench, verdict: Verdict) -> dict[str, set[str]]:
-    with Control(bench.control) as control:
-        try:
-            lives = control.bringup()["lives"]
-        except ControlError as error:
-            raise VmError(str(error)) from None
-    # The newest life in which anything was done: after a driver's removal another begins, in which nothing was.
-    reached = [{step["title"] for step in life["steps"] if step["stage"] == "reached"} for life in lives
-               if life["began"] is not None]  # fmt: skip
+    try:
+        with Control(bench.control) as control:
+            steps = last_steps(control.bringup())
+    except ControlError as error:
+        raise VmError(str(error)) from None
     complaints = log_lines(verdict.complaints)
     return {
         "outcome": log_lines([f"{part.name}: {part.said}" for part in verdict.parts if not part.good]),
         "contract": {finding["rule"] for finding in verdict.findings},
         "kernel complains": complaints,
         "kernel log": log_lines(verdict.log) - complaints,
-        "steps": reached[0] if reached else set(),
+        "steps": {step["title"] for step in steps if step["stage"] == "reached"},
     }

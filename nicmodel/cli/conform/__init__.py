@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from junitparser import Failure, JUnitXml, TestCase, TestSuite
 from rich.markup import escape
 
 from nicmodel.cli.devices import DEVICES
+from nicmodel.cli.drivers import loadable, serve_words
 from nicmodel.cli.options import BROKEN
 from nicmodel.cli.progress import console
 from nicmodel.cli.tables import plain_table, wrapped
@@ -26,11 +26,9 @@ from nicmodel.vm.conform import Check, Conformance, examine
 from nicmodel.vm.coverage import files
 from nicmodel.vm.coverage.recorder import Recorder
 from nicmodel.vm.coverage.report import Report
-from nicmodel.vm.driver import BuildError, Driver
 from nicmodel.vm.driver_bench import DriverBench
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import KernelChoice
-from nicmodel.vm.modules import read
 from nicmodel.vm.options import kernel_options
 from nicmodel.vm.packages import write_whole
 from nicmodel.vm.tools import check_host
@@ -129,44 +127,24 @@ def conform(
         if file.is_dir() or not file.absolute().parent.is_dir() or not os.access(file.absolute().parent, os.W_OK):
             raise VmError(f"{file} cannot be written: name a file in a folder that is there and that you may write to")
     named = _faults(faults, device)
-    try:
-        options = ["--device", device, *shlex.split(serve)]
-    except ValueError as error:
-        raise click.BadParameter(f"--serve {serve!r}: {error}") from None
-    try:
-        modules, sources = _modules(driver, kernel)
-    except BuildError as error:
-        click.echo("\n".join(printable(line.expandtabs()) for line in str(error).splitlines()), err=True)
-        raise click.exceptions.Exit(1) from None
+    options = ["--device", device, *serve_words(serve)]
+    found = loadable(driver, kernel) if driver else None
     report = Conformance(str(driver) if driver else "the kernel's own driver", kernel.find().release, device)
-    recorder = Recorder(sources or None) if coverage else None
+    recorder = Recorder([str(file) for file in found.files] if found else None) if coverage else None
     with ExitStack() as stack:
         bench = DriverBench(kernel, serve=options, memory=memory, timeout=timeout, recorder=recorder, limit=_LIMIT)
         stack.enter_context(bench)
         console.print(f"[bold]{escape(printable(report.driver))}[/bold], Linux {escape(report.kernel)}, {device}")
-        examine(report, bench, modules, seeds=seeds, strength=strength, faults=named, recorder=recorder, told=_told)
+        examine(
+            report, bench, found.modules if found else None,
+            seeds=seeds, strength=strength, faults=named, recorder=recorder, told=_told,
+        )  # fmt: skip
     if recorder is not None:
         report.coverage = _coverage(recorder)
     _show(report)
     _write(report, html, json_file, junit)
     if not report.good:
         raise click.exceptions.Exit(BROKEN)
-
-
-def _modules(driver: Path | None, kernel: KernelChoice) -> tuple[dict[str, bytes] | None, list[str]]:
-    """The driver's modules by name, and their files; None: the kernel's own.
-
-    Raises:
-        VmError: It is neither a module nor a folder of sources, or does not compile.
-    """
-    if driver is None:
-        return None, []
-    if driver.suffix == ".ko":
-        module = read(driver, kernel.find().release)
-        return {module.name: driver.read_bytes()}, [str(driver)]
-    work = Driver(driver, kernel.find())
-    built = work.build()
-    return {one.stem: work.smaller(one) for one in built.modules}, [str(one) for one in built.modules]
 
 
 def _coverage(recorder: Recorder) -> list[dict[str, str]]:
