@@ -8,7 +8,8 @@ guest, changed, late or not at all.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -70,6 +71,31 @@ class Shadow:
             pieces.append((base + place, self._bytes[place : place + size]))
             place += size
         return state.with_arrays(region_leaves=leaves, regions=records), pieces
+
+    @contextmanager
+    def completions(self, state: S, size: int) -> Iterator[tuple[S, dict[int, Words]]]:
+        """Inside the block all receive queues have their completions written here, and no vector fires for them.
+
+        Args:
+            state: the NIC's.
+            size: bytes of a completion.
+
+        Yields:
+            The state for the packet path, see `room`; and by queue what its completion ring holds here, in words.
+        """
+        rx = state.rx
+        numbers = np.flatnonzero(rx["active"]).tolist()
+        rings, pending = rx["completion_ring"].copy(), state.vectors["pending"].copy()
+        shadowed, rooms = self.room(state, [int(rx[number]["completion_entries"]) * size for number in numbers])
+        found: dict[int, Words] = {}
+        for number, (address, room) in zip(numbers, rooms, strict=True):
+            rx["completion_ring"][number] = address
+            found[number] = room.view(np.uint64).reshape(-1, size // 8)
+        try:
+            yield shadowed, found
+        finally:
+            rx["completion_ring"] = rings
+        state.vectors["pending"] = pending
 
 
 def host_address(memory: RegionMap, address: int, count: int) -> int:

@@ -344,3 +344,10 @@ class Late:
 
         self._nic.poller.call_at(self._nic.clock() + round(delay * 1e9), run)
         return True
+
+    def tell(self, way: Literal["rx", "tx"], queue: int, index: int) -> None:
+        """Tell who listens that a completion has been written now, at this index of the queue's ring."""
+        diagnostics = self._nic.diagnostics
+        if diagnostics.observers:
+            with diagnostics.surviving("observer"):
+                diagnostics.tell(events.CompletedLate(way, queue, index))

@@ -42,7 +42,6 @@ from nicmodel.gvnic.faults.kinds import (
     RxUnverified,
 )
 from nicmodel.gvnic.state import State
-from nicmodel.nic import events
 from nicmodel.nic.ingress import Receive
 from nicmodel.nic.state import Drop, Records
 from nicmodel.packet.frames import Gso
@@ -100,36 +99,25 @@ class ReceiveFaults:
         held: npt.NDArray[np.int64], outcomes: Records,
     ) -> int:  # fmt: skip
         """Do what a loop such as `nicmodel.gvnic.receive_dqo.receive_dqo` does, with the faults."""
-        rx = state.rx
-        numbers = np.flatnonzero(rx["active"]).tolist()
         size = GQI_RX_DESCRIPTOR.itemsize if self._nic.gqi else RX_COMPLETION.size
-        before = rx.copy()
-        pending = state.vectors["pending"].copy()
-        shadowed, rooms = self._shadow.room(state, [int(rx[number]["completion_entries"]) * size for number in numbers])
-        shadows: dict[int, Words] = {}
-        for number, (address, room) in zip(numbers, rooms, strict=True):
-            rx["completion_ring"][number] = address
-            shadows[number] = room.view(np.uint64).reshape(-1, size // 8)
+        before = state.rx.copy()
+        with self._shadow.completions(state, size) as (shadowed, shadows):
 
-        def run(first: int, last: int) -> int:
-            """Receive a part of the batch."""
-            if first == last:
-                return 0
-            part = outcomes[first:last]
-            delivered = receive(
-                shadowed, data, frames[first:last], last - first, now, oldest, limit, held_data, held_frames, held, part
-            )
-            part["next"][part["next"] >= 0] += first
-            return delivered
+            def run(first: int, last: int) -> int:
+                """Receive a part of the batch."""
+                if first == last:
+                    return 0
+                part, number = outcomes[first:last], last - first
+                delivered = receive(
+                    shadowed, data, frames[first:last], number, now, oldest, limit, held_data, held_frames, held, part
+                )
+                part["next"][part["next"] >= 0] += first
+                return delivered
 
-        try:
             delivered = self._run(state, frames[:count], outcomes, run)
-        finally:
-            rx["completion_ring"] = before["completion_ring"]
-        state.vectors["pending"] = pending
         late, together = self._look_at(before, outcomes[:count], shadows)
-        for number in numbers:
-            self._copy(before[number], number, shadows[number], late, together)
+        for number, shadow in shadows.items():
+            self._copy(before[number], number, shadow, late, together)
         return delivered
 
     def _run(self, state: State, frames: Records, outcomes: Records, run: Callable[[int, int], int]) -> int:
@@ -357,7 +345,5 @@ class ReceiveFaults:
             if self._nic.lives[f"rx{one.queue}"] != one.life:
                 return
             self._publish(one)
-            if self._nic.diagnostics.observers:
-                with self._nic.diagnostics.surviving("observer"):
-                    self._nic.diagnostics.tell(events.CompletedLate("rx", one.queue, one.place))
+            self._late.tell("rx", one.queue, one.place)
         self._nic.go_on()

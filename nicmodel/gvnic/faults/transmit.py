@@ -18,7 +18,6 @@ from nicmodel.gvnic.descriptors import TX_COMPLETION, TxCompletionType
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.faults.kinds import TxHold, TxMiss, TxOrder, TxReportLate
 from nicmodel.gvnic.state import State
-from nicmodel.nic import events
 from nicmodel.nic.egress import Transmit
 from nicmodel.nic.state import Drop, Taken
 
@@ -247,9 +246,7 @@ class TransmitFaults:
         if self._nic.lives[f"tx{queue}"] == life:
             index = 0 if self._nic.gqi else int(self._nic.state.tx[queue]["completion_index"])
             self._complete(queue, completion)
-            if self._nic.diagnostics.observers:
-                with self._nic.diagnostics.surviving("observer"):
-                    self._nic.diagnostics.tell(events.CompletedLate("tx", queue, index))
+            self._late.tell("tx", queue, index)
             self._nic.go_on()
 
     def _complete(self, queue: int, completion: Word) -> None:

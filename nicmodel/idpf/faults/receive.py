@@ -16,7 +16,6 @@ from nicmodel.idpf.descriptors import RX_COMPLETION
 from nicmodel.idpf.device import Nic
 from nicmodel.idpf.faults.kinds import RxTwice
 from nicmodel.idpf.state import State
-from nicmodel.nic import events
 from nicmodel.nic.ingress import Receive
 from nicmodel.nic.state import Records
 
@@ -55,26 +54,13 @@ class ReceiveFaults:
         held: npt.NDArray[np.int64], outcomes: Records,
     ) -> int:  # fmt: skip
         """Do what `nicmodel.idpf.receive_split.receive_split` does, with the faults."""
-        rx = state.rx
-        numbers = np.flatnonzero(rx["active"]).tolist()
-        before = rx.copy()
-        pending = state.vectors["pending"].copy()
-        shadowed, rooms = self._shadow.room(
-            state, [int(rx[number]["completion_entries"]) * _SIZE for number in numbers]
-        )
-        shadows: dict[int, Words] = {}
-        for number, (address, room) in zip(numbers, rooms, strict=True):
-            rx["completion_ring"][number] = address
-            shadows[number] = room.view(np.uint64).reshape(-1, _SIZE // 8)
-        try:
+        before = state.rx.copy()
+        with self._shadow.completions(state, _SIZE) as (shadowed, shadows):
             delivered = receive(
                 shadowed, data, frames, count, now, oldest, limit, held_data, held_frames, held, outcomes
             )  # fmt: skip
-        finally:
-            rx["completion_ring"] = before["completion_ring"]
-        state.vectors["pending"] = pending
-        for number in numbers:
-            self._bring(before[number], number, shadows[number], outcomes[:count])
+        for number, shadow in shadows.items():
+            self._bring(before[number], number, shadow, outcomes[:count])
         return delivered
 
     def _bring(self, before: np.void, queue: int, shadow: Words, outcomes: Records) -> None:
@@ -157,7 +143,5 @@ class ReceiveFaults:
         if self._nic.lives[f"rx{one.queue}"] != one.life:
             return
         self._publish(one)
-        if self._nic.diagnostics.observers:
-            with self._nic.diagnostics.surviving("observer"):
-                self._nic.diagnostics.tell(events.CompletedLate("rx", one.queue, one.place))
+        self._late.tell("rx", one.queue, one.place)
         self._nic.go_on()

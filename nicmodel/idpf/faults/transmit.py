@@ -14,7 +14,6 @@ from nicmodel.idpf.descriptors import TX_COMPLETION, TxCompletionType
 from nicmodel.idpf.device import Nic
 from nicmodel.idpf.faults.kinds import TxStop
 from nicmodel.idpf.state import State
-from nicmodel.nic import events
 from nicmodel.nic.egress import Transmit
 from nicmodel.nic.state import Taken
 
@@ -121,9 +120,7 @@ class TransmitFaults:
             theirs = self._nic.state.completion_queues[int(self._nic.state.tx[queue]["completions"])]
             index = int(theirs["index"])
             self._complete(queue, word)
-            if self._nic.diagnostics.observers:
-                with self._nic.diagnostics.surviving("observer"):
-                    self._nic.diagnostics.tell(events.CompletedLate("tx", queue, index))
+            self._late.tell("tx", queue, index)
             self._nic.go_on()
 
     def _complete(self, queue: int, word: int) -> None:
