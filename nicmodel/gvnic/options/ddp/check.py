@@ -104,7 +104,7 @@ class DdpCheck(OptionCheck):
             raw = self._scene.memory.read(int(p["address"]), count * DDP_PIECE.itemsize)
             if raw is None:  # reached by messages only
                 return
-            pieces = [(int(start), int(length)) for start, length in np.frombuffer(raw, DDP_PIECE)]
+            pieces: list[tuple[int, int]] = np.frombuffer(raw, DDP_PIECE).tolist()
             if (fault := _fault_of(pieces)) is not None:
                 admin.find("DDP-007", fault)
             else:
