@@ -11,10 +11,11 @@ from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.guest_memory import GuestMemory
+from nicmodel.testing.one_thread import OneThread
 from nicmodel.testing.wire import TestWire
 
 
-class Loopback(TestNic):
+class Loopback(OneThread[Nic], TestNic):
     """A NIC with a driver at one end and a test wire at the other.
 
     Args:
@@ -32,8 +33,8 @@ class Loopback(TestNic):
         ram: the guest's memory.
     """
 
-    clock: VirtualClock
     wire: TestWire
+    driver: Driver
 
     def __init__(
         self,
@@ -50,11 +51,6 @@ class Loopback(TestNic):
         self.driver = self.connect(scheme=scheme)
 
     @property
-    def nic(self) -> Nic:
-        """The device."""
-        return self.device
-
-    @property
     def now(self) -> int:
         """The time, ns."""
         return self.clock.now
@@ -62,19 +58,3 @@ class Loopback(TestNic):
     def connect(self, *, scheme: Literal["base", "pfn"] = "base", ram: GuestMemory | None = None) -> Driver:
         """Another driver on the same memory; the device serves it when the one before has disconnected."""
         return super().connect(scheme=scheme, ram=self.ram if ram is None else ram)
-
-    def advance(self, ns: int) -> None:
-        """Let time pass."""
-        self.clock.advance(ns)
-
-    def receive(self, *frames: bytes) -> None:
-        """Have the NIC receive frames, after it has seen all that the driver did before."""
-        self.run()
-        self.wire.inject(*frames)
-        self.run()
-
-    def close(self) -> None:
-        """End everything."""
-        self.driver.disconnect()
-        super().close()
-        self.ram.close()

@@ -167,10 +167,4 @@ class AdminTarget:
     def run(self, example: Example, run: Run) -> None:
         """See `Target.run`."""
         device = Commands(example.setup, run)
-        try:
-            for block in example.blocks:
-                for part in block.parts():
-                    (device.execute if part.kind == "commands" else device.write)(part)
-            device.finish()
-        finally:
-            device.close()
+        example.play(device, {"commands": device.execute, "registers": device.write})

@@ -16,7 +16,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -65,6 +65,16 @@ class Block(NamedTuple):
             start += count
 
 
+class Device(Protocol):
+    """What an example is played on."""
+
+    def finish(self) -> None:
+        """See that all is as it should be in the end."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
 class Example(NamedTuple):
     """What a target is run with: a number that says how everything is set up, and what then happens in turn."""
 
@@ -74,6 +84,16 @@ class Example(NamedTuple):
     def text(self) -> str:
         """As a line of JSON, which `--replay` takes."""
         return json.dumps([self.setup, [list(block) for block in self.blocks]])
+
+    def play(self, device: Device, steps: Mapping[str, Callable[[Block], None]]) -> None:
+        """Have a device do all of it, each part by the step of its kind, and close it whatever comes of that."""
+        try:
+            for block in self.blocks:
+                for part in block.parts():
+                    steps[part.kind](part)
+            device.finish()
+        finally:
+            device.close()
 
     @classmethod
     def parse(cls, text: str) -> Example:

@@ -204,10 +204,4 @@ class ControlTarget:
     def run(self, example: Example, run: Run) -> None:
         """See `Target.run`."""
         desk = Desk(example.setup, run)
-        try:
-            for block in example.blocks:
-                for part in block.parts():
-                    (desk.scrape if part.kind == "metrics" else desk.ask)(part)
-            desk.finish()
-        finally:
-            desk.close()
+        example.play(desk, {"control": desk.ask, "metrics": desk.scrape})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -262,16 +261,9 @@ class IdpfRingsTarget:
     def run(self, example: Example, run: Run) -> None:
         """See `Target.run`."""
         rings = IdpfRings(example.setup, run)
-        steps: dict[str, Callable[[Block], None]] = {
+        example.play(rings, {
             "rx": rings.receive, "tx": rings.transmit, "doorbells": rings.doorbells, "restart": rings.restart,
-        }  # fmt: skip
-        try:
-            for block in example.blocks:
-                for part in block.parts():
-                    steps[part.kind](part)
-            rings.finish()
-        finally:
-            rings.close()
+        })  # fmt: skip
 
 
 #: What a driver might write, by field of a message: else hardly any gets past its first check.
@@ -505,13 +497,4 @@ class IdpfMailboxTarget:
     def run(self, example: Example, run: Run) -> None:
         """See `Target.run`."""
         device = IdpfMailbox(example.setup, run)
-        steps: dict[str, Callable[[Block], None]] = {
-            "messages": device.execute, "registers": device.write, "reset": device.reset
-        }  # fmt: skip
-        try:
-            for block in example.blocks:
-                for part in block.parts():
-                    steps[part.kind](part)
-            device.finish()
-        finally:
-            device.close()
+        example.play(device, {"messages": device.execute, "registers": device.write, "reset": device.reset})

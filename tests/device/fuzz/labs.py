@@ -13,46 +13,25 @@ from nicmodel.idpf.testing.nic import TestNic
 from nicmodel.nic.mac import parse_mac
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.guest_memory import GuestMemory
+from nicmodel.testing.one_thread import OneThread
 
 from ..frames import NIC_MAC
 from .bench import Lab, make_ram
 
 
-class IdpfLab(TestNic):
+class IdpfLab(OneThread[Nic], TestNic):
     """An idpf, its wire and its driver in one thread."""
 
-    clock: VirtualClock
-    wire: Any
+    driver: Driver
 
     def __init__(self, profile: Profile, *, wire: Any = None, ram: GuestMemory) -> None:
         super().__init__(profile, wire=wire, clock=VirtualClock())
         self.ram = ram
         self.driver = self.connect()
 
-    @property
-    def nic(self) -> Nic:
-        """The device."""
-        return self.device
-
     def connect(self, *, ram: GuestMemory | None = None) -> Driver:
         """Another driver on the same memory."""
         return super().connect(ram=self.ram if ram is None else ram)
-
-    def advance(self, ns: int) -> None:
-        """Let time pass."""
-        self.clock.advance(ns)
-
-    def receive(self, *frames: bytes) -> None:
-        """Have the NIC receive frames, after it has seen all that the driver did before."""
-        self.run()
-        self.wire.inject(*frames)
-        self.run()
-
-    def close(self) -> None:
-        """End everything."""
-        self.driver.disconnect()
-        super().close()
-        self.ram.close()
 
 
 #: Kinds of NICs.

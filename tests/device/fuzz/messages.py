@@ -268,10 +268,4 @@ class MessagesTarget:
     def run(self, example: Example, run: Run) -> None:
         """See `Target.run`."""
         server = Messages(example.setup, run)
-        try:
-            for block in example.blocks:
-                for part in block.parts():
-                    (server.send if part.kind == "send" else server.stream)(part)
-            server.finish()
-        finally:
-            server.close()
+        example.play(server, {"send": server.send, "stream": server.stream})

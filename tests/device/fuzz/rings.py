@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 
@@ -304,13 +302,4 @@ class RingsTarget:
     def run(self, example: Example, run: Run) -> None:
         """See `Target.run`."""
         rings = Rings(example.setup, run)
-        steps: dict[str, Callable[[Block], None]] = {
-            "rx": rings.receive, "tx": rings.transmit, "doorbells": rings.doorbells
-        }  # fmt: skip
-        try:
-            for block in example.blocks:
-                for part in block.parts():
-                    steps[part.kind](part)
-            rings.finish()
-        finally:
-            rings.close()
+        example.play(rings, {"rx": rings.receive, "tx": rings.transmit, "doorbells": rings.doorbells})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -207,11 +206,4 @@ class WiresTarget:
     def run(self, example: Example, run: Run) -> None:
         """See `Target.run`."""
         wires = Wires(example.setup, run)
-        step: Callable[[Block], None] = wires.send
-        try:
-            for block in example.blocks:
-                for part in block.parts():
-                    step(part)
-            wires.finish()
-        finally:
-            wires.close()
+        example.play(wires, {"frames": wires.send})
