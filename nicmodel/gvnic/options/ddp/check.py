@@ -104,7 +104,8 @@ class DdpCheck(OptionCheck):
             raw = self._scene.memory.read(int(p["address"]), count * DDP_PIECE.itemsize)
             if raw is None:  # reached by messages only
                 return
-            pieces: list[tuple[int, int]] = np.frombuffer(raw, DDP_PIECE).tolist()
+            found = np.frombuffer(raw, DDP_PIECE)
+            pieces = list(zip(found["address"].tolist(), found["length"].tolist(), strict=True))
             if (fault := _fault_of(pieces)) is not None:
                 admin.find("DDP-007", fault)
             else:
