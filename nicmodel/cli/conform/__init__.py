@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from junitparser import Failure, JUnitXml, TestCase, TestSuite
 from rich.markup import escape
 
@@ -19,6 +18,7 @@ from nicmodel.cli.drivers import loadable, serve_words
 from nicmodel.cli.options import BROKEN
 from nicmodel.cli.progress import console
 from nicmodel.cli.tables import plain_table, wrapped
+from nicmodel.client.page import templates
 from nicmodel.client.report import plain_console
 from nicmodel.client.text import escaped, printable
 from nicmodel.nearest import Choice, did_you_mean
@@ -204,12 +204,10 @@ def _write(report: Conformance, html: Path | None, json_file: Path | None, junit
 
 def page(report: Conformance) -> str:
     """The report as HTML."""
-    environment = Environment(
-        loader=PackageLoader("nicmodel.cli.conform", "pages"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("report.html").render(
-        report=escaped(asdict(report)), good=report.good, groups=_GROUPS
+    return (
+        templates("nicmodel.cli.conform")
+        .get_template("report.html")
+        .render(report=escaped(asdict(report)), good=report.good, groups=_GROUPS)
     )
 
 

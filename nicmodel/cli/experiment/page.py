@@ -6,8 +6,7 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from nicmodel.client.page import templates
 from nicmodel.client.results import Result
 
 
@@ -20,15 +19,10 @@ def write_page(file: Path, results: Sequence[tuple[Result, bytes | None]], machi
             can run, and names in it do not meet those of another.
         machine: what times are of.
     """
-    environment = Environment(
-        loader=PackageLoader("nicmodel.cli.experiment", "pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     parts = [
         {"result": result, "plot": picture and f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"}
         for result, picture in results
     ]
-    file.write_text(environment.get_template("report.html").render(parts=parts, machine=machine), "utf-8")
+    file.write_text(
+        templates("nicmodel.cli.experiment").get_template("report.html").render(parts=parts, machine=machine), "utf-8"
+    )

@@ -8,12 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import CLexer
 
+from nicmodel.client.page import templates
 from nicmodel.vm.coverage.report import BETWEEN, Report
 
 #: A line or a function names this many of the contexts that reach it.
@@ -56,13 +57,7 @@ def write_pages(folder: Path, reports: Sequence[Report], sources: Mapping[str, M
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("nicmodel.vm.coverage", "pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("nicmodel.vm.coverage")
     environment.filters["names"] = _names
     environment.globals["between"] = BETWEEN
     environment.globals["highlighting"] = Markup(HtmlFormatter(style="default").get_style_defs(".source"))
