@@ -1,5 +1,6 @@
 """Guests shared by tests."""
 
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from lab import CABLES, Cable, Lab
 from streams import Traffic, streams
 
 from nicmodel.vm.guest import Guest
+from nicmodel.vm.tools import driver_source
 
 HERE = Path(__file__).parent
 #: Seconds that a test with a guest may take, its fixtures included: on a busy machine with emulated CPUs.
@@ -68,6 +70,22 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     for name in list(_kept):
         if name not in getattr(nextitem, "fixturenames", ()):
             _stand(name, True)
+
+
+@pytest.fixture(scope="session")
+def gve_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all tests, so that only what a test changes is compiled."""
+    return tmp_path_factory.mktemp("drivers") / "gve"
+
+
+@pytest.fixture
+def gve(gve_folder: Path) -> Iterator[Path]:
+    """The stock driver's source, to be changed (`lab.change_source`); nothing may be built there."""
+    shutil.rmtree(gve_folder, ignore_errors=True)
+    shutil.copytree(driver_source("drivers/net/ethernet/google/gve"), gve_folder)
+    before = {path.name for path in gve_folder.iterdir()}
+    yield gve_folder
+    assert {path.name for path in gve_folder.iterdir()} == before
 
 
 @pytest.fixture(scope="session")

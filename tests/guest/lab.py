@@ -521,3 +521,11 @@ def wait_until(condition: Any, timeout: float = 120, pause: float = 0.1, what: C
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout} s in vain {what()}"
         time.sleep(pause)
+
+
+def change_source(file: Path, old: str, new: str, after: str = "") -> None:
+    """Replace a piece of a source, the first one after another piece."""
+    text = file.read_text()
+    place = text.find(old, text.find(after))
+    assert after in text and place >= 0, f"{file.name} is not what it was when this was written"
+    file.write_text(text[:place] + new + text[place + len(old) :])

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from nicmodel.vm.tools import driver_source
-
 pytestmark = [pytest.mark.guest, pytest.mark.long]
 
 
@@ -34,23 +32,19 @@ def test_the_stock_driver(tmp_path: Path) -> None:
     assert not report["findings"]
 
 
-def test_a_driver_that_does_not_know_misses(tmp_path: Path) -> None:
+def test_a_driver_that_does_not_know_misses(gve: Path, tmp_path: Path) -> None:
     """*Steps*: a driver for which a packet is done that has been missed, and comes again.
 
     *Verify*: in ordinary use it is good, as it is with a device that is polite. In weather the kernel complains, and
     the report has the line.
     """
-    gve = tmp_path / "gve"
-    gve.mkdir()
-    for file in driver_source("drivers/net/ethernet/google/gve").iterdir():
-        (gve / file.name).write_bytes(file.read_bytes())
     source = gve / "gve_tx_dqo.c"
     text, changed = re.subn(
         r"gve_handle_miss_completion\(priv, tx, compl_tag,\s+&miss_compl_bytes,\s+&miss_compl_pkts\);",
         "gve_handle_packet_completion(priv, tx, !!napi, compl_tag, &miss_compl_bytes, &miss_compl_pkts, false);",
         source.read_text(),
     )
-    assert changed == 1, "the driver is not what it was when this was written"
+    assert changed == 2, "the driver is not what it was when this was written"  # a miss has two forms
     # What nobody calls any more is no error.
     source.write_text(text.replace("static void gve_handle_miss", "static __maybe_unused void gve_handle_miss"))
     run = conform(gve, "--weather", "2", "--faults", "none", "--html", tmp_path / "report.html")

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from nicmodel.vm.tools import driver_source
+from lab import change_source
 
 # Each tries two drivers several times; what is told is held by tests/unit/test_behaviour.py.
 pytestmark = [pytest.mark.guest, pytest.mark.long]
@@ -19,12 +18,6 @@ def diff(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=800)
 
 
-def change(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert old in text, f"{file.name} is not what it was when this was written"
-    file.write_text(text.replace(old, new, 1))
-
-
 @pytest.mark.parametrize("serve", ["", "--profile legacy", "--device idpf"])
 def test_a_driver_is_like_itself(serve: str) -> None:
     run = diff("trixie-backports", "trixie-backports", "--serve", serve)
@@ -32,20 +25,16 @@ def test_a_driver_is_like_itself(serve: str) -> None:
     assert "no difference: " in run.stdout
 
 
-def test_a_regression_is_named(tmp_path: Path) -> None:
+def test_a_regression_is_named(gve: Path, tmp_path: Path) -> None:
     """*Steps*: rings are filled by half, rung for sixteen buffers; one command is sent twice.
 
     *Verify*: that is told, of all queues at once, and nothing else is; also from what was saved.
     """
-    gve = tmp_path / "gve"
-    gve.mkdir()
-    for file in driver_source("drivers/net/ethernet/google/gve").iterdir():
-        (gve / file.name).write_bytes(file.read_bytes())
-    change(gve / "gve_rx_dqo.c", "(bufq->tail & (GVE_RX_BUF_THRESH_DQO - 1)) == 0", "(bufq->tail & 15) == 0")
-    change(gve / "gve_rx_dqo.c", "num_avail_slots = bufq->mask - num_full_slots;",
+    change_source(gve / "gve_rx_dqo.c", "(bufq->tail & (GVE_RX_BUF_THRESH_DQO - 1)) == 0", "(bufq->tail & 15) == 0")
+    change_source(gve / "gve_rx_dqo.c", "num_avail_slots = bufq->mask - num_full_slots;",
            "num_avail_slots = bufq->mask / 2 - min_t(u32, num_full_slots, bufq->mask / 2);")  # fmt: skip
     command = "err = gve_adminq_get_ptype_map_dqo(priv, priv->ptype_lut_dqo);"
-    change(gve / "gve_main.c", command, f"gve_adminq_get_ptype_map_dqo(priv, priv->ptype_lut_dqo); {command}")
+    change_source(gve / "gve_main.c", command, f"gve_adminq_get_ptype_map_dqo(priv, priv->ptype_lut_dqo); {command}")
     run = diff("trixie-backports", gve, "--tries", "2", "--save", tmp_path / "saved")
     assert run.returncode == 3, run.stdout + run.stderr
     found = run.stdout[run.stdout.index("load\n") :]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lab import change_source
 
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
@@ -19,7 +18,6 @@ from nicmodel.vm.kernel import DEFAULT_KERNEL
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.namespace import namespace_for_taps
 from nicmodel.vm.server import NicServer
-from nicmodel.vm.tools import driver_source
 
 pytestmark = pytest.mark.guest
 
@@ -50,34 +48,10 @@ def example() -> list[str]:
     return [line.rstrip() for line in lines if not others.search(line)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all tests, so that only what a test changes is compiled."""
-    return tmp_path_factory.mktemp("drivers") / "gve"
-
-
-@pytest.fixture
-def gve(folder: Path) -> Iterator[Path]:
-    """The stock driver's source, which is as it was afterwards."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(driver_source("drivers/net/ethernet/google/gve"), folder)
-    before = {path.name for path in folder.iterdir()}
-    yield folder
-    assert {path.name for path in folder.iterdir()} == before  # nothing was built there
-
-
-def change(file: Path, old: str, new: str, after: str = "") -> None:
-    """Replace a piece of a source, the first one after another piece."""
-    text = file.read_text()
-    place = text.find(old, text.find(after))
-    assert after in text and place >= 0, f"{file.name} is not what it was when this was written"
-    file.write_text(text[:place] + new + text[place + len(old) :])
-
-
 @pytest.mark.long  # builds all of the driver
 def test_a_doorbell_with_the_wrong_byte_order(gve: Path) -> None:
     """As in the GQI formats, whose doorbells are big-endian. *Verify*: the checker says so, with the value."""
-    change(gve / "gve_rx_dqo.c", "iowrite32(", "iowrite32be(", after="void gve_rx_write_doorbell_dqo")
+    change_source(gve / "gve_rx_dqo.c", "iowrite32(", "iowrite32be(", after="void gve_rx_write_doorbell_dqo")
     run = nicmodel("dev", gve, "--once")
     assert run.returncode == 1, run.stdout + run.stderr
     assert re.search(r"✗ command .* status 1", run.stdout)
@@ -98,7 +72,7 @@ def test_the_stock_driver_is_good(gve: Path) -> None:
 @pytest.mark.long
 def test_a_buffer_that_is_leaked(gve: Path) -> None:
     """It is not given back once its frame was copied. *Verify*: the device has fewer buffers, by as many as frames."""
-    change(gve / "gve_rx_dqo.c", "gve_free_buffer(rx, buf_state);", "", after="rx->rx_copybreak_pkt++;")
+    change_source(gve / "gve_rx_dqo.c", "gve_free_buffer(rx, buf_state);", "", after="rx->rx_copybreak_pkt++;")
     run = nicmodel("dev", gve, "--once", "--", "ping", "-q", "-c", "200", "-i", "0.01", "$REMOTE_V4")
     assert run.returncode == 1, run.stdout + run.stderr
     found = re.search(r"buffers +posted before the command and after it: rx0 (\d+) -> (\d+)", run.stdout)
@@ -108,7 +82,7 @@ def test_a_buffer_that_is_leaked(gve: Path) -> None:
 @pytest.mark.long
 def test_a_generation_bit_that_is_not_turned(gve: Path) -> None:
     """The driver takes last round's completions for new. *Verify*: it posts what it does not own, says the checker."""
-    change(gve / "gve_rx_dqo.c", "complq->cur_gen_bit ^= (complq->head == 0);", "")
+    change_source(gve / "gve_rx_dqo.c", "complq->cur_gen_bit ^= (complq->head == 0);", "")
     run = nicmodel("dev", gve, "--once", "--timeout", "30", "--", "ping", "-q", "-f", "-c", "1300", "$REMOTE_V4")
     assert run.returncode == 1, run.stdout + run.stderr
     assert "RX-BUF-003 error: nic0 rx0" in run.stdout and "RX-BUF-004 error: nic0 rx0" in run.stdout
@@ -123,7 +97,9 @@ def test_a_loop_goes_on_after_a_crash_and_a_removal_that_hangs(gve: Path) -> Non
     """
     main = gve / "gve_main.c"
     good = main.read_text()
-    change(main, "\terr = pci_enable_device(pdev);", "\t*(volatile int *)NULL = 1;\n\terr = pci_enable_device(pdev);")
+    change_source(
+        main, "\terr = pci_enable_device(pdev);", "\t*(volatile int *)NULL = 1;\n\terr = pci_enable_device(pdev);"
+    )
     line = main.read_text()[: main.read_text().index("*(volatile")].count("\n") + 1
     with subprocess.Popen(
         [*NICMODEL, "dev", str(gve)], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -143,7 +119,9 @@ def test_a_loop_goes_on_after_a_crash_and_a_removal_that_hangs(gve: Path) -> Non
             assert "✗ load" in said and "BUG: kernel NULL pointer dereference" in said
             assert re.search(rf"gve_probe\+\S+ \[gve\] \(\S+/gve_main\.c:{line}\)", said)
             main.write_text(good)
-            change(main, "\tunregister_netdev(", "\tmsleep(1000000);\n\tunregister_netdev(", "static void gve_remove")
+            change_source(
+                main, "\tunregister_netdev(", "\tmsleep(1000000);\n\tunregister_netdev(", "static void gve_remove"
+            )
             said = round()
             assert "✓ command" in said and "✗ remove" in said and "does not end: the next is fresh" in said
             main.write_text(good + "nonsense;\n")
