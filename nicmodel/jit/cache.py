@@ -2,11 +2,12 @@
 
 Numba caches what it compiles, but decides by the time stamp of the one file a function is in: a change in a *called*
 function of another file goes unnoticed. So the cache folder is named after the contents of every file that compiled
-code comes from (`sources`), and after what else Numba goes by: where the files are, and the versions of Python, numpy
-and Numba. Any change starts a fresh folder.
+code comes from (`sources`), and after the versions of Python, numpy and Numba. Any change starts a fresh folder. Where
+the files are does not matter: a second checkout of the same sources finds all that the first one compiled.
 
-In that folder are Numba's own files, which only compiling needs, and those of machine code (`read`, `write`): what a
-start needs. Machine code is for one kind of processor besides, and for what the environment tells Numba.
+In that folder are Numba's own files, which only compiling needs and which Numba keeps apart by where the sources are,
+and those of machine code (`read`, `write`): what a start needs. Machine code is for one kind of processor besides, and
+for what the environment tells Numba.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _version(package: str) -> bytes:
 
 
 def _source_key() -> str:
-    digest = hashlib.sha256(repr((np.__version__, sys.version_info[:2], str(_PACKAGE))).encode())
+    digest = hashlib.sha256(repr((np.__version__, sys.version_info[:2])).encode())
     for package in ("numba", "llvmlite"):
         digest.update(_version(package))
     for module, content in sources(_PACKAGE).items():
@@ -164,9 +165,12 @@ def identity(function: FunctionType) -> tuple[object, ...] | None:
         status = os.stat(code.co_filename)
     except OSError:
         return None
-    # The contents of this package's files are in the name of the folder already.
-    stamp = () if Path(code.co_filename).is_relative_to(_PACKAGE) else (status.st_mtime_ns, status.st_size)
-    return code.co_filename, stamp, function.__qualname__, code.co_firstlineno, code.co_code
+    file = Path(code.co_filename)
+    if file.is_relative_to(_PACKAGE):  # its contents are in the name of the folder already
+        place: tuple[object, ...] = (str(file.relative_to(_PACKAGE)),)
+    else:
+        place = str(file), status.st_mtime_ns, status.st_size
+    return *place, function.__qualname__, code.co_firstlineno, code.co_code
 
 
 def file_of(name: str, *key: object) -> Path | None:

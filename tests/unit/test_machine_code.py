@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -191,20 +194,28 @@ def triple(x):
 """
 
 
-def _run(folder: Path, **variables: str) -> str:
+_CALL = "triple.triple(14)"
+
+
+def _run(folder: Path, call: str = _CALL, package: Path = Path(cache.__file__).parents[2], **variables: str) -> str:
+    """What a call gives, whether Numba and LLVM were loaded for it, and how many functions were compiled."""
     code = (
-        "import sys, triple\n"
+        f"import sys, {call.rpartition('.')[0]}\n"
         "from nicmodel.jit.compiled import Compilation, watch\n"
         "watched = Compilation(lambda _: None)\n"
         "watch(watched)\n"
-        "print(triple.triple(14), 'numba' in sys.modules, 'llvmlite' in sys.modules, watched.functions)"
+        f"print({call}, 'numba' in sys.modules, 'llvmlite' in sys.modules, watched.functions)"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")} | {
-        "NUMBA_CACHE_DIR": str(folder / "cache"),
-        "PYTHONPATH": os.pathsep.join([str(folder), str(Path(cache.__file__).parents[2])]),
+        "PYTHONPATH": os.pathsep.join([str(folder), str(package)])
     }
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment | variables
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment | variables,
+        cwd=folder,
     )
     assert not done.returncode, done.stderr
     return done.stdout.strip()
@@ -212,22 +223,40 @@ def _run(folder: Path, **variables: str) -> str:
 
 def test_what_is_kept_needs_no_compiler(tmp_path: Path) -> None:
     """And is kept for one processor, one version of the function, and what the environment tells Numba."""
+    run = functools.partial(_run, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     source = tmp_path / "triple.py"
     source.write_text(_MODULE)
-    assert _run(tmp_path) == "42 True True 1"
-    assert _run(tmp_path) == "42 False False 0"
-    assert _run(tmp_path, NUMBA_BOUNDSCHECK="1").startswith("42 True True")
-    assert _run(tmp_path, NUMBA_BOUNDSCHECK="1") == "42 False False 0"
-    assert _run(tmp_path, NUMBA_CPU_NAME="x86-64-v2", NUMBA_CPU_FEATURES="").startswith("42 True True")
-    assert _run(tmp_path, NUMBA_DISABLE_JIT="1") == "42 False False 0"
+    assert run() == "42 True True 1"
+    assert run() == "42 False False 0"
+    assert run(NUMBA_BOUNDSCHECK="1").startswith("42 True True")
+    assert run(NUMBA_BOUNDSCHECK="1") == "42 False False 0"
+    assert run(NUMBA_CPU_NAME="x86-64-v2", NUMBA_CPU_FEATURES="").startswith("42 True True")
+    assert run(NUMBA_DISABLE_JIT="1") == "42 False False 0"
     kept = [file for file in (tmp_path / "cache" / "machine_code").iterdir() if "triple" in file.name]
     assert len(kept) == 3
     for file in kept:
         file.write_bytes(file.read_bytes()[:-1])
-    assert _run(tmp_path).startswith("42 True True")
-    assert _run(tmp_path) == "42 False False 0"
+    assert run().startswith("42 True True")
+    assert run() == "42 False False 0"
     source.write_text(_MODULE.replace("3 * x", "2 * x + x"))
-    assert _run(tmp_path) == "42 True True 1"
+    assert run() == "42 True True 1"
+
+
+def test_a_second_checkout_compiles_nothing(tmp_path: Path) -> None:
+    """It has the same sources elsewhere, written at another time; one whose sources differ compiles its own."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(Path(cache.__file__).parents[1], first / "nicmodel", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(first, second, copy_function=shutil.copyfile)
+    call = "nicmodel.packet.crc32c.crc32c(7, 0, 0)"
+
+    def run(checkout: Path) -> str:
+        return _run(tmp_path, call, checkout, XDG_CACHE_HOME=str(tmp_path / "cache"))
+
+    assert re.fullmatch("7 True True [1-9].*", run(first))
+    assert run(second) == run(first) == "7 False False 0"
+    with (second / "nicmodel" / "packet" / "words.py").open("a") as file:
+        file.write("#")
+    assert run(second).startswith("7 True True")
 
 
 def test_code_is_for_one_kind_of_processor(monkeypatch: pytest.MonkeyPatch) -> None:
