@@ -14,6 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+import nicmodel.cli.conform
 import nicmodel.cli.demo
 import nicmodel.cli.experiment.everything
 import nicmodel.cli.experiment.nvme
@@ -60,6 +61,7 @@ def nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (nicmodel.cli.experiment.series, "set_up"), (nicmodel.cli.experiment.questions, "run_placement"),
         (nicmodel.cli.experiment.questions, "run_owners"), (nicmodel.cli.experiment.questions, "run_exit"),
         (nicmodel.cli.experiment.nvme, "set_up"), (nicmodel.cli.selftests, "Bench"),
+        (nicmodel.cli.conform, "DriverBench"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, stop)
 
