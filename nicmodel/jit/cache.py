@@ -13,6 +13,7 @@ for what the environment tells Numba.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -22,10 +23,12 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FunctionType
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 
@@ -38,6 +41,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 #: Folders of sources that are kept, and files of machine code in one.
 _CACHES_KEPT = 12
 _FILES_KEPT = 1000
+#: Seconds to wait for what another process makes.
+_PATIENCE = 120.0
 
 #: An import at the top level of a file; others are for type checkers, or for later.
 _IMPORT = re.compile(r"^from ([\w.]+) import (\([^)]*\)|.*)|^import ([\w.]+)", re.MULTILINE)
@@ -190,19 +195,58 @@ def file_of(name: str, *key: object) -> Path | None:
     return CACHE / "machine_code" / f"{re.sub('[^A-Za-z0-9_.]', '-', name)[-80:]}-{digest}"
 
 
-def kept(file: Path | None, make: Callable[[], Made]) -> MachineCode | Made:
+def kept(
+    file: Path | None, make: Callable[[], Made], waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> MachineCode | Made:
     """Machine code from its file, or new, and then kept if it can be.
+
+    What another process makes at this moment is waited for: two servers that start at once, or the processes of
+    pytest-xdist, would all make the same.
 
     Args:
         file: `file_of`.
         make: makes it; may give None, which is not kept.
+        waiting: entered while another process makes it.
     """
-    if file and (code := read(file)) is not None:
+    if file is None:
+        return make()
+    if (code := read(file)) is not None:
         return code
-    made = make()
-    if file and made is not None:
-        write(file, made)
+    with _alone(file, waiting) as waited:
+        if waited and (code := read(file)) is not None:
+            return code
+        made = make()
+        if made is not None:
+            write(file, made)
     return made
+
+
+@contextmanager
+def _alone(file: Path, waiting: Callable[[], AbstractContextManager[object]]) -> Iterator[bool]:
+    """Wait until nobody else makes that file, but not for ever; whether there was anybody.
+
+    A lock is for many files, so that there are few locks; it is only to save work.
+    """
+    with ExitStack() as stack:
+        waited = False
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(file.parent / f".lock-{file.name[-1]}", "a"))
+            if not _lock(lock):
+                waited = True
+                with waiting():
+                    limit = time.monotonic() + _PATIENCE
+                    while not _lock(lock) and time.monotonic() < limit:
+                        time.sleep(0.05)
+        yield waited
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read(path: Path) -> MachineCode | None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -105,6 +106,18 @@ def watch(compilation: Compilation) -> None:
     watching.append(compilation)
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """Something is compiled meanwhile, though elsewhere."""
+    for compilation in watching:
+        compilation.begin()
+    try:
+        yield
+    finally:
+        for compilation in watching:
+            compilation.end(0)
+
+
 class Compiled:
     """A function that is compiled, for each combination of types of arguments that it is called with.
 
@@ -190,7 +203,7 @@ class Compiled:
         if which := cache.identity(self.function):
             name = f"{self.function.__module__}.{self.function.__qualname__}"
             file = cache.file_of(name, which, self.options, kinds)
-        code = cache.kept(file, functools.partial(self._compile, kinds, arguments))
+        code = cache.kept(file, functools.partial(self._compile, kinds, arguments), _told)
         if code is None:
             return None
         try:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -168,6 +171,35 @@ def test_files_that_are_not_whole_are_not_read(tmp_path: Path) -> None:
         assert cache.read(file) is None
         assert cache.kept(file, lambda: _CODE) == _CODE
         assert file.read_bytes() == whole
+
+
+def test_what_another_process_makes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """*Verify*: it is made once, by the other one; if that ends or takes too long without having made it, here."""
+    file = tmp_path / "code"
+    made: list[str] = []
+
+    def make() -> MachineCode:
+        made.append("here")
+        return _CODE
+
+    for what, limit in (("write", 60.0), ("end", 60.0), ("do nothing", 0.2)):
+        file.unlink(missing_ok=True)
+        monkeypatch.setattr(cache, "_PATIENCE", limit)
+        with (tmp_path / ".lock-e").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+            @contextmanager
+            def waiting(lock: IO[str] = lock, what: str = what) -> Iterator[None]:
+                if what == "write":
+                    cache.write(file, _CODE)
+                if what != "do nothing":
+                    fcntl.flock(lock, fcntl.LOCK_UN)
+                yield
+                made.append(f"waited for one to {what}")
+
+            assert cache.kept(file, make, waiting) == _CODE
+            assert cache.kept(file, make, waiting) == _CODE
+    assert made == ["waited for one to write", "waited for one to end", "here", "waited for one to do nothing", "here"]
 
 
 def test_nothing_is_kept_where_nothing_can_be_written(tmp_path: Path) -> None:
