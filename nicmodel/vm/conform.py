@@ -32,6 +32,8 @@ _BYTES = 4 << 20
 _PATIENCE = 60
 #: Lines of a kernel's complaints that a report keeps.
 _MOST = 40
+#: The last lines of what a command has printed that did not end well.
+_LAST = 8
 
 #: The host's end: what it is sent by TCP it sends back.
 _ECHO = """
@@ -318,7 +320,10 @@ def _harm(verdict: Verdict) -> Iterator[str]:
 
 
 def _evidence(verdict: Verdict) -> tuple[str, ...]:
-    lines = [f"{part.name}: {part.said}" for part in verdict.parts if not part.good]
+    lines = []
+    for part in verdict.parts:
+        if not part.good:
+            lines += [f"{part.name}: {part.said}", *part.output.rstrip().splitlines()[-_LAST:]]
     lines += [f"{finding['rule']}: {finding.get('what', '')}" for finding in verdict.findings]
     lines += sorted(log_lines(verdict.complaints))
     left_out = len(lines) - _MOST

@@ -113,6 +113,14 @@ def test_what_is_harm() -> None:
     assert list(conform._harm(stuck)) == ["the guest was lost: gve cannot be removed"]
 
 
+def test_evidence_has_the_end_of_what_a_command_said() -> None:
+    said = "".join(f"line {number}\n" for number in range(20))
+    found = conform._evidence(
+        verdict(Part("up", True, 1.0, "up", "all good"), Part("command", False, 1.0, "status 1", said))
+    )
+    assert found == ("command: status 1", *(f"line {number}" for number in range(12, 20)))
+
+
 def test_evidence_has_a_bound() -> None:
     lines = [f"gve: complaint {'x' * number}" for number in range(100)]
     found = conform._evidence(verdict(Part("up", False, 1.0, "no carrier"), complaints=lines))
