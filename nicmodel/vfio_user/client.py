@@ -98,7 +98,7 @@ class Client:
 
     Args:
         path: The server's socket.
-        timeout: Seconds to wait for a reply.
+        timeout: Seconds to wait for a reply: a server may have to compile something before it answers.
         negotiate: Send VERSION at once.
         idle: Called before each wait for the server; runs a server that lives in the same thread.
 
@@ -113,7 +113,7 @@ class Client:
         self,
         path: str,
         *,
-        timeout: float = 5.0,
+        timeout: float = 30.0,
         negotiate: bool = True,
         idle: Callable[[], object] = lambda: None,
     ) -> None:

@@ -74,7 +74,7 @@ def test_commands_that_go_on_until_they_are_stopped(server: NicServer, number: s
             assert process.stderr is not None and process.stderr.readline() == word
         with Control(control) as connection:
             connection.send([b"\xff" * 60] * 3)
-            until(lambda: file.stat().st_size > 3 * 60)
+            until(lambda: file.read_bytes().count(b"\xff" * 60) == 3)
         screen = b""
         while screen.count(b"\x1b[?1049h") < 2:  # both have taken it
             assert select.select([terminal], [], [], LIMIT)[0]
