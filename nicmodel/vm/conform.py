@@ -196,8 +196,9 @@ class _Examiner:
             " return 1; }"
         )
         self._pings = (
-            "ping -q -c 100 -i 0.01 -s 56 -W 10 $REMOTE_V4 | tee /dev/stderr | grep -q ' 0% packet loss' &&"
-            "ping -q -c 50 -i 0.01 -s 8000 -W 10 $REMOTE_V4 | tee /dev/stderr | grep -q ' 0% packet loss'"
+            'lossless() { said=$("$@"); echo "$said"; [[ $said == *" 0% packet loss"* ]]; }\n'
+            "lossless ping -q -c 100 -i 0.01 -s 56 -W 10 $REMOTE_V4 &&"
+            " lossless ping -q -c 50 -i 0.01 -s 8000 -W 10 $REMOTE_V4"
         ) if pings else bench.command  # fmt: skip
 
     def _transfer(self, count: int, limit: int) -> str:
