@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # How many processes of tests there are is for conftest.py to say. LONG=1: also the tests that take long for what
 # they add to others, as before a release.
-PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile $(if $(LONG),--long)
+PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(if $(LONG),--long)
 # Containers often set it. The tests start some hundred processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
