@@ -33,6 +33,7 @@ _COMMANDS = {
     "driver": "nicmodel.cli.driver",
     "conform": "nicmodel.cli.conform",
     "diff": "nicmodel.cli.diff",
+    "campaign": "nicmodel.cli.campaign",
     "coverage": "nicmodel.cli.coverage",
     "stat": "nicmodel.cli.stat",
     "top": "nicmodel.cli.top",
@@ -57,7 +58,7 @@ _COMMANDS = {
 _SECTIONS = {
     "To begin": ("demo", "doctor", "serve", "vm", "config"),
     "To write a driver": ("driver", "bringup", "conform", "diff", "coverage"),
-    "To test and compare": ("selftests", "nipa", "experiment"),
+    "To test and compare": ("selftests", "nipa", "experiment", "campaign"),
     "To look into a running server": ("stat", "top", "ledger", "show", "trace", "capture", "findings"),
     "To act on a running server": ("inject", "send", "link", "reset", "fault"),
     "To look up": ("rules", "faults", "weather"),
