@@ -76,7 +76,7 @@ def test_a_campaign_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_a_worker_that_is_killed(tmp_path: Path, kills: int, becomes: str) -> None:
     """*Verify*: its cell is run again, but not for ever; no process is left, and the other cells are as they were."""
     file = written(tmp_path, SERVERS if becomes == "lost" else SERVERS.replace("timeout = 30", "timeout = 6"))
-    killed = []
+    killed: list[psutil.Process] = []
     with spawn(campaign(file, "--workers", "2"), stdout=subprocess.PIPE, text=True) as process:
         here = psutil.Process(process.pid)
         deadline = time.monotonic() + 200

@@ -49,7 +49,7 @@ def campaign(
     file: Path, workers: int | None, scheduler: str | None, results: Path | None, again: bool, html: Path | None,
     listing: bool,
 ) -> None:  # fmt: skip
-    """Run a command for each combination of kernels, drivers, weather, faults …
+    """Run a command for many kernels, drivers, weathers, faults.
 
     FILE says which command, and which values its places have:
 
