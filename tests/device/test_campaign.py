@@ -85,7 +85,9 @@ def test_a_worker_that_is_killed(tmp_path: Path, kills: int, becomes: str) -> No
             for server in servers(here):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     killed.append(server)
-                    server.parent().kill()
+                    worker = server.parent()
+                    assert worker is not None
+                    worker.kill()
                     psutil.wait_procs([server], 20)
             time.sleep(0.1)
         out, _ = process.communicate(timeout=200)
