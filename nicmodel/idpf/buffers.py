@@ -77,8 +77,9 @@ class Buffers:
     def _completions(self, queue: Numbers, index: Numbers) -> Bytes:
         """Completions as they are in memory; shape (n, bytes of one)."""
         size = RX_COMPLETION.size
-        addresses = self._records[0]["completion_ring"][queue] + (index * size).astype(np.uint64)
-        raw, _, _ = peek_many(self._nic.state.memory_map, addresses, np.full(len(queue), size))
+        rings: npt.NDArray[np.uint64] = self._records[0]["completion_ring"][queue]
+        places = rings + (index * size).astype(np.uint64)
+        raw, _, _ = peek_many(self._nic.state.memory_map, places, np.full(len(queue), size))
         return raw.reshape(-1, size)
 
 

@@ -47,7 +47,8 @@ class Receive(receive.Receive):
         queue, record = self._of(number), self._nic.state.rx[number]
         head, entries = int(record["buffer_head"]), int(record["buffer_entries"])
         places = np.arange(head, head + min((queue.tail - head) % int(record["positions"]), entries)) % entries
-        return queue.copy[places[~queue.refused[places]]]
+        found: Words = queue.copy[places[~queue.refused[places]]]
+        return found
 
     def unused(self, number: int) -> Words:
         """The descriptors of all buffers that the device has of a queue, shape (n, words)."""
