@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from nicmodel.cli import campaign as command
 from nicmodel.cli.main import cli
-from nicmodel.vm.campaign.cell import Outcome, run
+from nicmodel.vm.campaign.cell import MAX_OUTPUT, Outcome, run
 from nicmodel.vm.campaign.plan import Cell, Plan, PlanError
 from nicmodel.vm.campaign.store import Store
 from nicmodel.vm.errors import VmError
@@ -121,6 +121,15 @@ def test_what_a_cell_writes_and_prints_is_kept(tmp_path: Path) -> None:
     assert (outcome.status, outcome.code) == ("good", 0)
     assert outcome.output.startswith("2 of 2 cells have a verdict") and "2 of 2 are good" in outcome.result
     assert outcome.seconds > 0 and outcome.cpu > 0
+
+
+def test_of_what_a_cell_prints_the_last_is_kept(tmp_path: Path) -> None:
+    values = ", ".join(f'"{number}-{"x" * 100}"' for number in range(1000))
+    (tmp_path / "inner.toml").write_text(f'command = "rules {{which}}"\n[axes]\nwhich = [{values}]\n')
+    found = plan(tmp_path, 'command = "campaign {inner} --list"\n[files]\ninner = "inner.toml"\n')
+    outcome = run(cell(found), found.files)
+    assert outcome.status == "good" and len(outcome.output) == MAX_OUTPUT
+    assert outcome.output.endswith(f"999-{'x' * 100}\n")
 
 
 def test_a_folder_has_its_name_at_the_worker(tmp_path: Path) -> None:

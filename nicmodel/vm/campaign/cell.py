@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,35 +74,53 @@ def run(cell: Cell, files: Mapping[str, File]) -> Outcome:
             words.append(word)
         command = [sys.executable, "-m", "nicmodel.cli", *words]
         before, started = _cpu(), time.monotonic()
-        with (folder / "output").open("w+b") as output:
-            with spawn(
-                command, {"TMPDIR": work, "COLUMNS": "100"}, stdout=output, stderr=subprocess.STDOUT, cwd=work
-            ) as process:
-                hung = False
-                try:
-                    process.wait(cell.timeout)
-                except subprocess.TimeoutExpired:
-                    hung = True
-                    process.send_signal(signal.SIGTERM)
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(_GRACE)
-                finally:
-                    process.kill()
-            seconds = time.monotonic() - started
-            length = output.seek(0, os.SEEK_END)
-            output.seek(max(0, length - MAX_OUTPUT))
-            said = output.read().decode(errors="replace")
+        with spawn(
+            command, {"TMPDIR": work, "COLUMNS": "100"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=work
+        ) as process:
+            assert process.stdout is not None
+            said = _Said(process.stdout.fileno())
+            hung = False
+            try:
+                process.wait(cell.timeout)
+            except subprocess.TimeoutExpired:
+                hung = True
+                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_GRACE)
+            finally:
+                process.kill()
+        seconds = time.monotonic() - started
+        output = said.last()
         status = "hung" if hung else {0: "good", _BROKEN: "broken"}.get(process.returncode, "failed")
         written = ""
         if result.is_file():
             with result.open("rb") as file:
                 content = file.read(MAX_RESULT + 1)
             if len(content) > MAX_RESULT:
-                said += f"\nits result is larger than {MAX_RESULT:,} bytes and not kept\n"
+                output += f"\nits result is larger than {MAX_RESULT:,} bytes and not kept\n"
             else:
                 written = content.decode(errors="replace")
         worker = f"{socket.gethostname()}:{os.getpid()}"
-        return Outcome(status, None if hung else process.returncode, seconds, _cpu() - before, worker, said, written)
+        return Outcome(status, None if hung else process.returncode, seconds, _cpu() - before, worker, output, written)
+
+
+class _Said(threading.Thread):
+    """Takes what a cell prints, however much that is, and keeps the last of it."""
+
+    def __init__(self, pipe: int) -> None:
+        super().__init__(daemon=True)
+        self._pipe, self._kept = os.dup(pipe), b""
+        self.start()
+
+    def run(self) -> None:
+        with open(self._pipe, "rb", buffering=0) as pipe:
+            while data := pipe.read(1 << 16):
+                self._kept = (self._kept + data)[-MAX_OUTPUT:]
+
+    def last(self) -> str:
+        """What there was when the cell had ended; a process that it has left behind is not waited for."""
+        self.join(5)
+        return self._kept.decode(errors="replace")
 
 
 def _put(file: File, folder: Path) -> Path:

@@ -60,7 +60,6 @@ def run_all(
     settings = {
         "distributed.scheduler.allowed-failures": _LIVES - 1,
         "distributed.comm.timeouts.connect": _CONNECT,
-        "distributed.worker.daemon": False,
     }
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(settings))
