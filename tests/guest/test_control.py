@@ -62,7 +62,7 @@ def test_numbers_of_queues(traffic: Traffic) -> None:
 
 
 #: Receive and transmit descriptors of a queue; the last is what the driver begins with. gve's are powers of two, idpf's
-#: any multiples of 32.
+#: multiples of 64 and of 32.
 RINGS = {
     "gvnic": [(256, 256), (4096, 256), (512, 4096), (1024, 1024)],
     "idpf": [(192, 160), (8128, 8160), (512, 512)],

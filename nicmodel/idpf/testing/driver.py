@@ -238,7 +238,7 @@ class Driver:
         self,
         *,
         queues: int | None = None,
-        ring_entries: int = 512,
+        ring_entries: int | tuple[int, int] = 512,
         header_split: bool = True,
         large: int = 2048,
         small: int = 1024,
@@ -249,7 +249,7 @@ class Driver:
 
         Args:
             queues: how many each way, no more than the vport has; None: all.
-            ring_entries: of every ring.
+            ring_entries: of every ring, or of receive rings and of transmit rings: Linux takes up to 8128 and 8160.
             header_split: headers into buffers of their own.
             large: bytes of a buffer of the first buffer queue.
             small: of the second; 0: there is none.
@@ -258,13 +258,15 @@ class Driver:
 
         Raises:
             Refused: the device refused a step.
+            ValueError: receive rings that cannot be (`RxConfig`).
         """
-        config = RxConfig(ring_entries, large, small, header_split, rsc, longest=int(self.vport["max_mtu"]))
+        rx_entries, tx_entries = (ring_entries, ring_entries) if isinstance(ring_entries, int) else ring_entries
+        config = RxConfig(rx_entries, large, small, header_split, rsc, longest=int(self.vport["max_mtu"]))
         for number in range(queues or int(self.vport["num_rx_q"])):
             self.rx[number] = RxQueue(number, config, self.ram, self._buffer_tail)
             self.rx[number].post()
             tail = partial(self._tail, QueueType.TX, number)
-            self.tx[number] = TxQueue(number, ring_entries, scheduling, self.ram, tail)
+            self.tx[number] = TxQueue(number, tx_entries, scheduling, self.ram, tail)
         self.set_vectors(int.from_bytes(ENABLE, "little"))
         self.configure()
         self.map_vectors()

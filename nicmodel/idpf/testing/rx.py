@@ -23,6 +23,9 @@ from nicmodel.testing.guest_memory import GuestMemory
 
 #: Bytes of a header buffer (IDPF_HDR_BUF_SIZE).
 HEADER_SIZE = 256
+#: Rings of buffers have a multiple of 32 entries, so that of completions, whose two they are, a multiple of this
+#: (IDPF_REQ_RXQ_DESC_MULTIPLE).
+RING_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class RxConfig:
         header_split: whether headers go to buffers of their own.
         rsc: let the device coalesce segments.
         longest: bytes of the longest packet.
+
+    Raises:
+        ValueError: half of the entries would be no ring.
     """
 
     entries: int = 512
@@ -44,6 +50,10 @@ class RxConfig:
     header_split: bool = False
     rsc: bool = False
     longest: int = 1526
+
+    def __post_init__(self) -> None:
+        if self.entries <= 0 or self.entries % RING_STEP:
+            raise ValueError(f"a receive ring has a multiple of {RING_STEP} entries, not {self.entries}")
 
     @property
     def flags(self) -> RxFlag:

@@ -47,6 +47,31 @@ def test_frames_arrive_as_they_were(driver: Driver, nic: TestNic) -> None:
         assert packet.checksums_good
 
 
+def test_the_longest_rings(driver: Driver, nic: TestNic) -> None:
+    """Those that ``ethtool -G`` gets at most, gone round once each way."""
+    rx_entries, tx_entries, batch = 8128, 8160, 2000
+    driver.open(queues=1, ring_entries=(rx_entries, tx_entries), large=1024, small=128, header_split=False)
+    frame = udp(20)
+    for start in range(0, rx_entries + batch, batch):
+        frames = [frame[:-4] + (start + number).to_bytes(4, "big") for number in range(batch)]
+        assert nic.inject(frames).delivered == batch
+        assert [packet.frame for packet in driver.poll(0)] == frames
+    for _ in range(0, tx_entries + batch, batch):
+        for number in range(batch):
+            driver.send(0, frame, kick=number == batch - 1)
+        nic.run()
+        kinds = [completion.type for completion in driver.poll_tx(0)]
+        assert kinds.count(TxCompletionType.PACKET) == batch
+    assert len(nic.take()) == nic.device.state.tx["packets"][0] > tx_entries
+
+
+def test_receive_rings_that_cannot_be(driver: Driver) -> None:
+    """Half of 8160 entries is no multiple of 32; Linux goes down to 8128."""
+    with pytest.raises(ValueError, match="a multiple of 64 entries, not 8160"):
+        driver.open(queues=1, ring_entries=8160)
+    driver.open(queues=1)
+
+
 def test_header_split(driver: Driver, nic: TestNic) -> None:
     """*Verify*: the payload alone decides which buffers are used; what has no payload is all in the header buffer."""
     driver.open(queues=1, header_split=True)
