@@ -160,8 +160,7 @@ class Watcher:
     def _write(self, time: int, event: Mapping[str, Any]) -> None:
         register = str(event.get("register"))
         value = ",".join(event["flags"]) if event.get("flags") else event.get("value")
-        # A doorbell goes up with each command.
-        if "doorbell" in register or "tail" in register or _IDLE.search(register):
+        if _IDLE.search(register):
             return
         fields = {} if isinstance(value, int) and value >= _ADDRESS else {"value": value}
         self._acts.append((time, Act("", f"write {register}", "", fields)))
