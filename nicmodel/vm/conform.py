@@ -311,12 +311,7 @@ def _troubles(verdict: Verdict) -> list[str]:
 
 def _harm(verdict: Verdict) -> Iterator[str]:
     """What no fault of a device may do to a kernel."""
-    crash = [
-        line for line in verdict.log if re.search(r"BUG:|Oops|general protection|Kernel panic|KASAN|refcount_t:", line)
-    ]
-    if crash:
-        yield "the kernel came to harm"
-    if verdict.lost and not crash:
+    if verdict.lost:
         yield f"the guest was lost: {verdict.lost}"
 
 

@@ -37,7 +37,7 @@ _USUAL = re.compile(r": (loading out-of-tree module taints kernel|module verific
 #: What says that something went wrong, besides what has the level of an error.
 _SPLAT = re.compile(r"WARNING:|BUG:|Oops|general protection fault|Call Trace|Kernel panic|NETDEV WATCHDOG|refcount_t:")
 #: After one of these a guest is of no use.
-_FATAL = re.compile(r"BUG:|Oops|general protection fault|Kernel panic|soft lockup|blocked for more than")
+_FATAL = re.compile(r"BUG:|Oops|general protection fault|Kernel panic|refcount_t:|soft lockup|blocked for more than")
 _ERROR = 3
 """The level of errors in the kernel's log; worse ones are below (Linux, include/linux/kern_levels.h)."""
 

@@ -108,7 +108,7 @@ def test_what_is_harm() -> None:
     failed = Part("command", False, 1.0, "status 1")
     assert list(conform._harm(verdict(failed, complaints=["gve: AQ timed out"]))) == []
     oops = verdict(failed, log=["BUG: kernel NULL pointer dereference"], lost="its kernel crashed")
-    assert list(conform._harm(oops)) == ["the kernel came to harm"]
+    assert list(conform._harm(oops)) == ["the guest was lost: its kernel crashed"]
     stuck = verdict(failed, lost="gve cannot be removed")
     assert list(conform._harm(stuck)) == ["the guest was lost: gve cannot be removed"]
 
