@@ -13,11 +13,13 @@ from nicmodel.faults.faults import Kinds
 from nicmodel.gvnic.faults.kinds import KINDS as GVNIC_FAULTS
 from nicmodel.gvnic.model import Gvnic
 from nicmodel.gvnic.profile import named_profile
+from nicmodel.gvnic.registers import DEVICE_GVNIC, VENDOR_GOOGLE
 from nicmodel.host import Model
 from nicmodel.idpf.faults.kinds import EFFECTS
 from nicmodel.idpf.faults.kinds import KINDS as IDPF_FAULTS
 from nicmodel.idpf.model import Idpf
 from nicmodel.idpf.profile import Profile as IdpfProfile
+from nicmodel.idpf.registers import DEVICE_IDPF_VF, VENDOR_INTEL
 from nicmodel.observe.findings import Rule
 
 
@@ -27,6 +29,7 @@ class Device:
 
     Attributes:
         about: what it is, for help.
+        pci: its vendor and device in PCI's numbers.
         make: makes a model of it from the name of a profile and the fields of the profile that are to be others.
         settings: the fields that can be.
         profiles: whether there are profiles by name.
@@ -38,6 +41,7 @@ class Device:
     """
 
     about: str
+    pci: tuple[int, int]
     make: Callable[[str, Mapping[str, Any]], Model[Any]]
     contract: str
     faults: Kinds
@@ -65,12 +69,14 @@ class Device:
 DEVICES: dict[str, Device] = {
     "gvnic": Device(
         "Google's gVNIC; Linux drives it by gve",
+        (VENDOR_GOOGLE, DEVICE_GVNIC),
         lambda profile, changes: Gvnic(named_profile(profile, **changes)),
         contract="nicmodel.gvnic.contract.rules",
         faults=GVNIC_FAULTS,
     ),
     "idpf": Device(
         "IDPF of Intel and OASIS, as a virtual function; Linux 6.7 and later drive it by idpf",
+        (VENDOR_INTEL, DEVICE_IDPF_VF),
         lambda _, changes: Idpf(IdpfProfile(**changes)),
         contract="nicmodel.idpf.contract.rules",
         faults=IDPF_FAULTS,

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from nicmodel import __version__
-from nicmodel.gvnic.registers import DEVICE_GVNIC, VENDOR_GOOGLE
+from nicmodel.cli.devices import DEVICES, device_option
+from nicmodel.vm import needs
 from nicmodel.vm import nipa as runner
 from nicmodel.vm.errors import VmError
 
@@ -43,7 +44,8 @@ def nipa() -> None:
 @click.option("--branches", required=True, metavar="URL", help="The list of branches to test.")
 @click.option("--url", required=True, help="By which FOLDER is to be reached from outside.")
 @click.option("--name", default="nicmodel", show_default=True, help="The runner's name in its results.")
-@click.option("--driver", default="gve", show_default=True, metavar="MODULE", help="The driver's module.")
+@device_option
+@click.option("--driver", metavar="MODULE", help="The driver's module.  [default: the stock one of this kind of NIC]")
 @click.option("--vcpus", type=click.IntRange(1, 64), default=2, show_default=True, help="Virtual CPUs of a guest.")
 @click.option("--memory", default="2G", show_default=True, metavar="SIZE", help="Memory of a guest.")
 @click.option("--qemu", default="", metavar="PROGRAM",
@@ -55,7 +57,8 @@ def setup(
     branches: str,
     url: str,
     name: str,
-    driver: str,
+    device: str,
+    driver: str | None,
     vcpus: int,
     memory: str,
     qemu: str,
@@ -70,14 +73,15 @@ def setup(
     The guests have this host's own files: it needs what the tests need (ethtool, iperf3, socat, python3-yaml …), and
     what virtme-ng needs.
     """
+    pci = DEVICES[device].pci
     config = runner.write_runner(
         folder,
         name=name,
         tree=tree,
         branches=branches,
         url=url,
-        driver=driver,
-        pci=(VENDOR_GOOGLE, DEVICE_GVNIC),
+        driver=driver or needs.DRIVERS[pci].module,
+        pci=pci,
         version=__version__,
         vcpus=vcpus,
         memory=memory,
@@ -87,7 +91,7 @@ def setup(
     first, second = runner.sockets(folder.absolute())
     click.echo(
         f"{config} is written. The NICs, which serve one guest after the other:\n"
-        f"  nicmodel serve --socket {first} --wire link --socket {second} --wire link --mtu 9000\n"
+        f"  nicmodel serve --device {device} --socket {first} --wire link --socket {second} --wire link --mtu 9000\n"
         "and, in a clone of github.com/linux-netdev/nipa, the runner:\n"
         f"  PYTHONPATH=. contest/remote/vmksft-p.py {config}"
     )

@@ -370,6 +370,29 @@ def test_a_report_of_a_guest_that_still_runs(echo: Module, tmp_path: Path) -> No
     assert record.contexts == {"": {SUM: 1}}
 
 
+def test_of_the_nics_drivers_those_count_that_ran(echo: Module, tmp_path: Path) -> None:
+    """*Verify*: another has no report, unless it was asked for, or none has run."""
+    file = tmp_path / "other.ko"
+    content = ECHO.read_bytes().replace(bytes.fromhex(echo.build_id), bytes(20))
+    code = echo.section(".text").data()
+    file.write_bytes(content.replace(code, bytes([0x90]) * len(code)))
+    other = Module.read(file)
+    for module in (echo, other):
+        files.keep(module)
+    for named, ran, found in (
+        (False, True, ["echo"]),
+        (True, True, ["echo", "other"]),
+        (False, False, ["echo", "other"]),
+    ):
+        path = tmp_path / f"{named}{ran}"
+        modules = [{"name": name, "build_id": module.build_id, "file": ""}
+                   for name, module in (("echo", echo), ("other", other))]  # fmt: skip
+        LiveFile.create(path, 1, {"release": "7.3.4", "named": named, "modules": modules}, slots=64).close()
+        if ran:
+            plugin_writes(path, blocks(loaded(echo, HERE), HERE, CALL_1), [[1] * 7])
+        assert [record.name for record in load(path).modules.values()] == found
+
+
 @pytest.mark.parametrize("damage", ["empty", "short", "magic", "used", "slots", "about"])
 def test_a_damaged_shared_file_is_refused(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "live"

@@ -58,6 +58,17 @@ def test_what_a_configuration_cannot_hold(tmp_path: Path, changes: dict[str, str
         runner(tmp_path, **changes)
 
 
+@pytest.mark.parametrize("device, driver, pci", [("gvnic", "gve", "0x1ae0 0x0042"), ("idpf", "idpf", "0x8086 0x145c")])
+def test_each_kind_of_nic(tmp_path: Path, device: str, driver: str, pci: str) -> None:
+    """With its stock driver, if no other is named."""
+    arguments = ["--tree", "linux", "--branches", "https://host/b.json", "--url", "https://host/ci", "--device", device]
+    for more, module in (([], driver), (["--driver", "mine"], "mine")):
+        run = CliRunner().invoke(nipa, ["setup", str(tmp_path), *arguments, *more])
+        assert run.exit_code == 0 and f"nicmodel serve --device {device} " in run.output
+        script = (tmp_path / "setup.sh").read_text()
+        assert f"modprobe {module}\n" in script and f'"{pci} "' in script
+
+
 def test_publishing(tmp_path: Path) -> None:
     """One entry in the manifest for each branch; each run in a file of its own."""
     first = publish(RESULTS, tmp_path, url=URL, name="mine", branch="net-next-1")

@@ -11,7 +11,7 @@ import click
 from nicmodel.cli.experiment import nvme, questions, series
 from nicmodel.cli.experiment.page import write_page
 from nicmodel.cli.experiment.plot import draw, svg
-from nicmodel.cli.experiment.show import FILE, judge, plotting_if, show
+from nicmodel.cli.experiment.show import FILE, judge, only_gvnic, plotting_if, show
 from nicmodel.cli.progress import console, step
 from nicmodel.client.results import Claim, Result, as_json, machine
 from nicmodel.gvnic.experiments import ddp, owners, placement, process_exit
@@ -38,6 +38,7 @@ SHORT = (
 @click.option("--guest/--no-guest", default=True, show_default=True,
               help="Also what needs a guest: devmem, ddp, and the stock driver in exit.")  # fmt: skip
 @click.option("--short", is_flag=True, help="Few cases, little traffic: a minute to see that all of it works.")
+@only_gvnic("can take none of them: it has neither devmem TCP nor the options of the model's own gVNIC")
 @kernel_options
 def everything(html: Path | None, json_file: Path | None, guest: bool, short: bool, kernel: KernelChoice) -> None:
     """Run all experiments, and write one page of them.

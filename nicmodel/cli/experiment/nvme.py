@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nicmodel.cli.experiment.show import hand_over, output_options, plotting_if
+from nicmodel.cli.experiment.show import hand_over, only_gvnic, output_options, plotting_if
 from nicmodel.cli.progress import step
 from nicmodel.client.results import Result, Row
 from nicmodel.gvnic.experiments import ddp as ddp_
@@ -40,6 +40,7 @@ _DIGESTS = {_EACH: (False, True), _BOTH: (True,), _NONE: (False,)}
               help="Reads of each case and depth, of 4 to 128 KiB; there are a quarter as many writes.")  # fmt: skip
 @click.option("--digests", default=_EACH, show_default=True, type=click.Choice(list(_DIGESTS)),
               help="Digests of headers and data: both, none, or cases of each.")  # fmt: skip
+@only_gvnic("has no direct data placement, which is an option of the model's own gVNIC")
 @kernel_options
 @output_options
 def ddp(

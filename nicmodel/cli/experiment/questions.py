@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nicmodel.cli.experiment.show import hand_over, output_options, plotting_if
+from nicmodel.cli.experiment.show import hand_over, only_gvnic, output_options, plotting_if
 from nicmodel.cli.progress import step
 from nicmodel.client.results import Result, Row, machine
 from nicmodel.gvnic.experiments import owners as owners_
@@ -44,6 +44,7 @@ _PLACEMENT, _OWNERS, _EXIT = placement_.Parameters(), owners_.Parameters(), proc
               help="After this the NIC drops payload, in the case of a host that takes twice as long.")  # fmt: skip
 @click.option("--milliseconds", default=_PLACEMENT.milliseconds, show_default=True, type=click.FloatRange(0.5, 20),
               help="For which frames come, of virtual time, in each case.")  # fmt: skip
+@only_gvnic("has no deferred placement, which is an option of the model's own gVNIC")
 @output_options
 def placement(
     accelerators: int,
@@ -81,6 +82,7 @@ def placement(
                    "several cases.")  # fmt: skip
 @click.option("--milliseconds", default=_OWNERS.milliseconds, show_default=True, type=click.IntRange(50, 2000),
               help="For which frames come, of virtual time, in each case.")  # fmt: skip
+@only_gvnic("has no owners of buffers, which are an option of the model's own gVNIC")
 @output_options
 def owners(
     counts: tuple[int, ...],
@@ -109,6 +111,7 @@ def owners(
 @click.option("--guest/--no-guest", default=True, show_default=True,
               help="Also kill the owner of a dma-buf in a guest with its own driver.")  # fmt: skip
 @click.option("--kills", default=3, show_default=True, type=click.IntRange(1, 100), help="How often in the guest.")
+@only_gvnic("has neither flushes of queues, an option of the model's own gVNIC, nor devmem TCP")
 @kernel_options
 @output_options
 def exit_(

@@ -13,7 +13,7 @@ import click
 import rich.table
 
 from nicmodel.cli.experiment.plot import save
-from nicmodel.cli.experiment.show import judge, output_options, plotting_if, show_claims
+from nicmodel.cli.experiment.show import judge, only_gvnic, output_options, plotting_if, show_claims
 from nicmodel.cli.progress import console, step
 from nicmodel.client.experiment import COPY, DEVMEM, MODES, QUANTITIES, Experiment, as_json
 from nicmodel.client.report import size
@@ -34,6 +34,7 @@ _TITLE = "TCP payload into an accelerator's memory"
 @click.option("--accelerator", type=Choice(ACCELERATORS), default=SWITCH, show_default=True,
               help="Where its memory is: in the BAR of a PCI device below the NIC's own switch, or a NUMA node of the "
                    "guest's.")  # fmt: skip
+@only_gvnic("has no devmem TCP: its driver cannot bind a queue to memory")
 @kernel_options
 @output_options
 def devmem(

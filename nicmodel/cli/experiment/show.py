@@ -12,10 +12,12 @@ import rich.table
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 
+from nicmodel.cli.devices import DEVICES
 from nicmodel.cli.experiment.plot import draw, pyplot, save
 from nicmodel.cli.options import UNJUDGED
 from nicmodel.cli.progress import console
 from nicmodel.client.results import Claim, Result, as_json, as_markdown
+from nicmodel.nearest import Choice
 from nicmodel.vm.errors import VmError
 
 FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
@@ -37,6 +39,23 @@ def output_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def only_gvnic(why: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option ``--device``, as other commands have it, of an experiment that other kinds of NICs cannot take.
+
+    Args:
+        why: the end of a sentence that begins with the kind's name.
+    """
+
+    def check(context: click.Context, option: click.Parameter, device: str) -> None:
+        if device != "gvnic":
+            raise click.BadParameter(f"{device} {why}", context, option)
+
+    return click.option(
+        "--device", type=Choice(tuple(DEVICES)), default="gvnic", show_default=True, expose_value=False, callback=check,
+        help="The kind of NIC. Others cannot take this experiment, and are told why.",
+    )  # fmt: skip
 
 
 def hand_over(result: Result, json_file: Path | None, markdown: Path | None, plot: Path | None) -> None:

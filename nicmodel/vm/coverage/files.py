@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nicmodel.cache import by_last_use, cache_dir
+from nicmodel.vm import needs
 from nicmodel.vm.coverage.data import Recorded
 from nicmodel.vm.coverage.lines import Lines, has_lines, read_lines
 from nicmodel.vm.coverage.module import Module
@@ -23,7 +24,7 @@ from nicmodel.vm.tools import source_archive, source_package
 
 T = TypeVar("T")
 
-DRIVERS = ("gve",)
+DRIVERS = tuple(need.module for need in needs.DRIVERS.values())
 """The drivers of the NICs that nicmodel has, by the names of their modules."""
 
 KEPT = 40
