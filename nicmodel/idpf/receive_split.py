@@ -95,7 +95,7 @@ class Words(NamedTuple):
 
 
 @inlined
-def _describe(state: State, batch: Batch, headers: Records, packet: Packet) -> Words:
+def _describe(headers: Records, packet: Packet, stamp: int) -> Words:
     """What the completions of a packet with these headers say of all of it."""
     h = headers[0]
     word0 = _ALWAYS | i64(ptype(h)) << _PTYPE | i64(h.ipv6_ex_add) << _EX_ADD
@@ -107,8 +107,7 @@ def _describe(state: State, batch: Batch, headers: Records, packet: Packet) -> W
         word1 |= 1 << _IP_ERROR
     if packet.errors & _BAD_L4:
         word1 |= 1 << _L4_ERROR
-    stamp = time_at(state.device[0], batch.now) & 0xFFFFFFFF
-    return Words(word0, word1, packet.hash, i64(u64(stamp) << _TIMESTAMP))
+    return Words(word0, word1, packet.hash, i64(u64(stamp & 0xFFFFFFFF) << _TIMESTAMP))
 
 
 @compiled
@@ -184,11 +183,37 @@ def _reject(state: State, queue: int, ring: Record, count: int) -> None:
 
 
 @inlined
-def _place(state: State, batch: Batch, headers: Records, packet: Packet, ring: Record) -> int:
-    """Put one packet into the next buffers of a ring, of which there are enough; the result is a `Drop`."""
+def _look_at(state: State, k: int, host: int, header: int, count: int) -> tuple[bool, int]:
+    """Look at the buffer `k` of a packet, whose descriptor is at `host`, and remember it in ``state.pieces``.
+
+    Returns:
+        Whether `count` bytes can be written to it, and if it is the first `header` bytes to its header buffer; and
+        where that is.
+    """
+    piece = state.pieces[k]
+    piece.address = load_u64(host + _BUFFER_ADDRESS)
+    piece.identifier = load_u16(host)
+    header_address = u64(0)
+    if k == 0 and header > 0:
+        header_address = load_u64(host + _BUFFER_HEADER)
+        if not reachable(state, header_address, header, WRITE):
+            fault(state, header_address)
+            return False, header_address
+    if not reachable(state, piece.address, count, WRITE):
+        fault(state, piece.address)
+        return False, header_address
+    return True, header_address
+
+
+@inlined
+def _place(state: State, batch: Batch, headers: Records, packet: Packet, ring: Record, stamp: int) -> int:
+    """Put one packet into the next buffers of a ring, of which there are enough; the result is a `Drop`.
+
+    `stamp` is what the device's clock shows.
+    """
     queue = packet.queue
     rx = state.rx[queue]
-    words = _describe(state, batch, headers, packet)
+    words = _describe(headers, packet, stamp)
     header = max(packet.header, i64(0))
     left = packet.length - header
     needed = buffers_needed(ring, header, packet.length)
@@ -200,20 +225,12 @@ def _place(state: State, batch: Batch, headers: Records, packet: Packet, ring: R
         host = u64(_descriptor(state, queue, ring, _behind(ring, head, k)))
         if host == 0:
             return _DMA_FAULT
-        piece = state.pieces[k]
-        piece.address = load_u64(host + _BUFFER_ADDRESS)
-        piece.identifier = load_u16(host)
-        bad = not reachable(state, piece.address, min(size, left - k * size), WRITE)
-        wrong = piece.address
-        if k == 0 and header > 0:
-            header_address = load_u64(host + _BUFFER_HEADER)
-            if not bad and not reachable(state, header_address, header, WRITE):
-                bad = True
-                wrong = header_address
-        if bad:
-            fault(state, wrong)
+        good, address = _look_at(state, k, host, header, min(size, left - k * size))
+        if not good:
             _reject(state, queue, ring, k + 1)
             return _DMA_FAULT
+        if k == 0:
+            header_address = address
 
     rest = put_header(state, packet, whole(packet), header, header_address)
     overflow = i64(1 if packet.header < 0 else 0)
@@ -239,17 +256,18 @@ def _place(state: State, batch: Batch, headers: Records, packet: Packet, ring: R
 
 
 @inlined
-def _choose(state: State, queue: int, planned: Plan, merged: bool) -> tuple[bool, int]:
-    """Whether the small buffers are for what a frame becomes, and whether there is room; the latter is a `Drop`."""
-    rx = state.rx[queue]
+def _suits_small(state: State, queue: int, planned: Plan, merged: bool) -> bool:
+    """Whether what a frame becomes is for the small buffers of its queue, if that has any."""
     small = state.small[queue]
     if merged or small.buffer_entries == 0:
-        return False, i64(room(rx, rx, planned))
-    fits = planned.longest - max(planned.split, i64(0)) <= i64(small.buffer_size)
-    verdict = i64(room(rx, small if fits else rx, planned))
-    if verdict != _NONE and i64(room(rx, rx if fits else small, planned)) == _NONE:
-        return not fits, _NONE
-    return fits, verdict
+        return False
+    return bool(planned.longest - max(planned.split, i64(0)) <= i64(small.buffer_size))
+
+
+@inlined
+def _has_room(rx: Record, ring: Record, planned: Plan) -> bool:
+    """Whether a ring of buffers is there and has room for what a frame becomes."""
+    return bool(ring.buffer_entries != 0 and room(rx, ring, planned) == _NONE)
 
 
 @inlined
@@ -270,8 +288,13 @@ def _count_cast(state: State, batch: Batch, number: int) -> None:
 
 
 @inlined
-def _deliver(state: State, batch: Batch, number: int, headers: Records, payload: int, flags: int) -> int:
-    """Take a frame with these headers to its queue, or all that is merged to it; the result is a `Drop`."""
+def _deliver(
+    state: State, batch: Batch, number: int, headers: Records, payload: int, flags: int, stamp: int
+) -> int:  # fmt: skip
+    """Take a frame with these headers to its queue, or all that is merged to it; the result is a `Drop`.
+
+    `stamp` is what the device's clock shows.
+    """
     outcome = batch.outcomes[number]
     queue = i64(outcome.queue)
     rx = state.rx[queue]
@@ -279,11 +302,17 @@ def _deliver(state: State, batch: Batch, number: int, headers: Records, payload:
     outcome.completion = first
     planned = plan(state, batch, number, headers, payload)
     merged = payload > 0 or (batch.frames[number].gso != 0 and planned.segment == 0)
-    use_small, verdict = _choose(state, queue, planned, merged)
-    ring = state.small[queue] if use_small else state.rx[queue]
+    suits = _suits_small(state, queue, planned, merged)
+    ring = state.small[queue] if suits else rx
+    verdict = i64(room(rx, ring, planned))
+    if verdict != _NONE and not merged:
+        other = rx if suits else state.small[queue]
+        if _has_room(rx, other, planned):
+            ring = other
+            verdict = _NONE
     for k in range(planned.packets if verdict == _NONE else i64(0)):
         packet = prepare(state, batch, number, headers, payload, flags, planned, k)
-        verdict = i64(_place(state, batch, headers, packet, ring))
+        verdict = i64(_place(state, batch, headers, packet, ring, stamp))
         if verdict != _NONE:
             break
     # Each buffer that is used, or handed back, has a completion of its own.
@@ -300,6 +329,7 @@ def receive_split(
 ) -> int:  # fmt: skip
     """See `nicmodel.nic.ingress.Receive`."""
     batch = Batch(data, frames, count, now, oldest, limit, held_data, held_frames, held, outcomes)
+    stamp = time_at(state.device[0], now)
     delivered = 0
     for number in range(count + 1):
         ended, first, single = take_in(state, batch, number)
@@ -313,7 +343,7 @@ def receive_split(
             for k in range(unit.times):
                 if k > 0:
                     parse_again(batch, at, headers)
-                verdict = i64(_deliver(state, batch, at, headers, unit.payload, unit.flags))
+                verdict = i64(_deliver(state, batch, at, headers, unit.payload, unit.flags, stamp))
                 done, at = settle(state, batch, at, unit.frames, verdict)
                 delivered += done
     return delivered
