@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,9 @@ import numpy.typing as npt
 from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, GQI_RX_PAD, GQI_RX_SLOT, RX_BUFFER, RX_COMPLETION
 from nicmodel.gvnic.options.owners.lists import posted
 from nicmodel.gvnic.pages import resolve
-from nicmodel.nic.layout import Bits, explain
+from nicmodel.nic.layout import explain
 from nicmodel.nic.peek import peek_many
-from nicmodel.nic.view import Numbers, Pieces
+from nicmodel.nic.view import Numbers, Pieces, pieces
 
 if TYPE_CHECKING:
     from nicmodel.gvnic.device import Nic  # which shows its buffers
@@ -45,7 +45,7 @@ class Buffers:
         if not self._gqi:
             used = (index - queues["completion_index"][queue]) % completion_entries
             slot = (queues["buffer_head"][queue] + used) % np.maximum(queues["buffer_entries"][queue], 1)
-            identifiers = _field(completions.view("<u8"), RX_COMPLETION.buffer_id)
+            identifiers = RX_COMPLETION.buffer_id.counts(completions.view("<u8"))
             slot = np.where(queues["owners"][queue] > 0, identifiers, slot)
         buffers = np.zeros((len(queue), GQI_RX_SLOT.itemsize if self._gqi else RX_BUFFER.size), np.uint8)
         for number in np.unique(queue).tolist():
@@ -53,16 +53,18 @@ class Buffers:
             buffers[chosen] = self._rings[number][slot[chosen]]
             if not self._gqi:
                 buffers[chosen] = self._named(number, buffers[chosen], identifiers[chosen])
-        return self._read_gqi(completions, queue, buffers, later == 0) if self._gqi else _read_dqo(completions, buffers)
+        if self._gqi:
+            return self._read_gqi(completions, queue, buffers, later == 0)
+        return pieces(completions, buffers, RX_COMPLETION, RX_BUFFER)
 
     def _named(self, queue: int, buffers: Bytes, identifiers: Numbers) -> Bytes:
         """These buffers of a queue, or where a completion has named another, that one."""
-        others = _field(buffers.view("<u8"), RX_BUFFER.buffer_id) != identifiers
+        others = RX_BUFFER.buffer_id.counts(buffers.view("<u8")) != identifiers
         if others.any():
             ring, record = self._rings[queue], self._queues[queue]
             posted = int(record["buffer_tail"] - record["buffer_head"]) % len(ring)
             mine = ring[(int(record["buffer_head"]) + np.arange(posted)) % len(ring)]
-            places = {name: place for place, name in enumerate(_field(mine.view("<u8"), RX_BUFFER.buffer_id).tolist())}
+            places = {name: place for place, name in enumerate(RX_BUFFER.buffer_id.of(mine.view("<u8")).tolist())}
             for number in np.flatnonzero(others).tolist():
                 if int(identifiers[number]) in places:
                     buffers[number] = mine[places[int(identifiers[number])]]
@@ -99,20 +101,3 @@ class Buffers:
         }
         shared = np.flatnonzero(queues["owners"]).tolist()
         return rings | {number: posted(state, number, rings[number]) for number in shared}
-
-
-def _read_dqo(completions: Bytes, buffers: Bytes) -> Pieces:
-    words, descriptors = completions.view("<u8"), buffers.view("<u8")
-    split = _field(words, RX_COMPLETION.split_header)
-    return Pieces(
-        decode=lambda piece: RX_COMPLETION.decode(completions[piece].tobytes()),
-        addresses=descriptors[:, RX_BUFFER.buffer_address.word].astype(np.uint64),
-        lengths=_field(words, RX_COMPLETION.packet_length),
-        header_addresses=descriptors[:, RX_BUFFER.header_address.word].astype(np.uint64),
-        header_lengths=_field(words, RX_COMPLETION.header_length) * split,
-    )
-
-
-def _field(words: npt.NDArray[Any], bits: Bits) -> Numbers:
-    """A bit field of many descriptors; shape (n,)."""
-    return (words[:, bits.word] >> np.uint64(bits.shift) & np.uint64(bits.mask)).astype(np.int64)

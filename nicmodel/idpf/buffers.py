@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from nicmodel.idpf.descriptors import RX_BUFFER, RX_COMPLETION
-from nicmodel.nic.layout import Bits
 from nicmodel.nic.peek import peek_many
-from nicmodel.nic.view import Numbers, Pieces
+from nicmodel.nic.view import Numbers, Pieces, pieces
 
 if TYPE_CHECKING:
     from nicmodel.idpf.device import Nic  # which shows its buffers
@@ -43,8 +42,7 @@ class Buffers:
         entries = np.maximum(queues["completion_entries"][queue].astype(np.int64), 1)
         index = (first + later) % entries
         completions = self._completions(queue, index)
-        words = completions.view("<u8")
-        ring = _field(words, RX_COMPLETION.buffer_queue)
+        ring = RX_COMPLETION.buffer_queue.of(completions.view("<u8"))
         # Each ring's buffers are used in their order: this one is as far behind the ring's head as there were
         # completions of that ring before it.
         done = (index - queues["completion_index"][queue]) % entries
@@ -53,9 +51,8 @@ class Buffers:
             chosen = np.flatnonzero(queue == number)
             before = np.arange(int(done[chosen].max()) + 1)
             places = (int(queues["completion_index"][number]) + before) % entries[chosen[0]]
-            which = _field(
-                self._completions(np.full(len(places), number), places).view("<u8"), RX_COMPLETION.buffer_queue
-            )
+            earlier = self._completions(np.full(len(places), number), places)
+            which = RX_COMPLETION.buffer_queue.of(earlier.view("<u8"))
             for kind in (0, 1):
                 if number not in self._rings[kind]:
                     continue
@@ -64,15 +61,7 @@ class Buffers:
                 record = self._records[kind][number]
                 slot = (int(record["buffer_head"]) + count[done[mine]]) % int(record["buffer_entries"])
                 buffers[mine] = self._rings[kind][number][slot]
-        descriptors = buffers.view("<u8")
-        split = _field(words, RX_COMPLETION.split_header)
-        return Pieces(
-            decode=lambda piece: RX_COMPLETION.decode(completions[piece].tobytes()),
-            addresses=descriptors[:, RX_BUFFER.buffer_address.word].astype(np.uint64),
-            lengths=_field(words, RX_COMPLETION.packet_length),
-            header_addresses=descriptors[:, RX_BUFFER.header_address.word].astype(np.uint64),
-            header_lengths=_field(words, RX_COMPLETION.header_length) * split,
-        )
+        return pieces(completions, buffers, RX_COMPLETION, RX_BUFFER)
 
     def _completions(self, queue: Numbers, index: Numbers) -> Bytes:
         """Completions as they are in memory; shape (n, bytes of one)."""
@@ -81,8 +70,3 @@ class Buffers:
         places = rings + (index * size).astype(np.uint64)
         raw, _, _ = peek_many(self._nic.state.memory_map, places, np.full(len(queue), size))
         return raw.reshape(-1, size)
-
-
-def _field(words: npt.NDArray[Any], bits: Bits) -> Numbers:
-    """A bit field of many descriptors; shape (n,)."""
-    return (words[:, bits.word] >> np.uint64(bits.shift) & np.uint64(bits.mask)).astype(np.int64)

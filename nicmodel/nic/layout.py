@@ -44,6 +44,10 @@ class Bits:
         """The field's values in many descriptors, shape (n, words); shape (n,)."""
         return words[:, self.word] >> np.uint64(self.shift) & np.uint64(self.mask)
 
+    def counts(self, words: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """The same of a field of less than 64 bits, as numbers to calculate with."""
+        return self.of(words).astype(np.int64)
+
     def put(self, value: int) -> int:
         """`value` at the field's place in the descriptor seen as one integer.
 

@@ -20,6 +20,7 @@ from nicmodel.nic.egress import Egress
 from nicmodel.nic.events import Event
 from nicmodel.nic.ingress import Ingress
 from nicmodel.nic.interrupts import Interrupts
+from nicmodel.nic.layout import Layout
 from nicmodel.nic.port import Port
 from nicmodel.nic.state import State
 from nicmodel.pci.config import ConfigSpace
@@ -83,6 +84,28 @@ class Pieces:
     lengths: Numbers
     header_addresses: npt.NDArray[np.uint64]
     header_lengths: Numbers
+
+
+def pieces(
+    completions: npt.NDArray[np.uint8], buffers: npt.NDArray[np.uint8], completion: Layout, buffer: Layout
+) -> Pieces:
+    """The pieces that completions have brought to buffers, as descriptors of either tell, both of shape (n, bytes).
+
+    Args:
+        completions: n of them.
+        buffers: the descriptor of each one's buffer.
+        completion: what the ones are like: the length in the buffer is `packet_length`, that of a header which was
+            split off `header_length`.
+        buffer: what the others are like.
+    """
+    words, posted = completions.view("<u8"), buffers.view("<u8")
+    return Pieces(
+        decode=lambda piece: completion.decode(completions[piece].tobytes()),
+        addresses=buffer.buffer_address.of(posted),
+        lengths=completion.packet_length.counts(words),
+        header_addresses=buffer.header_address.of(posted),
+        header_lengths=completion.header_length.counts(words) * completion.split_header.counts(words),
+    )
 
 
 class Buffers(Protocol):

@@ -312,10 +312,7 @@ def _asked(raw: bytes, gqi: bool) -> set[str]:
         segmentation = flags >> 4 == GqiTxType.TSO
     else:
         words = np.frombuffer(raw, "<u8").reshape(-1, TX_PACKET.size // 8)
-        kinds, asked = (
-            words[:, bits.word] >> np.uint64(bits.shift) & np.uint64(bits.mask)
-            for bits in (TX_PACKET.dtype, TX_PACKET.checksum)
-        )
-        checksum = (kinds == TxType.PACKET) & (asked != 0)
+        kinds = TX_PACKET.dtype.of(words)
+        checksum = (kinds == TxType.PACKET) & (TX_PACKET.checksum.of(words) != 0)
         segmentation = kinds == TxType.TSO_CONTEXT
     return {name for name, found in (("checksum", checksum), ("segmentation", segmentation)) if found.any()}
