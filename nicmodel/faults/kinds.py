@@ -282,6 +282,15 @@ class TxTag(TxFault):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TxOrder(TxFault):
+    """The completions of a batch are written in another order, those of descriptors among those of packets (DQO)."""
+
+    name = "tx-order"
+    effect = "The driver finds each packet by its tag. Nothing is lost."
+    source = "gve_tx_dqo.c: packets are found by completion_tag, in any order; AF_XDP's are put in order by the driver."
+
+
+@dataclass(frozen=True, kw_only=True)
 class TxHalt(TxFault):
     """A malformed packet stops its queue until it is created anew, as it does on hardware."""
 
@@ -432,7 +441,7 @@ class DeviceOnes(Fault):
     )
 
 
-#: All of these by name.
+#: Those of gVNICs and others, by name.
 KINDS: dict[str, type[Fault]] = {
     kind.name: kind
     for kind in (

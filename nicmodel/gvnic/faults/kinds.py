@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 
 from nicmodel.faults.fault import SPAN, Chance, Drawn, Fault, Range, Where
 from nicmodel.faults.kinds import KINDS as ANY_NIC
-from nicmodel.faults.kinds import RxFault, TxFault
+from nicmodel.faults.kinds import RxFault, TxFault, TxOrder
 from nicmodel.gvnic.commands import Opcode, Status
 
 #: Statuses that are none: what is left as the driver wrote it, and a number that the contract does not know.
@@ -127,15 +127,6 @@ class TxMiss(TxFault):
     form: Annotated[
         Literal["type", "bit", "both"], "how a miss is told: by its type, or by a bit of the tag; both: now so, now so"
     ] = "both"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TxOrder(TxFault):
-    """The completions of a batch are written in another order, those of descriptors among those of packets (DQO)."""
-
-    name = "tx-order"
-    effect = "The driver finds each packet by its tag. Nothing is lost."
-    source = "gve_tx_dqo.c: packets are found by completion_tag, in any order; AF_XDP's are put in order by the driver."
 
 
 @dataclass(frozen=True, kw_only=True)

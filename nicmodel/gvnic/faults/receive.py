@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nicmodel.faults.detour import Shadow, Words, get, publish
+from nicmodel.faults.edits import Buffers, Edits
 from nicmodel.faults.fault import Injection, Late
 from nicmodel.faults.kinds import (
     DmaSlow,
@@ -25,11 +26,10 @@ from nicmodel.faults.kinds import (
     RxTooLong,
     RxUnsplit,
 )
-from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, RX_COMPLETION
+from nicmodel.faults.receive import parts, queues_of, split_nothing
+from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, RX_BUFFER, RX_COMPLETION
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.faults import edits
 from nicmodel.gvnic.faults.admin import jumped
-from nicmodel.gvnic.faults.edits import Buffers
 from nicmodel.gvnic.faults.kinds import (
     ClockJump,
     IrqEarly,
@@ -56,6 +56,9 @@ _LEAST = 256
 
 #: What is done to a frame beforehand, so that it is received by itself.
 _BEFOREHAND = (RxUnsplit, RxHeaderOverflow, RxStarve, RxSpread)
+
+
+_EDITS = Edits(RX_COMPLETION)
 
 
 class _Completion(NamedTuple):
@@ -102,18 +105,9 @@ class ReceiveFaults:
         size = GQI_RX_DESCRIPTOR.itemsize if self._nic.gqi else RX_COMPLETION.size
         before = state.rx.copy()
         with self._shadow.completions(state, size) as (shadowed, shadows):
-
-            def run(first: int, last: int) -> int:
-                """Receive a part of the batch."""
-                if first == last:
-                    return 0
-                part, number = outcomes[first:last], last - first
-                delivered = receive(
-                    shadowed, data, frames[first:last], number, now, oldest, limit, held_data, held_frames, held, part
-                )
-                part["next"][part["next"] >= 0] += first
-                return delivered
-
+            run = parts(
+                receive, shadowed, data, frames, now, oldest, limit, held_data, held_frames, held, outcomes
+            )  # fmt: skip
             delivered = self._run(state, frames[:count], outcomes, run)
         late, together = self._look_at(before, outcomes[:count], shadows)
         for number, shadow in shadows.items():
@@ -150,7 +144,7 @@ class ReceiveFaults:
         """Whether aggregates end before this frame, or it is one that is taken apart."""
         fault = injection.fault
         assert isinstance(fault, RxFault)
-        queues = slice(None) if fault.queue is None else slice(fault.queue, fault.queue + 1)
+        queues = queues_of(fault)
         whole = frames[number]["gso"] != Gso.NONE
         merges = whole or (number > 0 and state.rx["coalesce"][queues].any())
         return bool(merges and state.rx["rsc"][queues].any()) and injection.hit()
@@ -159,7 +153,7 @@ class ReceiveFaults:
         """Set the queues up as the fault would have it for this frame."""
         fault, rx = injection.fault, state.rx
         assert isinstance(fault, RxFault)
-        queues = slice(None) if fault.queue is None else slice(fault.queue, fault.queue + 1)
+        queues = queues_of(fault)
         if isinstance(fault, RxStarve):
             rx["buffer_tail"][queues] = rx["buffer_head"][queues]
         elif isinstance(fault, RxSpread):
@@ -174,9 +168,7 @@ class ReceiveFaults:
                 if whole and 1 < needed < most and not self._nic.gqi:
                     rx["buffer_size"][queue] = math.ceil(length / injection.random.randint(needed + 1, most))
         else:
-            split = rx["header_size"][queues] > 0
-            too_small = 1 if isinstance(fault, RxHeaderOverflow) else 0
-            rx["header_size"][queues] = np.where(split, too_small, 0)
+            split_nothing(rx, fault)
 
     def _settle(self, injection: Injection, frame: np.void, outcome: np.void) -> None:
         """Count a fault if the frame was one that it is about."""
@@ -230,13 +222,13 @@ class ReceiveFaults:
                     injection.strike(queue=f"rx{queue}", delay=fault.delay)
                     late |= {(queue, place): fault.delay for place in places}
                 if isinstance(fault, ClockJump) and not self._nic.gqi:
-                    edits.shift_time(packet, jumped([injection]))
+                    _EDITS.shift_time(packet, jumped([injection]))
                 if not isinstance(fault, RxFault) or fault.queue not in (None, queue):
                     continue
                 if isinstance(fault, RxLate) and injection.hit(queue=f"rx{queue}", delay=fault.delay):
                     late |= {(queue, place): fault.delay for place in places}
                 elif isinstance(fault, RxTooLong) and self._nic.gqi:
-                    edits.lengthen(injection, queue, packet[0], int(before[queue]["buffer_size"]))
+                    _lengthen(injection, queue, packet[0], int(before[queue]["buffer_size"]))
                 elif self._nic.gqi:
                     continue
                 elif isinstance(fault, IrqEarly) and injection.hit(queue=f"rx{queue}", delay=fault.delay):
@@ -247,7 +239,7 @@ class ReceiveFaults:
                 elif isinstance(fault, RxSplitBeyond):
                     room = int(self._nic.state.rx[queue]["header_size"])
                     buffers = self._buffers(before[queue])
-                    edits.split_beyond(injection, queue, packet[0], buffers, done, room, fault.extra)
+                    _EDITS.split_beyond(injection, queue, packet[0], buffers, done, room, fault.extra)
                 else:
                     last = shadows[queue][(first - 1) % entries] if done else None
                     self._edit(injection, queue, packet, last)
@@ -260,17 +252,17 @@ class ReceiveFaults:
         """Change what a packet's completions say; `last` is the one before them in the batch."""
         fault = injection.fault
         if isinstance(fault, RxChecksum):
-            edits.verdict(injection, queue, packet, fault.verdict)
+            _EDITS.verdict(injection, queue, packet, fault.verdict)
         elif isinstance(fault, RxUnverified) and not get(packet[-1], RX_COMPLETION.rsc):
-            edits.flag(injection, queue, packet, RX_COMPLETION.l3_l4_processed, 0)
+            _EDITS.flag(injection, queue, packet, RX_COMPLETION.l3_l4_processed, 0)
         elif isinstance(fault, RxNoTimestamp):
-            edits.flag(injection, queue, packet, RX_COMPLETION.timestamp_valid, 0)
+            _EDITS.flag(injection, queue, packet, RX_COMPLETION.timestamp_valid, 0)
         elif isinstance(fault, RxExAdd):
-            edits.flag(injection, queue, packet, RX_COMPLETION.ipv6_ex_add, 1)
+            _EDITS.flag(injection, queue, packet, RX_COMPLETION.ipv6_ex_add, 1)
         elif isinstance(fault, RxError):
-            edits.fail(injection, queue, packet)
+            _EDITS.fail(injection, queue, packet)
         elif isinstance(fault, RxBufferId):
-            edits.rename(injection, queue, packet, last, fault)
+            _EDITS.rename(injection, queue, packet, last, fault)
 
     def _scatter(self, injection: Injection, before: Records, shadows: dict[int, Words]) -> None:
         fault, rx, profile = injection.fault, self._nic.state.rx, self._nic.profile
@@ -283,12 +275,12 @@ class ReceiveFaults:
             count = (int(rx[queue]["buffer_head"]) - int(before[queue]["buffer_head"])) % int(rx[queue]["positions"])
             if fault.queue in (None, queue):
                 written = [completions[(first + k) % entries] for k in range(count)]
-                edits.scatter(injection, queue, written, self._buffers(before[queue]))
+                _EDITS.scatter(injection, queue, written, self._buffers(before[queue]))
 
     def _buffers(self, before: np.void) -> Buffers:
         """The buffers of a queue that a batch has used, which was as `before` when it began."""
         ring, entries, head = (int(before[name]) for name in ("buffer_ring", "buffer_entries", "buffer_head"))
-        return Buffers(self._nic.state.memory_map, ring, entries, head)
+        return Buffers(self._nic.state.memory_map, RX_BUFFER, ring, entries, head)
 
     def _copy(
         self, before: np.void, queue: int, completions: Words, late: dict[tuple[int, int], float],
@@ -347,3 +339,9 @@ class ReceiveFaults:
             self._publish(one)
             self._late.tell("rx", one.queue, one.place)
         self._nic.go_on()
+
+
+def _lengthen(injection: Injection, queue: int, completion: Words, size: int) -> None:
+    """Have a GQI descriptor tell of one byte more than a buffer holds."""
+    if injection.hit(queue=f"rx{queue}"):
+        completion.view(GQI_RX_DESCRIPTOR)["length"] = size + 1

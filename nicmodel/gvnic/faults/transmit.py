@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from nicmodel.faults.detour import Shadow, host_address, publish
 from nicmodel.faults.fault import Injection, Late
-from nicmodel.faults.kinds import DmaSlow, TxFault, TxHalt, TxLate, TxNever, TxTag
+from nicmodel.faults.kinds import DmaSlow, TxFault, TxHalt, TxLate, TxNever, TxOrder, TxTag
+from nicmodel.faults.order import mixed
 from nicmodel.gvnic.commands import ALTERNATE_MISS_BIT, DriverCapability
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TxCompletionType
 from nicmodel.gvnic.device import Nic
-from nicmodel.gvnic.faults.kinds import TxHold, TxMiss, TxOrder, TxReportLate
+from nicmodel.gvnic.faults.kinds import TxHold, TxMiss, TxReportLate
 from nicmodel.gvnic.state import State
 from nicmodel.nic.egress import Transmit
 from nicmodel.nic.state import Drop, Taken
@@ -104,7 +105,7 @@ class TransmitFaults:
             completions = [np.array([word], np.uint64) for word in words[:written].tolist()]
             for injection in faults:
                 if isinstance(injection.fault, TxOrder) and len(completions) > 1 and injection.hit(queue=f"tx{queue}"):
-                    completions = _mixed(injection, completions)
+                    completions = mixed(injection, completions, _is_report)
             for word in completions:
                 if _type(word) == TxCompletionType.PACKET:
                     self._decide(faults, queue, word)
@@ -289,11 +290,6 @@ def _made(completion: Word, kind: TxCompletionType, value: int) -> Word:
     return np.array([word], np.uint64)
 
 
-def _mixed(injection: Injection, completions: list[Word]) -> list[Word]:
-    """Completions in another order; those of descriptors stay in theirs, as each says how far the device has come."""
-    order = list(range(len(completions)))
-    injection.random.shuffle(order)
-    reports = [one for one in completions if _type(one) == TxCompletionType.DESCRIPTOR]
-    mixed = [completions[number] for number in order]
-    following = iter(reports)
-    return [next(following) if _type(one) == TxCompletionType.DESCRIPTOR else one for one in mixed]
+def _is_report(word: Word) -> bool:
+    """Whether it is a completion of descriptors."""
+    return _type(word) == TxCompletionType.DESCRIPTOR

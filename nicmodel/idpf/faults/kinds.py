@@ -23,13 +23,18 @@ from nicmodel.faults.kinds import (
     IrqMerged,
     IrqSpurious,
     RxBufferId,
+    RxChecksum,
     RxError,
     RxFault,
+    RxHeaderOverflow,
     RxLate,
+    RxSplitBeyond,
     RxTooLong,
+    RxUnsplit,
     TxFault,
     TxLate,
     TxNever,
+    TxOrder,
     TxTag,
     WireCorrupt,
     WireDelay,
@@ -151,8 +156,8 @@ class MailboxError(Fault):
 
 _OWN: tuple[type[Fault], ...] = (
     WireDrop, WireCorrupt, WireDuplicate, WireReorder, WireDelay, WireRate, WireFlap,
-    RxLate, RxError, RxBufferId, RxTooLong, RxTwice,
-    TxLate, TxNever, TxTag, TxStop,
+    RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxLate, RxError, RxBufferId, RxTooLong, RxTwice,
+    TxLate, TxNever, TxTag, TxOrder, TxStop,
     IrqLost, IrqLate, IrqSpurious, IrqMerged,
     MailboxStatus, MailboxLate, MailboxLost, MailboxLength, MailboxUnasked, MailboxError,
     DmaFault, DmaSlow,
@@ -164,6 +169,12 @@ KINDS: dict[str, type[Fault]] = {
 }
 
 EFFECTS: Mapping[str, str] = {
+    "rx-unsplit": (
+        "The driver copies the first 14 bytes, or a packet of up to 64 bytes as a whole, to the header buffer itself, "
+        "and counts it (ethtool -S: rx-hsplit_hbo). Nothing is lost."
+    ),
+    "rx-split-beyond": "The stack gets these bytes in the packet's linear part. Nothing is lost.",
+    "rx-header-overflow": "As rx-unsplit.",
     "rx-error": "The driver does not look at the bit, and takes the packet for whole.",
     "rx-buffer-id": (
         "The driver does not look whether it has such a buffer: beyond its table it takes for one what lies there, and "

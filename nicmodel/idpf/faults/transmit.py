@@ -1,4 +1,4 @@
-"""Faults of transmit queues: completions that are late, missing, wrong, doubled; queues that stop."""
+"""Faults of transmit queues: completions that are late, missing, wrong, doubled, in another order; queues that stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from nicmodel.faults.detour import Shadow, host_address
 from nicmodel.faults.fault import Injection, Late
-from nicmodel.faults.kinds import DmaSlow, TxFault, TxLate, TxNever, TxTag
+from nicmodel.faults.kinds import DmaSlow, TxFault, TxLate, TxNever, TxOrder, TxTag
+from nicmodel.faults.order import mixed
 from nicmodel.idpf.descriptors import TX_COMPLETION, TxCompletionType
 from nicmodel.idpf.device import Nic
 from nicmodel.idpf.faults.kinds import TxStop
@@ -26,7 +27,7 @@ _FIELDS = ("ring", "entries", "index", "generation")
 class TransmitFaults:
     """Stands in front of a NIC's transmit path while there are such faults."""
 
-    kinds = (TxLate, TxNever, TxTag, TxStop, DmaSlow)
+    kinds = (TxLate, TxNever, TxTag, TxOrder, TxStop, DmaSlow)
 
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
@@ -70,7 +71,13 @@ class TransmitFaults:
             for name, value in before.items():
                 theirs[name] = value
         vector["pending"] = pending
-        for word in shadow[: written * size].view(f"<u{size}").tolist():
+        completions = shadow[: written * size].view(f"<u{size}").tolist()
+        for injection in faults:
+            # In queue scheduling mode a completion says how far the ring is done.
+            mixes = isinstance(injection.fault, TxOrder) and tx["flow"] and len(completions) > 1
+            if mixes and injection.hit(queue=f"tx{queue}"):
+                completions = mixed(injection, completions, _is_report)
+        for word in completions:
             self._decide(faults, queue, word)
         return taken
 
@@ -138,3 +145,8 @@ class TransmitFaults:
         if theirs["index"] == 0:
             theirs["generation"] ^= 1
         state.vectors["pending"][tx["vector"]] |= tx["cause"]
+
+
+def _is_report(word: int) -> bool:
+    """Whether it is a completion of descriptors."""
+    return word >> TX_COMPLETION.type.shift & TX_COMPLETION.type.mask == TxCompletionType.DESCRIPTOR

@@ -19,6 +19,7 @@ from nicmodel.idpf.testing.mailbox import Refused, Silent, one
 from nicmodel.idpf.testing.nic import TestNic
 from nicmodel.idpf.testing.violation import ContractViolation
 from nicmodel.idpf.virtchnl import Op, Result, Scheduling
+from nicmodel.packet.frames import Gso
 
 from ..frames import tcp, udp
 
@@ -202,6 +203,70 @@ def test_a_completion_says_too_many_bytes(driver: Driver, nic: TestNic, size: in
     works(driver, nic)
 
 
+def opened_with_split(driver: Driver) -> None:
+    driver.open(queues=1, ring_entries=192)
+    driver.set_rss_table([0])
+
+
+@pytest.mark.parametrize("name, overflow", [("rx-unsplit", 0), ("rx-header-overflow", 1)])
+def test_a_header_is_not_split_off(driver: Driver, nic: TestNic, name: str, overflow: int) -> None:
+    """*Verify*: of one packet of a batch; the payload's length still decides which ring it goes to."""
+    opened_with_split(driver)
+    nic.faults.add(name, count=1)
+    frames = [tcp(1000), tcp(1000), tcp(1500)]
+    assert nic.inject(frames).delivered == 3
+    packets = driver.poll(0)
+    assert [packet.frame for packet in packets] == frames
+    assert [len(packet.header) for packet in packets] == [0, 54, 54]
+    assert [packet.completions[0]["header_buffer_overflow"] for packet in packets] == [overflow, 0, 0]
+    assert [packet.completions[0]["buffer_queue"] for packet in packets] == [0, 1, 0]
+    assert struck(nic, name) == 1
+    works(driver, nic)
+
+
+def test_a_header_that_is_not_split_off_is_of_one_segment(driver: Driver, nic: TestNic) -> None:
+    """Linux counts segments by what is behind the header: *verify*: nothing that is merged is without one."""
+    driver.open(queues=1, ring_entries=192, rsc=True)
+    driver.set_rss_table([0])
+    nic.faults.add("rx-unsplit", count=1)
+    frame = tcp(3000)
+    for _ in range(2):
+        nic.inject(frame, gso=Gso.TCPV4, segment=1000)
+    packets = driver.poll(0)
+    assert [(len(packet.header), packet.completions[0]["rsc"]) for packet in packets] == [(0, 0)] * 3 + [(54, 1)]
+    assert struck(nic, "rx-unsplit") == 1
+
+
+def test_a_header_is_split_off_too_late(driver: Driver, nic: TestNic) -> None:
+    """*Verify*: from buffers of either ring, behind others of the batch, and not of more than is there."""
+    opened_with_split(driver)
+    frames = [tcp(1000), tcp(1500), tcp(1100), tcp(20), tcp(0)]
+    for extra, headers in ((10, [64, 64, 64, 64, 54]), (500, [256, 256, 256, 74, 54])):
+        injection = nic.faults.add("rx-split-beyond", extra=extra)
+        nic.inject(frames)
+        packets = driver.poll(0)
+        assert [packet.frame for packet in packets] == frames
+        assert [len(packet.header) for packet in packets] == headers
+        nic.faults.remove(injection)
+    assert struck(nic, "rx-split-beyond") == 8
+    works(driver, nic)
+
+
+@pytest.mark.parametrize("verdict", ["bad", "good"])
+def test_a_checksum_verdict_is_wrong(driver: Driver, nic: TestNic, verdict: str) -> None:
+    """Only packets of the other sort are struck."""
+    opened_with_split(driver)
+    good = tcp(100)
+    bad = good[:-1] + bytes([good[-1] ^ 1])
+    nic.faults.add("rx-checksum", verdict=verdict)
+    nic.inject([good, bad])
+    packets = driver.poll(0)
+    assert [packet.checksums_good for packet in packets] == ([False, False] if verdict == "bad" else [True, True])
+    assert [packet.frame for packet in packets] == [good, bad]
+    assert struck(nic, "rx-checksum") == 1
+    works(driver, nic)
+
+
 # Transmit.
 
 
@@ -241,6 +306,30 @@ def test_a_packet_is_completed_by_a_wrong_tag(driver: Driver, nic: TestNic, whic
     with pytest.raises(ContractViolation, match=f"no packet {value} is pending"):
         driver.poll_tx(0)
     works(driver, nic)
+
+
+def test_completions_come_in_another_order(driver: Driver, nic: TestNic) -> None:
+    """*Verify*: each packet is completed once, and the ring's places are told in their order still."""
+    opened(driver)
+    nic.faults.add("tx-order", seed="1")
+    for number in range(150):
+        driver.send(0, udp(100), kick=number == 149)
+    completions = driver.poll_tx(0)
+    tags = [one.value for one in completions if one.type is TxCompletionType.PACKET]
+    places = [one.value for one in completions if one.type is TxCompletionType.DESCRIPTOR]
+    assert sorted(tags) == list(range(150)) != tags and not driver.tx[0].pending
+    assert len(places) == 3 and places == sorted(places)
+    assert len(nic.take()) == 150 and struck(nic, "tx-order") == 1
+    works(driver, nic)
+
+
+def test_a_queue_that_is_completed_by_its_ring_keeps_its_order(driver: Driver, nic: TestNic) -> None:
+    driver.open(queues=1, ring_entries=192, scheduling=Scheduling.QUEUE)
+    nic.faults.add("tx-order", seed="1")
+    for number in range(20):
+        driver.send(0, udp(100), kick=number == 19)
+    assert [one.value for one in driver.poll_tx(0)] == list(range(1, 21))
+    assert struck(nic, "tx-order") == 0
 
 
 def test_a_queue_stops(driver: Driver, nic: TestNic) -> None:
