@@ -12,7 +12,15 @@ import numpy.typing as npt
 from nicmodel.gvnic.options.ddp.engine import divert
 from nicmodel.gvnic.options.deferred.payload import FULL, defer, to_keep
 from nicmodel.gvnic.options.owners.lists import count_held, owned, owner_of, reject_owned, turn_back, turn_to_owner
-from nicmodel.gvnic.rings_dqo import describe, descriptor, descriptor_address, fill, look_at, reject
+from nicmodel.gvnic.rings_dqo import (
+    BUFFER_ADDRESS,
+    BUFFER_HEADER,
+    describe,
+    descriptor,
+    descriptor_address,
+    fill,
+    reject,
+)
 from nicmodel.gvnic.state import State
 from nicmodel.jit.compiled import Switch, compiled, i64, inlined, u64
 from nicmodel.nic.dma import fault
@@ -21,6 +29,7 @@ from nicmodel.nic.receive import (
     Packet,
     alone,
     buffers_needed,
+    look_at,
     next_ended,
     parse_again,
     plan,
@@ -82,7 +91,9 @@ def _place(
         if host == 0:
             fault(state, descriptor_address(state, queue, index))
             return _DMA_FAULT
-        good, address = look_at(state, k, host, header, min(size, left - k * size))
+        good, address = look_at(
+            state, k, host, BUFFER_ADDRESS, BUFFER_HEADER, header, min(size, left - k * size)
+        )  # fmt: skip
         if not good:
             _reject(owners, state, queue, k + 1)
             return _DMA_FAULT

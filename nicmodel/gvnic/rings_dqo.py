@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from nicmodel.gvnic.descriptors import RX_BUFFER, RX_COMPLETION, RXDID
 from nicmodel.gvnic.state import State
-from nicmodel.jit.addresses import load_u16, load_u64, publish_u64, store_u64
+from nicmodel.jit.addresses import load_u16, publish_u64, store_u64
 from nicmodel.jit.compiled import compiled, i64, inlined, u64
-from nicmodel.nic.dma import READ, WRITE, book, fault, locate, reachable
+from nicmodel.nic.dma import READ, WRITE, book, fault, locate
 from nicmodel.nic.messages import COMPLETION, write_later
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.receive import Batch, Packet, ptype, put_header, put_payload, whole
@@ -25,10 +25,10 @@ _COMPLETION = int(Purpose.COMPLETION)
 _BAD_IP = int(ChecksumError.IP)
 _BAD_L4 = int(ChecksumError.L4)
 
-#: Bytes of a descriptor of the buffer ring.
+#: Bytes of a descriptor of the buffer ring, and where in it the addresses are.
 BUFFER_SIZE = RX_BUFFER.size
-_BUFFER_ADDRESS = u64(RX_BUFFER.buffer_address.bit // 8)
-_BUFFER_HEADER = u64(RX_BUFFER.header_address.bit // 8)
+BUFFER_ADDRESS = u64(RX_BUFFER.buffer_address.bit // 8)
+BUFFER_HEADER = u64(RX_BUFFER.header_address.bit // 8)
 _COMPLETION_SIZE = RX_COMPLETION.size
 # Word and shift of each completion field; the generation bit is in word 0, which is stored last.
 _RXDID = RXDID << RX_COMPLETION.rxdid.shift
@@ -152,29 +152,6 @@ def reject(state: State, queue: int, count: int, flags: int) -> None:
             return
         rx.buffer_head = (index + 1) & (rx.buffer_entries - 1)
         refuse(state, queue, i64(load_u16(host)), flags)
-
-
-@inlined
-def look_at(state: State, k: int, host: int, header: int, count: int) -> tuple[bool, int]:
-    """Look at the buffer `k` of a packet, whose descriptor is at `host`, and remember it in ``state.pieces``.
-
-    Returns:
-        Whether `count` bytes can be written to it, and if it is the first `header` bytes to its header buffer; and
-        where that is.
-    """
-    piece = state.pieces[k]
-    piece.address = load_u64(host + _BUFFER_ADDRESS)
-    piece.identifier = load_u16(host)
-    header_address = u64(0)
-    if k == 0 and header > 0:
-        header_address = load_u64(host + _BUFFER_HEADER)
-        if not reachable(state, header_address, header, WRITE):
-            fault(state, header_address)
-            return False, header_address
-    if not reachable(state, piece.address, count, WRITE):
-        fault(state, piece.address)
-        return False, header_address
-    return True, header_address
 
 
 @inlined

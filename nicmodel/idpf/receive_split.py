@@ -16,9 +16,9 @@ import numpy.typing as npt
 from nicmodel.idpf.clock import time_at
 from nicmodel.idpf.descriptors import RX_BUFFER, RX_COMPLETION, RXDID
 from nicmodel.idpf.state import State
-from nicmodel.jit.addresses import load_u16, load_u64, publish_u64, store_u64
+from nicmodel.jit.addresses import load_u16, publish_u64, store_u64
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
-from nicmodel.nic.dma import READ, WRITE, book, fault, locate, reachable
+from nicmodel.nic.dma import READ, WRITE, book, fault, locate
 from nicmodel.nic.messages import COMPLETION, write_later
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.receive import (
@@ -27,6 +27,7 @@ from nicmodel.nic.receive import (
     Plan,
     alone,
     buffers_needed,
+    look_at,
     next_ended,
     parse_again,
     plan,
@@ -183,29 +184,6 @@ def _reject(state: State, queue: int, ring: Record, count: int) -> None:
 
 
 @inlined
-def _look_at(state: State, k: int, host: int, header: int, count: int) -> tuple[bool, int]:
-    """Look at the buffer `k` of a packet, whose descriptor is at `host`, and remember it in ``state.pieces``.
-
-    Returns:
-        Whether `count` bytes can be written to it, and if it is the first `header` bytes to its header buffer; and
-        where that is.
-    """
-    piece = state.pieces[k]
-    piece.address = load_u64(host + _BUFFER_ADDRESS)
-    piece.identifier = load_u16(host)
-    header_address = u64(0)
-    if k == 0 and header > 0:
-        header_address = load_u64(host + _BUFFER_HEADER)
-        if not reachable(state, header_address, header, WRITE):
-            fault(state, header_address)
-            return False, header_address
-    if not reachable(state, piece.address, count, WRITE):
-        fault(state, piece.address)
-        return False, header_address
-    return True, header_address
-
-
-@inlined
 def _place(state: State, batch: Batch, headers: Records, packet: Packet, ring: Record, stamp: int) -> int:
     """Put one packet into the next buffers of a ring, of which there are enough; the result is a `Drop`.
 
@@ -225,7 +203,9 @@ def _place(state: State, batch: Batch, headers: Records, packet: Packet, ring: R
         host = u64(_descriptor(state, queue, ring, _behind(ring, head, k)))
         if host == 0:
             return _DMA_FAULT
-        good, address = _look_at(state, k, host, header, min(size, left - k * size))
+        good, address = look_at(
+            state, k, host, _BUFFER_ADDRESS, _BUFFER_HEADER, header, min(size, left - k * size)
+        )  # fmt: skip
         if not good:
             _reject(state, queue, ring, k + 1)
             return _DMA_FAULT

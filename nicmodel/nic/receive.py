@@ -30,9 +30,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.jit.addresses import copy
+from nicmodel.jit.addresses import copy, load_u16, load_u64
 from nicmodel.jit.compiled import Record, compiled, i64, inlined, u64
-from nicmodel.nic.dma import write
+from nicmodel.nic.dma import WRITE, fault, reachable, write
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import Drop, Records, State, distance
 from nicmodel.packet.checksum import complete, verifiable, verify
@@ -554,6 +554,40 @@ def ptype(h: Record) -> int:
 def whole(packet: Packet) -> Rest:
     """All of a packet."""
     return Rest(u64(packet.data.ctypes.data) + u64(packet.offset), packet.contiguous, packet.number)
+
+
+@inlined
+def look_at(
+    state: State, k: int, host: int, address_at: int, header_at: int, header: int, count: int
+) -> tuple[bool, int]:  # fmt: skip
+    """Look at the buffer `k` of a packet, and remember it in ``state.pieces``.
+
+    Args:
+        state: the device.
+        k: which of the packet's buffers.
+        host: where in this process its descriptor is, which begins with its identifier.
+        address_at: where in the descriptor the buffer's address is.
+        header_at: where that of its header buffer is.
+        header: bytes of the packet that go to a header buffer.
+        count: bytes that go to this buffer.
+
+    Returns:
+        Whether they can be written there, and if it is the first buffer the header to its header buffer; and where
+        that is.
+    """
+    piece = state.pieces[k]
+    piece.address = load_u64(host + address_at)
+    piece.identifier = load_u16(host)
+    header_address = u64(0)
+    if k == 0 and header > 0:
+        header_address = load_u64(host + header_at)
+        if not reachable(state, header_address, header, WRITE):
+            fault(state, header_address)
+            return False, header_address
+    if not reachable(state, piece.address, count, WRITE):
+        fault(state, piece.address)
+        return False, header_address
+    return True, header_address
 
 
 @inlined
