@@ -16,6 +16,7 @@ Row = dict[str, Any]
 #: By what is measured; colours that people with any colour vision tell apart (Okabe and Ito).
 COLOURS = {
     "nicmodel": "#0072B2",
+    "idpf": "#F0E442",
     "devmem": "#56B4E9",
     "virtio-net": "#E69F00",
     "vmxnet3": "#009E73",

@@ -35,7 +35,9 @@ IPERF = Packages("iperf3", ("iperf3",), suite="trixie")
 #: Debian's larger flavour: the cloud's has neither e1000e nor igb.
 LARGE_KERNEL = DebianKernel("amd64", "trixie-backports", "linux-image-amd64")
 
-OURS = "nicmodel"
+OURS, IDPF = "nicmodel", "idpf"
+#: Our own, by the kinds of NICs that they are.
+KINDS = {OURS: "gvnic", IDPF: "idpf"}
 #: QEMU's devices by the names that people know them by.
 PEERS = {"virtio-net": "virtio-net-pci", "vmxnet3": "vmxnet3", "e1000e": "e1000e", "igb": "igb"}
 
@@ -109,6 +111,10 @@ class Port:
         """The host's."""
         return f"10.9.{self.number}.2"
 
+    def options(self) -> list[str]:
+        """Those of ``nicmodel serve``, for a device of ours."""
+        return ["--device", KINDS[self.device], "--wire", f"tap:{self.tap}", "--mac", self.mac]
+
     def arguments(self) -> list[str]:
         """QEMU's, for a device of its own."""
         return [
@@ -118,17 +124,17 @@ class Port:
 
 
 class Testbed:
-    """A guest with a NIC of ours and others of QEMU's, each on a tap; use it as a context manager.
+    """A guest with NICs of ours and others of QEMU's, each on a tap; use it as a context manager.
 
     Args:
-        devices: names: `OURS` and keys of `PEERS`.
-        options: for ``nicmodel serve``, besides wire and MAC address.
+        devices: names: keys of `KINDS`, at least one, and of `PEERS`.
+        options: for ``nicmodel serve``, besides kind, wire and MAC address.
         vcpus: of the guest.
 
     Attributes:
         ports: by device.
         guest: the guest.
-        server: the server of our NIC.
+        server: the server of our NICs.
     """
 
     __test__ = False  # the name is no invitation to pytest
@@ -145,13 +151,12 @@ class Testbed:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            ours = self.ports[OURS]
-            self.server = stack.enter_context(
-                NicServer(["--wire", f"tap:{ours.tap}", "--mac", ours.mac, *self._options])
-            )
-            others = [word for port in self.ports.values() if port is not ours for word in port.arguments()]
+            ours = [port for port in self.ports.values() if port.device in KINDS]
+            words = [word for port in ours for word in port.options()]
+            self.server = stack.enter_context(NicServer([*words, *self._options], sockets=len(ours)))
+            others = [word for port in self.ports.values() if port not in ours for word in port.arguments()]
             config = GuestConfig(
-                nics=[Nic(self.server.sockets[0])],
+                nics=[Nic(socket) for socket in self.server.sockets],
                 vcpus=self._vcpus,
                 memory=MEMORY,
                 kernel=kernel_for(self.ports),
