@@ -12,6 +12,8 @@ from __future__ import annotations
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import compiled, i64, inlined, u32, u64
 from nicmodel.nic.messages import read_before, read_later, write_later
+from nicmodel.nic.notes import note
+from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import Records, State
 from nicmodel.vfio_user.dma import READABLE, WRITABLE
 
@@ -21,6 +23,12 @@ WRITE = u32(WRITABLE)
 
 _NOWHERE = u64(0)
 _LAST_ADDRESS = u64((1 << 64) - 1)
+
+_DESCRIPTOR = int(Purpose.DESCRIPTOR)
+_COMPLETION = int(Purpose.COMPLETION)
+#: What becomes of an access while all are noted (`nicmodel.nic.notes`): it is noted here; it is none, only a question;
+#: or it is to be made piece by piece, which notes it with its bytes.
+_NOTED, _ASKED, _IN_PIECES = 0, 1, 2
 
 
 @compiled
@@ -77,24 +85,28 @@ def _host(state: State, number: int, address: int, count: int, right: int) -> in
 @inlined
 def reachable(state: State, address: int, count: int, right: int) -> bool:
     """The same as `accessible`, but quicker where one region holds the whole range."""
-    host, _ = locate(state, address, count, right)
+    host, _ = _locate(state, address, count, right, _ASKED)
     return host != _NOWHERE or accessible(state, address, count, right)
 
 
 @inlined
 def reachable_at_once(state: State, address: int, count: int, right: int) -> bool:
     """The same as `reachable`, but false for memory without a descriptor, which is reached by messages only."""
-    host, _ = locate(state, address, count, right)
+    host, _ = _locate(state, address, count, right, _ASKED)
     return host != _NOWHERE or (state.device[0].remote == 0 and accessible(state, address, count, right))
 
 
 @inlined
-def locate(state: State, address: int, count: int, right: int) -> tuple[int, int]:
-    """Where `count` bytes at guest address `address` are, if one region holds them all.
+def _note_located(state: State, address: int, host: int, count: int, right: int) -> None:
+    if right == READ:
+        note(state, address, host, count, 0, -1, _DESCRIPTOR)
+    else:
+        note(state, address, _NOWHERE, count, 1, -1, _COMPLETION)
 
-    Returns:
-        Their address in this process, 0 if no region does, and the region's number, for `book`.
-    """
+
+@inlined
+def _locate(state: State, address: int, count: int, right: int, noting: int) -> tuple[int, int]:
+    """See `locate`; `noting` says what becomes of it while accesses are noted."""
     device = state.device[0]
     found = i64(device.region)
     host = _host(state, found, address, count, right)
@@ -107,9 +119,25 @@ def locate(state: State, address: int, count: int, right: int) -> tuple[int, int
         host = _host(state, found, address, count, right)
         if host == _NOWHERE:
             return _NOWHERE, found
+        if device.noting != 0:
+            if noting == _IN_PIECES:
+                return _NOWHERE, found
+            if noting == _NOTED:
+                _note_located(state, address, host, count, right)
+            return host, found
     device.region_before = device.region
     device.region = found
     return host, found
+
+
+@inlined
+def locate(state: State, address: int, count: int, right: int) -> tuple[int, int]:
+    """Where `count` bytes at guest address `address` are, if one region holds them all: an entry of a ring.
+
+    Returns:
+        Their address in this process, 0 if no region does, and the region's number, for `book`.
+    """
+    return _locate(state, address, count, right, _NOTED)
 
 
 @inlined
@@ -154,6 +182,8 @@ def _write_across(state: State, row: int, purpose: int, address: int, source: in
                 return False
         else:
             copy(region.host + offset, source, i64(piece))
+            if state.device[0].noting != 0:
+                note(state, address, source, i64(piece), 1, row, purpose)
         state.ledger[row, purpose, region.kind] += i64(piece)
         left -= piece
         address += piece
@@ -176,6 +206,8 @@ def _read_across(state: State, row: int, purpose: int, address: int, destination
             if origin == _NOWHERE:
                 return False
         copy(destination, origin, i64(piece))
+        if state.device[0].noting != 0:
+            note(state, address, destination, i64(piece), 0, row, purpose)
         state.ledger[row, purpose, region.kind] += i64(piece)
         left -= piece
         address += piece
@@ -190,7 +222,7 @@ def write(state: State, row: int, purpose: int, address: int, source: int, count
     Returns:
         False, and nothing written, when any byte is outside of what the guest mapped for writing.
     """
-    host, region = locate(state, address, count, WRITE)
+    host, region = _locate(state, address, count, WRITE, _IN_PIECES)
     if host == _NOWHERE:
         return _write_across(state, row, purpose, address, source, count)
     copy(host, source, count)
@@ -201,7 +233,7 @@ def write(state: State, row: int, purpose: int, address: int, source: int, count
 @inlined
 def read(state: State, row: int, purpose: int, address: int, destination: int, count: int) -> bool:
     """Read `count` bytes at guest address `address` to this process's address `destination`; else as `write`."""
-    host, region = locate(state, address, count, READ)
+    host, region = _locate(state, address, count, READ, _IN_PIECES)
     if host == _NOWHERE:
         return _read_across(state, row, purpose, address, destination, count)
     copy(destination, host, count)

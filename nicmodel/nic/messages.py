@@ -16,6 +16,8 @@ import numpy as np
 
 from nicmodel.jit.addresses import copy
 from nicmodel.jit.compiled import compiled, i64, u64
+from nicmodel.nic.notes import note
+from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import MESSAGE, State
 from nicmodel.packet.frames import Batch
 from nicmodel.vfio_user.dma import DmaFault
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 #: `MESSAGE.flags`: a completion, whose first word, with the generation, is stored after the others; something wanted
 #: that has come, or that the client refused or did not answer to.
 COMPLETION, _COME, _FAILED = 1, 2, 4
+
+_PAYLOAD = int(Purpose.PAYLOAD)
+_COMPLETION = int(Purpose.COMPLETION)
 
 _NOWHERE = u64(0)
 
@@ -48,6 +53,8 @@ def write_later(state: State, address: int, source: int, count: int, flags: int)
     message.offset = used
     message.count = count
     message.flags = flags
+    if device.noting != 0:
+        note(state, address, source, count, 1, -1, _COMPLETION if flags == COMPLETION else _PAYLOAD)
     device.unwritten = number + 1
     device.unwritten_bytes = used + count
     return True

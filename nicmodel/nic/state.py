@@ -84,7 +84,8 @@ MAX_PACKET = 262143 + 255
 #: are open, whether `trailers` behind IP packets are kept. `mapped_only`:
 #: memory without a descriptor is out of the packet path's reach. `region` and `region_before` are the regions of memory
 #: that were used last; `remote`: there is memory without a descriptor. What is `unwritten` there and what is `wanted`
-#: from there, in number and bytes (`nicmodel.nic.messages`); DMA `faults`, and where the last one was.
+#: from there, in number and bytes (`nicmodel.nic.messages`); DMA `faults`, and where the last one was. Whether accesses
+#: are noted (`nicmodel.nic.notes`), how many `notes` there are, and of how many bytes; whether one had no room.
 DEVICE_FIELDS = (
     ("running", "<i4"),
     ("promiscuous", "<i4"),
@@ -107,6 +108,10 @@ DEVICE_FIELDS = (
     ("wanted_bytes", "<i8"),
     ("fault_address", "<u8"),
     ("faults", "<i8"),
+    ("noting", "<i4"),
+    ("notes", "<i4"),
+    ("noted_bytes", "<i8"),
+    ("notes_lost", "<i4"),
 )
 
 #: What every queue counts since the server's start. It outlives the queue, which drivers create and destroy at will.
@@ -194,6 +199,12 @@ PIECE = np.dtype([("address", "<u8"), ("length", "<i4"), ("identifier", "<i4")])
 #: process.
 MESSAGE = np.dtype([("address", "<u8"), ("count", "<i4"), ("offset", "<i4"), ("flags", "<i4")])
 
+#: An access to guest memory that was noted (`nicmodel.nic.notes`): where, how many bytes, whether they are `written`,
+#: by which queue (its row in the ledger, -1: not known), what for (`Purpose`), and the bytes' place in `State.noted`.
+NOTE = np.dtype(
+    [("address", "<u8"), ("count", "<i4"), ("written", "<i4"), ("row", "<i4"), ("purpose", "<i4"), ("offset", "<i8")]
+)
+
 
 class State(Arrays):
     """What receive and transmit work on, as far as the core knows it.
@@ -228,6 +239,8 @@ class State(Arrays):
     unwritten_data: npt.NDArray[np.uint8]
     wanted: Records
     wanted_data: npt.NDArray[np.uint8]
+    notes: Records
+    noted: npt.NDArray[np.uint8]
 
     @property
     def memory_map(self) -> RegionMap:
@@ -289,6 +302,8 @@ def core_arrays(
         "unwritten_data": np.zeros(0, np.uint8),
         "wanted": np.zeros(MAX_SEGMENTS, MESSAGE),
         "wanted_data": np.zeros(MAX_PACKET, np.uint8),
+        "notes": np.zeros(0, NOTE),
+        "noted": np.zeros(0, np.uint8),
     }
 
 
