@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nicmodel.observe.findings import Checker, Finding
     from nicmodel.observe.ladder import Ladder
     from nicmodel.observe.metrics import MetricsServer
+    from nicmodel.recording.recorder import Recorder
 
 
 N = TypeVar("N", bound=Nic)
@@ -72,6 +73,7 @@ class Host:
         faults: of each of them, faults on demand.
         ladders: by the names of the NICs, how far their drivers have come.
         checkers: by the names of the NICs whose drivers are watched.
+        recorders: by the names of the NICs that are recorded.
         servers: what clients connect to, in the order of the NICs.
     """
 
@@ -81,6 +83,7 @@ class Host:
         self.faults: list[Faults] = []
         self.ladders: dict[str, Ladder[Any]] = {}
         self.checkers: dict[str, Checker] = {}
+        self.recorders: dict[str, Recorder] = {}
         self.servers: list[Server] = []
         self._strands: dict[Hashable, Strand] = {}
         self._open = ExitStack()
@@ -94,6 +97,7 @@ class Host:
         joined: Hashable = None,
         check: bool = False,
         on_finding: Callable[[Finding], None] | None = None,
+        record: bool = False,
     ) -> N:
         """Make a NIC, which from now on is stopped by `close`.
 
@@ -105,12 +109,18 @@ class Host:
                 but those that its wire leads to. None: it is on the event loop itself, and everybody waits.
             check: watch its driver keep the contract (`nicmodel.observe.findings`).
             on_finding: called with each new finding.
+            record: note each call into it (`nicmodel.recording`).
         """
         poller: EventLoop = self.poller
         if joined is not None:
             if joined not in self._strands:
                 self._strands[joined] = Strand(self.poller)
             poller = self._strands[joined]
+        recorder = None
+        if record:
+            from nicmodel.recording.recorder import Recorder  # who records nothing starts without it
+
+            self.recorders[name] = poller = recorder = Recorder(poller)
         nic = model.make(wire, poller, name=name)
         self._open.callback(nic.stop)
         self.nics.append(nic)
@@ -118,6 +128,10 @@ class Host:
         self.ladders[name] = model.ladder(nic)
         if check:
             self.checkers[name] = model.check(nic, on_finding)
+        if recorder is not None:  # behind faults of the wire, which make what reaches the NIC
+            recorder.watch(nic)
+            if check:
+                recorder.listen(self.checkers[name].memory)
         return nic
 
     def serve(self, nic: Nic, place: str | Listener) -> Server:

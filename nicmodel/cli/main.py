@@ -42,6 +42,7 @@ _COMMANDS = {
     "bringup": "nicmodel.cli.bringup",
     "trace": "nicmodel.cli.trace",
     "capture": "nicmodel.cli.capture",
+    "replay": "nicmodel.cli.replay",
     "inject": "nicmodel.cli.act",
     "send": "nicmodel.cli.act",
     "link": "nicmodel.cli.act",
@@ -57,7 +58,7 @@ _COMMANDS = {
 #: How ``nicmodel --help`` groups them.
 _SECTIONS = {
     "To begin": ("demo", "doctor", "serve", "vm", "config"),
-    "To write a driver": ("driver", "bringup", "conform", "diff", "coverage"),
+    "To write a driver": ("driver", "bringup", "conform", "diff", "coverage", "replay"),
     "To test and compare": ("selftests", "nipa", "experiment", "campaign"),
     "To look into a running server": ("stat", "top", "ledger", "show", "trace", "capture", "findings"),
     "To act on a running server": ("inject", "send", "link", "reset", "fault"),

@@ -47,7 +47,9 @@ from nicmodel.vfio_user.signals import Signals
 from nicmodel.wire.spec import FORMS, JOINING_FORMS, MisfitError, open_wires
 
 if TYPE_CHECKING:
+    from nicmodel.nic.nic import Nic
     from nicmodel.observe.findings import Finding
+    from nicmodel.recording.keep import Keeper
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -98,8 +100,8 @@ _SECTIONS = {
     Section.SPEED: (*_options_below(Section.SPEED), "--busy-poll"),
     Section.OWN: _options_below(Section.OWN),
     "Looking inside and testing": (
-        "--control", "--control-mode", "--control-group", "--report", "--metrics", "--check", "--strict", "--faults",
-        "--weather", "--below-switch", "--verbose",
+        "--control", "--control-mode", "--control-group", "--report", "--metrics", "--check", "--strict", "--record",
+        "--record-limit", "--faults", "--weather", "--below-switch", "--verbose",
     ),
 }  # fmt: skip
 
@@ -185,6 +187,12 @@ def _report_file(_context: click.Context, _parameter: click.Parameter, value: Pa
 @click.option("--check", is_flag=True,
               help="Check that the driver keeps the contract (`nicmodel rules`); print what it breaks.")  # fmt: skip
 @click.option("--strict", is_flag=True, help=f"As --check, and end with exit status {BROKEN} if it broke any.")
+@click.option("--record", "records", multiple=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Record all that reaches the NIC, and what it does, for `nicmodel replay`: once for each NIC, in "
+                   "the order of the sockets. A file that is there is replaced. Frames are in it, and what the NIC "
+                   "reads of the guest's memory.")  # fmt: skip
+@click.option("--record-limit", type=click.IntRange(1, 1024), default=64, show_default=True, metavar="MIB",
+              help="How large such a file may be; then the recording ends, and the NIC goes on.")  # fmt: skip
 @click.option("--control", metavar="PATH", help="Socket for looking inside, and for injecting frames.")
 @access_options("control", "600, only for you", "that of those who may look inside.")
 @click.option("--faults", "scenario", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
@@ -211,6 +219,8 @@ def serve(
     report: Path | None,
     check: bool,
     strict: bool,
+    records: tuple[Path, ...],
+    record_limit: int,
     control: str | None,
     control_mode: int | None,
     control_group: int | None,
@@ -229,6 +239,8 @@ def serve(
         raise click.UsageError(f"{len(macs)} MAC addresses for {len(places)} NICs: give none, or one for each")
     if len(devices) not in (1, len(places)):
         raise click.UsageError(f"{len(devices)} kinds of NICs for {len(places)} NICs: give one, or one for each")
+    if len(records) not in (0, len(places)):
+        raise click.UsageError(f"{len(records)} recordings for {len(places)} NICs: give none, or one for each")
     devices = devices if len(devices) > 1 else devices * len(places)
     changes = {name: value for name, value in model.items() if value is not None}
     for name in dict.fromkeys(devices):
@@ -259,6 +271,7 @@ def serve(
                 joined=group,
                 check=check or strict,
                 on_finding=_print_finding,
+                record=bool(records),
             )
             made.below_switch = frozenset(peers)
     load_wire_faults()
@@ -273,6 +286,8 @@ def serve(
             # Entered before all that has to be ended: a signal that comes before the loop runs is kept for it, and one
             # that comes afterwards does not break off the end.
             stack.enter_context(Signals(poller, actions))
+            for nic, path, device in zip(host.nics, records, devices, strict=False):
+                stack.callback(_record(host, nic, path, device, record_limit << 20).close)
             stack.callback(host.close)
             for nic, place in zip(host.nics, places, strict=True):
                 host.serve(nic, socket_access.listen(place) if isinstance(place, str) else place)
@@ -359,6 +374,20 @@ def _places(
 
 def _print_finding(finding: Finding) -> None:
     click.echo(str(finding), err=True)
+
+
+def _record(host: Host, nic: Nic, path: Path, device: str, limit: int) -> Keeper:
+    """Begin to record a NIC."""
+    from nicmodel.cli.recordings import header_of  # who records nothing starts without it
+    from nicmodel.recording.file import Writer
+    from nicmodel.recording.keep import Keeper
+
+    recorder = host.recorders[nic.name]
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise click.ClickException(f"--record {path}: {error.strerror}") from None
+    return Keeper(recorder, Writer(file, header_of(device, nic, recorder, checked=nic.name in host.checkers), limit))
 
 
 def _export(host: Host, wanted: tuple[str, int]) -> None:

@@ -70,6 +70,7 @@ class Nic(Device, ABC):
         link: the client; None: there is none.
         bus: what stands between the NIC and its registers; None is the default.
         halted: whether the device has stopped: what it is told waits until it goes on.
+        poller: the event loop, for those who look on and act on it.
         below_switch: names of the kinds of memory that lie in a BAR below the same PCIe switch as the NIC: DMA there
             does not pass the root complex.
     """
@@ -94,7 +95,7 @@ class Nic(Device, ABC):
         self.profile = profile
         self.state = state
         self.config = config
-        self.poller = poller
+        self.poller = self._poller = poller
         self.clock = poller.clock
         self.link: ClientLink | None = None
         self.lives: Counter[str] = Counter()
@@ -247,7 +248,7 @@ class Nic(Device, ABC):
         """
         self.diagnostics.count("memory_lost")
         log.warning("%s: memory of %s was taken away; the device is reset", self.name, self.link and self.link.name)
-        self.poller.when_idle(partial(self._start_over, self.link))
+        self._poller.when_idle(partial(self._start_over, self.link))
 
     def _start_over(self, link: ClientLink | None) -> None:
         if self.link is link:

@@ -7,10 +7,13 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nicmodel.client.text import escaped
 from nicmodel.client.text import fields as fields_as_text
+
+if TYPE_CHECKING:
+    from nicmodel.observe.mapped_memory import MappedMemory  # which stands on compiled code
 
 log = logging.getLogger(__name__)
 
@@ -134,9 +137,11 @@ class Checker(Protocol):
 
     Attributes:
         failed: it has met an error of its own, of which there is a finding; it goes on with what follows.
+        memory: what it reads guest memory by.
     """
 
     failed: bool
+    memory: MappedMemory
 
     @property
     def findings(self) -> list[Finding]:

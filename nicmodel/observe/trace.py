@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from nicmodel.faults.fault import shortened
 from nicmodel.nearest import did_you_mean
@@ -24,7 +24,6 @@ from nicmodel.nic import events
 from nicmodel.nic.plain import rights, served
 from nicmodel.nic.view import View
 from nicmodel.vfio_user.protocol import PciIrq
-from nicmodel.vfio_user.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +55,16 @@ class Subscription:
         return (not self.kinds or kind in self.kinds) and (not self.queues or queue in self.queues)
 
 
+class Told(Protocol):
+    """What tells of a client: a server (`nicmodel.vfio_user.server.Server`), or what stands for one.
+
+    Attributes:
+        on_trace: called as the server's documentation says.
+    """
+
+    on_trace: Callable[..., None] | None
+
+
 class Tracer:
     """Decodes the events of one NIC while somebody listens; otherwise the NIC does not know of it.
 
@@ -66,7 +75,7 @@ class Tracer:
         server: its vfio-user server, for register accesses and memory maps.
     """
 
-    def __init__(self, nic: View, server: Server) -> None:
+    def __init__(self, nic: View, server: Told) -> None:
         self._nic = nic
         self._server = server
         self._subscriptions: list[Subscription] = []

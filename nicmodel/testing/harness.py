@@ -23,6 +23,7 @@ from nicmodel.nic.nic import Nic
 from nicmodel.observe.delivery import Deliveries, inject
 from nicmodel.observe.findings import Finding
 from nicmodel.packet.frames import Batch
+from nicmodel.recording.call import Call
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.frames import Frames, Source, build, is_one
 from nicmodel.testing.sent import Match, SentFrame
@@ -72,6 +73,8 @@ class TestNic(Generic[N]):
         folder: where the socket is; a temporary folder if None.
         check: watch the driver keep the contract (`nicmodel.observe.findings`); what it has broken is in `findings`.
         weather: what the NIC does that its contract allows and devices rarely do, from the beginning.
+        record: called with each call into the NIC, which makes a recording (`nicmodel.recording`); None: nothing is
+            noted.
 
     Attributes:
         host: what the NIC and its server are part of.
@@ -79,6 +82,7 @@ class TestNic(Generic[N]):
         faults: its faults on demand; on real time they are given by `call`.
         weather: what it does that its contract allows and devices rarely do, from the beginning; None: nothing.
         checker: the contract checker; None without `check`.
+        recorder: what notes the calls; None without `record`.
         server: what clients connect to.
         wire: the NIC's wire.
         clock: virtual time; None: real time.
@@ -96,6 +100,7 @@ class TestNic(Generic[N]):
         folder: Path | None = None,
         check: bool = False,
         weather: Weather | None = None,
+        record: Callable[[Call], None] | None = None,
     ) -> None:
         self.clock = clock
         self.wire: Wire = TestWire() if wire is None else wire
@@ -103,7 +108,10 @@ class TestNic(Generic[N]):
         self.path = Path(self._folder.name if self._folder else str(folder), "nic.sock")
         poller = Poller() if clock is None else clock.make_poller()
         self.host = Host(poller)
-        self.device = self.host.add(model, self.wire, check=check)
+        self.device = self.host.add(model, self.wire, check=check, record=record is not None)
+        self.recorder = self.host.recorders.get(self.device.name)
+        if self.recorder is not None and record is not None:
+            self.recorder.tell = record
         self.faults = self.host.faults[0]
         self.checker = self.host.checkers.get(self.device.name)
         self.server = self.host.serve(self.device, str(self.path))

@@ -34,7 +34,7 @@ class Checker(checker.Checker):
     def __init__(self, nic: Nic, on_finding: Callable[[Finding], None] | None = None) -> None:
         super().__init__(nic, RULES, on_finding)
         self._nic = nic
-        memory, rings = self._memory, Rings(nic)
+        memory, rings = self.memory, Rings(nic)
         self._rx = Receive(nic, memory, self._journal, rings)
         scene = Scene(nic, memory, self._journal, rings, self._rx)
         self._options = tuple(check(scene) for check in OPTION_CHECKS if check.option.offered(nic.profile))

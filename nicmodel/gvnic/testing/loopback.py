@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from nicmodel.faults.weather import Weather
@@ -9,6 +10,7 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.nic import TestNic
+from nicmodel.recording.call import Call
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.one_thread import OneThread
@@ -25,6 +27,7 @@ class Loopback(OneThread[Nic], TestNic):
         ram: the guest's memory; 64 MiB if None.
         check: see `TestNic`.
         weather: see `TestNic`.
+        record: see `TestNic`.
 
     Attributes:
         clock: the time of NIC and event loop; `advance` moves it.
@@ -45,8 +48,9 @@ class Loopback(OneThread[Nic], TestNic):
         ram: GuestMemory | None = None,
         check: bool = False,
         weather: Weather | None = None,
+        record: Callable[[Call], None] | None = None,
     ) -> None:
-        super().__init__(profile, wire=wire, clock=VirtualClock(), check=check, weather=weather)
+        super().__init__(profile, wire=wire, clock=VirtualClock(), check=check, weather=weather, record=record)
         self.ram = GuestMemory("ram", size=64 << 20) if ram is None else ram
         self.driver = self.connect(scheme=scheme)
 

@@ -13,6 +13,7 @@ The device is the one that a guest gets, behind the same socket and the same mes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.model import Gvnic
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.testing.driver import Driver
+from nicmodel.recording.call import Call
 from nicmodel.testing import harness
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.guest_memory import GuestMemory
@@ -39,6 +41,7 @@ class TestNic(harness.TestNic[Nic]):
         folder: where the socket is; a temporary folder if None.
         check: watch the driver keep the contract (`nicmodel.gvnic.contract`); what it has broken is in `findings`.
         weather: what the NIC does that its contract allows and devices rarely do, from the beginning.
+        record: called with each call into the NIC, which makes a recording (`nicmodel.recording`).
 
     Attributes:
         host: what the NIC and its server are part of.
@@ -64,9 +67,10 @@ class TestNic(harness.TestNic[Nic]):
         folder: Path | None = None,
         check: bool = False,
         weather: Weather | None = None,
+        record: Callable[[Call], None] | None = None,
     ) -> None:
         model = Gvnic() if profile is None else Gvnic(profile)
-        super().__init__(model, wire=wire, clock=clock, folder=folder, check=check, weather=weather)
+        super().__init__(model, wire=wire, clock=clock, folder=folder, check=check, weather=weather, record=record)
 
     def connect(self, *, scheme: Literal["base", "pfn"] = "base", ram: GuestMemory | None = None) -> Driver:
         """A driver for it (see `Driver`); the device serves one at a time, and the next when that has disconnected."""

@@ -31,10 +31,10 @@ class Checker(checker.Checker):
         super().__init__(nic, RULES, on_finding)
         self._nic = nic
         self._rings = Rings(nic)
-        self._registers = Registers(nic, self._memory, self._journal)
-        self._messages = Messages(nic, self._memory, self._journal)
-        self._rx = Receive(nic, self._memory, self._journal, self._rings)
-        self._tx = Transmit(nic, self._memory, self._journal, self._rings)
+        self._registers = Registers(nic, self.memory, self._journal)
+        self._messages = Messages(nic, self.memory, self._journal)
+        self._rx = Receive(nic, self.memory, self._journal, self._rings)
+        self._tx = Transmit(nic, self.memory, self._journal, self._rings)
         self._interrupts = Interrupts(nic, self._journal)
         #: The client under whose driver the device was reset, and not by it: it does not know before it looks, and what
         #: it does until it sets the mailbox up again is meant for the device as it was. None: there is no such driver.

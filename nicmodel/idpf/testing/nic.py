@@ -13,6 +13,7 @@ The device is the one that a guest gets, behind the same socket and the same mes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from nicmodel.faults.weather import Weather
@@ -20,6 +21,7 @@ from nicmodel.idpf.device import Nic
 from nicmodel.idpf.model import Idpf
 from nicmodel.idpf.profile import Profile
 from nicmodel.idpf.testing.driver import Driver
+from nicmodel.recording.call import Call
 from nicmodel.testing import harness
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.guest_memory import GuestMemory
@@ -36,6 +38,7 @@ class TestNic(harness.TestNic[Nic]):
         folder: where the socket is; a temporary folder if None.
         check: watch the driver keep the contract (`nicmodel.idpf.contract`); what it has broken is in `findings`.
         weather: behaviours that its contract allows and devices rarely show (`nicmodel.faults.weather`).
+        record: called with each call into the NIC, which makes a recording (`nicmodel.recording`).
     """
 
     __test__ = False  # the name is no invitation to pytest
@@ -49,9 +52,10 @@ class TestNic(harness.TestNic[Nic]):
         folder: Path | None = None,
         check: bool = False,
         weather: Weather | None = None,
+        record: Callable[[Call], None] | None = None,
     ) -> None:
         model = Idpf() if profile is None else Idpf(profile)
-        super().__init__(model, wire=wire, clock=clock, folder=folder, check=check, weather=weather)
+        super().__init__(model, wire=wire, clock=clock, folder=folder, check=check, weather=weather, record=record)
 
     def connect(self, *, ram: GuestMemory | None = None) -> Driver:
         """A driver for it; the device serves one at a time, and the next when that has disconnected."""

@@ -28,13 +28,14 @@ class Checker(ABC):
 
     Attributes:
         failed: the checker has met an error of its own, of which there is a finding; it goes on with what follows.
+        memory: what it reads guest memory by.
     """
 
     def __init__(self, nic: View, rules: Mapping[str, Rule], on_finding: Callable[[Finding], None] | None) -> None:
         self.failed = False
         self._watched = nic
         self._journal = Journal(nic.name, nic.clock, rules, on_finding)
-        self._memory = MappedMemory(nic)
+        self.memory = MappedMemory(nic)
         nic.diagnostics.watch(self._observe)
 
     def close(self) -> None:
