@@ -10,7 +10,7 @@ PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-r
 # Containers often set it. The tests start some hundred processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test bench docs install-man lint unit protocol device guest fuzz cycles soak clean help
+.PHONY: demo test bench docs install-man lint unit protocol device guest fuzz cycles soak record clean help
 
 help:
 	@echo "make demo      devmem TCP from end to end: a stock guest, the emulated NIC, a verified transfer"
@@ -21,6 +21,7 @@ help:
 	@echo "make unit      one ring of tests; also: protocol, device, guest"
 	@echo "make fuzz      wrong input of every sort, a minute each; longer: make fuzz FUZZ='rings --minutes 60'"
 	@echo "make cycles    reloads, restarts and kills, ten of each; more: make cycles CYCLES='reload --count 1000'"
+	@echo "make record    what stock drivers do, recorded anew in guests, for tests/device/test_recordings.py"
 	@echo "make soak      everything at once for 30 minutes, memory and rates in soak.csv and soak.png; MINUTES=480"
 	@echo "make clean     remove the Python environment (downloads stay in the user's cache folder)"
 
@@ -72,6 +73,9 @@ cycles: $(READY)
 	$(BIN)/python tests/guest/cycles.py $(CYCLES)
 
 MINUTES ?= 30
+record: $(READY)
+	$(BIN)/python -m tests.device.recordings
+
 soak: $(VENV)/.bench
 	@echo "$(MINUTES) minutes; follow them by: tail -f soak.csv"
 	status=0; $(BIN)/pytest -q -s tests/guest/test_soak.py --long -o faulthandler_timeout=0 --soak $(MINUTES) --soak-log soak.csv || status=$$?; \

@@ -67,6 +67,8 @@ The server outlives its guests: it keeps serving when a guest reboots, and when 
 If QEMU runs as another user, as libvirt's does, let its group connect: --socket-group kvm. To run as a systemd service,
 see `nicmodel config nicmodel@.service`.
 
+With --record, all that reaches the NIC is kept, and `nicmodel replay` runs it again without a guest.
+
 SIGUSR1 prints the counters, or writes them to the --report file. With --control, the commands stat, show, top, ledger,
 trace and findings look into the server, and inject, send, link, reset and fault act on it.
 """

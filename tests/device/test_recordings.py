@@ -7,27 +7,34 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
 from nicmodel.cli.main import cli
+from nicmodel.cli.options import BROKEN
 from nicmodel.cli.recordings import header_of, load, model_of
 from nicmodel.gvnic.admin import AdminQueue
 from nicmodel.gvnic.commands import QueueFormat
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.profile import Profile
+from nicmodel.gvnic.registers import Bar
 from nicmodel.gvnic.testing import misbehave
 from nicmodel.gvnic.testing import nic as gvnic
+from nicmodel.gvnic.testing.driver import Driver as GvnicDriver
 from nicmodel.gvnic.testing.gqi import GqiQueues
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.idpf.profile import Profile as IdpfProfile
 from nicmodel.idpf.testing import nic as idpf
+from nicmodel.idpf.testing.driver import Driver as IdpfDriver
 from nicmodel.nic.interrupts import Interrupts
 from nicmodel.nic.purpose import Purpose
 from nicmodel.recording.blank import blanked
@@ -37,10 +44,13 @@ from nicmodel.recording.file import Recording, read, write
 from nicmodel.recording.minimise import Minimiser, effects_of
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.guest_memory import GuestMemory
+from nicmodel.vfio_user import Client
+from nicmodel.vfio_user.protocol import PciRegion
+from nicmodel.vm.server import NicServer
 
 from .frames import NIC_MAC, PEER_MAC
 
-RECORDINGS = sorted((Path(__file__).parent / "recordings").glob("*.rec"))
+RECORDINGS = sorted((Path(__file__).parent / "recordings").glob("*.rec"), key=lambda path: path.stem)
 MAC = bytes.fromhex(NIC_MAC.replace(":", ""))
 SECRET = b"a secret of sixteen bytes or more"
 SENT = 8
@@ -327,7 +337,7 @@ def test_what_shows_a_difference_is_not_blanked() -> None:
 def test_stock_driver(path: Path) -> None:
     """*Steps*: what a stock driver has done to the NIC, from probe to removal. *Verify*: the NIC does as it did.
 
-    If it does not on purpose: ``make recordings``, or ``nicmodel replay FILE --again FILE``.
+    If it does not on purpose: ``make record``, or ``nicmodel replay FILE --again FILE``.
     """
     recording, model = load(path)
     outcome = run(recording, model)
@@ -339,10 +349,155 @@ def test_stock_driver(path: Path) -> None:
 
 
 def test_stock_drivers_are_there() -> None:
-    """Verify: three of them, small; each has had traffic, and was removed."""
-    assert [path.stem for path in RECORDINGS] == ["gve-dqo", "gve-gqi", "idpf"]
+    """Verify: four of them, small; each has had traffic."""
+    assert [path.stem for path in RECORDINGS] == ["gve-dqo", "gve-dqo-qpl", "gve-gqi", "idpf"]
     for path in RECORDINGS:
         calls = read(path).calls
         assert path.stat().st_size < 100_000
         assert sum(len(call.arguments[1]) for call in calls if call.name == "receive") >= 10
         assert sum(len(sent.frames) for call in calls for sent in call.sent) >= 10
+
+
+# The commands.
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A recording's file."""
+    write(tmp_path / "nic.rec", record("dqo-rda"))
+    return tmp_path / "nic.rec"
+
+
+def replay(*words: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["replay", *map(str, words)])
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The command has no log, for the rest of its process."""
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def test_the_command(path: Path, tmp_path: Path) -> None:
+    """*Steps*: replay, also with another NIC, as JSON, and smaller. *Verify*: exit status, and what is said."""
+    good = replay(path)
+    assert good.exit_code == 0 and good.stdout.endswith("no difference\n")
+    other = tmp_path / "other.rec"
+    write(other, with_speed(read(path), 25_000))
+    bad = replay(other, "--before", "2", "--minimise", tmp_path / "small.rec")
+    assert bad.exit_code == BROKEN
+    assert "answer to REPORT_LINK_SPEED" in bad.stdout
+    assert "recorded 00000000000186a0, now 00000000000061a8" in bad.stdout
+    assert "admin     REPORT_LINK_SPEED PASSED" in bad.stdout
+    assert "small.rec" in bad.stderr and len(read(tmp_path / "small.rec").calls) < 12
+    found = json.loads(replay(other, "--json").stdout)
+    assert found["difference"]["changes"][0]["now"] == "00000000000061a8"
+    again = replay(other, "--again", other)
+    assert again.exit_code == 0 and replay(other).exit_code == 0
+
+
+def test_what_cannot_be_replayed(tmp_path: Path) -> None:
+    """Verify: one sentence, and nothing that a terminal would obey."""
+    file = tmp_path / "x.rec"
+    header = record("dqo-rda").header
+    for wrong in (
+        replace(header, device="\x1b[2J"),
+        replace(header, profile={"queues": "2"}),
+        replace(header, profile={"queues": 1 << 40}),
+        replace(header, profile={"\x1b[2J": 1}),
+        replace(header, profile={"formats": [99]}),
+        replace(header, profile={"mac": "00"}),
+    ):
+        write(file, Recording(wrong))
+        said = replay(file)
+        assert said.exit_code == 1 and said.exception.__class__ is SystemExit
+        assert said.output.startswith("Error: ") and said.output.count("\n") == 1
+        assert "\x1b" not in said.output
+    assert replay(tmp_path / "none.rec").output == f"Error: {tmp_path}/none.rec: No such file or directory\n"
+
+
+def test_what_is_printed_is_escaped(tmp_path: Path) -> None:
+    """*Steps*: a recording with control sequences wherever text is. *Verify*: none is printed."""
+    recording = with_speed(record("dqo-rda"), 25_000)
+    evil = "\x1b[2J\n"
+    recording.header = replace(recording.header, nic=evil, version=evil)
+    for call in recording.calls:
+        call.faults = [evil]
+        if call.name == "attach":
+            call.arguments = [evil]
+    write(tmp_path / "nic.rec", recording)
+    said = replay(tmp_path / "nic.rec", "--before", "1000")
+    assert said.exit_code == BROKEN and "\\x1b[2J\\n" in said.output and "\x1b" not in said.output
+
+
+def test_calls_that_make_no_sense(tmp_path: Path) -> None:
+    """*Steps*: the calls of a recording in any order, some of them twice. *Verify*: the run ends, with some outcome."""
+    recording = record("dqo-rda")
+    random = Random(1)
+    logging.disable()
+    for _ in range(20):
+        calls = random.choices(recording.calls, k=100)
+        outcome = outcome_of(Recording(recording.header, calls))
+        assert outcome.difference is None or 0 <= outcome.difference.number < 100
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_server_that_records(tmp_path: Path, killed: bool) -> None:
+    """*Steps*: a server with a NIC of either kind, each with a driver; it ends, or is killed. *Verify*: both replay."""
+    files = [tmp_path / "a.rec", tmp_path / "b.rec"]
+    words = ["--device", "gvnic", "--device", "idpf", "--wire", "link", "--queues", "2"]
+    words += [word for file in files for word in ("--record", str(file))]
+    with NicServer(words, sockets=2) as server, GuestMemory("ram", size=64 << 20) as ram:
+        with GvnicDriver(Client(str(server.sockets[0])), ram=ram) as driver:
+            driver.probe()
+            driver.open(rx_queues=2, tx_queues=2)
+        with IdpfDriver(Client(str(server.sockets[1])), ram=ram) as other:
+            other.probe()
+        if killed:
+            assert wait_until(lambda: all(len(read(file).calls) > 50 for file in files))
+            server.kill()
+        else:
+            server.stop()
+    for file, kind in zip(files, ("gvnic", "idpf"), strict=True):
+        recording, model = load(file)
+        assert recording.header.device == kind
+        assert bool(recording.missing) is killed
+        assert len(recording.calls) > 50
+        assert run(recording, model).difference is None
+
+
+def test_a_recording_that_is_full(tmp_path: Path) -> None:
+    """*Steps*: more calls than there is room for. *Verify*: the file ends, the server goes on."""
+    file = tmp_path / "nic.rec"
+    with NicServer(["--record", str(file), "--record-limit", "1"]) as server, Client(str(server.sockets[0])) as client:
+        random = Random(1)
+        for _ in range(150):
+            for _ in range(200):
+                client.region_write(Bar.DOORBELLS, 0, random.randbytes(64), posted=True)
+            client.device_info()
+        assert client.region_read(PciRegion.CONFIG, 0, 2) == b"\xe0\x1a"
+        assert "as large as it may be" in server.log()
+    assert 1 << 20 <= file.stat().st_size < 2 << 20
+    assert "as large" in read(file).missing
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--record", "a.rec", "--record", "b.rec"], "2 recordings for 1 NICs"),
+        (["--record", "/nowhere/a.rec"], "--record /nowhere/a.rec: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_recorded(tmp_path: Path, words: list[str], said: str) -> None:
+    result = CliRunner().invoke(cli, ["serve", "--socket", str(tmp_path / "nic.sock"), *words])
+    assert result.exit_code in (1, 2) and said in result.output

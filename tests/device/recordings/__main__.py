@@ -1,9 +1,10 @@
 """Makes the recordings of stock drivers that `tests/device/test_recordings.py` runs, each in a guest:
 
-    make recordings                                                      all of them
+    make record                                                          all of them
     .venv/bin/python -m tests.device.recordings gve-gqi                  one
 
-A driver is loaded, brought up, moves some packets each way, and is removed. Payload is blanked.
+A driver is loaded, brought up, moves some packets each way, and is removed. Payload is blanked. It takes a tap, so a
+host that has namespaces.
 """
 
 from __future__ import annotations
@@ -22,15 +23,33 @@ HERE = Path(__file__).parent
 #: Options of ``nicmodel serve`` for each.
 RECORDINGS = {
     "gve-dqo": ("--queues", "2"),
+    "gve-dqo-qpl": ("--queues", "2", "--profile", "dqo-qpl"),
     "gve-gqi": ("--queues", "2", "--profile", "legacy"),
     "idpf": ("--queues", "2", "--device", "idpf"),
 }
-#: Small packets and large ones, and other rings.
+#: Small packets and large ones, segments that are cut and merged, what ethtool asks, other rings. Bash has /dev/tcp.
 TRAFFIC = """
-ping -q -c 5 -i 0.2 -s 56 -W 2 $REMOTE_V4 &&
-ping -q -c 3 -i 0.2 -s 4000 -W 2 $REMOTE_V4 &&
-ethtool -G $NETIF rx 512 &&
+set -e
+ping -q -c 3 -i 0.2 -s 56 -W 2 $REMOTE_V4
+ping -q -c 2 -i 0.2 -s 4000 -W 2 $REMOTE_V4
+exec 3<>/dev/tcp/$REMOTE_V4/7
+head -c 30000 /dev/zero >&3
+head -c 30000 <&3 | wc -c
+exec 3>&-
+head -c 3000 /dev/zero >/dev/udp/$REMOTE_V4/9
+ethtool $NETIF
+ethtool -S $NETIF >/dev/null
+ethtool -G $NETIF rx 512
 ping -q -c 2 -i 0.2 -s 1400 -W 2 $REMOTE_V4
+"""
+#: At the other end: all that comes goes back, once.
+ECHO = """
+import socket
+with socket.create_server(("", 7)) as server:
+    print("ready", flush=True)
+    connection, _ = server.accept()
+    while data := connection.recv(65536):
+        connection.sendall(data)
 """
 
 
@@ -38,9 +57,16 @@ def record(name: str, folder: Path) -> None:
     """Make one."""
     whole = folder / f"{name}.rec"
     with DriverBench(serve=[*RECORDINGS[name], "--record", str(whole)]) as bench:
-        verdict = bench.try_out(None, TRAFFIC)
+        bench.prepare()
+        command = [*bench.prefix, sys.executable, "-c", ECHO]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as echo:
+            try:
+                assert echo.stdout is not None and echo.stdout.readline() == b"ready\n"
+                verdict = bench.try_out(None, TRAFFIC)
+            finally:
+                echo.kill()
     if verdict.trouble:
-        raise VmError(f"{name}: {'; '.join(verdict.trouble)}")
+        raise VmError(f"{name}: {'; '.join(verdict.trouble)}\n{[part.output for part in verdict.parts]}")
     blanked = str(HERE / f"{name}.rec")
     subprocess.run([sys.executable, "-m", "nicmodel.cli", "replay", str(whole), "--blank-payload", blanked], check=True)
 
