@@ -51,12 +51,12 @@ def replay(
     file: Path, before: int, check: bool, minimise: Path | None, tries: int, seconds: float,
     blank_payload: Path | None, again: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Run a recording against the NIC as it is now, without a guest, and tell the first difference.
+    """Run a recording again, and tell what the NIC does otherwise.
 
-    `nicmodel serve --record FILE` makes recordings. Messages, frames, timers and what was read of guest memory come
-    from there, and time as well, so a run is the same each time. What the NIC answers, writes, sends and raises is
-    compared with what it did then; the first difference is told in the words of `nicmodel trace`, with what went before
-    it.
+    `nicmodel serve --record FILE` makes recordings. It takes no guest to run one: messages, frames, timers and what was
+    read of guest memory come from there, and time as well, so a run is the same each time. What the NIC answers,
+    writes, sends and raises is compared with what it did then; the first difference is told in the words of `nicmodel
+    trace`, with what went before it.
 
     The exit status is 0 if there is no difference, 3 if there is one, an exception in the NIC, or a broken rule, and 1
     if the recording cannot be used.

@@ -20,8 +20,8 @@ _END = 1 << 64
 _MOST_TIME = 1 << 62
 _MOST_FRAMES = 1 << 16
 
-#: The fields of `FRAME` that say something of a frame, and not of its place in a batch.
-FIELDS = tuple(name for name in FRAME.names or () if name not in ("offset", "length"))
+#: The fields of `FRAME` that say something of a frame, and not of its place in a batch, which is in the first two.
+FIELDS = (FRAME.names or ())[2:]
 _FIELD_ENDS = tuple(1 << 8 * FRAME[name].itemsize for name in FIELDS)
 
 
@@ -158,12 +158,8 @@ class Call:
 
 def frames_of(batch: Batch, first: int = 0) -> list[Frame]:
     """Copies of the frames of a batch, from number `first` on."""
-    found = []
-    for record in batch.frames[first : batch.count]:
-        start, length = int(record["offset"]), int(record["length"])
-        values = tuple(int(record[name]) for name in FIELDS)
-        found.append(Frame(batch.data[start : start + length].tobytes(), values))
-    return found
+    records = batch.frames[first : batch.count].tolist()
+    return [Frame(batch.data[start : start + size].tobytes(), tuple(rest)) for start, size, *rest in records]
 
 
 def batch_of(frames: Iterable[Frame], used: int) -> Batch:

@@ -30,6 +30,7 @@ from nicmodel.wire.wire import Poller, Wire
 _Arguments = Callable[..., list[Any]]
 
 _PAGE = 12
+_LONG = 1024
 
 
 class Recorder:
@@ -251,15 +252,21 @@ class Recorder:
         """Note what compiled code has noted."""
         assert self._nic is not None
         state = self._nic.state
+        later: list[list[int]] = []  # start, end, purpose: completions, mostly one behind the other
         for address, count, written, _, purpose, offset in notes.take(state):
             if offset == notes.LATER:
-                data = peek(state.memory_map, address, count) or b""
-            else:
-                data = state.noted[offset : offset + count].tobytes()
+                if later and later[-1][1:] == [address, purpose]:
+                    later[-1][1] += count
+                else:
+                    later.append([address, address + count, purpose])
+                continue
+            data = state.noted[offset : offset + count].tobytes()
             if written:
                 self._note_write(address, data, purpose)
             else:
                 self._note_read(address, data, purpose)
+        for start, end, purpose in later:
+            self._note_write(start, peek(state.memory_map, start, end - start) or b"", purpose)
         if state.device["notes_lost"][0]:
             self.complete = False
 
@@ -349,10 +356,11 @@ class RecordedWire:
 
 
 def _extend(accesses: list[Access], address: int, data: bytes, purpose: int) -> None:
-    """Add an access; where it goes on with the last, they are one."""
+    """Add an access; where it goes on with the last, they are one, unless that is long already."""
     if accesses:
         before = accesses[-1]
-        if before.address + len(before.data) == address and before.purpose == purpose:
+        end = before.address + len(before.data)
+        if end == address and before.purpose == purpose and len(before.data) < _LONG:
             accesses[-1] = Access(before.address, before.data + data, purpose)
             return
     accesses.append(Access(address, data, int(purpose)))

@@ -104,6 +104,10 @@ def live(kind: str, nic: Any, ram: GuestMemory) -> None:
     nic.run()
 
 
+def names(recording: Recording) -> set[str]:
+    return {call.name for call in recording.calls}
+
+
 def outcome_of(recording: Recording, **options: Any) -> Any:
     return run(recording, model_of(recording.header), **options)
 
@@ -122,8 +126,17 @@ def test_the_same_nic_does_the_same(kind: str, tmp_path: Path) -> None:
     outcome = outcome_of(again, keep=True)
     assert outcome.difference is None and outcome.unknown == 0 and not outcome.failures
     assert outcome.made == again.calls
-    names = {call.name for call in again.calls}
-    assert names > {"start", "attach", "map", "set_irqs", "region_write", "inject", "set_cable", "when_idle", "detach"}
+    assert names(again) > {
+        "start",
+        "attach",
+        "map",
+        "set_irqs",
+        "region_write",
+        "inject",
+        "set_cable",
+        "when_idle",
+        "detach",
+    }
     assert sum(len(sent.frames) for call in again.calls for sent in call.sent) == SENT
 
 
@@ -464,7 +477,7 @@ def test_a_server_that_records(tmp_path: Path, killed: bool) -> None:
         with IdpfDriver(Client(str(server.sockets[1])), ram=ram) as other:
             other.probe()
         if killed:
-            assert wait_until(lambda: all(len(read(file).calls) > 50 for file in files))
+            assert wait_until(lambda: all("detach" in names(read(file)) for file in files))
             server.kill()
         else:
             server.stop()
@@ -472,7 +485,7 @@ def test_a_server_that_records(tmp_path: Path, killed: bool) -> None:
         recording, model = load(file)
         assert recording.header.device == kind
         assert bool(recording.missing) is killed
-        assert len(recording.calls) > 50
+        assert names(recording) >= {"start", "attach", "map", "region_write", "detach"}
         assert run(recording, model).difference is None
 
 
