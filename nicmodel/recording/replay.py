@@ -51,7 +51,6 @@ class Replay:
 
     Attributes:
         nic: the NIC.
-        time: that of the call which was made last, ns.
         on_trace: told what a server tells of its client (`nicmodel.vfio_user.server.Server`); None: nobody.
     """
 
@@ -86,16 +85,6 @@ class Replay:
         if self._link is not None:
             self._leave()
         self._memory.close()
-
-    @property
-    def time(self) -> int:
-        """See above."""
-        return self._loop.now
-
-    @property
-    def waiting(self) -> int:
-        """How many callbacks the event loop owes the NIC, timers not counted."""
-        return len(self._loop.idle) + len(self._loop.next)
 
     def make(self, call: Call) -> Call:
         """Make a call; what the NIC has done in it."""
