@@ -1,7 +1,8 @@
 """Notes of each access to guest memory, in order and with its bytes, for a recording (`nicmodel.recording`).
 
-Without a recording nothing is noted, and it costs nothing: an access that finds its region among the two that were used
-last does not come here (`nicmodel.nic.dma`). While notes are taken no region is remembered as used, so that each does.
+Without a recording nothing is noted, and hardly anything is spent on that: an access that finds its region among the
+two that were used last does not come here (`nicmodel.nic.dma`). While notes are taken no region is remembered as used,
+so that each does.
 """
 
 from __future__ import annotations
