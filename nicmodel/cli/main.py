@@ -31,6 +31,7 @@ _COMMANDS = {
     "selftests": "nicmodel.cli.selftests",
     "nipa": "nicmodel.cli.nipa",
     "driver": "nicmodel.cli.driver",
+    "kernel": "nicmodel.cli.kernel",
     "conform": "nicmodel.cli.conform",
     "diff": "nicmodel.cli.diff",
     "campaign": "nicmodel.cli.campaign",
@@ -58,7 +59,7 @@ _COMMANDS = {
 #: How ``nicmodel --help`` groups them.
 _SECTIONS = {
     "To begin": ("demo", "doctor", "serve", "vm", "config"),
-    "To write a driver": ("driver", "bringup", "conform", "diff", "coverage", "replay"),
+    "To write a driver": ("driver", "kernel", "bringup", "conform", "diff", "coverage", "replay"),
     "To test and compare": ("selftests", "nipa", "experiment", "campaign"),
     "To look into a running server": ("stat", "top", "ledger", "show", "trace", "capture", "findings"),
     "To act on a running server": ("inject", "send", "link", "reset", "fault"),

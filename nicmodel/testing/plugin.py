@@ -23,6 +23,7 @@ Nothing is imported before a fixture is used: pytest loads this file in every pr
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -54,7 +55,7 @@ _OUTPUT = "nicmodel_driver_coverage"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options for the coverage of drivers."""
+    """Options for drivers' coverage, guests' kernels and NICs' weather."""
     group = parser.getgroup("nicmodel", "coverage of drivers in guests (nicmodel)")
     group.addoption("--driver-coverage", nargs="?", const="driver.cov", metavar="FILE",
                     help="Record which code of the NIC's driver each test runs, in all guests that it starts. FILE is "
@@ -63,6 +64,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                     help="Record this module instead: a name, or the file of one of your own. Repeat for "
                          "more.")  # fmt: skip
 
+    parser.getgroup("nicmodel-kernel", "kernel of guests (nicmodel)").addoption(
+        "--guest-kernel", metavar="KERNEL",
+        help="The kernel of all guests for which a test names none, as 'nicmodel vm --kernel' takes it: 'debug' looks "
+             "for mistakes of drivers.")  # fmt: skip
+
     parser.getgroup("nicmodel-weather", "weather of NICs (nicmodel)").addoption(
         "--nic-weather", metavar="SEED[:STRENGTH[:NAME,...]]",
         help="Have the NICs of nic, link and guest_nic do what their contract allows and devices rarely do: "
@@ -70,7 +76,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the markers known, and begin to record if that is asked for."""
+    """Make the markers known; choose the guests' kernel, and begin to record, if that is asked for."""
+    if config.getoption("--guest-kernel"):
+        from nicmodel.vm.errors import VmError
+        from nicmodel.vm.kernel import CHOSEN, kernel_named
+
+        try:
+            kernel_named(config.getoption("--guest-kernel")).find()
+        except VmError as error:
+            raise pytest.UsageError(str(error)) from None
+        # In the environment: processes of pytest-xdist have it, and commands that tests start.
+        os.environ[CHOSEN] = config.getoption("--guest-kernel")
     if config.getoption("--driver-coverage"):
         from nicmodel.vm.coverage.recorder import Recorder
         from nicmodel.vm.guest import Guest

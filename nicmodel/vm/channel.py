@@ -51,7 +51,8 @@ class Process:
         """Wait for the end.
 
         Args:
-            timeout: Seconds, None for ever; the process goes on if it has not ended by then.
+            timeout: Seconds, None for ever; the process goes on if it has not ended by then. A guest whose kernel is
+                slow has several times as much (`nicmodel.vm.kernel.Kernel.patience`).
 
         Raises:
             VmError: It did not end in time, could not be started, or the guest ended first.
@@ -103,6 +104,8 @@ class Process:
         self._channel.send(self._number, agent.RESIZE, json.dumps([rows, columns]).encode())
 
     def _wait_until(self, condition: Callable[[], bool], timeout: float | None, complaint: str) -> None:
+        if timeout is not None:
+            timeout *= self._channel.patience
         with self._changed:
             self._changed.wait_for(lambda: condition() or bool(self._failure), timeout)
             if condition():
@@ -147,10 +150,12 @@ class Channel:
 
     Args:
         connection: The socket behind the guest's virtio-serial port.
+        patience: By which all limits of time are multiplied: see `nicmodel.vm.kernel.Kernel.patience`.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, patience: int = 1) -> None:
         self._connection = connection
+        self.patience = patience
         self._sending = threading.Lock()
         self._receiving = threading.Lock()
         self._changed = threading.Condition()
@@ -199,7 +204,8 @@ class Channel:
     def wait_greeting(self, count: int, timeout: float) -> bool:
         """Wait until the agent has started `count` times in all, or the channel failed; whether it has."""
         with self._changed:
-            self._changed.wait_for(lambda: self.greetings >= count or bool(self.failure), timeout)
+            wanted = self.patience * timeout
+            self._changed.wait_for(lambda: self.greetings >= count or bool(self.failure), wanted)
             return self.greetings >= count
 
     def receive(self, data: bytes) -> None:

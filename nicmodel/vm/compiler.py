@@ -54,6 +54,16 @@ def link_tree(source: Path, target: Path) -> None:
                 os.link(Path(folder, name), place / name, follow_symlinks=False)
 
 
+def furnish(root: Path, *trees: Path) -> None:
+    """Have in `root` what kbuild works in: the files of `trees`, and what it insists on besides."""
+    for tree in trees:
+        link_tree(tree, root)
+    (root / "usr/bin/awk").symlink_to("mawk")  # as mawk's installation would
+    # objtool wants to know where its stack ends, and there is no /proc here.
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/maps").write_text("7ffffffde000-7ffffffff000 [stack]\n")
+
+
 def enter(root: Path) -> list[str]:
     """How to run a command with `root` as its root folder, which gets a /dev/null."""
     (root / "dev").mkdir(exist_ok=True)

@@ -25,7 +25,7 @@ from typing import Self
 
 from nicmodel.cache import by_last_use, cache_dir
 from nicmodel.vm import host
-from nicmodel.vm.compiler import COMPILER, enter, link_tree
+from nicmodel.vm.compiler import COMPILER, enter, furnish
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import Kernel, module_name
 from nicmodel.vm.packages import HOST_ARCHITECTURE, Packages, Tree, building, locked, obtain, write_whole
@@ -102,9 +102,12 @@ class Driver:
         self._variables = dict(variables or {})
         self._compiler: Tree | None = None
         self._packed: Tree | None = None
-        if isinstance(kernel.headers, Packages):
-            self._compiler, self._packed = obtain(COMPILER), obtain(kernel.headers)
+        if isinstance(kernel.headers, Packages | Tree):
+            packed = kernel.headers if isinstance(kernel.headers, Tree) else obtain(kernel.headers)
+            self._compiler, self._packed = obtain(COMPILER), packed
             headers, identity = f"/usr/src/linux-headers-{kernel.release}", [self._compiler.id, self._packed.id]
+            if isinstance(kernel.headers, Tree):  # the headers of a kernel that is built again have the same name
+                identity.append(kernel.id)
         elif kernel.headers is not None:
             for program in ("make", "strip"):
                 host.program(program)
@@ -214,19 +217,18 @@ class Driver:
             # Its name is not the one that Debian's configuration has. And without pahole no type information can be
             # made from the module; its version is not to be compared with.
             words += ["CC=gcc", "CONFIG_DEBUG_INFO_BTF_MODULES=", "CONFIG_PAHOLE_VERSION=0"]
-        return words + [f"{name}={value}" for name, value in self._variables.items()]
+        variables = dict(self._variables)
+        if "DEBUG_INFO" not in (self._site.kernel.config or {"DEBUG_INFO": "y"}):
+            # Files and lines in call traces are told by it (`located`); a kernel that has it brings it along.
+            variables["KCFLAGS"] = f"-g {variables.get('KCFLAGS', '')}".rstrip()
+        return words + [f"{name}={value}" for name, value in variables.items()]
 
     def _prepare(self) -> None:
         """Have the tree of compiler and headers."""
         with building(self._tree) as unfinished:
             if unfinished and self._compiler and self._packed:
                 host.require(host.building())
-                link_tree(self._compiler.path, unfinished)
-                link_tree(self._packed.path, unfinished)
-                (unfinished / "usr/bin/awk").symlink_to("mawk")  # as mawk's installation would
-                # objtool insists on knowing where its stack ends, and there is no /proc here.
-                (unfinished / "proc/self").mkdir(parents=True)
-                (unfinished / "proc/self/maps").write_text("7ffffffde000-7ffffffff000 [stack]\n")
+                furnish(unfinished, self._compiler.path, self._packed.path)
         os.utime(self._tree)
         _prune(self._tree)
 

@@ -22,7 +22,7 @@ from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.devmem import send_pattern, set_up_devmem
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
-from nicmodel.vm.kernel import DEFAULT_KERNEL, KernelChoice
+from nicmodel.vm.kernel import KernelChoice, default_kernel
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.load import Load
 from nicmodel.vm.namespace import namespace_for_taps
@@ -128,7 +128,7 @@ def _fault(said: dict[str, Any], nbytes: int) -> str | None:
     return None
 
 
-def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH, kernel: KernelChoice = DEFAULT_KERNEL) -> Bench:
+def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH, kernel: KernelChoice | None = None) -> Bench:
     """Start all that the experiment needs, for transfers of up to `nbytes` bytes; the stack ends it.
 
     The accelerator's memory is a BAR below the NIC's own PCIe switch (`SWITCH`) or a NUMA node (`NODE`).
@@ -140,6 +140,7 @@ def set_up(stack: ExitStack, nbytes: int, accelerator: str = SWITCH, kernel: Ker
         VmError: something did not start.
     """
     check_host()
+    kernel = kernel or default_kernel()
     found = kernel.find()
     require(found, (GVE, *DEVMEM))
     if accelerator == SWITCH:

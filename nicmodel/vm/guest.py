@@ -29,7 +29,7 @@ from nicmodel.vm.channel import Channel, GuestTimeoutError, Process, Result, Sin
 from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.image import Image, build_image
-from nicmodel.vm.kernel import DEFAULT_KERNEL, Kernel, KernelChoice, for_arch
+from nicmodel.vm.kernel import Kernel, KernelChoice, default_kernel, for_arch
 from nicmodel.vm.layout import LAYOUTS, Accelerator, Nic, arguments, without_nics
 from nicmodel.vm.progress import step
 from nicmodel.vm.qemu import acceleration, find_qemu, kind_of, known_acceleration, spawn
@@ -61,7 +61,7 @@ class GuestConfig:
         arch: "amd64" or "arm64"; "": that of the kernel.
         layout: "q35", "two-nics", "switch", "iommu", or "virt" for arm64: see `qemu-configs/`. "": "q35", or "virt".
         kernel: The kernel, Debian's or one of your own: `nicmodel.vm.kernel.kernel_named("/src/linux")`. One of a suite
-            is taken for the guest's architecture.
+            is taken for the guest's architecture. If none is given, the environment's NICMODEL_KERNEL names it.
         cpu: QEMU's CPU model, such as "EPYC".
         cmdline: Added to the kernel's command line.
         disks: Files that the guest sees as /dev/vda, /dev/vdb, …, which it cannot write.
@@ -80,7 +80,7 @@ class GuestConfig:
     accelerators: Mapping[str, int] = field(default_factory=dict)
     arch: str = ""
     layout: str = ""
-    kernel: KernelChoice = DEFAULT_KERNEL
+    kernel: KernelChoice = field(default_factory=default_kernel)
     cpu: str = "max"
     cmdline: str = ""
     disks: Sequence[Path] = ()
@@ -196,7 +196,7 @@ class Guest:
 
         Args:
             command: A line for the guest's shell (bash), or a program and its arguments.
-            timeout: Seconds; then the command is killed.
+            timeout: Seconds; then the command is killed. A slow kernel is given more (`Kernel.patience`).
             check: Whether a status other than 0 is an error.
             input: Its standard input; empty if None.
 
@@ -267,7 +267,7 @@ class Guest:
         if self._process.poll() is None and not self._channel.failure:
             self.start("poweroff -f")
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout)
+                self._process.wait(timeout * self.kernel.patience)
         if self._process.poll() is None:
             with contextlib.suppress(VmError, OSError, TimeoutError):
                 self.qmp.execute("quit")
@@ -505,7 +505,7 @@ class Guest:
         self._running.callback(self.kill)
         for _, theirs in sockets.values():
             theirs.close()
-        self._channel = Channel(sockets["agent"][0])
+        self._channel = Channel(sockets["agent"][0], self.kernel.patience)
         watcher = threading.Thread(
             target=self._watch, args=(sockets["agent"][0], sockets["console"][0]), name="guest", daemon=True
         )
@@ -530,7 +530,8 @@ class Guest:
     def _await_boot(self, greetings: int) -> None:
         """Wait until the agent has started `greetings` times."""
         if not self._channel.wait_greeting(greetings, self._boot_timeout):
-            reason = self._channel.failure or f"the guest has not booted within {self._boot_timeout:g} s"
+            limit = self._boot_timeout * self.kernel.patience
+            reason = self._channel.failure or f"the guest has not booted within {limit:g} s"
             if self.kernel.config is None:
                 reason += f"; {needs.unknown(self.kernel)}"
             raise VmError(self._with_console(reason))

@@ -11,14 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from nicmodel.nearest import did_you_mean
 from nicmodel.vm.arch import AMD64, ARCHES, ARM64, Arch
 from nicmodel.vm.arm64image import Arm64Image
 from nicmodel.vm.bzimage import BzImage, FormatError, decompress
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.packages import Packages, obtain
+from nicmodel.vm.packages import Packages, Tree, obtain
+
+if TYPE_CHECKING:
+    from nicmodel.vm.debug_kernel import DebugKernel
 
 # What `make` leaves in a tree. auto.conf is what was built: .config may have been edited since.
 IMAGES = {arch: Path("arch", arch.source, arch.image) for arch in ARCHES.values()}
@@ -31,6 +34,11 @@ _OPTIONS = {"CONFIG_X86_64": AMD64, "CONFIG_ARM64": ARM64}
 
 BOOT = Path("/boot")
 """Where this host's kernels are."""
+
+#: Options with which a kernel is several times slower.
+_SLOW = {"KASAN", "KCSAN", "KMSAN", "PROVE_LOCKING"}
+PATIENCE = 5
+"""See `Kernel.patience`: for kernels that look for mistakes at each access to memory, or each lock."""
 
 _MODULE = re.compile(r"\.ko(\.(xz|zst|gz))?$")
 #: Where modules are below a root folder; /lib is a link to /usr/lib, but in older distributions.
@@ -78,7 +86,8 @@ class Kernel:
         image: What QEMU boots: the bzImage, or for arm64 the Image.
         modules: Its modules, by name with underscores, as `lsmod` shows them.
         indexes: What a folder of modules has besides, by name: modules.builtin for one.
-        headers: What modules are compiled against: packages of Debian's, or a folder; None if neither is there.
+        headers: What modules are compiled against: packages of Debian's, a tree like those, or a folder; None if there
+            is nothing.
         id: Stands for the content of all files.
         config_file: The .config that it was built with; None: perhaps it is in the image.
         advice: What to do if one of its modules is missing.
@@ -90,7 +99,7 @@ class Kernel:
     image: Path
     modules: Mapping[str, Module]
     indexes: Mapping[str, bytes]
-    headers: Packages | Path | None
+    headers: Packages | Tree | Path | None
     id: str
     config_file: Path | None
     advice: str
@@ -101,6 +110,11 @@ class Kernel:
         """Options that are set, such as `{"GVE": "m"}`; None if nothing tells."""
         text = self.config_file.read_text("utf-8") if self.config_file else read_image(self.image).configuration()
         return None if text is None else dict(re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.MULTILINE))
+
+    @property
+    def patience(self) -> int:
+        """How many times as long as with other kernels things may take in its guests: limits of time are multiplied."""
+        return PATIENCE if not _SLOW.isdisjoint(self.config or ()) else 1
 
     @cached_property
     def built_in(self) -> frozenset[str]:
@@ -305,7 +319,7 @@ class OwnKernel:
         )
 
 
-KernelChoice: TypeAlias = DebianKernel | OwnKernel
+KernelChoice: TypeAlias = "DebianKernel | OwnKernel | DebugKernel"
 
 KERNELS = {
     # 7.2 when this was written: the suite moves on, and the metapackage with it.
@@ -314,32 +328,53 @@ KERNELS = {
     "bookworm": DebianKernel("bookworm", "bookworm"),  # 6.1
 }
 DEFAULT_KERNEL = KERNELS["trixie-backports"]
+DEBUG = "debug"
+"""The name of the debug kernel (`nicmodel.vm.debug_kernel`); one of a tree of the user's own is "debug:TREE"."""
+
+CHOSEN = "NICMODEL_KERNEL"
+"""The variable of the environment that names the kernel of guests that are told of none."""
 
 
 def kernel_named(name: str, modules: Path | None = None, arch: Arch | None = None) -> KernelChoice:
     """The kernel called `name`.
 
     Args:
-        name: One of `KERNELS`, a `linux-image-…` package of trixie-backports, the path of a bzImage or of the folder
-            that it was built in, or the release of a kernel that is installed on this host.
+        name: One of `KERNELS`, "debug" or "debug:TREE" (`nicmodel kernel build`), a `linux-image-…` package of
+            trixie-backports, the path of a bzImage or of the folder that it was built in, or the release of a kernel
+            that is installed on this host.
         modules: For the path of a bzImage: see `OwnKernel`.
         arch: The guest's architecture; None: for a suite this host's own, else the kernel's.
 
     Raises:
         VmError: There is none, or the package is for another architecture.
     """
+    debug, _, tree = name.partition(":")
+    if modules and (name in KERNELS or name.startswith("linux-image-") or debug == DEBUG):
+        raise VmError(f"--modules is for a kernel of your own: '{name}' has its modules")
+    if debug == DEBUG:
+        from nicmodel.vm.debug_kernel import DebugKernel
+
+        return for_arch(DebugKernel(Path(tree) if tree else None), arch)
     if name in KERNELS or name.startswith("linux-image-"):
-        if modules:
-            raise VmError(f"--modules is for a kernel of your own: the package of '{name}' has its modules")
         return for_arch(KERNELS.get(name) or DebianKernel(name, DEFAULT_KERNEL.suite, name), arch)
     if "/" in name or os.path.exists(name):
         return OwnKernel(Path(name), modules, arch)
     if installed := _first(BOOT / f"vmlinuz-{name}", Path("/", _LIBS[0], name, "vmlinuz")):
         return OwnKernel(installed, modules, arch)
     raise VmError(
-        f"no kernel '{name}': say one of {', '.join(KERNELS)}, or linux-image-<version>, or the path of a bzImage or of"
-        f" the folder that it was built in{did_you_mean(name, KERNELS)}"
+        f"no kernel '{name}': say one of {', '.join(KERNELS)}, {DEBUG}, or linux-image-<version>, or the path of a"
+        f" bzImage or of the folder that it was built in{did_you_mean(name, [*KERNELS, DEBUG])}"
     )
+
+
+def default_kernel() -> KernelChoice:
+    """The kernel of a guest that is told of none: what `CHOSEN` names, else `DEFAULT_KERNEL`.
+
+    Raises:
+        VmError: There is no such kernel.
+    """
+    name = os.environ.get(CHOSEN)
+    return kernel_named(name) if name else DEFAULT_KERNEL
 
 
 def for_arch(kernel: KernelChoice, arch: Arch | None) -> KernelChoice:
@@ -352,6 +387,8 @@ def for_arch(kernel: KernelChoice, arch: Arch | None) -> KernelChoice:
         return kernel
     if isinstance(kernel, OwnKernel):
         return replace(kernel, arch=arch)
+    if not isinstance(kernel, DebianKernel):
+        raise VmError(f"the kernel '{kernel.name}' is for {kernel.arch.name}, and the guest is to be {arch.name}")
     if kernel.name not in KERNELS:
         raise VmError(f"the package '{kernel.package}' is for {kernel.arch.name}, and the guest is to be {arch.name}")
     return kernel.of(arch)

@@ -9,15 +9,16 @@ import click
 
 from nicmodel.nearest import Choice
 from nicmodel.vm.arch import AMD64, ARCHES
-from nicmodel.vm.kernel import DEFAULT_KERNEL, KERNELS, kernel_named
+from nicmodel.vm.kernel import CHOSEN, DEBUG, DEFAULT_KERNEL, KERNELS, kernel_named
 
 
 def kernel_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options that choose the guest's kernel; the command gets it as `kernel`, a `KernelChoice`."""
 
-    @click.option("--kernel", default=DEFAULT_KERNEL.name, show_default=True, metavar="KERNEL",
-                  help=f"The newest cloud kernel of a Debian suite ({', '.join(KERNELS)}); a package of backports, "
-                       "linux-image-<version>; a bzImage or vmlinuz; the folder in which make has built a kernel; or "
+    @click.option("--kernel", default=DEFAULT_KERNEL.name, show_default=True, metavar="KERNEL", envvar=CHOSEN,
+                  help=f"The newest cloud kernel of a Debian suite ({', '.join(KERNELS)}); {DEBUG}, which looks for "
+                       "mistakes of drivers (`nicmodel kernel build`); a package of backports, linux-image-<version>; "
+                       "a bzImage or vmlinuz; the folder in which make has built a kernel; or "
                        "the release of one that is installed on this host.")  # fmt: skip
     @click.option("--modules", type=click.Path(path_type=Path), metavar="FOLDER",
                   help="The modules of a kernel that is given by its file: lib/modules/RELEASE, or a folder that has "

@@ -105,11 +105,11 @@ def obtain(packages: Packages, *, update: bool = False) -> Tree:
     """
     trees = cache_dir() / "trees"
     record = trees / f"{packages.key}.json"
-    if not update and (tree := _recorded(record)):
+    if not update and (tree := recorded(record)):
         return tree
     host.require(host.programs(), host.cache(), host.room(_WORKING_ROOM))
     with locked(trees / f"{packages.key}.lock", f"the download of {packages.name}"):
-        if not update and (tree := _recorded(record)):
+        if not update and (tree := recorded(record)):
             return tree
         root = _AptRoot(packages.suite, packages.architecture)
         debs = [deb for deb in root.resolve(packages.wanted) if re.match(packages.keep, deb.name)]
@@ -172,10 +172,11 @@ def _member(deb: Path, member: str) -> bytes:
 
 def obtained(packages: Packages) -> Tree | None:
     """The tree of `packages` if the cache has it."""
-    return _recorded(cache_dir() / "trees" / f"{packages.key}.json")
+    return recorded(cache_dir() / "trees" / f"{packages.key}.json")
 
 
-def _recorded(record: Path) -> Tree | None:
+def recorded(record: Path) -> Tree | None:
+    """The tree that a record speaks of, a file beside it; None if there is none."""
     try:
         content = json.loads(record.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -185,8 +186,12 @@ def _recorded(record: Path) -> Tree | None:
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`; the kernel releases it if this process dies. Waits, and says so, if it is taken."""
+def locked(path: Path, what: str) -> Iterator[int]:
+    """Hold the lock file `path`; the kernel releases it if this process dies. Waits, and says so, if it is taken.
+
+    Yields:
+        A descriptor of it: a process that inherits it holds the lock, too.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
@@ -194,7 +199,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             with step(f"waiting for another process to finish {what}"):
                 fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
 @contextmanager

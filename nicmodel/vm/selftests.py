@@ -8,6 +8,8 @@ Documentation/dev-tools/kselftest.rst asks of them that they run on older ones; 
 file of its own, `selftests-<device>-<version>.toml`.
 """
 
+from __future__ import annotations
+
 import fnmatch
 import re
 import shlex
@@ -24,7 +26,7 @@ from nicmodel.nearest import did_you_mean
 from nicmodel.vm.coverage.recorder import Recorder
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
-from nicmodel.vm.kernel import DEFAULT_KERNEL, KernelChoice
+from nicmodel.vm.kernel import KernelChoice, default_kernel
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.selftests_disk import FOLDER, UNPACK, build_disk
 from nicmodel.vm.server import NicServer
@@ -438,13 +440,13 @@ class Bench:
     def __init__(
         self,
         recipe: Recipe,
-        kernel: KernelChoice = DEFAULT_KERNEL,
+        kernel: KernelChoice | None = None,
         modules: Sequence[Path] = (),
         tree: Path | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         self.recipe = recipe
-        self.kernel = kernel
+        self.kernel = kernel or default_kernel()
         self.modules = modules
         self.tree = tree
         self._recorder = recorder

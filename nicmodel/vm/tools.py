@@ -71,7 +71,8 @@ def build_guest_module(kernel: Kernel) -> Path:
     """The module of `guest/module`, which exports a PCI device's memory as dma-bufs, for exactly this kernel.
 
     Raises:
-        VmError: The kernel is not Debian's; or it does not compile: those before 6.13 lack dma_buf_phys_vec_to_sgt().
+        VmError: The kernel is neither Debian's nor the debug kernel; or it does not compile: those before 6.13 lack
+            dma_buf_phys_vec_to_sgt().
     """
     check_guest_module(kernel)
     return Driver(GUEST_FILES / "module", kernel).build().modules[0]
@@ -81,14 +82,14 @@ def check_guest_module(kernel: Kernel) -> None:
     """Say before a guest has booted that there can be no module of `guest/module` for its kernel.
 
     Raises:
-        VmError: The kernel is not Debian's, or for another architecture than this host's.
+        VmError: The kernel is neither Debian's nor the debug kernel, or for another architecture than this host's.
     """
     if not kernel.arch.is_hosts:
         raise VmError(
             f"{MODULE}, the driver of accelerators, is built for {AMD64.name} only, and this guest is"
             f" {kernel.arch.name}: --device-memory gives memory as a NUMA node"
         )
-    if not isinstance(kernel.headers, Packages):
+    if not isinstance(kernel.headers, Packages | Tree):
         raise VmError(f"{MODULE}, the driver of accelerators, is built for Debian's kernels only: choose one")
 
 
@@ -198,11 +199,12 @@ def _source_files(tree: Path, arch: Arch = AMD64) -> Iterator[Path]:
             links = [name for name in folders if (at / name).is_symlink()]
             folders[:] = sorted(name for name in folders if str((at / name).relative_to(tree)) not in _GENERATED)
             for file in (at / name for name in sorted([*names, *links])):
-                if file.is_symlink() or (file.is_file() and not _is_object(file)):
+                if file.is_symlink() or (file.is_file() and not is_object(file)):
                     yield file
 
 
-def _is_object(file: Path) -> bool:
+def is_object(file: Path) -> bool:
+    """Whether a file is what a compiler, linker or archiver has made."""
     with file.open("rb") as content:
         return content.read(4) in _OBJECTS
 
@@ -233,17 +235,22 @@ def driver_source(folder: str) -> Path:
 
 def _parts_of_source(name: str, parts: Sequence[str]) -> Path:
     """A tree with some parts of the default kernel's source; `name` tells it from those with other parts."""
-    linux = obtain(DEFAULT_KERNEL.packages)
-    release = re.search(r"linux-image-(\d+\.\d+)\.", " ".join(linux.versions))
-    if not release:
-        raise VmError(f"no kernel release in {', '.join(linux.versions)}")
-    source, package = source_package(release[1], DEFAULT_KERNEL.suite)
+    source, package = default_source()
     path = cache_dir() / "source" / (source.id + name)
     with locked(path.with_suffix(".lock"), "unpacking the kernel's source"), building(path) as unfinished:
         if unfinished:
             with step("unpacking the kernel's source"):
-                _unpack(source_archive(source, package), unfinished, [f"{package}/{part}" for part in parts])
+                unpack(source_archive(source, package), unfinished, [f"{package}/{part}" for part in parts])
     return path
+
+
+def default_source() -> tuple[Tree, str]:
+    """The package with the source of the default kernel, as `source_package` has it."""
+    linux = obtain(DEFAULT_KERNEL.packages)
+    release = re.search(r"linux-image-(\d+\.\d+)\.", " ".join(linux.versions))
+    if not release:
+        raise VmError(f"no kernel release in {', '.join(linux.versions)}")
+    return source_package(release[1], DEFAULT_KERNEL.suite)
 
 
 def source_package(version: str, suite: str) -> tuple[Tree, str]:
@@ -265,7 +272,7 @@ def source_archive(source: Tree, package: str) -> Path:
     return source.path / f"usr/src/{package}.tar.xz"
 
 
-def _unpack(archive: Path, folder: Path, members: list[str]) -> None:
+def unpack(archive: Path, folder: Path, members: list[str]) -> None:
     """Unpack some members of a tar archive, without its first folder; decompressed here, as a host may have no xz."""
     command = [host.program("tar"), "-x", "-C", str(folder), "--strip-components=1", *members]
     with (
