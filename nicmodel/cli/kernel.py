@@ -61,7 +61,7 @@ def config() -> None:
     """Print the fragments that the debug kernel is configured by.
 
     \b
-    For a kernel that you configure and build yourself, in its tree:
+    For a kernel that you build yourself, in its tree:
       nicmodel kernel config > debug.config
       scripts/kconfig/merge_config.sh -m .config debug.config
       make olddefconfig
