@@ -373,7 +373,7 @@ class _Try:
         objects = re.split(r"^(?=unreferenced object )", result.stdout, flags=re.MULTILINE)
         own = [text for text in objects if any(f"[{name}]" in text for name in self._loaded)]
         self._leaked = "".join(own).splitlines()
-        return not own, f"{len(own)} objects that nothing points to any more" if own else "none", ""
+        return not own, f"{_count(len(own), 'object')} that nothing points to any more" if own else "none", ""
 
     def _remove(self) -> tuple[bool, str, str]:
         for name in reversed(self._loaded):

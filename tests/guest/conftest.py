@@ -11,6 +11,7 @@ from lab import CABLES, Cable, Lab
 from streams import Traffic, streams
 
 from nicmodel.vm.guest import Guest
+from nicmodel.vm.kernel import default_kernel
 from nicmodel.vm.tools import driver_source
 
 HERE = Path(__file__).parent
@@ -19,11 +20,12 @@ LIMIT = 900
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests with guests get more time than others, and a soak what it is to take besides."""
+    """Tests with guests get more time than others, with a slow kernel still more, and a soak what it takes besides."""
     soak = 60 * config.getoption("--soak", default=0)
+    patience = default_kernel().find().patience if config.getoption("--guest-kernel") else 1
     for item in items:
         if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(LIMIT + soak))
+            item.add_marker(pytest.mark.timeout(patience * LIMIT + soak))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from nicmodel.vm import driver
+from nicmodel.vm.channel import Result
 from nicmodel.vm.driver import BuildError, Driver
-from nicmodel.vm.driver_bench import summary
+from nicmodel.vm.driver_bench import Verdict, _Try, summary
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import Kernel
 
@@ -84,3 +86,24 @@ def test_the_device_is_summed_up() -> None:
         "buffers": "posted before the command and after it: rx0 992 -> 972",
         "DMA faults": "2",
     }
+
+
+def test_what_a_driver_has_leaked_is_told_of_its_own_only(tmp_path: Path) -> None:
+    """By the functions that have asked for it; the kernel's own leaks are nobody's business here."""
+    text = "unreferenced object 0x1 (size 8):\n  backtrace (crc 0):\n    kmalloc+0x1/0x2\n    open+0x1/0x2 [{}]\n"
+    own, others = text.format("mine"), text.format("theirs")
+
+    (tmp_path / "config").write_text("CONFIG_DEBUG_KMEMLEAK=y\n")
+
+    class Guest:
+        kernel = Kernel("own", "6.1.0", Path("/nowhere"), {}, {}, None, "id", tmp_path / "config", "")
+
+        def run(self, command: list[str], **_: object) -> Result:
+            return Result(others + own + others, "", 0)
+
+    tried = _Try(cast("Any", Guest()), cast("Any", None), "0000:01:00.0", Verdict(), print, 15)
+    tried._loaded = ["mine"]
+    assert tried._leaks() == (False, "1 object that nothing points to any more", "")
+    assert tried._leaked == own.splitlines()
+    tried._loaded = ["another"]
+    assert tried._leaks() == (True, "none", "")
