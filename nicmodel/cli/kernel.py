@@ -34,7 +34,7 @@ def build(tree: Path | None, jobs: int | None, update: bool, fresh: bool) -> Non
 
     It is made of Debian's source of the kernel that guests have by default, or of TREE, a kernel's source of your own,
     which is not written to, and booted by --kernel debug:TREE. The compiler is Debian's, in a tree of its own: this
-    host needs none. It takes half an hour of one core, and 6 GB of disk while it is built; what is kept has 200 MB. A
+    host needs none. It takes half an hour of one core, and 2 GB of disk while it is built; what is kept has 200 MB. A
     build that was interrupted goes on where it was. For TREE what has been built stays, so that the next time only what
     has changed there is compiled.
 

@@ -47,8 +47,8 @@ KERNEL_TOOLS = Packages(
 )
 """What a kernel is built with, besides the compiler: 6 MB."""
 
-ROOM = 6 << 30
-"""Free space that a build needs: the source has 1.8 GB, what is made of it 2 GB, and both go when it is done."""
+ROOM = 3 << 30
+"""Free space that a build needs: the source has 1.7 GB, what is made of it 0.3 GB, and both go when it is done."""
 
 KEPT = 3
 """How many kernels are kept, and how many builds that were interrupted; those that were not used for longest go."""

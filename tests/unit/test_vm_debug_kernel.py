@@ -163,7 +163,7 @@ class TestBuilding:
     def test_no_room_is_said_before(self, site: debug_kernel._Site, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(host, "free", lambda folder: 1 << 30)
         site.folder.rmdir()
-        with pytest.raises(VmError, match=r"6,442 MB are needed"):
+        with pytest.raises(VmError, match=r"3,221 MB are needed"):
             site.prepare([])
         assert not site.folder.exists()
 
