@@ -56,7 +56,7 @@ KEPT = 3
 #: Raised when the same sources and fragments give another kernel than before.
 _RECIPE = 1
 #: Lines that make says in a whole build, to show how far it is.
-_LINES = 2900
+_LINES = 2500
 #: Seconds for one call of make: far more than a build takes on one slow core.
 _LIMIT = 6 * 3600
 #: Seconds for make to delete what it has half written.
@@ -329,6 +329,11 @@ class _Site:
                 (modules / link).unlink(missing_ok=True)
             for file, place in (("arch/x86/boot/bzImage", "vmlinuz"), (".config", "config")):
                 shutil.copy2(self.root / "build" / file, modules / place)
+            # Modules are built in a tree of compiler and headers: objtool, which is there, needs it besides.
+            for library in self.root.glob("usr/lib/*/libelf*.so*"):
+                place = self.root / f"installed/headers-{name}" / library.relative_to(self.root)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(library, place, follow_symlinks=False)
             for product in (self.root / "installed").iterdir():
                 product.rename(target / product.name)
 
