@@ -331,9 +331,9 @@ class _Site:
                 shutil.copy2(self.root / "build" / file, modules / place)
             # Modules are built in a tree of compiler and headers: objtool, which is there, needs it besides.
             for library in self.root.glob("usr/lib/*/libelf*.so*"):
-                place = self.root / f"installed/headers-{name}" / library.relative_to(self.root)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(library, place, follow_symlinks=False)
+                copy = self.root / f"installed/headers-{name}" / library.relative_to(self.root)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(library, copy, follow_symlinks=False)
             for product in (self.root / "installed").iterdir():
                 product.rename(target / product.name)
 
