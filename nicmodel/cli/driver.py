@@ -210,7 +210,11 @@ def _tell(part: Part, *, first: bool = False) -> None:
 def _show(verdict: Verdict, work: Driver) -> None:
     """What a try has shown besides its parts."""
     _heading("kernel", f"{len(verdict.log)} lines" if verdict.log else "nothing logged", not verdict.complaints)
-    _block(work.located("\n".join(verdict.log)))
+    log = verdict.log
+    if len(log) > _MOST and verdict.complaints:
+        # A debug kernel's reports are long, and begin with what is wrong.
+        log = log[log.index(verdict.complaints[0]) :]
+    _block(work.located("\n".join(log)), first=log is not verdict.log)
     findings = "\n".join(map(as_text, verdict.findings))
     told = "broken" if verdict.findings else "kept"
     _heading("contract", told, not verdict.findings)
