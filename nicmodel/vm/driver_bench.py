@@ -86,6 +86,9 @@ sleep 6
 echo scan > kmemleak; echo scan > kmemleak; cat kmemleak
 """
 
+#: Seconds for that, besides what a driver may take to let go: all memory is looked through, twice.
+_LEAKS_LIMIT = 60.0
+
 
 @dataclass(frozen=True)
 class Part:
@@ -367,7 +370,8 @@ class _Try:
         return status == 0, f"status {status}", process.output()
 
     def _leaks(self) -> tuple[bool, str, str]:
-        result = self._guest.run(["sh", "-c", _LEAKS, "leaks", self._address], timeout=self._limit, check=False)
+        words = ["sh", "-c", _LEAKS, "leaks", self._address]
+        result = self._guest.run(words, timeout=_LEAKS_LIMIT + self._limit, check=False)
         if result.status:
             return False, result.stderr.strip() or f"status {result.status}", ""
         objects = re.split(r"^(?=unreferenced object )", result.stdout, flags=re.MULTILINE)
