@@ -98,8 +98,8 @@ class DebugKernel:
         if not tree:
             words = shlex.join(["nicmodel", "kernel", "build", *([str(self.source)] if self.source else [])])
             raise VmError(
-                f"the kernel '{self.name}' is not built yet, or not with what this version of nicmodel has it find:"
-                f" '{words}' does so, in half an hour or less"
+                f"the kernel '{self.name}' is not built yet, or was configured otherwise by another version of nicmodel:"
+                f" '{words}' builds it, in half an hour of one core"
             )
         os.utime(tree.path)
         folder = next((tree.path / "usr/lib/modules").iterdir())
