@@ -98,7 +98,7 @@ class DebugKernel:
         if not tree:
             words = shlex.join(["nicmodel", "kernel", "build", *([str(self.source)] if self.source else [])])
             raise VmError(
-                f"the kernel '{self.name}' is not built yet, or was configured otherwise by another version of nicmodel:"
+                f"the kernel '{self.name}' is not built yet, or another version of nicmodel has configured it:"
                 f" '{words}' builds it, in half an hour of one core"
             )
         os.utime(tree.path)
