@@ -61,7 +61,7 @@ CASES = [
 ]
 #: Options of `nicmodel serve` that are no property of a NIC, or the profile itself, or its kind.
 OTHERS = {
-    "devices", "weather",
+    "devices", "weather", "records", "record_limit",
     "sockets", "wires", "profile_name", "macs", "busy_poll", "report", "check", "strict", "control", "scenario",
     "peers", "metrics", "verbose", "socket_mode", "socket_group", "control_mode", "control_group", "run_as",
 }  # fmt: skip
