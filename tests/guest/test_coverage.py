@@ -34,7 +34,7 @@ CONNECT = (
 
 def calls(coverage: Coverage, context: str) -> dict[str, int]:
     """How often each function of the driver was entered, of those of which anything ran."""
-    [record] = coverage.modules.values()
+    [record] = (one for one in coverage.modules.values() if one.name == "gve")  # idpf is there while neither has run
     report = Report(record, files.find(record), None, [context])
     return {one.function.name: one.calls for one in report.functions if one.reached}
 
