@@ -136,6 +136,10 @@ def settle(time: float, entropy: str) -> None:
     coldplug()
 
 
+#: Linux, include/uapi/asm-generic/socket.h; Python has no name for it.
+SO_TIMESTAMP = 29
+
+
 def exercise_network() -> None:
     """Send a little over the loopback interface, so that the kernel patches itself before the snapshot.
 
@@ -153,6 +157,18 @@ def exercise_network() -> None:
             datagrams.send(b"x")
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
         raw.sendto(struct.pack(">BBHI", 128, 0, 0, 0), ("::1", 0))  # an echo request: the flow label is a hash, too
+
+
+def keep_timestamps() -> socket.socket:
+    """Have the kernel stamp each packet that comes, as long as the socket is open.
+
+    Otherwise each ping and each tcpdump switches that on and off again, which is code that is overwritten while packets
+    run through it (netstamp_needed_key in Linux's net/core/dev.c): see `exercise_network`.
+    """
+    stamped = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with contextlib.suppress(OSError):
+        stamped.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
+    return stamped
 
 
 def coldplug(bus: str = "/sys/bus/pci") -> None:
@@ -290,5 +306,6 @@ class Process:
 
 
 if __name__ == "__main__":
+    stamped = keep_timestamps()
     exercise_network()
     Agent(os.open(sys.argv[1], os.O_RDWR)).serve()
