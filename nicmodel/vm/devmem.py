@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from nicmodel.vm import link
 from nicmodel.vm.guest import Guest
 
 PATTERN_WORDS = 1048573
@@ -46,7 +47,7 @@ def set_up_devmem(
     guest.run("ethtool -K eth0 ntuple on")
     guest.run(f"ethtool -X eth0 equal {queue}")
     guest.run(f"ethtool -N eth0 flow-type tcp4 dst-ip {address} dst-port {port} action {queue}")
-    guest.run('until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done')
+    guest.run(f"until {link.is_up('eth0')}; do sleep 0.1; done")
 
 
 @lru_cache(maxsize=2)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from nicmodel.vm import link
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.packages import write_whole
@@ -59,7 +60,7 @@ ip -netns "$REMOTE_ARGS" addr add dev "$peer" "$REMOTE_V6/64" nodad
 ip -netns "$REMOTE_ARGS" route add "$LOCAL_PREFIX_V6" via "$LOCAL_V6"
 sysctl -qw "net.ipv6.conf.$NETIF.keep_addr_on_down=1"
 for try in $(seq 100); do
-    [ "$(cat "/sys/class/net/$NETIF/carrier" 2>/dev/null)" = 1 ] && break
+    {link_is_up} && break
     sleep 0.1
 done
 """
@@ -170,7 +171,10 @@ def write_runner(
         "virtme": ",".join(options),
         "qemu": qemu_options([Nic(socket) for socket in sockets(folder)]),
     }
-    write_whole(setup, _SETUP.format(driver=driver, exports=exports, vendor=pci[0], device=pci[1]))
+    write_whole(
+        setup,
+        _SETUP.format(driver=driver, link_is_up=link.is_up("$NETIF"), exports=exports, vendor=pci[0], device=pci[1]),
+    )
     write_whole(info, _INFO.format(about=json.dumps(about)))
     write_whole(config, _CONFIG.format(**values))
     for script in (setup, info):

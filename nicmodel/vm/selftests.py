@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nicmodel.nearest import did_you_mean
+from nicmodel.vm import link
 from nicmodel.vm.coverage.recorder import Recorder
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import Guest, GuestConfig
@@ -380,7 +381,8 @@ def judge(program: Program, results: Sequence[Result], *, quick: bool = False) -
     return surprises
 
 
-_BIND = """
+_BIND = (
+    """
 set -e
 cd /sys/bus/pci/drivers/$1
 shift
@@ -403,8 +405,9 @@ ip link set eth0 up
 ip -n peer link set lo up
 ip -n peer link set eth1 up
 ip -n peer route add 2001:db8:2::/64 via 2001:db8:1::1
-until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done
 """
+    + f"until {link.is_up('eth0')}; do sleep 0.1; done\n"
+)
 """Bind a driver to two NICs anew, and to no others: eth0, and eth1 in namespace "peer"."""
 
 ENVIRONMENT = {

@@ -35,6 +35,7 @@ from scapy.layers.inet import IP, UDP, fragment
 from scapy.layers.l2 import Ether
 from scapy.utils import wrpcap
 
+from nicmodel.vm import link
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.server import NicServer
@@ -184,8 +185,7 @@ class Fleet:
         return guest.run(words, **options).stdout
 
     def await_carrier(self, station: Station) -> None:
-        carrier = f"/sys/class/net/{station.interface}/carrier"
-        self.run(station, f'until [ "$(cat {carrier} 2>/dev/null)" = 1 ]; do sleep 0.05; done')
+        self.run(station, f"until {link.is_up(station.interface)}; do sleep 0.05; done")
 
     def on_host(self, command: str) -> str:
         """Run a shell command in the host's namespace at the far end; what it prints."""

@@ -26,6 +26,7 @@ from typing import Any, Self
 import pytest
 
 from nicmodel.client.control import Control
+from nicmodel.vm import link
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.packages import Packages, obtain
@@ -435,8 +436,7 @@ def add_address6(guest: Guest, port: Port) -> None:
 
 def await_carrier(guest: Guest, port: Port) -> None:
     """Wait until an interface is up, and its cable is in."""
-    carrier = f"/sys/class/net/{port.interface}/carrier"
-    guest.run(f"{port.inside}sh -c 'until [ \"$(cat {carrier} 2>/dev/null)\" = 1 ]; do sleep 0.05; done'", timeout=120)
+    guest.run(f"{port.inside}sh -c 'until {link.is_up(port.interface)}; do sleep 0.05; done'", timeout=120)
 
 
 def name_idpf(guest: Guest) -> None:

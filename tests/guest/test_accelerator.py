@@ -23,6 +23,7 @@ from lab import KNOWN_FAULTS, frames_dropped, free_ports, quiet_log, wait_until
 from numpy.typing import NDArray
 
 from nicmodel.vfio_user.dma import BY_MESSAGE
+from nicmodel.vm import link
 from nicmodel.vm.channel import Process
 from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.devmem import Received, mismatch, pattern, receive_pattern, send_pattern
@@ -84,7 +85,7 @@ class Bench:
         self.await_carrier()
 
     def await_carrier(self) -> None:
-        self.run('until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.05; done', timeout=120)
+        self.run(f"until {link.is_up('eth0')}; do sleep 0.05; done", timeout=120)
 
     def report(self) -> dict[str, Any]:
         """State and counters of the NIC now."""

@@ -17,6 +17,7 @@ import pytest
 from lab import HBM, connect_pair, free_ports, wait_until
 
 from nicmodel.client.control import Control
+from nicmodel.vm import link
 from nicmodel.vm.devmem import send_pattern
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import Nic
@@ -177,7 +178,7 @@ def test_a_flapping_cable(bench: Bench) -> None:
 
 @pytest.mark.parametrize("name", ["rx-unsplit", "rx-header-overflow", "rx-split-beyond"])
 def test_an_ordinary_queue_bears_any_split(bench: Bench, name: str) -> None:
-    bench.run("ethtool -G eth0 tcp-data-split on; until [ $(cat /sys/class/net/eth0/carrier) = 1 ]; do sleep 0.1; done")
+    bench.run(f"ethtool -G eth0 tcp-data-split on; until {link.is_up('eth0')}; do sleep 0.1; done")
     with fault(bench, name, probability=0.2):
         counters = bench.stream()
     assert counters["same"], counters

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 from lab import TROUBLE, send_file
 
+from nicmodel.vm import link
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.kernel import DEFAULT_KERNEL, kernel_named
 from nicmodel.vm.layout import Nic
@@ -60,7 +61,7 @@ def linked(request: pytest.FixtureRequest) -> Iterator[tuple[Case, Guest, NicSer
             "modprobe gve; ip netns add peer; until [ -e /sys/class/net/eth1 ]; do sleep 0.1; done;"
             "ip link set eth1 netns peer; ip addr add 10.1.0.1/24 dev eth0; ip -n peer addr add 10.1.0.2/24 dev eth1;"
             "ip link set eth0 up; ip -n peer link set eth1 up; ip -n peer link set lo up;"
-            'until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done'
+            f"until {link.is_up('eth0')}; do sleep 0.1; done"
         )
         yield case, guest, server
         trouble = [line for line in guest.dmesg().splitlines() if TROUBLE.search(line)]

@@ -9,6 +9,7 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
 from nicmodel.gvnic.testing.nic import TestNic
+from nicmodel.vm import link
 from nicmodel.vm.guest import Guest
 
 pytestmark = pytest.mark.guest
@@ -28,7 +29,7 @@ def nic(guest: Guest, guest_nic: TestNic) -> TestNic:
         ip addr add {GUEST}/24 dev eth0
         ip neigh add {PEER} lladdr {PEER_MAC} dev eth0
         ip link set eth0 up
-        until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.05; done
+        until {link.is_up("eth0")}; do sleep 0.05; done
         """,
         timeout=120,
     )

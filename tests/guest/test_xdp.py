@@ -28,6 +28,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
+from nicmodel.vm import link
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.server import NicServer
 from nicmodel.vm.tools import install_guest_tools
@@ -116,8 +117,7 @@ class Bench:
 
     def await_carrier(self) -> None:
         """A driver may take the link away when it is given a program, or other rings."""
-        carrier = f"/sys/class/net/{self.pair.interface}/carrier"
-        self.guest.run(f'until [ "$(cat {carrier} 2>/dev/null)" = 1 ]; do sleep 0.05; done', timeout=120)
+        self.guest.run(f"until {link.is_up(self.pair.interface)}; do sleep 0.05; done", timeout=120)
 
     @contextmanager
     def running(self, command: str) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from nicmodel.gvnic.testing.nvme_host import BLOCK
 from nicmodel.gvnic.testing.station import Station
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.vfio_user.client import Client
+from nicmodel.vm import link
 from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.layout import Nic
@@ -48,7 +49,7 @@ def set_up(stack: ExitStack, kernel: KernelChoice) -> Bench:
     guest = stack.enter_context(Guest(GuestConfig(nics=[Nic(server.sockets[1])], kernel=kernel)))
     guest.run(
         f"modprobe gve; until [ -e /sys/class/net/eth0 ]; do sleep 0.05; done; ip addr add {_TARGET}/24 dev eth0;"
-        f'ip link set eth0 mtu {_MTU} up; until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.05; done',
+        f"ip link set eth0 mtu {_MTU} up; until {link.is_up('eth0')}; do sleep 0.05; done",
         timeout=120,
     )
     target = stack.enter_context(NvmeTarget(guest, _TARGET, BLOCK).running())
