@@ -13,10 +13,15 @@ from typing import Any
 import pytest
 
 from nicmodel.jit.cache import sources
-from nicmodel.jit.compiled import JIT_DISABLED, Compilation, compiled, inlined, watch
+from nicmodel.jit.compiled import _OPTIONS, JIT_DISABLED, Compilation, Compiled, compiled, inlined, watch
 from nicmodel.observe import compiling
 
 needs_compiler = pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
+
+
+def anew(function: Any) -> Any:
+    """As `compiled`, and again in the next run of the tests."""
+    return Compiled(function, {**_OPTIONS, "cache": False})
 
 
 @needs_compiler
@@ -25,11 +30,11 @@ def test_numba_tells_of_each_function_that_it_compiles() -> None:
     watched = Compilation(lambda compilation: noticed.append((compilation.functions, compilation.running)))
     watch(watched)
 
-    @compiled
+    @anew
     def inner(x: int) -> int:
         return x + 1
 
-    @compiled
+    @anew
     def outer(x: int) -> int:
         return int(inner(x)) * 2
 
@@ -45,16 +50,16 @@ def test_numba_tells_of_each_function_that_it_compiles() -> None:
 
 @needs_compiler
 def test_a_function_is_compiled_once_for_all_constants() -> None:
-    @compiled
+    @anew
     def scaled(x: int, factor: int, negative: bool) -> int:
         return -x * factor if negative else x * factor
 
-    @compiled
+    @anew
     def several(x: int, factor: int) -> int:
-        return scaled(x, 2, False) + scaled(x, 3, True) + scaled(x, factor=factor, negative=False)
+        return int(scaled(x, 2, False) + scaled(x, 3, True) + scaled(x, factor=factor, negative=False))
 
     assert several(10, 5) == 20 - 30 + 50
-    assert len(scaled.callee.signatures) == 1  # type: ignore[attr-defined]
+    assert len(scaled.callee.signatures) == 1
 
 
 @needs_compiler
