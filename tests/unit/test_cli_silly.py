@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ import nicmodel.cli.experiment.everything
 import nicmodel.cli.experiment.nvme
 import nicmodel.cli.experiment.questions
 import nicmodel.cli.experiment.series
+import nicmodel.cli.kernel
 import nicmodel.cli.selftests
 import nicmodel.vm.cli
 import nicmodel.vm.guest
@@ -61,7 +63,9 @@ def nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (nicmodel.cli.experiment.series, "set_up"), (nicmodel.cli.experiment.questions, "run_placement"),
         (nicmodel.cli.experiment.questions, "run_owners"), (nicmodel.cli.experiment.questions, "run_exit"),
         (nicmodel.cli.experiment.nvme, "set_up"), (nicmodel.cli.selftests, "Bench"),
-        (nicmodel.cli.conform, "DriverBench"),
+        (nicmodel.cli.conform, "DriverBench"), (nicmodel.cli.kernel, "build_kernel"),
+        # And no process by what is not listed here.
+        (subprocess, "Popen"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, stop)
 
