@@ -1,8 +1,8 @@
 """Stands around a NIC and tells of each call into it, with what the NIC does.
 
-The NIC does not know of it, and is without it as it was: its methods that are called from outside are replaced by ones
-that note the call, on this one object; its event loop and its wire have something before them. A replay
-(`nicmodel.recording.replay`) does the same, so that what a NIC does now is noted just as what it did then.
+The NIC does not know of it, and is without it as it was: its methods that are called from outside, and its wire's that
+it calls itself, are replaced by ones that note the call, on these objects; its event loop has something before it. A
+replay (`nicmodel.recording.replay`) does the same, so that what a NIC does now is noted just as what it did then.
 
 While a call lasts the NIC's clock stands still: otherwise what it does would depend on how fast it does it.
 """
@@ -19,12 +19,11 @@ from nicmodel.nic.nic import Nic
 from nicmodel.nic.peek import peek
 from nicmodel.nic.purpose import Purpose
 from nicmodel.observe.mapped_memory import MappedMemory
-from nicmodel.packet.frames import Batch, Offload
+from nicmodel.packet.frames import Batch
 from nicmodel.recording.call import LOOKED_AT, Access, Call, Sent, as_list, frames_of
 from nicmodel.vfio_user.device import ClientLink
 from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.vfio_user.protocol import PciIrq
-from nicmodel.wire.wire import Poller, Wire
 
 #: What makes the arguments of a call, as JSON has them, out of those of the function.
 _Arguments = Callable[..., list[Any]]
@@ -64,7 +63,6 @@ class Recorder:
         self._nic = nic
         nic.poller = self.inner  # for those who look on: what they ask for is no call into the NIC
         wire = nic.port.wire
-        nic.port.wire = RecordedWire(wire, self)
         notes.begin(nic.state)
         up: _Arguments = lambda: [wire.up]  # noqa: E731
         entrance = (nic.ingress, "deliver") if nic.gatherer is None else (nic.gatherer, "take")
@@ -90,6 +88,7 @@ class Recorder:
         for owner, attribute, replacement in (
             (nic, "attach", self._attach(nic.attach)),
             (nic.dma, "write", self._write(nic.dma.write)),
+            (wire, "send", self._send(wire.send)),
         ):
             setattr(owner, attribute, replacement)
         nic.diagnostics.watch(self._hear)
@@ -215,6 +214,17 @@ class Recorder:
 
         return watched
 
+    def _send(self, send: Callable[[Batch], bool]) -> Callable[[Batch], bool]:
+        def noted(batch: Batch) -> bool:
+            if self._call is None:
+                return send(batch)
+            first, frames = batch.sent, frames_of(batch, batch.sent)  # now: who gets them may change them
+            all_taken = send(batch)
+            self._call.sent.append(Sent(all_taken, tuple(frames[: batch.sent - first])))
+            return all_taken
+
+        return noted
+
     def _hear(self, event: events.Event) -> None:
         if isinstance(event, events.Injected) and self._call is not None:
             self._call.faults.append(event.fault)
@@ -300,59 +310,6 @@ class _Deferred:
 
     def __call__(self) -> None:
         self.recorder._run(self.name, [], self.callback)
-
-
-class RecordedWire:
-    """A wire whose frames are noted (`nicmodel.wire.wire.Wire`).
-
-    Args:
-        inner: the wire.
-        recorder: who notes them.
-    """
-
-    def __init__(self, inner: Wire, recorder: Recorder) -> None:
-        self._inner = inner
-        self._recorder = recorder
-        self.name, self.headroom, self.speed = inner.name, inner.headroom, inner.speed
-        self.offloads: Offload = inner.offloads
-
-    @property
-    def up(self) -> bool:
-        """See `Wire.up`."""
-        return self._inner.up
-
-    @up.setter
-    def up(self, up: bool) -> None:
-        self._inner.up = up
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """See `Wire.counters`."""
-        return self._inner.counters
-
-    def start(
-        self,
-        poller: Poller,
-        receive: Callable[[Batch], None],
-        writable: Callable[[], None],
-        link_changed: Callable[[], None],
-    ) -> None:
-        """See `Wire.start`."""
-        self._inner.start(poller, receive, writable, link_changed)
-
-    def send(self, batch: Batch) -> bool:
-        """See `Wire.send`."""
-        call = self._recorder._call
-        if call is None:
-            return self._inner.send(batch)
-        first, frames = batch.sent, frames_of(batch, batch.sent)  # now: who gets them may change them
-        all_taken = self._inner.send(batch)
-        call.sent.append(Sent(all_taken, tuple(frames[: batch.sent - first])))
-        return all_taken
-
-    def stop(self) -> None:
-        """See `Wire.stop`."""
-        self._inner.stop()
 
 
 def _extend(accesses: list[Access], address: int, data: bytes, purpose: int) -> None:

@@ -26,7 +26,8 @@ from nicmodel.vfio_user.dma import DmaFault, DmaTable
 from nicmodel.vfio_user.irq import InterruptSet
 from nicmodel.vfio_user.poll import EventLoop, Timer
 from nicmodel.vfio_user.protocol import PciIrq
-from nicmodel.wire.wire import Poller, Wire, new_counters
+from nicmodel.wire.none import NoWire
+from nicmodel.wire.wire import Wire
 
 #: Guest memory: what may be mapped, and what of it may be written, bytes.
 _MAPPED, _FILLED = 1 << 44, 1 << 30
@@ -292,8 +293,8 @@ class _Loop:
         return False
 
 
-class _Wire:
-    """A wire (`nicmodel.wire.wire.Wire`) that takes what it took when it was recorded.
+class _Wire(NoWire):
+    """A wire that takes what it took when it was recorded. The replay itself calls the NIC; frames are not counted.
 
     Attributes:
         script: for each batch that it will be given whether all of it is taken, and how many frames are; it takes what
@@ -303,29 +304,16 @@ class _Wire:
     name = "recording"
 
     def __init__(self, fields: dict[str, int]) -> None:
+        super().__init__()
         self.headroom, self.speed = fields["headroom"], fields["speed"]
         self.offloads = Offload(fields["offloads"])
-        self.up = True
-        self.counters = new_counters()
         self.script: list[tuple[bool, int]] = []
-
-    def start(
-        self,
-        poller: Poller,
-        receive: Callable[[Batch], None],
-        writable: Callable[[], None],
-        link_changed: Callable[[], None],
-    ) -> None:
-        """See `Wire.start`; the replay itself calls the NIC."""
 
     def send(self, batch: Batch) -> bool:
         """See `Wire.send`."""
         all_taken, count = self.script.pop(0) if self.script else (True, batch.count)
         batch.sent = batch.count if all_taken else min(batch.sent + count, batch.count)
         return batch.sent == batch.count
-
-    def stop(self) -> None:
-        """See `Wire.stop`."""
 
 
 class _Memory:
