@@ -99,9 +99,9 @@ def reachable_at_once(state: State, address: int, count: int, right: int) -> boo
 @inlined
 def _note_located(state: State, address: int, host: int, count: int, right: int) -> None:
     if right == READ:
-        note(state, address, host, count, 0, -1, _DESCRIPTOR)
+        note(state, address, host, count, 0, _DESCRIPTOR)
     else:
-        note(state, address, _NOWHERE, count, 1, -1, _COMPLETION)
+        note(state, address, _NOWHERE, count, 1, _COMPLETION)
 
 
 @inlined
@@ -183,7 +183,7 @@ def _write_across(state: State, row: int, purpose: int, address: int, source: in
         else:
             copy(region.host + offset, source, i64(piece))
             if state.device[0].noting != 0:
-                note(state, address, source, i64(piece), 1, row, purpose)
+                note(state, address, source, i64(piece), 1, purpose)
         state.ledger[row, purpose, region.kind] += i64(piece)
         left -= piece
         address += piece
@@ -207,7 +207,7 @@ def _read_across(state: State, row: int, purpose: int, address: int, destination
                 return False
         copy(destination, origin, i64(piece))
         if state.device[0].noting != 0:
-            note(state, address, destination, i64(piece), 0, row, purpose)
+            note(state, address, destination, i64(piece), 0, purpose)
         state.ledger[row, purpose, region.kind] += i64(piece)
         left -= piece
         address += piece

@@ -54,7 +54,7 @@ def write_later(state: State, address: int, source: int, count: int, flags: int)
     message.count = count
     message.flags = flags
     if device.noting != 0:
-        note(state, address, source, count, 1, -1, _COMPLETION if flags == COMPLETION else _PAYLOAD)
+        note(state, address, source, count, 1, _COMPLETION if flags == COMPLETION else _PAYLOAD)
     device.unwritten = number + 1
     device.unwritten_bytes = used + count
     return True

@@ -20,7 +20,7 @@ _MOST, _MOST_BYTES = 1 << 18, 1 << 26
 
 
 @compiled
-def note(state: State, address: int, source: int, count: int, written: int, row: int, purpose: int) -> None:
+def note(state: State, address: int, source: int, count: int, written: int, purpose: int) -> None:
     """Note an access of `count` bytes at guest address `address`.
 
     Args:
@@ -29,7 +29,6 @@ def note(state: State, address: int, source: int, count: int, written: int, row:
         source: where the bytes are in this process; 0: they are about to be written.
         count: bytes.
         written: 1 if the device writes, 0 if it reads.
-        row: the queue's row in the ledger; -1: not known here.
         purpose: a `Purpose`.
     """
     device = state.device[0]
@@ -42,7 +41,6 @@ def note(state: State, address: int, source: int, count: int, written: int, row:
     entry.address = address
     entry.count = count
     entry.written = written
-    entry.row = row
     entry.purpose = purpose
     entry.offset = LATER
     if source != 0:
@@ -66,12 +64,12 @@ def end(state: State) -> None:
     state.notes, state.noted = np.zeros(0, NOTE), np.zeros(0, np.uint8)
 
 
-def take(state: State) -> list[tuple[int, int, int, int, int, int]]:
+def take(state: State) -> list[tuple[int, int, int, int, int]]:
     """What was noted since the last call: the fields of `NOTE`. Their bytes stay in `noted` until the next access."""
     device = state.device
     number = int(device["notes"][0])
     if not number:
         return []
-    found: list[tuple[int, int, int, int, int, int]] = state.notes[:number].tolist()
+    found: list[tuple[int, int, int, int, int]] = state.notes[:number].tolist()
     device["notes"] = device["noted_bytes"] = 0
     return found

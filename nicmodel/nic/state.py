@@ -200,10 +200,8 @@ PIECE = np.dtype([("address", "<u8"), ("length", "<i4"), ("identifier", "<i4")])
 MESSAGE = np.dtype([("address", "<u8"), ("count", "<i4"), ("offset", "<i4"), ("flags", "<i4")])
 
 #: An access to guest memory that was noted (`nicmodel.nic.notes`): where, how many bytes, whether they are `written`,
-#: by which queue (its row in the ledger, -1: not known), what for (`Purpose`), and the bytes' place in `State.noted`.
-NOTE = np.dtype(
-    [("address", "<u8"), ("count", "<i4"), ("written", "<i4"), ("row", "<i4"), ("purpose", "<i4"), ("offset", "<i8")]
-)
+#: what for (`Purpose`), and the bytes' place in `State.noted`.
+NOTE = np.dtype([("address", "<u8"), ("count", "<i4"), ("written", "<i4"), ("purpose", "<i4"), ("offset", "<i8")])
 
 
 class State(Arrays):

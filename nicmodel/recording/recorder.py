@@ -263,7 +263,7 @@ class Recorder:
         assert self._nic is not None
         state = self._nic.state
         later: list[list[int]] = []  # start, end, purpose: completions, mostly one behind the other
-        for address, count, written, _, purpose, offset in notes.take(state):
+        for address, count, written, purpose, offset in notes.take(state):
             if offset == notes.LATER:
                 if later and later[-1][1:] == [address, purpose]:
                     later[-1][1] += count
