@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nicmodel.nic.purpose import Purpose
 from nicmodel.packet.checksum import fold, ones_sum
@@ -74,9 +75,7 @@ def _without_payload(value: list[Any]) -> list[Any]:
     """A frame as JSON has it, likewise."""
     one = frame(value)
     data = np.frombuffer(bytearray(one.data), np.uint8)
-    headers = np.zeros(1, HEADERS)
-    parse(data, 0, len(data), headers)
-    h = headers[0]
+    h = _headers(data)
     payload, place = int(h["payload"]), _CHECKSUMS.get(L4(int(h["l4"])))
     if place is not None and not one.fields["flags"] & FrameFlag.NEEDS_CSUM:
         at = int(h["l4_offset"]) + place
@@ -86,8 +85,7 @@ def _without_payload(value: list[Any]) -> list[Any]:
             part = fold(ones_sum(data, payload, length, 0))
             if (payload - int(h["l4_offset"])) & 1:
                 part = (part & 0xFF) << 8 | part >> 8
-            after = before + part
-            after = (after & 0xFFFF) + (after >> 16)
+            after = fold(before + part)
             data[at], data[at + 1] = after >> 8, after & 0xFF
     data[payload:] = 0
     return as_list(one._replace(data=data.tobytes()))
@@ -118,10 +116,7 @@ def _packet_blanked(packet: list[Access]) -> list[Access]:
                 octets.append(octet)
     if not octets:
         return packet
-    headers = np.zeros(1, HEADERS)
-    whole = np.frombuffer(octets, np.uint8)
-    parse(whole, 0, len(whole), headers)
-    payload = int(headers[0]["payload"])
+    payload = int(_headers(np.frombuffer(octets, np.uint8))["payload"])
     return [
         Access(
             address,
@@ -130,3 +125,11 @@ def _packet_blanked(packet: list[Access]) -> list[Access]:
         )
         for address, data, purpose in packet
     ]
+
+
+def _headers(data: npt.NDArray[np.uint8]) -> np.void:
+    """What the NIC knows of a frame's headers, a record of `HEADERS`."""
+    headers = np.zeros(1, HEADERS)
+    parse(data, 0, len(data), headers)
+    found: np.void = headers[0]
+    return found

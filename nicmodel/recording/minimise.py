@@ -18,7 +18,7 @@ from nicmodel.recording.compare import Outcome, run
 from nicmodel.recording.file import Recording
 from nicmodel.recording.replay import Model
 
-#: What is done about frames in these calls.
+#: Calls that bring frames, of which some may be left out.
 _WITH_FRAMES = ("receive", "inject")
 
 
@@ -107,8 +107,7 @@ class Minimiser:
         return self.tries < self._most and time.monotonic() < self._end
 
     def _with(self, calls: list[Call]) -> Recording:
-        header = self._recording.header
-        return Recording(replace(header), [*calls, self._last])
+        return Recording(self._recording.header, [*calls, self._last])
 
     def _remains(self, calls: list[Call]) -> bool:
         self.tries += 1
