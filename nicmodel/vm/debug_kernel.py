@@ -30,7 +30,7 @@ from nicmodel.vm import host
 from nicmodel.vm.arch import AMD64, Arch
 from nicmodel.vm.compiler import COMPILER, enter, furnish
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.kernel import DEBUG, DEFAULT_KERNEL, Kernel, OwnKernel
+from nicmodel.vm.kernel import DEBUG, DEFAULT_KERNEL, Kernel, OwnKernel, options_set
 from nicmodel.vm.packages import Packages, Tree, building, locked, obtain, recorded, write_whole
 from nicmodel.vm.progress import step
 from nicmodel.vm.qemu import spawn
@@ -134,8 +134,7 @@ def fragments() -> str:
 
 def options(text: str) -> dict[str, str]:
     """The options that a configuration or fragment sets, by name without CONFIG_. Those that it switches off are n."""
-    found = dict(re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.MULTILINE))
-    return dict.fromkeys(re.findall(r"^# CONFIG_(\w+) is not set$", text, re.MULTILINE), "n") | found
+    return dict.fromkeys(re.findall(r"^# CONFIG_(\w+) is not set$", text, re.MULTILINE), "n") | options_set(text)
 
 
 def dropped(wanted: Mapping[str, str], config: Mapping[str, str]) -> list[str]:

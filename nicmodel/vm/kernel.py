@@ -76,6 +76,11 @@ class Module:
             raise VmError(f"the module {self.file} cannot be decompressed: {error}") from error
 
 
+def options_set(text: str) -> dict[str, str]:
+    """The options that a kernel's configuration sets, by name without CONFIG_."""
+    return dict(re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.MULTILINE))
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel that a guest can boot.
@@ -109,7 +114,7 @@ class Kernel:
     def config(self) -> Mapping[str, str] | None:
         """Options that are set, such as `{"GVE": "m"}`; None if nothing tells."""
         text = self.config_file.read_text("utf-8") if self.config_file else read_image(self.image).configuration()
-        return None if text is None else dict(re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.MULTILINE))
+        return None if text is None else options_set(text)
 
     @property
     def patience(self) -> int:
