@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nicmodel.cli.options import BROKEN
 from nicmodel.cli.progress import console
+from nicmodel.cli.reports import check_writable, writing
 from nicmodel.cli.tables import plain_table, wrapped
 from nicmodel.client.page import templates
 from nicmodel.client.report import plain_console
-from nicmodel.client.text import printable
+from nicmodel.client.text import escaped, printable
 from nicmodel.vm.campaign.cell import Outcome
 from nicmodel.vm.campaign.plan import Cell, Plan
 from nicmodel.vm.campaign.store import SETTLED, Store
@@ -80,8 +80,7 @@ def campaign(
         for cell in cells:
             click.echo(printable(f"nicmodel {shlex.join(cell.words)}"))
         return
-    if html is not None and (html.is_dir() or not os.access(html.absolute().parent, os.W_OK)):
-        raise VmError(f"{html} cannot be written: name a file in a folder that is there and that you may write to")
+    check_writable(html)
     database = results or file.with_suffix(".sqlite")
     with Store(database) as store:
         outcomes = {} if again else store.outcomes({cell.key for cell in cells})
@@ -92,11 +91,8 @@ def campaign(
         outcomes = settled | _run(waiting, plan, store, workers or default_workers(), scheduler)
     _show(plan, cells, outcomes)
     if html is not None:
-        try:
+        with writing(html):
             write_whole(html, page(file.name, plan, cells, outcomes))
-        except OSError as error:
-            raise VmError(f"{error.filename}: the report cannot be written there: {error.strerror}") from None
-        click.echo(f"written: {html}")
     statuses = {outcome.status for outcome in outcomes.values()}
     if statuses - set(SETTLED):
         raise click.exceptions.Exit(1)
@@ -168,22 +164,14 @@ def page(title: str, plan: Plan, cells: Sequence[Cell], outcomes: Mapping[str, O
     """The report as HTML."""
     rows = [
         {
-            "values": [printable(value) for value in cell.values.values()],
-            "command": printable(f"nicmodel {shlex.join(cell.words)}"),
-            "status": outcomes[cell.key].status,
-            "seconds": outcomes[cell.key].seconds,
-            "cpu": outcomes[cell.key].cpu,
-            "worker": printable(outcomes[cell.key].worker),
-            "output": [printable(line) for line in outcomes[cell.key].output.splitlines()],
+            "values": list(cell.values.values()),
+            "command": f"nicmodel {shlex.join(cell.words)}",
+            "lines": outcome.output.splitlines(),
+            **{name: getattr(outcome, name) for name in ("status", "seconds", "cpu", "worker")},
         }
         for cell in cells
+        for outcome in [outcomes[cell.key]]
     ]
-    of_values = [(printable(axis), printable(value), found) for axis, value, found in counts(plan, cells, outcomes)]
-    return (
-        templates("nicmodel.cli.campaign")
-        .get_template("campaign.html")
-        .render(
-            title=printable(title), axes=[printable(axis) for axis in plan.axes], cells=rows, counts=of_values,
-            statuses=list(_STATUSES),
-        )
-    )  # fmt: skip
+    shown = {"title": title, "axes": list(plan.axes), "cells": rows, "counts": counts(plan, cells, outcomes)}
+    template = templates("nicmodel.cli.campaign").get_template("campaign.html")
+    return template.render(**escaped(shown), statuses=list(_STATUSES))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from nicmodel.cli.devices import DEVICES
 from nicmodel.cli.drivers import loadable, serve_words
 from nicmodel.cli.options import BROKEN
 from nicmodel.cli.progress import console
+from nicmodel.cli.reports import check_writable, writing
 from nicmodel.cli.tables import plain_table, wrapped
 from nicmodel.client.page import templates
 from nicmodel.client.report import plain_console
@@ -27,7 +27,6 @@ from nicmodel.vm.coverage import files
 from nicmodel.vm.coverage.recorder import Recorder
 from nicmodel.vm.coverage.report import Report
 from nicmodel.vm.driver_bench import DriverBench
-from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.options import kernel_options
 from nicmodel.vm.packages import write_whole
@@ -123,9 +122,7 @@ def conform(
       nicmodel conform gve/ --weather 1-20 --faults tx-never,irq-lost
     """
     check_host()
-    for file in filter(None, (html, json_file, junit)):  # now, and not after minutes
-        if file.is_dir() or not file.absolute().parent.is_dir() or not os.access(file.absolute().parent, os.W_OK):
-            raise VmError(f"{file} cannot be written: name a file in a folder that is there and that you may write to")
+    check_writable(html, json_file, junit)
     named = _faults(faults, device)
     options = ["--device", device, *serve_words(serve)]
     found = loadable(driver, kernel) if driver else None
@@ -189,17 +186,13 @@ def _write(report: Conformance, html: Path | None, json_file: Path | None, junit
     Raises:
         VmError: One cannot be written.
     """
-    try:
+    with writing(html, json_file, junit):
         if json_file is not None:
             write_whole(json_file, json.dumps(asdict(report) | {"version": 1, "good": report.good}, indent=1) + "\n")
         if html is not None:
             write_whole(html, page(report))
         if junit is not None:
             suite(report).write(str(junit), pretty=True)
-    except OSError as error:
-        raise VmError(f"{error.filename}: the report cannot be written there: {error.strerror}") from None
-    for file in filter(None, (html, json_file, junit)):
-        click.echo(f"written: {file}")
 
 
 def page(report: Conformance) -> str:

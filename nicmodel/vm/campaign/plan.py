@@ -21,6 +21,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import re
 import shlex
 import tarfile
@@ -156,10 +157,7 @@ class Plan:
             if name not in in_command and not (name in files and name in in_values):
                 raise PlanError(f"{name} is not in the command: {{{name}}} would be its place there")
         plan = cls(words, axes, _left_out(found.get("leave-out", []), axes), files, float(timeout))
-        count = 1
-        for values in axes.values():
-            count *= len(values)
-        if count > MAX_CELLS:
+        if (count := math.prod(map(len, axes.values()))) > MAX_CELLS:
             raise PlanError(f"its axes make {count:,} combinations: {MAX_CELLS:,} at most")
         return plan
 
