@@ -33,7 +33,9 @@ SERVERS = """
 command = "{what}"
 timeout = 30
 [axes]
-what = ["serve --socket nic.sock", "rules RX", "rules TX"]
+what = ["campaign {inner} --list", "rules RX", "serve --socket nic.sock"]
+[files]
+inner = "inner.toml"
 """
 
 
@@ -42,6 +44,7 @@ def campaign(file: Path, *words: str) -> list[str]:
 
 
 def written(folder: Path, text: str) -> Path:
+    (folder / "inner.toml").write_text('command = "rules"\n')
     file = folder / "campaign.toml"
     file.write_text(text)
     return file
@@ -72,12 +75,12 @@ def test_a_campaign_goes_on_where_it_was(tmp_path: Path) -> None:
     assert rows(file, "status, finished")[:4] == before
 
 
-@pytest.mark.parametrize(("kills", "becomes"), [(1, "hung"), (2, "lost")])
-def test_a_worker_that_is_killed(tmp_path: Path, kills: int, becomes: str) -> None:
-    """*Verify*: its cell is run again, but not for ever; no process is left, and the other cells are as they were."""
+@pytest.mark.parametrize(("workers", "kills", "becomes"), [(2, 1, "hung"), (2, 2, "lost"), (1, 1, "hung")])
+def test_a_worker_that_is_killed(tmp_path: Path, workers: int, kills: int, becomes: str) -> None:
+    """*Verify*: its cell is run again, but not for ever; no process is left, and no other cell is lost with it."""
     file = written(tmp_path, SERVERS if becomes == "lost" else SERVERS.replace("timeout = 30", "timeout = 6"))
     killed: list[psutil.Process] = []
-    with spawn(campaign(file, "--workers", "2"), stdout=subprocess.PIPE, text=True) as process:
+    with spawn(campaign(file, "--workers", str(workers)), stdout=subprocess.PIPE, text=True) as process:
         here = psutil.Process(process.pid)
         deadline = time.monotonic() + 200
         while len(killed) < kills:

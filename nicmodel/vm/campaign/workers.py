@@ -25,8 +25,7 @@ _CONNECT, _WORKERS = 15, 60
 _PRELOAD = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 #: Seconds without any worker after which a campaign ends.
 _ALONE = 300
-#: How often a cell may lose its worker: it may be the cell that kills it.
-_LIVES = 2
+_DESERTED = f"there has been no worker for {_ALONE} s: the campaign ends, run it again"
 #: Cells that are with the scheduler, for each worker.
 _AHEAD = 3
 
@@ -58,7 +57,7 @@ def run_all(
         raise VmError("campaigns run on Dask: pip install 'nicmodel[campaign]'") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what becomes of workers is told by their cells
     settings = {
-        "distributed.scheduler.allowed-failures": _LIVES - 1,
+        "distributed.scheduler.allowed-failures": 0,  # `_Run` has its own way
         "distributed.comm.timeouts.connect": _CONNECT,
     }
     with ExitStack() as stack:
@@ -80,12 +79,20 @@ def run_all(
 
 
 class _Run:
-    """Cells under way: as many as keep the workers busy, so that an end is quick and a scheduler's memory small."""
+    """Cells under way: as many as keep the workers busy, so that an end is quick and a scheduler's memory small.
+
+    When a worker dies, Dask gives up all cells that were with it, also those that had not begun, and files that only it
+    had. So files are handed out again, and each of these cells is run once more in the end, with nothing else under
+    way: one that loses its worker then is what kills it.
+    """
 
     def __init__(self, client: Client, cells: Sequence[Cell], files: Mapping[str, File]) -> None:
         self._client = client
         self._waiting = list(reversed(cells))
-        self._files: Any = client.scatter(dict(files), broadcast=True) if files else {}
+        self._suspects: list[Cell] = []
+        self._alone = False  # only suspects are left
+        self._files = files
+        self._handed_out = self._hand_out()
         self._under_way: dict[Future, Cell] = {}
         self._ended: queue.Queue[Future] = queue.Queue()
 
@@ -93,17 +100,35 @@ class _Run:
         try:
             while self._fill():
                 future = self._next()
-                yield self._under_way.pop(future), _outcome(future)
+                cell, outcome = self._under_way.pop(future), _outcome(future)
+                if outcome.status == "lost":
+                    self._handed_out = self._hand_out()
+                if outcome.status == "lost" and not self._alone:
+                    self._suspects.append(cell)
+                else:
+                    yield cell, outcome
         finally:
             with contextlib.suppress(Exception):  # a scheduler that has gone
                 self._client.cancel(list(self._under_way), force=True)
 
+    def _hand_out(self) -> Any:
+        """Have the workers have the files."""
+        if not self._files:
+            return {}
+        try:
+            return self._client.scatter(dict(self._files), broadcast=True, timeout=_ALONE)
+        except TimeoutError:
+            raise VmError(_DESERTED) from None
+
     def _fill(self) -> bool:
         """Hand over what there is room for; whether anything is under way."""
-        room = _AHEAD * max(1, len(self._threads()))
+        if not self._waiting and not self._under_way and self._suspects:
+            self._waiting, self._suspects = list(reversed(self._suspects)), []
+            self._alone = True
+        room = 1 if self._alone else _AHEAD * max(1, len(self._threads()))
         while self._waiting and len(self._under_way) < room:
             cell = self._waiting.pop()
-            future = self._client.submit(run, cell, self._files, pure=False)
+            future = self._client.submit(run, cell, self._handed_out, pure=False)
             self._under_way[future] = cell
             future.add_done_callback(self._ended.put)
         return bool(self._under_way)
@@ -118,7 +143,7 @@ class _Run:
                 if self._threads():
                     alone = time.monotonic()
                 elif time.monotonic() - alone > _ALONE:
-                    raise VmError(f"there has been no worker for {_ALONE} s: the campaign ends, run it again") from None
+                    raise VmError(_DESERTED) from None
 
     def _threads(self) -> Mapping[str, int]:
         """Of each worker."""
@@ -135,5 +160,5 @@ def _outcome(future: Future) -> Outcome:
         return Outcome("lost", output="the scheduler has given it up")
     error = future.exception()
     if type(error).__name__ == "KilledWorker":
-        return Outcome("lost", output=f"the worker that ran it has died, {_LIVES} times")
+        return Outcome("lost", output="its worker has died, and again when nothing else was under way")
     return Outcome("failed", output=f"it could not be run: {type(error).__name__}: {error}")
