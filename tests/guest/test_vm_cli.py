@@ -1,7 +1,6 @@
 """The command `nicmodel vm` as a user meets it."""
 
 import os
-import pty
 import re
 import select
 import subprocess
@@ -9,6 +8,8 @@ import sys
 import time
 
 import pytest
+
+from nicmodel.vm.qemu import spawn
 
 pytestmark = pytest.mark.guest
 
@@ -38,9 +39,7 @@ def test_a_script_on_standard_input() -> None:
 
 
 def test_a_shell_on_the_terminal() -> None:
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(sys.executable, NICMODEL)
+    terminal, theirs = os.openpty()
     said = b""
 
     def until(pattern: bytes) -> None:
@@ -51,11 +50,18 @@ def test_a_shell_on_the_terminal() -> None:
             said += os.read(terminal, 4096)
         said = b""
 
-    until(rb"# $")
-    os.write(terminal, b"echo $((6 * 7)) on $(tty)\n")
-    until(rb"42 on /dev/pts/")
-    os.write(terminal, b"exit 5\n")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+    # Of a session of its own, whose terminal it is. No fork of this process, which has several threads.
+    command = ["setsid", "--ctty", *NICMODEL]
+    with spawn(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        try:
+            until(rb"# $")
+            os.write(terminal, b"echo $((6 * 7)) on $(tty)\n")
+            until(rb"42 on /dev/pts/")
+            os.write(terminal, b"exit 5\n")
+            assert process.wait(60) == 5
+        finally:
+            process.kill()
     os.close(terminal)
 
 
