@@ -32,6 +32,13 @@ def test_the_stock_driver(tmp_path: Path) -> None:
     assert not report["findings"]
 
 
+def test_a_driver_without_a_setting() -> None:
+    """The gve of Linux 6.1 has no other rings. That is no fault of it, and it is told."""
+    run = conform("--kernel", "bookworm", "--weather", "", "--faults", "none")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "good, other rings: not offered" in run.stdout
+
+
 def test_a_driver_that_does_not_know_misses(gve: Path, tmp_path: Path) -> None:
     """*Steps*: a driver for which a packet is done that has been missed, and comes again.
 

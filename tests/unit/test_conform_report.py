@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from nicmodel.cli import conform as command
 from nicmodel.cli.devices import DEVICES
 from nicmodel.cli.main import cli
 from nicmodel.vm import conform
-from nicmodel.vm.conform import Check, Conformance
+from nicmodel.vm.conform import SETTINGS, Check, Conformance
 from nicmodel.vm.driver_bench import Part, Verdict
 
 BAD = Check("weather", "seed 2", False, "command: status 1", ("gve: <b>\x1b[31mAQ</b> timed out",), 12.3)
@@ -125,3 +127,18 @@ def test_evidence_has_a_bound() -> None:
     lines = [f"gve: complaint {'x' * number}" for number in range(100)]
     found = conform._evidence(verdict(Part("up", False, 1.0, "no carrier"), complaints=lines))
     assert len(found) == 41 and found[0] == "up: no carrier" and found[-1] == "and 61 more"
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("true", 0, ""),
+        ("echo 'netlink error: Operation not supported'; exit 81", 0, "not offered: other rings\n"),
+        ("echo 'netlink error: Invalid argument'; exit 1", 1, "netlink error: Invalid argument\n"),
+    ],
+)
+def test_a_setting_need_not_be_offered_but_has_to_work(command: str, status: int, said: str) -> None:
+    line = f"{SETTINGS}\nsetting 'other rings' sh -c {shlex.quote(command)}"
+    run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert run.returncode == status
+    assert run.stdout.endswith(said) and bool(run.stdout) == bool(said)
