@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 
 from nicmodel.cli import campaign as command
 from nicmodel.cli.main import cli
+from nicmodel.vm.campaign import workers
 from nicmodel.vm.campaign.cell import MAX_OUTPUT, Outcome, run
 from nicmodel.vm.campaign.plan import Cell, Plan, PlanError
 from nicmodel.vm.campaign.store import Store
@@ -191,3 +194,15 @@ def test_the_page_shows_what_is_not_good(tmp_path: Path) -> None:
     assert "1 of 2 are good" in page and "<c>" not in page and "<b>" not in page and "<script>" not in page
     assert page.count('<td class="good">✓</td>') == page.count('<td class="bad">✗</td>') == 1
     assert "&lt;script&gt;\\x1b[31m" in page
+
+
+def test_an_outcome_that_dies_with_its_worker_is_lost() -> None:
+    """The scheduler has told that the cell is finished, and gives it up while its outcome is fetched."""
+
+    class Finished:
+        status = "finished"
+
+        def result(self, timeout: float) -> Outcome:
+            raise CancelledError
+
+    assert workers._outcome(cast("Any", Finished())).status == "lost"

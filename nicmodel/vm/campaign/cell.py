@@ -129,7 +129,9 @@ def _put(file: File, folder: Path) -> Path:
     if file.is_folder:
         place.mkdir(parents=True)
         with tarfile.open(fileobj=io.BytesIO(file.content)) as archive:
-            archive.extractall(place, filter="data")
+            # An argument would be an error before Python 3.11.4, which has no filters; Debian 12 has 3.11.2.
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(place)
     else:
         folder.mkdir(parents=True)
         place.write_bytes(file.content)

@@ -9,6 +9,7 @@ import queue
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ _PRELOAD = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 #: Seconds without any worker after which a campaign ends.
 _ALONE = 300
 _DESERTED = f"there has been no worker for {_ALONE} s: the campaign ends, run it again"
+#: Seconds for an outcome to come from the worker that has it.
+_FETCH = 60
 #: Cells that are with the scheduler, for each worker.
 _AHEAD = 3
 
@@ -102,6 +105,7 @@ class _Run:
                 future = self._next()
                 cell, outcome = self._under_way.pop(future), _outcome(future)
                 if outcome.status == "lost":
+                    self._client.cancel([future], force=True)  # the scheduler may have begun it anew
                     self._handed_out = self._hand_out()
                 if outcome.status == "lost" and not self._alone:
                     self._suspects.append(cell)
@@ -154,8 +158,11 @@ class _Run:
 def _outcome(future: Future) -> Outcome:
     """Of a cell that has ended, or whose worker has."""
     if future.status == "finished":
-        outcome: Outcome = future.result()
-        return outcome
+        try:
+            outcome: Outcome = future.result(timeout=_FETCH)
+            return outcome
+        except (CancelledError, TimeoutError):
+            return Outcome("lost", output="its worker has died before its outcome was fetched")
     if future.status == "cancelled":
         return Outcome("lost", output="the scheduler has given it up")
     error = future.exception()
