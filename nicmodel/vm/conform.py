@@ -13,8 +13,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 from nicmodel.client.behaviour import log_lines
 from nicmodel.client.bringup import last_steps
@@ -24,6 +24,8 @@ from nicmodel.vm.driver_bench import TWO_QUEUES, DriverBench, Part, Verdict
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.qemu import spawn
 
+#: Of the form that reports are saved in; grows when a field changes its meaning or goes away.
+VERSION = 1
 #: Seconds that a fault lasts; the traffic under it goes on a little longer.
 FAULT = 3.0
 #: Bytes that are sent to the host and back, and compared.
@@ -155,6 +157,26 @@ class Conformance:
     def group(self, name: str) -> list[Check]:
         """Checks of a group."""
         return [check for check in self.checks if check.group == name]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, with the version of this form."""
+        return asdict(self) | {"version": VERSION, "good": self.good}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The report again.
+
+        Raises:
+            ValueError: it is none, or one of another version of this form.
+        """
+        if data.get("version") != VERSION:
+            raise ValueError(f"this is no report of version {VERSION} of its form")
+        try:
+            values = {one.name: data[one.name] for one in fields(cls)}
+            values["checks"] = [Check(**one | {"evidence": tuple(one["evidence"])}) for one in values["checks"]]
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no report on a driver: {error}") from None
 
 
 def examine(

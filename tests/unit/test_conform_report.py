@@ -43,6 +43,14 @@ def test_the_page_has_all_of_it_and_nothing_can_run() -> None:
     assert "http" not in text  # nothing is fetched
 
 
+def test_a_saved_report_is_the_same_again() -> None:
+    saved = json.loads(json.dumps(REPORT.as_dict()))
+    assert Conformance.from_dict(saved) == REPORT
+    for wrong in ({}, {"version": 1}, saved | {"version": 2}, saved | {"checks": [{"evidence": [], "more": 1}]}):
+        with pytest.raises(ValueError, match="this is no report"):
+            Conformance.from_dict(wrong)
+
+
 def test_the_xml(tmp_path: Path) -> None:
     command.suite(REPORT).write(str(tmp_path / "results.xml"))
     document = JUnitXml.fromfile(str(tmp_path / "results.xml"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -37,12 +36,12 @@ from nicmodel.vm.tools import check_host
 _LEFT_OUT = ("device-gone",)
 #: Seconds for the driver to be loaded or removed: after a fault many commands may have to time out, one by one.
 _LIMIT = 60.0
-_GROUPS = {
+#: Groups of checks, and their headings.
+GROUPS = {
     "ordinary": "Ordinary use",
     "weather": "Weather: what a device may do and rarely does",
     "faults": "Faults: what no device should do",
 }
-"""Groups of checks, and their headings."""
 
 
 def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, ...]:
@@ -167,7 +166,7 @@ def _told(check: Check) -> None:
 def _show(report: Conformance) -> None:
     """The summary; what was found has been told as it came."""
     table = plain_table("checks", "stood", "of")
-    for group, title in _GROUPS.items():
+    for group, title in GROUPS.items():
         if checks := report.group(group):
             table.add_row(title, str(sum(check.good for check in checks)), str(len(checks)))
     way = [step for step in report.steps if step["need"] != "feature"]
@@ -188,7 +187,7 @@ def _write(report: Conformance, html: Path | None, json_file: Path | None, junit
     """
     with writing(html, json_file, junit):
         if json_file is not None:
-            write_whole(json_file, json.dumps(asdict(report) | {"version": 1, "good": report.good}, indent=1) + "\n")
+            write_whole(json_file, json.dumps(report.as_dict(), indent=1) + "\n")
         if html is not None:
             write_whole(html, page(report))
         if junit is not None:
@@ -200,14 +199,14 @@ def page(report: Conformance) -> str:
     return (
         templates("nicmodel.cli.conform")
         .get_template("report.html")
-        .render(report=escaped(asdict(report)), good=report.good, groups=_GROUPS)
+        .render(report=escaped(report.as_dict()), good=report.good, groups=GROUPS)
     )
 
 
 def suite(report: Conformance) -> JUnitXml:
     """The report as JUnit's XML: a suite for each group."""
     document = JUnitXml("nicmodel conform")
-    for group, title in _GROUPS.items():
+    for group, title in GROUPS.items():
         cases = TestSuite(title)
         cases.add_property("driver", printable(report.driver))
         cases.add_property("kernel", printable(report.kernel))
