@@ -381,7 +381,8 @@ class Opcode(_Commands):
     DESCRIBE_DEVICE = Command(
         0x1,
         record(("descriptor_address", ">u8"), ("version", ">u4"), ("available_length", ">u4")),
-        memory=_answer(lambda profile: len(profile.describe()), "available_length", "descriptor_address"),
+        # Options that find no room are left out: iPXE takes none of them.
+        memory=_answer(lambda _: DEVICE_DESCRIPTOR.itemsize, "available_length", "descriptor_address"),
     )
     CONFIGURE_DEVICE_RESOURCES = Command(
         0x2,

@@ -127,16 +127,12 @@ class Decoder:
             self._listeners.emit(kind, access=access, offset=offset, size=len(data), value=value)
 
     def _register(self, access: str, offset: int, data: bytes) -> None:
-        found = False
-        for register in r.REGISTERS.values():
-            place = register.offset - offset
-            if 0 <= place <= len(data) - register.size:
-                found = True
-                value = int.from_bytes(data[place : place + register.size], "big")
-                fields: dict[str, Any] = {"register": register.name, "access": access, "value": value}
-                if register.flags is not None:
-                    fields["flags"] = flag_names(register.flags(value))
-                self._listeners.emit("register", **fields)
+        found = r.decode(offset, data)
+        for register, value in found:
+            fields: dict[str, Any] = {"register": register.name, "access": access, "value": value}
+            if register.flags is not None:
+                fields["flags"] = flag_names(register.flags(value))
+            self._listeners.emit("register", **fields)
         if not found:
             value = int.from_bytes(data, "big")
             self._listeners.emit("register", register=f"{offset:#x}", access=access, value=value)

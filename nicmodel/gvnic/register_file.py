@@ -76,10 +76,9 @@ class RegisterFile:
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write BAR 0: each register that is written as a whole takes effect."""
-        for register in r.REGISTERS.values():
-            at = register.offset - offset
-            if register.writable and at >= 0 and at + register.size <= len(data):
-                self._write(register, int.from_bytes(data[at : at + register.size], "big"))
+        for register, value in r.decode(offset, data):
+            if register.writable:
+                self._write(register, value)
 
     def release(self) -> None:
         """The driver has let go: all DMA and all interrupts end before this returns."""

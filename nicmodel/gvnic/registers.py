@@ -83,6 +83,17 @@ ADMINQ_LENGTH = Register("adminq_length", 0x28, 2, "W")
 #: All of them, by offset.
 REGISTERS = {one.offset: one for one in list(vars().values()) if isinstance(one, Register)}
 
+
+def decode(offset: int, data: bytes | memoryview) -> list[tuple[Register, int]]:
+    """The registers that are whole in the bytes of BAR 0 from `offset` on, each with what it holds there."""
+    found = []
+    for register in REGISTERS.values():
+        at = register.offset - offset
+        if 0 <= at <= len(data) - register.size:
+            found.append((register, int.from_bytes(data[at : at + register.size], "big")))
+    return found
+
+
 #: Bytes of BAR 0 and BAR 2. BAR 0 is one page; only its first 0x2a bytes mean anything.
 REGISTERS_SIZE = 0x1000
 DOORBELLS_SIZE = 0x10000

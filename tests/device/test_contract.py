@@ -12,19 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nicmodel.gvnic.commands import CONFIGURE_FLOW_RULE, Inner, Opcode
+from nicmodel.gvnic import registers as r
+from nicmodel.gvnic.commands import CONFIGURE_FLOW_RULE, DEVICE_DESCRIPTOR, Inner, Opcode
 from nicmodel.gvnic.contract.checker import Checker
 from nicmodel.gvnic.contract.rules import AREAS, RULES
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import DRIVER_VERSION
-from nicmodel.gvnic.testing.adminq import AdminError
+from nicmodel.gvnic.testing.adminq import AdminError, encode_command
 from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.gqi import GqiQueues
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.misbehave import misbehave, open_queues, profile, rules, ways
 from nicmodel.observe.findings import MAX_FINDINGS, Journal
-from nicmodel.testing.guest_memory import GuestMemory
+from nicmodel.testing.guest_memory import PAGE, GuestMemory
 
 from .frames import icmp, tcp, udp
 
@@ -249,6 +250,33 @@ def test_rss_as_windows_asks_for_it_is_no_finding(checked: Loopback) -> None:
     driver.admin(Opcode.CONFIGURE_RSS, key_size=40, lut_size=128)
     driver.admin(Opcode.CONFIGURE_RSS)
     assert checked.findings == []
+
+
+def test_what_ipxe_does_is_no_finding(checked: Loopback) -> None:
+    """It tells of its admin queue in both ways, its length by 4 bytes, and takes the header of the description only."""
+    driver = checked.driver
+    driver.probe()
+    driver.release()
+    page = driver.ram.allocate_zeroed(PAGE)
+    for register, data in (
+        (r.ADMINQ_PFN, (page // PAGE).to_bytes(4, "big")),
+        (r.ADMINQ_BASE_LO, (page & 0xFFFF_FFFF).to_bytes(4, "big")),
+        (r.ADMINQ_BASE_HI, (page >> 32).to_bytes(4, "big")),
+        (r.ADMINQ_LENGTH, PAGE.to_bytes(2, "big") + bytes(2)),
+        (r.DRIVER_STATUS, int(r.DriverStatus.RUN).to_bytes(4, "big")),
+    ):
+        driver.client.region_write(r.Bar.REGISTERS, register.offset, data)
+    answer = driver.ram.allocate_zeroed(PAGE)
+    asked = encode_command(
+        Opcode.DESCRIBE_DEVICE, descriptor_address=answer, version=1, available_length=DEVICE_DESCRIPTOR.itemsize
+    )
+    driver.ram.write(page, asked)
+    driver.client.region_write(r.Bar.REGISTERS, r.ADMINQ_DOORBELL.offset, (1).to_bytes(4, "big"))
+    assert driver.ram.read(answer + DEVICE_DESCRIPTOR.itemsize - 8, 8) != bytes(8)
+    assert checked.findings == []
+    # After its first command the queue is in use: now it has to be released first.
+    driver.client.region_write(r.Bar.REGISTERS, r.DRIVER_STATUS.offset, int(r.DriverStatus.RUN).to_bytes(4, "big"))
+    assert names(checked) == ["REG-007"]
 
 
 def test_findings_do_not_grow_with_what_a_guest_names(checked: Loopback) -> None:

@@ -128,10 +128,8 @@ class GvnicLife:
     def _hear_write(self, region: int, offset: int, data: bytes | memoryview) -> None:
         if region != Bar.REGISTERS:
             return
-        for register in r.REGISTERS.values():
-            at = register.offset - offset
-            if register.writable and at >= 0 and at + register.size <= len(data):
-                value = int.from_bytes(data[at : at + register.size], "big")
+        for register, value in r.decode(offset, data):
+            if register.writable:
                 self.written[register.name] = value
                 if register is r.DRIVER_VERSION:
                     self._hear_version(chr(value))

@@ -58,10 +58,13 @@ class Registers:
     def write(self, offset: int, data: bytes) -> None:
         """A write of `data` at byte `offset` of BAR 0."""
         register = r.REGISTERS.get(offset)
-        value = int.from_bytes(data, "big")
-        if register is None or register.size != len(data):
+        beyond = any(at in r.REGISTERS for at in range(offset + 1, offset + len(data)))
+        if register is None or len(data) < register.size or beyond:
+            value = int.from_bytes(data, "big")
             self._journal.report("REG-001", f"{len(data)} bytes are written at offset {offset:#x}", value=value)
             return
+        data = data[: register.size]  # iPXE writes the last register, of 2 bytes, with 4
+        value = int.from_bytes(data, "big")
         if not register.writable:
             self._journal.report("REG-002", f"{register.name} is written", value=value)
             return
@@ -100,11 +103,13 @@ class Registers:
 
     def _set_up(self, address: int, length: int) -> None:
         queue: dict[str, Any] = {"address": address, "length": length}
-        if self._nic.admin.base:
+        before = self._nic.admin
+        # iPXE tells of one queue in both ways: by its page number, and by address, length and RUN.
+        if before.base and (before.base != address or before.counter):
             self._journal.report(
                 "REG-007",
                 "an admin queue is set up while there is one",
-                before={"address": self._nic.admin.base},
+                before={"address": before.base},
                 **queue,
             )
         self.failed = False

@@ -36,9 +36,9 @@ _WARNING = Severity.WARNING
 _REGISTERS = (
     Rule(
         "REG-001",
-        "A write to BAR 0 is one register, at its offset and with its width.",
+        "A write to BAR 0 is one register as a whole, from its offset on, and no other.",
         "The rest of the BAR is reserved; half a register is another value.",
-        "gve_register.h: struct gve_registers",
+        "gve_register.h: struct gve_registers; iPXE gve.c, gve_admin_enable, writes 4 bytes where the last one has 2",
     ),
     Rule(
         "REG-002",

@@ -162,6 +162,16 @@ def _write_between_registers(nic: Loopback) -> None:
     nic.driver.client.region_write(Bar.REGISTERS, 0x100, bytes(4), posted=True)
 
 
+@_breaks("REG-001")
+def _write_two_registers_at_once(nic: Loopback) -> None:
+    nic.driver.client.region_write(Bar.REGISTERS, r.MAX_RX_QUEUES.offset, bytes(8), posted=True)
+
+
+@_breaks("REG-001")
+def _write_into_the_next_register(nic: Loopback) -> None:
+    nic.driver.client.region_write(Bar.REGISTERS, r.DRIVER_VERSION.offset, b"\n" + bytes(2), posted=True)
+
+
 @_breaks("REG-002")
 def _write_read_only_register(nic: Loopback) -> None:
     nic.driver.registers.write(r.MAX_RX_QUEUES, 1)
