@@ -2,10 +2,11 @@
 
     python benchmarks/guest_tap.py
     python benchmarks/guest_tap.py --device virtio-net --case "tcp receive 1500 x1" --seconds 5
-    python benchmarks/guest_tap.py --device idpf --device virtio-net
+    python benchmarks/guest_tap.py --device idpf --device virtio-net --hw-gro
 
 All NICs are in one guest, each on a tap of its own in the benchmark's network namespace, and are measured in turns. The
-far end is the host's kernel at the tap. Our NIC is a gVNIC; with ``--device idpf`` our other one is measured, too. A
+far end is the host's kernel at the tap. Our NIC is a gVNIC; with ``--device idpf`` our other one is measured, too: as
+its driver comes or, with ``--hw-gro``, with the NIC's receive coalescing, which gVNIC's driver asks for by itself. A
 case is TCP throughput (iperf3), datagrams a second (iperf3, 64 bytes of payload, as fast as they go; those that arrive
 count) or the time of a request of one byte and its answer.
 """
@@ -110,10 +111,12 @@ PLOT = Plot(
 @click.option("--device", "devices", type=click.Choice([IDPF, *PEERS]), multiple=True, help="Only beside this one.")
 @click.option("--seconds", default=2, show_default=True, help="Of each run.")
 @click.option("--rounds", default=3, show_default=True, help="Runs of each device and case; the median counts.")
+@click.option("--hw-gro", is_flag=True, help="Have idpf coalesce what it receives, as gVNIC does.")
 @click.option("--vcpus", default=2, show_default=True, help="Virtual CPUs of the guest.")
 @output_option
 def main(
-    names: tuple[str, ...], devices: tuple[str, ...], seconds: int, rounds: int, vcpus: int, output: Path
+    names: tuple[str, ...], devices: tuple[str, ...], seconds: int, rounds: int, hw_gro: bool, vcpus: int,
+    output: Path,
 ) -> None:  # fmt: skip
     """Measure, print a table and write it to benchmarks/results."""
     devices = devices or tuple(PEERS)
@@ -123,6 +126,8 @@ def main(
     for usecs in sorted({case.busy_poll for case in chosen}):
         some = [case for case in chosen if case.busy_poll == usecs]
         with Testbed((OURS, *devices), options=("--busy-poll", str(usecs)), vcpus=vcpus) as bed:
+            if hw_gro and IDPF in bed.ports:
+                bed.guest.run(f"ethtool -K {bed.interface(bed.ports[IDPF])} rx-gro-hw on")
             for case in track(some, "guest over a tap", console=Console(stderr=True), transient=True):
                 rows.append(measure(bed, case, seconds, rounds))
                 click.echo(f"{case.name}: {rows[-1]['ratio']:.2f}", err=True)
