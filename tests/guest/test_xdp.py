@@ -137,6 +137,11 @@ class Bench:
         self.guest.put(b"\n".join(frame.hex().encode() for frame in frames), "/tmp/frames")
         command = f"ip netns exec peer python3 /tmp/frame_echo.py {self.pair.peer_interface} /tmp/frames"
         said: dict[str, list[str]] = json.loads(self.guest.run(command, timeout=240).stdout)
+        if said["missing"]:  # what pytest shows then
+            print(f"{len(said['missing'])} of {len(frames)} are missing:", said["missing"][:4])
+            for nic in self.server.report():
+                print(nic["name"], {name: nic[name] for name in ("delivered", "drops", "wire")})
+            print(self.guest.run(f"ethtool -S {self.pair.interface} | grep -i -E 'drop|err|xdp'", check=False).stdout)
         return said
 
     def frames(self, seed: int, count: int = FRAMES) -> list[bytes]:
