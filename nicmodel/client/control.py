@@ -18,7 +18,8 @@ reset      nic                                          {}; the driver has been 
 faults     nic                                          a list: faults at work or waiting (`Injection.describe`)
 fault      nic, fault, parameters, seed                 the same of a new one, see `nicmodel.faults`
 fault_end  nic, injection (all if it is left out)       {}
-scenario   text (TOML, see `nicmodel.faults.scenario`)  {}; its faults have been given to all NICs
+scenario   text (TOML, see `nicmodel.faults.scenario`), {}; its faults and frames have been given to all NICs
+           end (true: all other faults are over)
 findings   nic (all if it is left out), clear (true:    a list: how the driver has broken the contract, see
            they are forgotten then)                     `nicmodel.observe.findings.Finding`
 trace      kinds, queues, nic (all if it is left out)   {}; from now on lines ``{"event": …}`` come, see
@@ -29,7 +30,7 @@ capture    queues, limit (bytes of a frame), nic (all   {"epoch": …, "wires": 
 
 A client that reads its events too slowly loses some: ``{"lost": N}`` says how many, and where. One that does not read
 its answers is dropped. At most 32 clients are connected at a time; a request has at most 1024 frames, an ``id`` 256
-bytes, a scenario 64 KiB, and a connection follows one trace and one capture. Requests that come together are answered
+bytes, a scenario 256 KiB, and a connection follows one trace and one capture. Requests that come together are answered
 one at a time, with the NICs' own work between them.
 """
 
@@ -222,13 +223,17 @@ class Control:
         """
         self.request("fault_end", nic=nic, injection=number)
 
-    def begin_scenario(self, text: str) -> None:
-        """Give the NICs the faults of a scenario (`nicmodel.faults.scenario`), whose times count from now.
+    def begin_scenario(self, text: str, *, end: bool = False) -> None:
+        """Give the NICs the faults and frames of a scenario (`nicmodel.faults.scenario`), whose times count from now.
+
+        Args:
+            text: the scenario, as TOML.
+            end: whether all faults that there are are over first.
 
         Raises:
             ControlError: the text is no scenario; the message says where.
         """
-        self.request("scenario", text=text)
+        self.request("scenario", text=text, end=end or None)
 
     def findings(self, nic: str | None = None, *, clear: bool = False) -> list[dict[str, Any]]:
         """How the drivers, or that of one NIC, have broken the contract so far (`Finding.as_dict`).

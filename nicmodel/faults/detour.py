@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,12 @@ def put(completion: Words, field: Bits, value: int) -> None:
     """Set a field of a completion."""
     rest = int(completion[field.word]) & ~(field.mask << field.shift)
     completion[field.word] = rest | value << field.shift
+
+
+def overwritten(data: bytes, at: int, size: int, value: int, order: Literal["big", "little"]) -> bytes:
+    """`data` with the `size` bytes at `at`, as far as it has them, in place of which is a number."""
+    number = (value & (1 << 8 * size) - 1).to_bytes(size, order)
+    return (data[:at] + number + data[at + size :])[: len(data)] if at < len(data) else data
 
 
 class Shadow:

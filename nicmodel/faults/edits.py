@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from nicmodel.faults.detour import Words, get, host_address, put
 from nicmodel.faults.fault import Injection
-from nicmodel.faults.kinds import RxBufferId
+from nicmodel.faults.kinds import RxBufferId, RxField
 from nicmodel.nic.layout import Bits, Layout
 from nicmodel.vfio_user.regions import RegionMap
 
@@ -91,6 +91,14 @@ class Edits:
             other = get(before, self._form.buffer_id)
         if other is not None and injection.hit(queue=f"rx{queue}", buffer_id=other):
             put(packet[0], self._form.buffer_id, other)
+
+    def set_field(self, injection: Injection, queue: int, packet: Sequence[Words], how: RxField) -> None:
+        """Have a field of a packet's completions say something else."""
+        field: Bits = getattr(self._form, how.field)
+        chosen = {"all": packet, "first": packet[:1], "last": packet[-1:]}[how.which]
+        if injection.hit(queue=f"rx{queue}", field=how.field, value=how.value & field.mask):
+            for completion in chosen:
+                put(completion, field, how.value & field.mask)
 
     def shift_time(self, packet: Sequence[Words], ns: int) -> None:
         """Have a packet's timestamp be later."""

@@ -6,6 +6,8 @@ it knows whether its time has come, throws the dice, counts, and tells.
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import random
 import reprlib
@@ -193,20 +195,30 @@ class Fault:
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
         """Its parameters by name; those that every fault has come last."""
-        hints = typing.get_type_hints(cls, include_extras=True)
-        found = {}
-        for one in fields(cls):
-            hint, meaning, *ranges = typing.get_args(hints[one.name])
-            is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-            kinds = typing.get_args(hint) if is_union else (hint,)
-            found[one.name] = Parameter(one.name, kinds, one.default, meaning, *ranges)
-        common = [name for name in ("probability", "count", "start", "duration") if name in found]
-        return {name: found[name] for name in (*(name for name in found if name not in common), *common)}
+        return dict(_parameters(cls))  # type: ignore[arg-type]  # a class is hashable, whatever its objects are
+
+    def toml(self) -> list[str]:
+        """Its parameters that are not as they are by default, as lines of a scenario."""
+        values = {name: (getattr(self, name), one.default) for name, one in self.parameters().items()}
+        return [f"{name} = {json.dumps(value)}" for name, (value, default) in values.items() if value != default]
 
     @classmethod
     def summary(cls) -> str:
         """One sentence on what it does."""
         return (cls.__doc__ or "").split("\n\n")[0].replace("\n    ", " ")
+
+
+@functools.cache
+def _parameters(kind: type[Fault]) -> dict[str, Parameter]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    found = {}
+    for one in fields(kind):
+        hint, meaning, *ranges = typing.get_args(hints[one.name])
+        is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        kinds = typing.get_args(hint) if is_union else (hint,)
+        found[one.name] = Parameter(one.name, kinds, one.default, meaning, *ranges)
+    common = [name for name in ("probability", "count", "start", "duration") if name in found]
+    return {name: found[name] for name in (*(name for name in found if name not in common), *common)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from nicmodel.faults.interrupts import InterruptFaults
 from nicmodel.faults.wire import WireFaults
 from nicmodel.nearest import did_you_mean
 from nicmodel.nic.seams import Seams
+from nicmodel.packet.frames import Batch
 
 #: Faults that there are, by name.
 Kinds = Mapping[str, type[Fault]]
@@ -103,6 +104,18 @@ class Faults:
             fault.check(self.nic)
         if len(self.injections) + len(faults) > _MAX_FAULTS:
             raise FaultError(f"{self.nic.name} can have {_MAX_FAULTS} faults at a time: end some first")
+
+    def receive(self, frames: Sequence[bytes], start: float = 0.0) -> None:
+        """Have the NIC receive frames, as one batch, as if they came from its wire: now, or in `start` seconds."""
+        batch = Batch.of(frames)
+
+        def come() -> None:
+            self.nic.ingress.inject(batch)
+
+        if start > 0:
+            self.nic.poller.call_at(self.nic.clock() + round(start * 1e9), come)
+        else:
+            come()
 
     def remove(self, injection: Injection | int) -> None:
         """End a fault now; one that is over is ignored."""

@@ -21,6 +21,16 @@ _QUEUE = "only of this queue; none: of all"
 _QUEUES = Range(0, lambda nic: nic.profile.queues - 1)
 _VECTORS = Range(0, lambda nic: nic.profile.vectors - 1)
 _ADDRESS = Range(0, (1 << 64) - 1)
+#: Any value of a field of up to 64 bits.
+_VALUE = Range(0, (1 << 64) - 1)
+#: Fields of completions, those that tell whose turn it is left out, by the names that gVNIC and idpf have for them.
+RX_FIELDS = (
+    "rxdid", "loopback", "ipv6_ex_add", "rx_error", "packet_type", "ip_header_error", "udp_length_error",
+    "raw_checksum_invalid", "packet_length", "header_length", "rsc", "split_header", "descriptor_done",
+    "end_of_packet", "header_buffer_overflow", "l3_l4_processed", "ip_checksum_error", "l4_checksum_error",
+    "external_ip_checksum_error", "external_udp_checksum_error", "timestamp_valid", "buffer_id", "rsc_segment_length",
+    "hash", "timestamp",
+)  # fmt: skip
 #: Time from one strike to the next, seconds: no shorter, so that the server has time for other things.
 _PERIOD = Range(0.001, 10**9)
 
@@ -230,6 +240,21 @@ class RxTooLong(RxFault):
     effect = 'The log says "Unexpected frag size", the packet is dropped, and the driver resets the device.'
 
 
+@dataclass(frozen=True, kw_only=True)
+class RxField(RxFault):
+    """A field of a packet's completions has another value (of a gVNIC: DQO formats)."""
+
+    name = "rx-field"
+    effect = (
+        "That of rx-buffer-id, rx-error or rx-checksum where the field is one of theirs. Lengths and types are "
+        "believed: the stack is given a packet that has bytes of what lies behind its buffer. The guest may crash."
+    )
+
+    field: Annotated[Literal[RX_FIELDS], "the field, as the datasheet has it"] = "packet_length"  # type: ignore[valid-type]
+    value: Annotated[int, "its value, of which the field takes the bits that it has", _VALUE] = (1 << 64) - 1
+    which: Annotated[Literal["all", "first", "last"], "of a packet's completions: all, the first, or the last"] = "all"
+
+
 # ----------------------------------------------------------------------------------------------------------- transmit
 
 
@@ -279,6 +304,22 @@ class TxTag(TxFault):
         Literal["beyond", "again"],
         "beyond: one that the driver never gave; again: that of a packet just completed, and then the right one",
     ] = "beyond"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TxField(TxFault):
+    """A field of a completion, of packets or of descriptors, has another value (of a gVNIC: DQO formats)."""
+
+    name = "tx-field"
+    effect = (
+        "That of tx-tag or tx-miss for the value or the type of a packet's. A wrong head of the ring has the driver "
+        "count room in the ring that there is not, or stop its queue, until the next one."
+    )
+
+    field: Annotated[Literal["queue_id", "type", "value"], "the field; value: a packet's tag, or the ring's head"] = (
+        "value"
+    )
+    value: Annotated[int, "its value, of which the field takes the bits that it has", _VALUE] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,8 +488,8 @@ KINDS: dict[str, type[Fault]] = {
     for kind in (
         WireDrop, WireCorrupt, WireDuplicate, WireReorder, WireDelay, WireRate, WireFlap,
         RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxStarve, RxLate,
-        RxError, RxBufferId, RxTooLong,
-        TxLate, TxNever, TxTag, TxHalt,
+        RxError, RxBufferId, RxTooLong, RxField,
+        TxLate, TxNever, TxTag, TxField, TxHalt,
         IrqLost, IrqLate, IrqSpurious, IrqMerged,
         DmaFault, DmaSlow,
         DeviceReset, DeviceHang, DeviceGone, DeviceOnes,

@@ -1,4 +1,4 @@
-"""A scenario: faults with times, probabilities and a seed, in a TOML file.
+"""A scenario: faults with times, probabilities and a seed, and frames, in a TOML file.
 
 seed = 7                    # the same seed and traffic give the same strikes
 
@@ -10,6 +10,15 @@ duration = 10
 probability = 0.01
 direction = "rx"
 
+[[frame]]                   # what the NIC receives, as if it came from its wire
+nic = "nic0"                # all NICs if it is left out
+start = 6
+bytes = "ffffffffffff0200000000010806"
+
+[[guest]]                   # what a guest does meanwhile: for who plays a scenario in one (`nicmodel driver fuzz`)
+start = 7
+run = "ip link set $NETIF down"
+
 [weather]                   # behaviours that keep the contract (`nicmodel.faults.weather`); or several: [[weather]]
 seed = 7
 strength = 0.3              # the greatest probability of each
@@ -19,15 +28,48 @@ nic = "nic0"                # all NICs if it is left out
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from nicmodel.faults.fault import Fault, FaultError, shortened
+from nicmodel.faults.fault import SPAN, Fault, FaultError, shortened
 from nicmodel.faults.faults import Faults, Kinds, named_fault
 from nicmodel.faults.weather import STRENGTH, Weather
+from nicmodel.packet.frames import MAX_FRAME
+
+#: Frames of a scenario, at most, and commands for a guest.
+MOST_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame that a NIC receives.
+
+    Attributes:
+        data: its bytes.
+        start: seconds after the scenario's beginning.
+        nic: the NIC's name; None: all.
+    """
+
+    data: bytes
+    start: float = 0.0
+    nic: str | None = None
+
+
+@dataclass(frozen=True)
+class Deed:
+    """Something that a guest does.
+
+    Attributes:
+        run: a line for its shell.
+        start: seconds after the scenario's beginning.
+    """
+
+    run: str
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,11 +80,15 @@ class Scenario:
         seed: of all dice.
         faults: each fault with the name of its NIC, None for all.
         weather: likewise.
+        frames: what the NICs receive.
+        guest: what a guest does; a server leaves it to others.
     """
 
     seed: int
     faults: tuple[tuple[str | None, Fault], ...]
     weather: tuple[tuple[str | None, Weather], ...] = ()
+    frames: tuple[Frame, ...] = ()
+    guest: tuple[Deed, ...] = ()
 
     @classmethod
     def parse(cls, text: str, kinds: Kinds) -> Self:
@@ -57,22 +103,25 @@ class Scenario:
             raise FaultError(str(error)) from None
         except RecursionError:
             raise FaultError("a scenario is not nested so deeply") from None
-        unknown = found.keys() - {"seed", "fault", "weather"}
+        unknown = found.keys() - {"seed", "fault", "weather", "frame", "guest"}
         if unknown:
-            raise FaultError(f"a scenario has a seed, faults and weather, but no {shortened(min(unknown))}")
-        seed, entries = found.get("seed", 0), found.get("fault", [])
+            raise FaultError(f"a scenario has a seed, faults, frames and weather, but no {shortened(min(unknown))}")
+        seed, entries = found.get("seed", 0), _tables(found, "fault", "faults are tables: [[fault]]")
         if not isinstance(seed, int):
             raise FaultError(f"the seed is {shortened(seed)}; it is a whole number")
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise FaultError("faults are tables: [[fault]]")
-        weather = found.get("weather", [])
-        weather = [weather] if isinstance(weather, dict) else weather
-        if not isinstance(weather, list) or not all(isinstance(entry, dict) for entry in weather):
-            raise FaultError("weather is a table, [weather], or several: [[weather]]")
+        if isinstance(found.get("weather"), dict):
+            found["weather"] = [found["weather"]]
+        weather = _tables(found, "weather", "weather is a table, [weather], or several: [[weather]]")
+        frames = _tables(found, "frame", "frames are tables: [[frame]]")
+        deeds = _tables(found, "guest", "what a guest does is tables: [[guest]]")
+        if max(len(frames), len(deeds)) > MOST_STEPS:
+            raise FaultError(f"a scenario has at most {MOST_STEPS} frames, and as many commands for a guest")
         return cls(
             seed,
             tuple(_read(number, entry, kinds) for number, entry in enumerate(entries, 1)),
             tuple(_read_weather(entry, kinds) for entry in weather),
+            tuple(_read_frame(entry) for entry in frames),
+            tuple(_read_deed(entry) for entry in deeds),
         )
 
     @classmethod
@@ -85,13 +134,14 @@ class Scenario:
                 raise FaultError(f"{os.fspath(path)}: {error}") from None
 
     def begin(self, nics: Iterable[Faults]) -> None:
-        """Give the faults to their NICs; their times count from now.
+        """Give faults and frames to their NICs; their times count from now. The frames come after the faults.
 
         Raises:
             FaultError: there is no such NIC, or it cannot have the faults; nothing is begun then.
         """
         by_name = {faults.nic.name: faults for faults in nics}
         entries = [*((nic, fault.name) for nic, fault in self.faults), *((nic, "weather") for nic, _ in self.weather)]
+        entries += [(frame.nic, "a frame") for frame in self.frames]
         for nic, what in entries:
             if nic is not None and nic not in by_name:
                 raise FaultError(f"{what}: there is no NIC {shortened(nic)}, but {', '.join(by_name)}")
@@ -108,6 +158,79 @@ class Scenario:
             for name, faults in by_name.items():
                 if nic in (None, name):
                     weather.begin(faults)
+        for name, faults in by_name.items():
+            theirs = [frame for frame in self.frames if frame.nic in (None, name)]
+            for start in dict.fromkeys(frame.start for frame in theirs):
+                faults.receive([frame.data for frame in theirs if frame.start == start], start)
+
+    def toml(self) -> str:
+        """The scenario's file, from which `parse` makes the same. Of weather that of all NICs is not there."""
+        lines = [f"seed = {self.seed}"]
+        for nic, fault in self.faults:
+            lines += ["", "[[fault]]", f'name = "{fault.name}"', *_named_nic(nic), *fault.toml()]
+        for nic, weather in self.weather:
+            lines += ["", "[[weather]]", f"seed = {weather.seed}", f"strength = {weather.strength}", *_named_nic(nic)]
+            lines += [f"only = {json.dumps(weather.names)}"] if weather.names else []
+        for frame in self.frames:
+            lines += ["", "[[frame]]", *_named_nic(frame.nic), *_begins(frame.start), f'bytes = "{frame.data.hex()}"']
+        for deed in self.guest:
+            lines += ["", "[[guest]]", *_begins(deed.start), f"run = {json.dumps(deed.run)}"]
+        return "\n".join(lines) + "\n"
+
+
+def _named_nic(nic: str | None) -> list[str]:
+    return [] if nic is None else [f"nic = {json.dumps(nic)}"]
+
+
+def _begins(start: float) -> list[str]:
+    return [f"start = {start!r}"] if start else []
+
+
+def _tables(found: Mapping[str, Any], name: str, complaint: str) -> list[dict[str, Any]]:
+    """The tables of a name.
+
+    Raises:
+        FaultError: it is something else.
+    """
+    tables = found.get(name, [])
+    if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+        raise FaultError(complaint)
+    return tables
+
+
+def _read_frame(entry: dict[str, Any]) -> Frame:
+    if unknown := entry.keys() - {"nic", "start", "bytes"}:
+        raise FaultError(f"a frame has bytes, start and nic, but no {shortened(min(unknown))}")
+    text, nic = entry.get("bytes"), entry.get("nic")
+    if nic is not None and not isinstance(nic, str):
+        raise FaultError(f"nic is {shortened(nic)}; it is a name such as nic0")
+    try:
+        data = bytes.fromhex(text) if isinstance(text, str) else b""
+    except ValueError:
+        data = b""
+    if not 0 < len(data) <= MAX_FRAME:
+        raise FaultError(f"the bytes of a frame are {shortened(text)}; they are 1 to {MAX_FRAME}, in hexadecimal")
+    return Frame(data, _read_start(entry), nic)
+
+
+def _read_deed(entry: dict[str, Any]) -> Deed:
+    if unknown := entry.keys() - {"start", "run"}:
+        raise FaultError(f"what a guest does has run and start, but no {shortened(min(unknown))}")
+    line = entry.get("run")
+    if not isinstance(line, str):
+        raise FaultError(f"run is {shortened(line)}; it is a line for the guest's shell")
+    return Deed(line, _read_start(entry))
+
+
+def _read_start(entry: dict[str, Any]) -> float:
+    start = entry.get("start", 0.0)
+    if isinstance(start, bool) or not isinstance(start, (int, float)):
+        raise FaultError(f"start is {shortened(start)}; it is a number of seconds")
+    try:
+        SPAN.check(start, None)
+    except ValueError as error:
+        raise FaultError(f"start {error}") from None
+    return float(start)
 
 
 def _read(number: int, entry: dict[str, Any], kinds: Kinds) -> tuple[str | None, Fault]:

@@ -100,11 +100,7 @@ class Weather:
         """The same as a scenario's file (`nicmodel.faults.scenario`), to be read and changed. Raises as `scenario`."""
         lines = [f"seed = {self.seed}"]
         for one in self.scenario(kinds):
-            lines += ["", "[[fault]]", f'name = "{one.name}"']
-            for name, parameter in type(one).parameters().items():
-                value = getattr(one, name)
-                if value != parameter.default:
-                    lines.append(f"{name} = {value!r}")
+            lines += ["", "[[fault]]", f'name = "{one.name}"', *one.toml()]
         return "\n".join(lines) + "\n"
 
     def _draw(self, kind: type[Chance]) -> Chance:

@@ -135,6 +135,7 @@ class AdminQueue:
         counter: commands completed, 32 bits, as the event counter register shows it.
         gate: asked about each command, by its number, before it is executed: None lets it pass, a status is answered
             instead, `WAIT` has the queue stand still until `resume`. No gate is the default (`nicmodel.faults`).
+        detour: what commands have the device write goes through it; none is the default (`nicmodel.faults`).
         describe: makes the answer to DESCRIBE_DEVICE; the profile's is the default (`nicmodel.faults`).
         time: what REPORT_NIC_TIMESTAMP answers, ns; the event loop's clock is the default (`nicmodel.faults`).
         executed: number of commands by name and status (`count`), for display.
@@ -150,6 +151,7 @@ class AdminQueue:
         self.slots = 0
         self.counter = 0
         self.gate: Callable[[int], int | None] | None = None
+        self.detour: Callable[[bytes], bytes] | None = None
         self.describe: Callable[[], bytes] = nic.profile.describe
         self.time: Callable[[], int] = nic.poller.clock
         self._producer = 0
@@ -276,7 +278,7 @@ class AdminQueue:
         require(p["version"] == c.DESCRIPTOR_VERSION, Status.INVALID_ARGUMENT, f"descriptor version {p['version']}")
         # iPXE gives room for the descriptor and some options, and real devices write what fits.
         answer = self.describe()[: int(p["available_length"])]
-        self._dma.write(int(p["descriptor_address"]), answer)
+        self._write(int(p["descriptor_address"]), answer)
 
     def _configure_device_resources(self, p: np.void) -> None:
         queue_format = self._queue_format(int(p["queue_format"]))
@@ -290,7 +292,7 @@ class AdminQueue:
         require(counters <= MAX_COUNTERS, Status.INVALID_ARGUMENT, f"{counters} counters")
         for block in range(blocks):
             index = self.nic.doorbells.irq(block)
-            self._dma.write(int(p["irq_doorbell_address"]) + block * stride, index.to_bytes(4, "big"))
+            self._write(int(p["irq_doorbell_address"]) + block * stride, index.to_bytes(4, "big"))
         self.nic.configure(queue_format=queue_format, blocks=blocks, base=base, counters=(array, counters))
         self._counter_array, self._counters = array, counters
 
@@ -339,7 +341,7 @@ class AdminQueue:
             counter = self._counter_array + 4 * queue
             # A new queue has nothing done (gve_tx_alloc_ring_gqi): a driver that read its predecessor's count here
             # would take packets for sent that it is about to send.
-            self._dma.write(counter, bytes(4))
+            self._write(counter, bytes(4))
             self.nic.create_tx(
                 queue,
                 vector=int(p["notification_block"]),
@@ -420,7 +422,7 @@ class AdminQueue:
     def answer_resources(self, p: np.void, doorbell: int, counter: int) -> None:
         """Tell the driver of a new ring's doorbell and counter."""
         resources = np.array((doorbell, counter), QUEUE_RESOURCES).tobytes()
-        self._dma.write(int(p["queue_resources_address"]), resources)
+        self._write(int(p["queue_resources_address"]), resources)
 
     def _destroy_tx_queue(self, p: np.void) -> None:
         queue = int(p["queue_id"])
@@ -470,7 +472,7 @@ class AdminQueue:
             self.nic.statistics.attach(address, length, int(p["interval_ms"]))
 
     def _report_link_speed(self, p: np.void) -> None:
-        self._dma.write(int(p["address"]), self._profile.link_speed.to_bytes(8, "big"))
+        self._write(int(p["address"]), self._profile.link_speed.to_bytes(8, "big"))
 
     def _get_ptype_map(self, p: np.void) -> None:
         self._answer(int(p["address"]), int(p["length"]), ptype_map())
@@ -544,4 +546,7 @@ class AdminQueue:
 
     def _answer(self, address: int, available: int, answer: bytes) -> None:
         require(len(answer) <= available, Status.INVALID_ARGUMENT, f"{len(answer)} bytes into {available}")
-        self._dma.write(address, answer)
+        self._write(address, answer)
+
+    def _write(self, address: int, answer: bytes) -> None:
+        self._dma.write(address, answer if self.detour is None else self.detour(answer))

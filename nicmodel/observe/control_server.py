@@ -44,7 +44,7 @@ _MAX_WAITING = 16 << 20
 #: Most frames in a request, bytes in an id, and characters in a scenario, for whose reading the NICs have to wait.
 _MAX_FRAMES = 1024
 _MAX_ID = 256
-_MAX_SCENARIO = 1 << 16
+_MAX_SCENARIO = 1 << 18
 
 
 class _Refused(Exception):
@@ -368,9 +368,15 @@ class _Client:
             raise _Refused("text is the scenario's TOML")
         if len(text) > _MAX_SCENARIO:
             raise _Refused(f"a scenario of {len(text)} characters; at most {_MAX_SCENARIO} are read")
+        end = request.get("end", False)
+        if not isinstance(end, bool):
+            raise _Refused("end is true or false")
         faults = self._server.faults.values()
         kinds = {name: kind for one in faults for name, kind in one.kinds.items()}
-        Scenario.parse(text, kinds).begin(faults)
+        scenario = Scenario.parse(text, kinds)
+        for one in faults if end else ():
+            one.clear()
+        scenario.begin(faults)
         return {}
 
     def _trace(self, request: dict[str, Any]) -> dict[str, Any]:

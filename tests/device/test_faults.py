@@ -777,6 +777,12 @@ def test_a_scenario(make_lab: Callable[..., Loopback]) -> None:
         ("[[fault]]\nname = 'wire-drop'\n[[fault]]\nname = 'x'", "fault 2: there is no fault 'x'"),
         ("[[fault]]\nname = 'wire-drop'\ndirection = 'up'", "direction is 'up'; it is rx or tx or both"),
         ("[[fault]]\nname = 'wire-drop'\nnic = 'nic9'", "no NIC 'nic9', but nic"),
+        ("[[frame]]\nbytes = '00'\nnic = 'nic9'", "a frame: there is no NIC 'nic9'"),
+        ("[[frame]]\nbytes = 'xyz'", r"1 to .*, in hexadecimal"),
+        ("[[frame]]\nbytes = '00'\nstart = -1", "start is -1; it is 0 to"),
+        ("[[frame]]\nbites = '00'", "no 'bites'"),
+        ("[[guest]]\nrun = 5", "run is 5"),
+        ("[[guest]]\nrun = 'true'\n" * 1001, "at most 1000"),
     ],
 )
 def test_what_is_no_scenario(lab: Loopback, text: str, reason: str) -> None:
@@ -816,6 +822,51 @@ def test_a_completion_of_a_wrong_packet(lab: Loopback, driver: Driver, which: st
     send(lab)
     with pytest.raises(ContractViolation, match="no packet with this tag is pending"):
         driver.poll_tx(0)
+
+
+@pytest.mark.parametrize("which", ["all", "first", "last"])
+def test_a_field_of_a_completion(lab: Loopback, driver: Driver, which: str) -> None:
+    lab.faults.add("rx-field", field="hash", value=(1 << 40) - 2, which=which, count=1)
+    lab.receive(tcp(b"x" * 5000), tcp())
+    changed, other = driver.poll(0)
+    numbers = {"all": [0, 1], "first": [0], "last": [1]}[which]
+    assert len(changed.completions) == 2
+    assert [number for number, one in enumerate(changed.completions) if one["hash"] == 0xFFFFFFFE] == numbers
+    assert other.completions[0]["hash"] != 0xFFFFFFFE
+    assert hits(lab) == {"rx-field": 1}
+
+
+def test_a_field_of_a_transmit_completion(lab: Loopback, driver: Driver) -> None:
+    lab.faults.add("tx-field", field="value", value=0x1234, count=1)
+    send(lab)
+    with pytest.raises(ContractViolation, match="no packet with this tag is pending"):
+        driver.poll_tx(0)
+    assert hits(lab) == {"tx-field": 1}
+
+
+def test_bytes_of_an_answer(lab: Loopback, driver: Driver) -> None:
+    right = driver.report_link_speed()
+    lab.faults.add("admin-answer", opcode="REPORT_LINK_SPEED", at=6, size=2, value=0xABCD, count=1)
+    driver.set_mtu(1500)  # another command
+    assert driver.report_link_speed() == right & ~0xFFFF | 0xABCD
+    assert driver.report_link_speed() == right
+    assert hits(lab) == {"admin-answer": 1}
+
+
+def test_a_scenario_has_frames(lab: Loopback, driver: Driver) -> None:
+    """They come behind the faults that begin with them, each at its time; what a guest does is left to others."""
+    first, second = numbered(2)
+    text = (
+        f"[[frame]]\nbytes = '{first.hex()}'\n[[frame]]\nstart = 0.02\nbytes = '{second.hex()}'\n"
+        "[[fault]]\nname = 'rx-error'\ncount = 1\n[[guest]]\nrun = 'true'\nstart = 1\n"
+    )
+    scenario = Scenario.parse(text, KINDS)
+    assert Scenario.parse(scenario.toml(), KINDS) == scenario
+    scenario.begin([lab.faults])
+    lab.run()
+    assert received(lab) == [] and driver.rx[0].errors == 1
+    lab.advance(25 * MS)
+    assert received(lab) == [second]
 
 
 def test_a_malformed_packet_stops_its_queue(lab: Loopback, driver: Driver) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nicmodel.faults.detour import overwritten
 from nicmodel.faults.fault import Injection
 from nicmodel.gvnic.admin import WAIT
 from nicmodel.gvnic.commands import DEVICE_DESCRIPTOR, OPTION_HEADER, Opcode, Status
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.faults.kinds import (
     NO_STATUS,
+    AdminAnswer,
     AdminFault,
     AdminOptions,
     AdminSilent,
@@ -36,7 +38,7 @@ def jumped(active: Sequence[Injection]) -> int:
 class AdminFaults:
     """The gate of a NIC's admin queue while there are such faults."""
 
-    kinds = (AdminStatus, AdminSlow, AdminSilent, AdminOptions, ClockJump)
+    kinds = (AdminStatus, AdminSlow, AdminSilent, AdminAnswer, AdminOptions, ClockJump)
 
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
@@ -44,6 +46,7 @@ class AdminFaults:
         # The command that waits, and until when; None: as long as the fault lasts.
         self._held: tuple[int, int] | None = None
         self._due: int | None = None
+        self._command = ""  # the one that is executed
         self._timer: Timer | None = None
 
     def update(self, active: Sequence[Injection]) -> None:
@@ -60,6 +63,7 @@ class AdminFaults:
             self._held = None
         admin = self._nic.admin
         admin.gate = self._ask if active or self._held is not None else None
+        admin.detour = self._alter if any(isinstance(one.fault, AdminAnswer) for one in active) else None
         is_malformed = any(isinstance(one.fault, AdminOptions) for one in active)
         jumps = any(isinstance(one.fault, ClockJump) for one in active)
         admin.time = self._time if jumps else self._nic.clock
@@ -71,6 +75,7 @@ class AdminFaults:
         # Commands are counted anew after each reset.
         command = self._nic.lives["device"], queue.counter
         name = Opcode(number).name if number in Opcode.__members__.values() else f"{number:#x}"
+        self._command = name
         has_waited = False
         if self._held == command:
             if self._due is None or self._nic.clock() < self._due:
@@ -94,6 +99,16 @@ class AdminFaults:
                 queue.count(number, fault.status)
                 return NO_STATUS[fault.status] if fault.status in NO_STATUS else Status[fault.status]
         return None
+
+    def _alter(self, answer: bytes) -> bytes:
+        """What the command that is executed has the device write."""
+        for injection in self._active:
+            fault = injection.fault
+            if isinstance(fault, AdminAnswer) and fault.opcode in (None, self._command):
+                other = overwritten(answer, fault.at, fault.size, fault.value, "big")
+                if other != answer and injection.hit(command=self._command, at=fault.at):
+                    answer = other
+        return answer
 
     def _arm(self, injection: Injection, fault: ClockJump) -> None:
         injection.after(fault.period, "period", partial(self._jump, injection, fault))

@@ -215,6 +215,18 @@ class AdminSilent(AdminFault):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdminAnswer(AdminFault):
+    """Bytes that a command has the device write are others: of its answer, of where doorbells are."""
+
+    name = "admin-answer"
+    effect = "It depends on the bytes; most numbers that a device gives are believed. The guest may crash."
+
+    at: Annotated[int, "where in what is written they are", Range(0, 4095)] = 0
+    size: Annotated[int, "how many", Range(1, 8)] = 4
+    value: Annotated[int, "what they are, as a number, big-endian", Range(0, (1 << 64) - 1)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdminOptions(Chance):
     """The answer to DESCRIBE_DEVICE has device options that are malformed."""
 
@@ -285,7 +297,7 @@ _OWN: tuple[type[Fault], ...] = (
     RxSpread, RxScatter, RxCut, RxUnverified, RxNoTimestamp, RxHold, RxExAdd,
     TxMiss, TxOrder, TxReportLate, TxHold,
     IrqEarly,
-    AdminStatus, AdminSlow, AdminSilent, AdminOptions,
+    AdminStatus, AdminSlow, AdminSilent, AdminAnswer, AdminOptions,
     ClockJump, StatsLate, StatsMalformed,
 )  # fmt: skip
 #: All faults of a gVNIC by name, in the order of a frame's way and of a person's interest.

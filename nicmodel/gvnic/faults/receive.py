@@ -19,6 +19,7 @@ from nicmodel.faults.kinds import (
     RxChecksum,
     RxError,
     RxFault,
+    RxField,
     RxHeaderOverflow,
     RxLate,
     RxSplitBeyond,
@@ -76,7 +77,8 @@ class ReceiveFaults:
 
     kinds = (
         RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxStarve, RxLate, DmaSlow, RxSpread, RxScatter, RxCut,
-        RxUnverified, RxNoTimestamp, RxHold, RxError, RxExAdd, RxBufferId, RxTooLong, IrqEarly,
+        RxUnverified, RxNoTimestamp, RxHold, RxError, RxExAdd, RxBufferId, RxTooLong, RxField,
+        IrqEarly,
         ClockJump,
     )  # fmt: skip
 
@@ -263,6 +265,8 @@ class ReceiveFaults:
             _EDITS.fail(injection, queue, packet)
         elif isinstance(fault, RxBufferId):
             _EDITS.rename(injection, queue, packet, last, fault)
+        elif isinstance(fault, RxField):
+            _EDITS.set_field(injection, queue, packet, fault)
 
     def _scatter(self, injection: Injection, before: Records, shadows: dict[int, Words]) -> None:
         fault, rx, profile = injection.fault, self._nic.state.rx, self._nic.profile

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from nicmodel.faults.detour import Shadow, host_address, publish
 from nicmodel.faults.fault import Injection, Late
-from nicmodel.faults.kinds import DmaSlow, TxFault, TxHalt, TxLate, TxNever, TxOrder, TxTag
+from nicmodel.faults.kinds import DmaSlow, TxFault, TxField, TxHalt, TxLate, TxNever, TxOrder, TxTag
 from nicmodel.faults.order import mixed
 from nicmodel.gvnic.commands import ALTERNATE_MISS_BIT, DriverCapability
 from nicmodel.gvnic.descriptors import TX_COMPLETION, TxCompletionType
@@ -20,6 +20,7 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.faults.kinds import TxHold, TxMiss, TxReportLate
 from nicmodel.gvnic.state import State
 from nicmodel.nic.egress import Transmit
+from nicmodel.nic.layout import Bits
 from nicmodel.nic.state import Drop, Taken
 
 _GENERATION = np.uint64(1 << TX_COMPLETION.generation.shift)
@@ -34,7 +35,7 @@ Word = npt.NDArray[Any]
 class TransmitFaults:
     """Stands in front of a NIC's transmit path while there are such faults."""
 
-    kinds = (TxLate, TxNever, DmaSlow, TxMiss, TxOrder, TxReportLate, TxHold, TxTag, TxHalt)
+    kinds = (TxLate, TxNever, DmaSlow, TxMiss, TxOrder, TxReportLate, TxHold, TxTag, TxField, TxHalt)
 
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
@@ -106,12 +107,21 @@ class TransmitFaults:
             for injection in faults:
                 if isinstance(injection.fault, TxOrder) and len(completions) > 1 and injection.hit(queue=f"tx{queue}"):
                     completions = mixed(injection, completions, _is_report)
-            for word in completions:
+            for word in (self._edited(faults, queue, word) for word in completions):
                 if _type(word) == TxCompletionType.PACKET:
                     self._decide(faults, queue, word)
                 else:
                     self._report(faults, queue, word)
         return taken
+
+    def _edited(self, faults: Sequence[Injection], queue: int, completion: Word) -> Word:
+        """A completion with the fields that faults give it."""
+        for injection in faults:
+            fault = injection.fault
+            if isinstance(fault, TxField) and injection.hit(queue=f"tx{queue}", field=fault.field):
+                field = TX_COMPLETION.fields[{"value": "tag_or_head"}.get(fault.field, fault.field)]
+                completion = _with(completion, field, fault.value & field.mask)
+        return completion
 
     def _malformed(self, queue: int) -> int:
         """Packets of the queue that were malformed."""
@@ -284,9 +294,12 @@ def _value(completion: Word) -> int:
 
 def _made(completion: Word, kind: TxCompletionType, value: int) -> Word:
     """A completion as this one, but of another type and with another tag."""
-    word = int(completion[0])
-    for field, content in ((TX_COMPLETION.type, kind), (TX_COMPLETION.tag_or_head, value)):
-        word = word & ~(field.mask << field.shift) | content << field.shift
+    return _with(_with(completion, TX_COMPLETION.type, kind), TX_COMPLETION.tag_or_head, value)
+
+
+def _with(completion: Word, field: Bits, value: int) -> Word:
+    """A completion as this one, but for a field."""
+    word = int(completion[0]) & ~(field.mask << field.shift) | value << field.shift
     return np.array([word], np.uint64)
 
 

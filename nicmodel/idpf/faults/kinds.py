@@ -26,12 +26,14 @@ from nicmodel.faults.kinds import (
     RxChecksum,
     RxError,
     RxFault,
+    RxField,
     RxHeaderOverflow,
     RxLate,
     RxSplitBeyond,
     RxTooLong,
     RxUnsplit,
     TxFault,
+    TxField,
     TxLate,
     TxNever,
     TxOrder,
@@ -134,6 +136,18 @@ class MailboxLength(MailboxFault):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MailboxAnswer(MailboxFault):
+    """Bytes of a reply, or of an event, are others."""
+
+    name = "mailbox-answer"
+    effect = "It depends on the bytes; most numbers that a device gives are believed. The guest may crash."
+
+    at: Annotated[int, "where in it they are", Range(0, 4095)] = 0
+    size: Annotated[int, "how many", Range(1, 8)] = 4
+    value: Annotated[int, "what they are, as a number, little-endian", Range(0, (1 << 64) - 1)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class MailboxUnasked(MailboxFault):
     """Before a reply comes one to a message that was never sent."""
 
@@ -156,10 +170,11 @@ class MailboxError(Fault):
 
 _OWN: tuple[type[Fault], ...] = (
     WireDrop, WireCorrupt, WireDuplicate, WireReorder, WireDelay, WireRate, WireFlap,
-    RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxLate, RxError, RxBufferId, RxTooLong, RxTwice,
-    TxLate, TxNever, TxTag, TxOrder, TxStop,
+    RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxLate, RxError, RxBufferId, RxTooLong, RxField,
+    RxTwice,
+    TxLate, TxNever, TxTag, TxField, TxOrder, TxStop,
     IrqLost, IrqLate, IrqSpurious, IrqMerged,
-    MailboxStatus, MailboxLate, MailboxLost, MailboxLength, MailboxUnasked, MailboxError,
+    MailboxStatus, MailboxLate, MailboxLost, MailboxLength, MailboxAnswer, MailboxUnasked, MailboxError,
     DmaFault, DmaSlow,
     DeviceReset, DeviceHang, DeviceGone, DeviceOnes,
 )  # fmt: skip
@@ -181,6 +196,14 @@ EFFECTS: Mapping[str, str] = {
         "again it gives the same memory to two packets. The guest may crash."
     ),
     "rx-too-long": "The driver believes it: the packet has bytes of what lies behind its buffer. The guest may crash.",
+    "rx-field": (
+        "That of rx-buffer-id or rx-checksum where the field is one of theirs. Lengths and types are believed. The "
+        "guest may crash."
+    ),
+    "tx-field": (
+        "That of tx-tag where it is a packet's value. Of a type that is none the log says "
+        '"Unknown TX completion type".'
+    ),
     "tx-never": 'After 5 s the log says "Detected Tx timeout", and the driver resets the device by message.',
     "tx-tag": (
         "The driver does not look whether it has such a packet: beyond its table it takes for one what lies there, and "

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from nicmodel.faults.detour import overwritten
 from nicmodel.faults.fault import Injection, Late
 from nicmodel.idpf import registers as r
 from nicmodel.idpf.device import Nic
 from nicmodel.idpf.faults.kinds import (
+    MailboxAnswer,
     MailboxError,
     MailboxFault,
     MailboxLate,
@@ -29,7 +31,7 @@ _NEVER_USED = 0xFEFE
 class MailboxFaults:
     """Stands behind a NIC's mailbox while there are such faults."""
 
-    kinds = (MailboxStatus, MailboxLate, MailboxLost, MailboxLength, MailboxUnasked, MailboxError)
+    kinds = (MailboxStatus, MailboxLate, MailboxLost, MailboxLength, MailboxAnswer, MailboxUnasked, MailboxError)
 
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
@@ -84,6 +86,10 @@ class MailboxFaults:
                 payload = reply.payload
                 changed = {"short": payload[: len(payload) // 2], "long": payload + b"\xff" * len(payload), "none": b""}
                 reply = reply._replace(payload=changed[fault.what])
+            elif isinstance(fault, MailboxAnswer):
+                payload = overwritten(reply.payload, fault.at, fault.size, fault.value, "little")
+                if payload != reply.payload and injection.hit(**about, at=fault.at):
+                    reply = reply._replace(payload=payload)
             elif isinstance(fault, MailboxUnasked) and injection.hit(**about, number=fault.number):
                 self._nic.mailbox.give(Reply(fault.number, Result.OK, _NEVER_USED, bytes(16)))
         self._nic.mailbox.give(reply)

@@ -18,6 +18,7 @@ from nicmodel.faults.kinds import (
     RxChecksum,
     RxError,
     RxFault,
+    RxField,
     RxHeaderOverflow,
     RxLate,
     RxSplitBeyond,
@@ -52,7 +53,8 @@ class ReceiveFaults:
     """Stands in front of a NIC's receive path while there are such faults."""
 
     kinds = (
-        RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxLate, RxError, RxBufferId, RxTooLong, RxTwice,
+        RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxLate, RxError, RxBufferId, RxTooLong, RxField,
+        RxTwice,
         DmaSlow,
     )  # fmt: skip
 
@@ -180,6 +182,8 @@ class ReceiveFaults:
                 put(packet[0], RX_COMPLETION.packet_length, int(ring["buffer_size"]) + 1)
             elif isinstance(fault, RxBufferId):
                 _EDITS.rename(injection, queue, packet, last, fault)
+            elif isinstance(fault, RxField):
+                _EDITS.set_field(injection, queue, packet, fault)
         return delay, twice
 
     def _write(self, queue: int, words: Words, delay: float | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nicmodel.faults.detour import Shadow, host_address
 from nicmodel.faults.fault import Injection, Late
-from nicmodel.faults.kinds import DmaSlow, TxFault, TxLate, TxNever, TxOrder, TxTag
+from nicmodel.faults.kinds import DmaSlow, TxFault, TxField, TxLate, TxNever, TxOrder, TxTag
 from nicmodel.faults.order import mixed
 from nicmodel.idpf.descriptors import TX_COMPLETION, TxCompletionType
 from nicmodel.idpf.device import Nic
@@ -27,7 +27,7 @@ _FIELDS = ("ring", "entries", "index", "generation")
 class TransmitFaults:
     """Stands in front of a NIC's transmit path while there are such faults."""
 
-    kinds = (TxLate, TxNever, TxTag, TxOrder, TxStop, DmaSlow)
+    kinds = (TxLate, TxNever, TxTag, TxField, TxOrder, TxStop, DmaSlow)
 
     def __init__(self, nic: Nic) -> None:
         self._nic = nic
@@ -92,8 +92,18 @@ class TransmitFaults:
                 return True
         return False
 
+    def _edited(self, faults: Sequence[Injection], queue: int, word: int) -> int:
+        """A completion with the fields that faults give it."""
+        for injection in faults:
+            fault = injection.fault
+            if isinstance(fault, TxField) and injection.hit(queue=f"tx{queue}", field=fault.field):
+                field = TX_COMPLETION.fields[fault.field]
+                word = word & ~(field.mask << field.shift) | (fault.value & field.mask) << field.shift
+        return word
+
     def _decide(self, faults: Sequence[Injection], queue: int, word: int) -> None:
         """Something is done: is its completion written now, later, otherwise or never?"""
+        word = self._edited(faults, queue, word)
         raw = word.to_bytes(TX_COMPLETION.size, "little")
         packet = TX_COMPLETION.type.get(raw) == TxCompletionType.PACKET
         details: dict[str, Any] = {"queue": f"tx{queue}", "value": TX_COMPLETION.value.get(raw)}
