@@ -12,6 +12,7 @@ import click
 from rich.markup import escape
 
 from nicmodel.cli.drivers import plain_lines, serve_words
+from nicmodel.cli.fuzz import fuzz
 from nicmodel.cli.help import HelpGroup
 from nicmodel.cli.options import BROKEN
 from nicmodel.cli.progress import console
@@ -35,6 +36,9 @@ _COLUMN = 9
 @click.group(cls=HelpGroup)
 def driver() -> None:
     """Build a driver that you write or change, and try it at each save."""
+
+
+driver.add_command(fuzz)
 
 
 def _variables(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:

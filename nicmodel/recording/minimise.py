@@ -1,8 +1,8 @@
 """Makes a recording smaller, while the same remains: a difference, a broken rule, or an exception.
 
-Calls are left out, and then frames, as far as the call in which it happens ends as before (delta debugging: Zeller and
-Hildebrandt, Simplifying and Isolating Failure-Inducing Input, IEEE TSE 28, 2002). What the other calls have done when
-they were recorded is then no longer what a right NIC would do, so it is not in the smaller recording.
+Calls are left out, and then frames, as far as the call in which it happens ends as before (`nicmodel.delta`). What the
+other calls have done when they were recorded is then no longer what a right NIC would do, so it is not in the smaller
+recording.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from nicmodel.delta import fewer
 from nicmodel.recording.call import Call
 from nicmodel.recording.compare import Outcome, run
 from nicmodel.recording.file import Recording
@@ -95,7 +96,7 @@ class Minimiser:
     def run(self) -> Recording:
         """The smaller recording."""
         calls = [replace(call, expected=False) for call in self._recording.calls[: self._effect.number]]
-        calls = self._fewer(calls)
+        calls = fewer(calls, self._remains, lambda: self.in_time)
         for place in range(len(calls)):
             if calls[place].name in _WITH_FRAMES:
                 calls = self._fewer_frames(calls, place)
@@ -115,23 +116,6 @@ class Minimiser:
         outcome = run(shorter, self._model, check=self._effect.kind == Kind.FINDING)
         self._tell(self.tries, len(calls) + 1)
         return replace(self._effect, number=len(calls)) in effects_of(outcome)
-
-    def _fewer(self, calls: list[Call]) -> list[Call]:
-        """Leave out ever smaller parts of the calls."""
-        size = max(1, len(calls) // 2)
-        while calls and self.in_time:
-            start, left_out = 0, False
-            while start < len(calls) and self.in_time:
-                rest = calls[:start] + calls[start + size :]
-                if self._remains(rest):
-                    calls, left_out = rest, True
-                else:
-                    start += size
-            if size > 1:
-                size //= 2
-            elif not left_out:
-                break
-        return calls
 
     def _fewer_frames(self, calls: list[Call], place: int) -> list[Call]:
         used, frames = calls[place].arguments

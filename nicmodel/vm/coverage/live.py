@@ -157,8 +157,14 @@ class LiveFile:
         """What has run up to now. The guest may run on."""
         assert self._header is not None
         used = int(self._header["used"][0])
-        entered = self._counters[:, :used].sum(axis=0) - self._before[:used]
-        return Counts(self._blocks[:used].copy(), entered, int(self._header["lost"][0]))
+        return Counts(self._blocks[:used].copy(), self.entered()[:used], int(self._header["lost"][0]))
+
+    def entered(self) -> NDArray[np.int64]:
+        """As `read().entered`, in a few microseconds."""
+        assert self._header is not None
+        used = int(self._header["used"][0])
+        entered: NDArray[np.int64] = self._counters[:, :used].sum(axis=0) - self._before[:used]
+        return entered
 
     def take(self) -> NDArray[np.int64]:
         """How often each block was entered, as `Counts.entered`; from now on none was. Nothing is lost in between."""

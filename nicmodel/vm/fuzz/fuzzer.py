@@ -1,0 +1,316 @@
+"""The loop: draw an input, let the device do it, see what ran of the driver, look whether anything has gone wrong."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nicmodel.faults.scenario import Scenario
+from nicmodel.vm.channel import GuestTimeoutError
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.fuzz.corpus import Corpus
+from nicmodel.vm.fuzz.finding import KNOWN, Sign
+from nicmodel.vm.fuzz.guide import Seen
+from nicmodel.vm.fuzz.inputs import FAST, RELOAD, Inputs, keeps_contract
+from nicmodel.vm.fuzz.smaller import Limits, Smaller
+from nicmodel.vm.fuzz.target import EMULATOR, SETTLE, STEP, Found, Target, in_a_row
+from nicmodel.vm.packages import write_whole
+
+#: Seconds for the driver to have done what a fast input makes it do, and a slow one.
+_FAST, _SLOW = 0.02, 0.3
+#: Seconds of fast inputs in a row, between slow ones, and from one look at the kernel's log and the link to the next.
+_BURST, _CHECK = 1.0, 2.0
+#: Inputs after which a guest is exchanged: what has gone astray in it without a word is not to last.
+_GUEST = 50_000
+#: Inputs that are remembered, of which a finding is made.
+_REMEMBERED = 400
+#: Findings that are written; of all there are counts.
+_MOST_FINDINGS = 100
+_UP_AND_DOWN = "ip link set $NETIF down; ip link set $NETIF up"
+
+
+@dataclass
+class Finding:
+    """Something that has gone wrong, and what makes it happen.
+
+    Attributes:
+        sign: by what it is known.
+        log: what the kernel has said.
+        scenario: what makes it happen; None if it did not happen again.
+        kept: whether the device kept its contract.
+        folder: where it is written.
+        more: how often it was seen besides.
+    """
+
+    sign: Sign
+    log: tuple[str, ...]
+    scenario: Scenario | None
+    kept: bool
+    folder: Path
+    more: int = 0
+
+
+@dataclass
+class Progress:
+    """How far the fuzzer is.
+
+    Attributes:
+        began: on the monotonic clock.
+        inputs: that were played.
+        busy: seconds that this took; the rest went into guests that start, looks, and findings made small.
+        fast: of the inputs that a guest answers by itself, how many, and in how many seconds.
+        blocks: of the driver's that have run.
+        corpus: inputs that are kept.
+        guests: that were started.
+        findings: by their signs.
+        known: findings that are no news, by what they are called.
+        doing: what takes time just now, besides inputs.
+    """
+
+    began: float = field(default_factory=time.monotonic)
+    inputs: int = 0
+    busy: float = 0.0
+    fast: tuple[int, float] = (0, 0.0)
+    blocks: int = 0
+    corpus: int = 0
+    guests: int = 0
+    findings: dict[Sign, Finding] = field(default_factory=dict)
+    known: Counter[str] = field(default_factory=Counter)
+    doing: str = ""
+
+
+class Fuzzer:
+    """Fuzzes a driver.
+
+    Args:
+        target: the driver.
+        again: another one like it, in which findings are played again.
+        inputs: makes the inputs.
+        corpus: keeps those that have run something new.
+        seen: what has run.
+        chance: the dice.
+        out: folder for findings.
+        limits: for making one small.
+        tell: called when there is progress.
+        how: the command that plays a scenario again, but for the scenario's name.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        again: Target,
+        inputs: Inputs,
+        corpus: Corpus,
+        seen: Seen,
+        chance: random.Random,
+        out: Path,
+        limits: Limits,
+        tell: Callable[[Progress], None],
+        how: str,
+    ) -> None:
+        self._target, self._again, self._inputs, self._corpus, self._seen = target, again, inputs, corpus, seen
+        self._chance, self._out, self._limits, self._tell, self._how = chance, out, limits, tell, how
+        self.progress = Progress()
+        self._history: deque[Scenario] = deque(maxlen=_REMEMBERED)
+        self._played = 0  # in this guest
+        self._checked = 0.0
+        self._kept = True  # all that the device did since the contract was looked at
+
+    def run(self, seconds: float) -> None:
+        """Go on for some seconds, or until a finding is the last that fits.
+
+        Raises:
+            VmError: no guest comes up, or the server has gone.
+        """
+        fast = [name for name in self._inputs.about if name in FAST]
+        slow = [name for name in self._inputs.about if name not in FAST]
+        end = time.monotonic() + seconds
+        self._start()
+        for name in self._inputs.about:
+            for one in list(self._corpus.load(name)):
+                if time.monotonic() < end:
+                    self._play(name, one)
+        while time.monotonic() < end and len(self.progress.findings) < _MOST_FINDINGS:
+            burst = min(end, time.monotonic() + _BURST) if fast else 0.0
+            while time.monotonic() < burst:
+                name = self._chance.choice(fast)
+                self._play(name, self._next(name))
+            if slow and time.monotonic() < end:
+                name = self._chance.choice(slow)
+                self._play(name, self._next(name))
+        self._check()
+
+    def _next(self, about: str) -> Scenario:
+        one = self._corpus.choose(about) if self._chance.random() < 0.6 else None
+        if one is None:
+            return self._inputs.draw(about)
+        return self._inputs.mutate(one, self._corpus.choose(about) or one)
+
+    def _start(self) -> None:
+        """A fresh guest."""
+        self._doing("starting a guest")
+        self._target.start()
+        self._history.clear()
+        self._played = 0
+        self._kept = True
+        self._checked = time.monotonic()
+        self.progress.guests += 1
+        self._doing("")
+
+    def _doing(self, what: str) -> None:
+        self.progress.doing = what
+        self.progress.blocks, self.progress.corpus = self._seen.blocks, len(self._corpus)
+        self._tell(self.progress)
+
+    def _play(self, about: str, one: Scenario) -> None:
+        """Play an input, keep it if it is worth it, and look what has become of the driver from time to time."""
+        guide, is_fast = self._target.guide, about in FAST
+        assert guide is not None
+        began = time.monotonic()
+        self._history.append(one)
+        self._played += 1
+        self._kept &= keeps_contract(one)
+        guide.clear()
+        self._target.begin(one)
+        hung = ""
+        try:
+            for deed in one.guest:
+                self._target.run(deed.run)
+        except GuestTimeoutError:
+            hung = deed.run
+        except VmError:
+            pass  # the check tells what has become of it
+        guide.quiet(_FAST if is_fast else _SLOW)
+        if guide.look():
+            self._corpus.add(about, one)
+        now = time.monotonic()
+        self.progress.inputs += 1
+        self.progress.busy += now - began
+        if is_fast:
+            count, spent = self.progress.fast
+            self.progress.fast = count + 1, spent + now - began
+        if not is_fast or hung or self._target.lively or now > self._checked + _CHECK:
+            self._check(hung)
+
+    def _check(self, hung: str = "") -> None:
+        """Look whether the kernel complains, the guest lives, the driver works and keeps the contract."""
+        target = self._target
+        if target.lively or hung:
+            time.sleep(SETTLE)  # what it says has more lines
+        found = target.found()
+        if hung and not found:
+            found = [Found(Sign("hang", hung.partition(";")[0]), (f"'{hung}' does not end",))]
+        crashed = bool(found)
+        if not found:
+            target.end()
+            found = self._revive()
+        contract = target.contract() if not crashed else []
+        if self._kept:
+            found += contract
+        self._kept = True
+        self._checked = time.monotonic()
+        for one in found:
+            self._take(one)
+        if crashed or found or self._played > _GUEST:
+            self._start()
+        self._doing("")
+
+    def _revive(self) -> list[Found]:
+        """See that the driver answers, if need be after it was helped; what is wrong if nothing helps."""
+        target = self._target
+        try:
+            if target.answers():
+                return []
+            for help_ in (_UP_AND_DOWN, RELOAD):
+                target.run(help_)
+                if target.answers():
+                    return []
+        except GuestTimeoutError:
+            return target.found() or [Found(Sign("hang", "down, up, unbind, bind"), ("the driver does not let go",))]
+        except VmError:
+            return target.found()
+        return target.found() or [Found(Sign("stuck", ""), ("not even when it is bound again the driver answers",))]
+
+    def _take(self, found: Found) -> None:
+        """Count a finding; make it small and write it if it is new."""
+        sign = found.sign
+        if sign == EMULATOR or sign in KNOWN:
+            self.progress.known[KNOWN.get(sign, str(sign))] += 1
+            return
+        if known := self.progress.findings.get(sign):
+            known.more += 1
+            return
+        inputs = list(self._history)
+        smaller = Smaller(
+            lambda some: self.happens(some, sign), self._limits,
+            lambda tries, parts: self._doing(f"{sign}: try {tries}, {parts} parts"),
+        )  # fmt: skip
+        fewest = smaller.run(inputs)
+        self._again.stop()
+        scenario = in_a_row(fewest) if fewest else None
+        kept = all(keeps_contract(one) for one in fewest or inputs)
+        folder = self._out / f"{len(self.progress.findings) + 1:02d}-{_slug(sign)}"
+        finding = Finding(sign, found.log, scenario, kept, folder)
+        self.progress.findings[sign] = finding
+        self._write(finding, inputs)
+
+    def happens(self, inputs: Sequence[Scenario], sign: Sign) -> bool:
+        """Whether the same goes wrong when inputs are played in a fresh guest."""
+        again = self._again
+        again.start()
+        hung = ""
+        try:
+            for one in inputs:
+                again.begin(one)
+                time.sleep(STEP)
+                for deed in one.guest:
+                    hung = deed.run
+                    again.run(deed.run)
+                hung = ""
+        except GuestTimeoutError:
+            if sign == Sign("hang", hung.partition(";")[0]):
+                return True
+        except VmError:
+            pass
+        time.sleep(SETTLE)
+        return any(found.sign == sign for found in what_is_wrong(again, sign))
+
+    def _write(self, finding: Finding, inputs: Sequence[Scenario]) -> None:
+        finding.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(finding.folder / "dmesg", "\n".join(finding.log) + "\n")
+        if finding.scenario is not None:
+            path = finding.folder / "scenario.toml"
+            write_whole(path, finding.scenario.toml())
+            write_whole(finding.folder / "replay", f"{self._how} --replay {path.name}\n")
+            return
+        for number, one in enumerate(inputs):
+            write_whole(finding.folder / "inputs" / f"{number:03d}.toml", one.toml())
+
+
+def what_is_wrong(target: Target, sign: Sign | None = None) -> list[Found]:
+    """What has gone wrong in a guest in which a scenario was played; of what is costly to see only what `sign` is."""
+    found = target.found()
+    if found:
+        return found
+    target.end()
+    if sign is None or sign.what == "contract":
+        found = target.contract()
+    if sign is None or sign.what == "stuck":
+        try:
+            working = target.answers() or any(
+                target.run(line) == 0 and target.answers() for line in (_UP_AND_DOWN, RELOAD)
+            )
+        except VmError:
+            return found + target.found()
+        if not working:
+            found.append(Found(Sign("stuck", ""), ("not even when it is bound again the driver answers",)))
+    return found
+
+
+def _slug(sign: Sign) -> str:
+    return re.sub(r"[^a-z0-9_]+", "-", str(sign).lower()).strip("-")[:60]

@@ -1,0 +1,315 @@
+"""The driver that is fuzzed: a NIC, a guest in which the driver is up, and what both have to say."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nicmodel.client.control import Control, ControlError
+from nicmodel.faults.scenario import Deed, Scenario
+from nicmodel.vm.channel import GuestTimeoutError, Process
+from nicmodel.vm.coverage.live import LiveFile
+from nicmodel.vm.coverage.recorder import Recorder
+from nicmodel.vm.errors import VmError
+from nicmodel.vm.fuzz.finding import Sign, emulators_fault, signs
+from nicmodel.vm.fuzz.guide import Guide, Seen
+from nicmodel.vm.fuzz.inputs import PING, first_frames
+from nicmodel.vm.guest import Guest, GuestConfig, pci_addresses
+from nicmodel.vm.kernel import KernelChoice
+from nicmodel.vm.layout import Nic
+from nicmodel.vm.server import NicServer
+
+#: Addresses (RFC 5737, RFC 3849) and the other end's MAC address, behind which there is nobody.
+MAC, PEER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
+GUEST, PEER, GUEST6, PEER6 = "192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"
+
+#: Seconds for something in the guest to be done: a driver may wait two for each command that fails.
+_LIMIT = 30.0
+#: Seconds for a frame to be answered.
+_ANSWER = 2.0
+#: Seconds that a kernel may take to say what is wrong.
+SETTLE = 0.5
+#: Seconds from one input of a scenario to the next; what a guest does, and what has time to be late, gets more.
+STEP, LONG_STEP = 0.02, 1.5
+_MOST_LOG = 1 << 20
+
+_SET_UP = f"""
+set_up() {{
+    for try in $(seq 100); do
+        for path in /sys/bus/pci/devices/$PCI/net/*; do [ -e "$path" ] && break 2; done
+        sleep 0.05
+    done
+    [ -e "$path" ] || return 1
+    ln -sfn "$(readlink -f "$path")" /tmp/nic
+    NETIF=${{path##*/}}
+    ip addr replace {GUEST}/24 dev "$NETIF"
+    ip addr replace {GUEST6}/64 dev "$NETIF" nodad
+    ip link set "$NETIF" up || return 1
+    ip neigh replace {PEER} lladdr {PEER_MAC} dev "$NETIF"
+    ip neigh replace {PEER6} lladdr {PEER_MAC} dev "$NETIF"
+}}
+NETIF=$(basename "$(readlink /tmp/nic)")
+DRIVER=$(basename "$(readlink /sys/bus/pci/devices/$PCI/driver)")
+[ "$DRIVER" ] || DRIVER=$(cat /tmp/driver)
+"""
+_FIRST = """
+echo "$DRIVER" >/tmp/driver
+sysctl -q net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=1000000 net.ipv4.icmp_msgs_burst=1000000
+sysctl -q kernel.panic_on_oops=1 kernel.hung_task_timeout_secs=20 kernel.printk_ratelimit=0 || :
+set_up
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something that has gone wrong.
+
+    Attributes:
+        sign: by what it is known.
+        log: what the kernel has said, or other words for it.
+    """
+
+    sign: Sign
+    log: tuple[str, ...]
+
+
+class Target:
+    """A driver in a guest. A context manager; `start` gives it a guest, and another one each time.
+
+    Args:
+        kernel: the guest's.
+        serve: options for ``nicmodel serve``.
+        modules: files of the driver, in place of the stock one.
+        folder: for the file that QEMU and this process share.
+        seen: what has run of the driver; None: nobody looks, as when a scenario is played again.
+
+    Attributes:
+        frames: that the guest may be sent.
+        guest: the one that runs.
+        guide: what looks at the coverage of its driver.
+    """
+
+    def __init__(
+        self, kernel: KernelChoice, serve: Sequence[str], modules: Sequence[Path], folder: Path, seen: Seen | None
+    ) -> None:
+        self._kernel, self._modules, self._folder, self._seen = kernel, modules, folder, seen
+        self._serve = ["--check", "--mac", MAC, *serve]
+        self.frames = first_frames(MAC, GUEST, GUEST6, PEER_MAC, PEER, PEER6)
+        self._stack, self._running = ExitStack(), ExitStack()
+        self.guest: Guest | None = None
+        self.guide: Guide | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            server = self._stack.enter_context(NicServer(self._serve))
+            self._socket = server.sockets[0]
+            self._control = self._stack.enter_context(Control(server.control))
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.stop()
+        finally:
+            self._stack.close()
+
+    def stop(self) -> None:
+        """End the guest as it stands and lies."""
+        if self.guest is not None:
+            with suppress(VmError):
+                self.guest.kill()
+            self.guest = None
+        self.guide = None
+        self._running.close()
+
+    def start(self) -> None:
+        """Have a fresh guest in which the driver is up.
+
+        Raises:
+            VmError: it does not come up, though the device does nothing unusual.
+        """
+        self.stop()
+        self._control.end_fault()
+        self._control.findings(clear=True)
+        recorder = None
+        if self._seen is not None:
+            names = [str(path) for path in self._modules] or [module.name for module in self._seen.modules]
+            recorder = Recorder(names, live=self._folder / "coverage")
+        config = GuestConfig(nics=[Nic(self._socket)], kernel=self._kernel, modules=self._modules)
+        guest = self.guest = self._running.enter_context(Guest(config, recorder=recorder))
+        [self._pci] = (place for name, place in pci_addresses(guest.qmp.execute("query-pci")).items() if name == "nic0")
+        self.run(_FIRST)
+        self._names = guest.run(
+            ["sh", "-c", "basename $(readlink /sys/bus/pci/devices/$0/driver/module)", self._pci]
+        ).stdout.split()
+        if not self.answers(10):
+            raise VmError("the driver is up, but answers nothing: 'nicmodel bringup' tells how far it is")
+        self._log, self._told = bytearray(), 0
+        self._console = guest.console.stat().st_size
+        guest.run("dmesg -C")
+        self._follower: Process = guest.start(["dmesg", "--follow"], sink=lambda _, data: self._take(data))
+        self._follower.close_input()
+        if self._seen is not None:
+            self.guide = self._running.enter_context(Guide(LiveFile(self._folder / "coverage"), self._seen))
+
+    def _take(self, data: bytes) -> None:
+        self._log += data
+        if len(self._log) > _MOST_LOG:  # what came first says most
+            del self._log[_MOST_LOG:]
+
+    @property
+    def lively(self) -> bool:
+        """Whether the kernel has said something since `found` was asked."""
+        return len(self._log) > self._told
+
+    def run(self, line: str, limit: float = _LIMIT) -> int:
+        """Have the guest run a line of shell; its status.
+
+        Raises:
+            GuestTimeoutError: it does not end.
+            VmError: the guest is gone.
+        """
+        assert self.guest is not None
+        words = ["env", f"PCI={self._pci}", "bash", "-c", f"{_SET_UP}\n{line}"]
+        return self.guest.run(words, timeout=limit, check=False).status
+
+    def begin(self, scenario: Scenario) -> None:
+        """Have the device do what a scenario says; all else that it did is over.
+
+        Raises:
+            VmError: the server has gone.
+        """
+        try:
+            self._control.begin_scenario(scenario.toml(), end=True)
+        except ControlError as error:
+            raise VmError(f"the NIC's server does not take the scenario: {error}") from None
+
+    def end(self) -> None:
+        """Have the device behave."""
+        self._control.end_fault()
+
+    def play(self, scenario: Scenario) -> None:
+        """A whole scenario with its times: the device's part, and the guest's.
+
+        Raises:
+            GuestTimeoutError: something that the guest does takes too long.
+            VmError: the guest is gone.
+        """
+        started = time.monotonic()
+        self.begin(scenario)
+        for deed in sorted(scenario.guest, key=lambda deed: deed.start):
+            time.sleep(max(0.0, started + deed.start - time.monotonic()))
+            self.run(deed.run)
+        last = max((frame.start for frame in scenario.frames), default=0.0)
+        time.sleep(max(0.0, started + last + 2 * STEP - time.monotonic()))
+
+    def answers(self, limit: float = _ANSWER) -> bool:
+        """Whether the guest answers a ping through the NIC, within some seconds.
+
+        Raises:
+            VmError: the server has gone.
+        """
+        end = time.monotonic() + limit * self.patience
+        sent = self._sent()
+        while time.monotonic() < end:
+            self._control.inject([self.frames[PING]])
+            for _ in range(20):
+                if self._sent() > sent:
+                    return True
+                time.sleep(0.01)
+        return False
+
+    @property
+    def patience(self) -> int:
+        """See `nicmodel.vm.kernel.Kernel.patience`."""
+        return 1 if self.guest is None else self.guest.kernel.patience
+
+    def _sent(self) -> int:
+        (nic,) = self._control.stat()
+        return sum(queue["packets"] for queue in nic["tx_queues"])
+
+    def contract(self) -> list[Found]:
+        """How the driver has broken the contract since this was asked."""
+        found = []
+        for finding in self._control.findings(clear=True):
+            rule = str(finding["rule"])
+            found.append(Found(Sign("contract", rule), (f"{rule}: {finding.get('what', '')}",)))
+        return found
+
+    def found(self) -> list[Found]:
+        """What the kernel has complained about since this was asked, and whether it still lives."""
+        assert self.guest is not None
+        lost = ""
+        try:
+            self.guest.run(["true"], timeout=_LIMIT)
+        except GuestTimeoutError:
+            lost = "the guest answers no more"
+        except VmError as error:
+            lost = str(error).partition("\n")[0]
+        if lost:
+            # What was said last is on the console only.
+            with self.guest.console.open("rb") as file:
+                file.seek(self._console)
+                text = file.read(_MOST_LOG).decode(errors="replace")
+        else:
+            text = bytes(self._log[self._told :]).decode(errors="replace")
+        self._told = len(self._log)
+        lines = [_plain(line) for line in text.splitlines()]
+        if emulators_fault(text):
+            return [Found(EMULATOR, tuple(lines[-40:]))]
+        found = [Found(sign, tuple(part)) for sign, part in signs(lines, self._names)]
+        if lost and not found:
+            found.append(Found(Sign("hang" if "answers no more" in lost else "lost", ""), (lost, *lines[-40:])))
+        return found
+
+    @property
+    def alive(self) -> bool:
+        """Whether the guest is of use: QEMU runs, and the kernel has not ended."""
+        if self.guest is None:
+            return False
+        try:
+            return self.guest.run(["true"], timeout=_LIMIT, check=False).status == 0
+        except VmError:
+            return False
+
+
+EMULATOR = Sign("a fault of QEMU's emulated processors", "")
+"""None of the driver's."""
+
+
+def _plain(line: str) -> str:
+    """A line of the kernel's log without its time."""
+    return re.sub(r"^(<\d+>)?\[ *[\d.]+\](\[ *[TC]\d+\])? ?", "", line.rstrip("\r"))
+
+
+def in_a_row(inputs: Sequence[Scenario]) -> Scenario:
+    """Inputs, one after the other, as one scenario: each has its time, at whose end its faults are over."""
+    faults, frames, guest = [], [], []
+    start = 0.0
+    for one in inputs:
+        length = _length(one)
+        for nic, fault in one.faults:
+            left = length if fault.duration is None else min(fault.duration, length)
+            faults.append((nic, replace(fault, start=round(start, 3), duration=round(left, 4))))
+        # Faults begin with the server's next turn.
+        frames += [replace(frame, start=round(start + (STEP / 4 if start else 0.0), 3)) for frame in one.frames]
+        guest += [Deed(deed.run, round(start + number * STEP, 3)) for number, deed in enumerate(one.guest)]
+        start += length
+    return Scenario(inputs[-1].seed if inputs else 0, tuple(faults), frames=tuple(frames), guest=tuple(guest))
+
+
+def _length(one: Scenario) -> float:
+    if one.guest:
+        return LONG_STEP * len(one.guest)
+    lasting: Mapping[str, float] = {fault.name: fault.duration or 0.0 for _, fault in one.faults}
+    return max(STEP, *(min(seconds, 1.0) for seconds in lasting.values()), 0.0)
