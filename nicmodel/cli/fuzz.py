@@ -27,7 +27,7 @@ from nicmodel.vm.coverage import files
 from nicmodel.vm.coverage.module import Module
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.fuzz.corpus import Corpus
-from nicmodel.vm.fuzz.fuzzer import Fuzzer, Progress, what_is_wrong
+from nicmodel.vm.fuzz.fuzzer import MOST_FINDINGS, Fuzzer, Progress, what_is_wrong
 from nicmodel.vm.fuzz.guide import Seen
 from nicmodel.vm.fuzz.inputs import ABOUT, Inputs
 from nicmodel.vm.fuzz.smaller import Limits
@@ -62,13 +62,15 @@ def _about(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 @click.option("--corpus", default="fuzz", show_default=True, type=click.Path(path_type=Path, file_okay=False),
               metavar="DIR", help="Inputs that have run something new, from which the next run begins; in DIR/findings "
                                   "what was found.")  # fmt: skip
+@click.option("--findings", default=MOST_FINDINGS, show_default=True, type=click.IntRange(1, MOST_FINDINGS),
+              metavar="N", help="End after so many findings.")  # fmt: skip
 @click.option("--tries", default=40, show_default=True, type=click.IntRange(0), metavar="N",
               help="How often a finding is played again, in fresh guests, to make it small.")  # fmt: skip
 @click.option("--replay", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
               help="Play this scenario in a fresh guest instead, and tell what goes wrong.")  # fmt: skip
 def fuzz(
     kernel: KernelChoice, module_files: tuple[Path, ...], device: str, serve: str, about: tuple[str, ...],
-    seconds: float, seed: int | None, corpus: Path, tries: int, replay: Path | None,
+    seconds: float, seed: int | None, corpus: Path, findings: int, tries: int, replay: Path | None,
 ) -> None:  # fmt: skip
     """Fuzz a driver through its device.
 
@@ -117,7 +119,7 @@ def fuzz(
             f"{device}, seed {seed}; {escape(printable(str(corpus)))} keeps what is found"
         )
         try:
-            fuzzer.run(seconds)
+            fuzzer.run(seconds, findings)
         except KeyboardInterrupt:
             pass  # what there is, is told
         finally:

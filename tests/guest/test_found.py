@@ -1,4 +1,4 @@
-"""Faults of the stock driver that weather has found (docs/found.md): each is shown, in a guest of its own.
+"""Faults of the stock driver that weather and fuzzing have found (docs/found.md): each is shown, in a guest of its own.
 
 A test that fails means that the kernel is better now: say so on the page, and take it away.
 """
@@ -138,3 +138,57 @@ def test_idpf_has_more_queues_for_xdp_than_there_are_cpus() -> None:
         guest.start("exec xdp_program --interface eth0 pass")
         wait_until(lambda: "idpf_xdpsqs_get" in guest.console_tail(120), timeout=120)
         guest.kill()
+
+
+@contextlib.contextmanager
+def one_gve() -> Iterator[tuple[Guest, Control]]:
+    """A guest with one gVNIC, which is up."""
+    with ExitStack() as stack:
+        server = stack.enter_context(NicServer(["--mac", NIC]))
+        control = stack.enter_context(Control(server.control))
+        guest = stack.enter_context(Guest(GuestConfig(nics=[Nic(server.sockets[0])])))
+        guest.run("until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; ip link set eth0 up", timeout=120)
+        wait_until(lambda: "Device link is up" in guest.dmesg(), timeout=60)
+        yield guest, control
+        guest.kill()
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [
+        ("ethtool -S eth0", "gve_rx_was_added_to_block"),
+        ("ethtool -C eth0 rx-usecs 77", "gve_set_coalesce"),
+        ("ip link set eth0 down; ip link set eth0 up", "gve_tx_add_to_block"),
+    ],
+)
+def test_what_is_asked_of_gve_after_a_reset_that_failed(command: str, function: str) -> None:
+    """The notification blocks are gone, and are looked at."""
+    with one_gve() as (guest, control):
+        control.add_fault("admin-status", opcode="CONFIGURE_DEVICE_RESOURCES", status="RESOURCE_EXHAUSTED", count=1)
+        control.add_fault("device-reset", count=1)
+        wait_until(lambda: "DISABLING ALL QUEUES" in guest.dmesg(), timeout=60)
+        guest.start(command)
+        wait_until(lambda: "NULL pointer dereference" in guest.console_tail(120), timeout=60)
+        assert f"RIP: 0010:{function}" in guest.console_tail(120)
+
+
+def test_each_reset_leaks_an_admin_queue() -> None:
+    """Besides the one in use."""
+    with one_gve() as (guest, control):
+        pools = "cat /sys/bus/pci/devices/*/pools | grep -c adminq_pool"
+        assert guest.run(pools).stdout.strip() == "1"
+        for number in range(1, 4):
+            control.request_reset()
+            wait_until(lambda number=number: guest.dmesg().count("Device link is up") > number, timeout=60)
+        assert guest.run(pools).stdout.strip() == "4"
+        guest.run("modprobe -r gve", timeout=120)
+
+
+def test_gve_warns_when_buffers_do_not_come_back() -> None:
+    """Each completion makes room in the ring of buffers, also one of which no buffer is free again."""
+    with one_gve() as (guest, control):
+        control.add_fault("rx-buffer-id", which="beyond")
+        for _ in range(60):
+            control.inject(FRAMES)
+        wait_until(lambda: "gve_alloc_buffer" in guest.dmesg(), timeout=60)
+        assert "gve_buffer_mgmt_dqo.c" in guest.dmesg()

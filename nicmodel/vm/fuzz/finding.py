@@ -46,13 +46,33 @@ class Sign:
     what: str
     where: str
 
+    @property
+    def mild(self) -> bool:
+        """Whether the guest is of use afterwards."""
+        return self.what == "contract" or self.what.startswith(("WARNING", "DMA-API", "UBSAN"))
+
     def __str__(self) -> str:
         return f"{self.what} in {self.where}" if self.where else self.what
 
 
+_FAILED = "a reset that fails, and whatever is asked of the driver then"
 #: What has been found before (docs/found.md), with what it is called there. A finding of a fault that is known is
 #: counted, and neither made small nor written.
-KNOWN: dict[Sign, str] = {}
+KNOWN: dict[Sign, str] = {
+    Sign("kernel NULL pointer dereference", "gve_handle_miss_completion"): "a miss completion of an AF_XDP packet",
+    Sign("refcount_t: underflow", "gve_clean_tx_done_dqo"): "a miss of an XDP frame that is not re-injected",
+    Sign("refcount_t: underflow", "gve_tx_stop_ring_dqo"): "the interface goes down while XDP frames are under way",
+    Sign("kernel NULL pointer dereference", "gve_rx_was_added_to_block"): _FAILED,
+    Sign("kernel NULL pointer dereference", "gve_set_coalesce"): _FAILED,
+    Sign("kernel NULL pointer dereference", "gve_tx_add_to_block"): _FAILED,
+    Sign("WARNING", "gve_alloc_buffer"): "buffers that do not come back",
+    Sign("unable to handle page fault for address", "idpf_xdpsqs_get"): "idpf: an XDP program with more queues than "
+    "CPUs",
+    Sign("contract", "DBL-001"): "idpf: a tail is written behind the end of its queue",
+    Sign("contract", "DBL-003"): "idpf: a tail is written behind the end of its queue",
+    Sign("contract", "INT-004"): "interrupts of queues that do not exist",
+    Sign("contract", "REG-008"): "the admin queue's doorbell is rung when a reset has just taken the queue away",
+}
 
 
 def signs(lines: Sequence[str], modules: Collection[str]) -> Iterable[tuple[Sign, list[str]]]:

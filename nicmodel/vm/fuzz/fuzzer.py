@@ -29,8 +29,8 @@ _BURST, _CHECK = 1.0, 2.0
 _GUEST = 50_000
 #: Inputs that are remembered, of which a finding is made.
 _REMEMBERED = 400
-#: Findings that are written; of all there are counts.
-_MOST_FINDINGS = 100
+#: Findings that are written; then it is time to look at them.
+MOST_FINDINGS = 100
 _UP_AND_DOWN = "ip link set $NETIF down; ip link set $NETIF up"
 
 
@@ -121,8 +121,8 @@ class Fuzzer:
         self._checked = 0.0
         self._kept = True  # all that the device did since the contract was looked at
 
-    def run(self, seconds: float) -> None:
-        """Go on for some seconds, or until a finding is the last that fits.
+    def run(self, seconds: float, findings: int = MOST_FINDINGS) -> None:
+        """Go on for some seconds, or until there are so many findings.
 
         Raises:
             VmError: no guest comes up, or the server has gone.
@@ -135,15 +135,16 @@ class Fuzzer:
             for one in list(self._corpus.load(name)):
                 if time.monotonic() < end:
                     self._play(name, one)
-        while time.monotonic() < end and len(self.progress.findings) < _MOST_FINDINGS:
+        while time.monotonic() < end and len(self.progress.findings) < findings:
             burst = min(end, time.monotonic() + _BURST) if fast else 0.0
-            while time.monotonic() < burst:
+            while time.monotonic() < burst and len(self.progress.findings) < findings:
                 name = self._chance.choice(fast)
                 self._play(name, self._next(name))
-            if slow and time.monotonic() < end:
+            if slow and time.monotonic() < end and len(self.progress.findings) < findings:
                 name = self._chance.choice(slow)
                 self._play(name, self._next(name))
-        self._check()
+        if self._played:
+            self._check()
 
     def _next(self, about: str) -> Scenario:
         one = self._corpus.choose(about) if self._chance.random() < 0.6 else None
@@ -194,21 +195,23 @@ class Fuzzer:
         if is_fast:
             count, spent = self.progress.fast
             self.progress.fast = count + 1, spent + now - began
-        if not is_fast or hung or self._target.lively or now > self._checked + _CHECK:
+        if hung or self._target.complains or now > self._checked + _CHECK:
             self._check(hung)
 
     def _check(self, hung: str = "") -> None:
         """Look whether the kernel complains, the guest lives, the driver works and keeps the contract."""
         target = self._target
-        if target.lively or hung:
-            time.sleep(SETTLE)  # what it says has more lines
         found = target.found()
+        if found or hung:
+            time.sleep(SETTLE)  # what it says has more lines
+            found = target.found(again=True)
         if hung and not found:
             found = [Found(Sign("hang", hung.partition(";")[0]), (f"'{hung}' does not end",))]
-        crashed = bool(found)
-        if not found:
+        crashed = any(not one.sign.mild for one in found)
+        if not crashed:
             target.end()
-            found = self._revive()
+            found += self._revive()
+            crashed = any(not one.sign.mild for one in found)
         contract = target.contract() if not crashed else []
         if self._kept:
             found += contract
@@ -216,7 +219,7 @@ class Fuzzer:
         self._checked = time.monotonic()
         for one in found:
             self._take(one)
-        if crashed or found or self._played > _GUEST:
+        if crashed or self._played > _GUEST:
             self._start()
         self._doing("")
 
@@ -250,8 +253,17 @@ class Fuzzer:
             lambda some: self.happens(some, sign), self._limits,
             lambda tries, parts: self._doing(f"{sign}: try {tries}, {parts} parts"),
         )  # fmt: skip
-        fewest = smaller.run(inputs)
+        try:
+            fewest = smaller.run(inputs)
+        except KeyboardInterrupt:
+            self._keep(found, inputs, None)
+            raise
         self._again.stop()
+        self._keep(found, inputs, fewest)
+
+    def _keep(self, found: Found, inputs: Sequence[Scenario], fewest: Sequence[Scenario] | None) -> None:
+        """Write a finding."""
+        sign = found.sign
         scenario = in_a_row(fewest) if fewest else None
         kept = all(keeps_contract(one) for one in fewest or inputs)
         folder = self._out / f"{len(self.progress.findings) + 1:02d}-{_slug(sign)}"

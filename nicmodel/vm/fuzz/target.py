@@ -154,7 +154,7 @@ class Target:
         ).stdout.split()
         if not self.answers(10):
             raise VmError("the driver is up, but answers nothing: 'nicmodel bringup' tells how far it is")
-        self._log, self._told = bytearray(), 0
+        self._log, self._before, self._told, self._looked = bytearray(), 0, 0, 0
         self._console = guest.console.stat().st_size
         guest.run("dmesg -C")
         self._follower: Process = guest.start(["dmesg", "--follow"], sink=lambda _, data: self._take(data))
@@ -168,9 +168,14 @@ class Target:
             del self._log[_MOST_LOG:]
 
     @property
-    def lively(self) -> bool:
-        """Whether the kernel has said something since `found` was asked."""
-        return len(self._log) > self._told
+    def complains(self) -> bool:
+        """Whether the kernel has said since the last time that something is wrong."""
+        if len(self._log) == self._looked:
+            return False
+        end = self._log.rfind(b"\n") + 1
+        text = bytes(self._log[self._looked : end]).decode(errors="replace")
+        self._looked = max(end, self._looked)
+        return any(True for _ in signs(text.splitlines(), ()))
 
     def run(self, line: str, limit: float = _LIMIT) -> int:
         """Have the guest run a line of shell; its status.
@@ -246,9 +251,14 @@ class Target:
             found.append(Found(Sign("contract", rule), (f"{rule}: {finding.get('what', '')}",)))
         return found
 
-    def found(self) -> list[Found]:
-        """What the kernel has complained about since this was asked, and whether it still lives."""
+    def found(self, *, again: bool = False) -> list[Found]:
+        """What the kernel has complained about since this was asked, and whether it still lives.
+
+        Args:
+            again: tell what was told the last time, too: the rest of it may have come.
+        """
         assert self.guest is not None
+        since = self._before if again else self._told
         lost = ""
         try:
             self.guest.run(["true"], timeout=_LIMIT)
@@ -262,8 +272,11 @@ class Target:
                 file.seek(self._console)
                 text = file.read(_MOST_LOG).decode(errors="replace")
         else:
-            text = bytes(self._log[self._told :]).decode(errors="replace")
-        self._told = len(self._log)
+            text = bytes(self._log[since:]).decode(errors="replace")
+        self._before, self._told = since, len(self._log)
+        if self._told == _MOST_LOG:
+            self._log.clear()
+            self._before = self._told = self._looked = 0
         lines = [_plain(line) for line in text.splitlines()]
         if emulators_fault(text):
             return [Found(EMULATOR, tuple(lines[-40:]))]

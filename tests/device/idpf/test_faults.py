@@ -119,6 +119,14 @@ def test_a_reply_has_another_length(driver: Driver, nic: TestNic, what: str, byt
     assert len(driver.request(Op.GET_STATS, one(v.VPORT_STATS))) == v.VPORT_STATS.itemsize
 
 
+def test_bytes_of_a_reply(driver: Driver, nic: TestNic) -> None:
+    right = driver.request(Op.GET_STATS, one(v.VPORT_STATS))
+    nic.faults.add("mailbox-answer", message="GET_STATS", at=len(right) - 1, size=4, value=0x11223344, count=1)
+    assert driver.request(Op.GET_STATS, one(v.VPORT_STATS)) == right[:-1] + b"\x44"
+    assert driver.request(Op.GET_STATS, one(v.VPORT_STATS)) == right
+    assert struck(nic, "mailbox-answer") == 1
+
+
 def test_a_reply_comes_that_nobody_has_asked_for(driver: Driver, nic: TestNic) -> None:
     assert driver.mailbox is not None
     nic.faults.add("mailbox-unasked", number=4711, count=1)
@@ -181,6 +189,24 @@ def test_a_completion_comes_twice(driver: Driver, nic: TestNic) -> None:
     assert nic.device.state.rx[0]["completion_index"] == 3
     with pytest.raises(ContractViolation, match="buffer 0, and not 1"):
         driver.poll(0)
+    works(driver, nic)
+
+
+def test_a_field_of_a_completion(driver: Driver, nic: TestNic) -> None:
+    opened(driver)
+    nic.faults.add("rx-field", field="hash", value=4711, count=1)
+    nic.inject(udp(10))
+    nic.inject(udp(20))
+    assert [packet.completions[-1]["hash"] == 4711 for packet in driver.poll(0)] == [True, False]
+
+
+def test_a_field_of_a_transmit_completion(driver: Driver, nic: TestNic) -> None:
+    opened(driver)
+    nic.faults.add("tx-field", field="value", value=4711, count=2)  # of the descriptor, and of the packet
+    driver.send(0, udp(100))
+    with pytest.raises(ContractViolation, match="4711"):
+        driver.poll_tx(0)
+    assert struck(nic, "tx-field") == 2
     works(driver, nic)
 
 

@@ -1,0 +1,63 @@
+"""A driver is fuzzed through its device: one with a fault that was put into it."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from nicmodel.faults.scenario import Scenario
+from nicmodel.gvnic.faults.kinds import KINDS
+from nicmodel.vm.kernel import default_kernel
+
+pytestmark = pytest.mark.guest
+
+#: Only a completion of a rare type leads here.
+FUNCTION = "gve_handle_miss_completion"
+#: What follows a module that is signed (Linux, scripts/sign-file.c): the signature, whose length ends what is before
+#: these words. A module that was changed is loaded without one only.
+MAGIC = b"~Module signature appended~\n"
+#: An instruction that there is not, as the kernel's BUG() is.
+UD2 = b"\x0f\x0b"
+
+
+def broken() -> bytes:
+    """The stock gve, which dies in `FUNCTION`: behind its first nine bytes, which are the kernel's to change."""
+    content = bytearray(default_kernel().find().modules["gve"].content())
+    if content.endswith(MAGIC):
+        end = len(content) - len(MAGIC)
+        del content[end - 12 - int.from_bytes(content[end - 4 : end], "big") :]
+    elf = ELFFile(io.BytesIO(content))
+    [symbol] = elf.get_section_by_name(".symtab").get_symbol_by_name(FUNCTION)
+    at = elf.get_section(symbol["st_shndx"])["sh_offset"] + symbol["st_value"] + 9
+    content[at : at + len(UD2)] = UD2
+    return bytes(content)
+
+
+def nicmodel(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nicmodel.cli", "driver", "fuzz", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def test_a_fault_is_found_and_made_small(tmp_path: Path) -> None:
+    """*Verify*: what is left of some hundred inputs is one fault and one frame; the scenario plays by itself."""
+    module, corpus = tmp_path / "gve.ko", tmp_path / "corpus"
+    module.write_bytes(broken())
+    run = nicmodel("--module", module, "--corpus", corpus, "--inputs", "completions", "--seconds", "120",
+                   "--findings", "1", "--tries", "16", "--seed", "5")  # fmt: skip
+    assert run.returncode == 3, run.stdout + run.stderr
+    assert re.search(rf"✗ .* in {FUNCTION}\b", run.stdout), run.stdout
+    [folder] = (corpus / "findings").iterdir()
+    assert FUNCTION in (folder / "dmesg").read_text()
+    scenario = Scenario.load(folder / "scenario.toml", KINDS)
+    assert [fault.name in ("tx-miss", "tx-field") for _, fault in scenario.faults] == [True]
+    assert len(scenario.frames) == 1
+    kept = int(re.search(r"(\d+) inputs kept", run.stdout)[1])  # type: ignore[index]
+    assert kept == len(list((corpus / "completions").glob("*.toml"))) > 1
+    again = nicmodel("--module", module, "--replay", folder / "scenario.toml")
+    assert again.returncode == 3 and FUNCTION in again.stdout, again.stdout + again.stderr
