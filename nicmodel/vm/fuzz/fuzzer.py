@@ -16,9 +16,9 @@ from nicmodel.vm.errors import VmError
 from nicmodel.vm.fuzz.corpus import Corpus
 from nicmodel.vm.fuzz.finding import KNOWN, Sign
 from nicmodel.vm.fuzz.guide import Seen
-from nicmodel.vm.fuzz.inputs import FAST, RELOAD, Inputs, keeps_contract
+from nicmodel.vm.fuzz.inputs import FAST, Inputs, keeps_contract
 from nicmodel.vm.fuzz.smaller import Limits, Smaller
-from nicmodel.vm.fuzz.target import EMULATOR, SETTLE, STEP, Found, Target, in_a_row
+from nicmodel.vm.fuzz.target import EMULATOR, HANG, SETTLE, STEP, Found, Target, in_a_row
 from nicmodel.vm.packages import write_whole
 
 #: Seconds for the driver to have done what a fast input makes it do, and a slow one.
@@ -31,7 +31,6 @@ _GUEST = 50_000
 _REMEMBERED = 400
 #: Findings that are written; then it is time to look at them.
 MOST_FINDINGS = 100
-_UP_AND_DOWN = "ip link set $NETIF down; ip link set $NETIF up"
 
 
 @dataclass
@@ -206,11 +205,10 @@ class Fuzzer:
             time.sleep(SETTLE)  # what it says has more lines
             found = target.found(again=True)
         if hung and not found:
-            found = [Found(Sign("hang", hung.partition(";")[0]), (f"'{hung}' does not end",))]
+            found = [Found(HANG, (f"'{hung}' does not end",))]
         crashed = any(not one.sign.mild for one in found)
         if not crashed:
-            target.end()
-            found += self._revive()
+            found += target.revive()
             crashed = any(not one.sign.mild for one in found)
         contract = target.contract() if not crashed else []
         if self._kept:
@@ -222,22 +220,6 @@ class Fuzzer:
         if crashed or self._played > _GUEST:
             self._start()
         self._doing("")
-
-    def _revive(self) -> list[Found]:
-        """See that the driver answers, if need be after it was helped; what is wrong if nothing helps."""
-        target = self._target
-        try:
-            if target.answers():
-                return []
-            for help_ in (_UP_AND_DOWN, RELOAD):
-                target.run(help_)
-                if target.answers():
-                    return []
-        except GuestTimeoutError:
-            return target.found() or [Found(Sign("hang", "down, up, unbind, bind"), ("the driver does not let go",))]
-        except VmError:
-            return target.found()
-        return target.found() or [Found(Sign("stuck", ""), ("not even when it is bound again the driver answers",))]
 
     def _take(self, found: Found) -> None:
         """Count a finding; make it small and write it if it is new."""
@@ -275,22 +257,18 @@ class Fuzzer:
         """Whether the same goes wrong when inputs are played in a fresh guest."""
         again = self._again
         again.start()
-        hung = ""
         try:
             for one in inputs:
                 again.begin(one)
                 time.sleep(STEP)
                 for deed in one.guest:
-                    hung = deed.run
                     again.run(deed.run)
-                hung = ""
         except GuestTimeoutError:
-            if sign == Sign("hang", hung.partition(";")[0]):
+            if sign == HANG:
                 return True
         except VmError:
-            pass
-        time.sleep(SETTLE)
-        return any(found.sign == sign for found in what_is_wrong(again, sign))
+            pass  # it tells below why
+        return any(found.sign == sign for found in again.what_is_wrong())
 
     def _write(self, finding: Finding, inputs: Sequence[Scenario]) -> None:
         finding.folder.mkdir(parents=True, exist_ok=True)
@@ -302,26 +280,6 @@ class Fuzzer:
             return
         for number, one in enumerate(inputs):
             write_whole(finding.folder / "inputs" / f"{number:03d}.toml", one.toml())
-
-
-def what_is_wrong(target: Target, sign: Sign | None = None) -> list[Found]:
-    """What has gone wrong in a guest in which a scenario was played; of what is costly to see only what `sign` is."""
-    found = target.found()
-    if found:
-        return found
-    target.end()
-    if sign is None or sign.what == "contract":
-        found = target.contract()
-    if sign is None or sign.what == "stuck":
-        try:
-            working = target.answers() or any(
-                target.run(line) == 0 and target.answers() for line in (_UP_AND_DOWN, RELOAD)
-            )
-        except VmError:
-            return found + target.found()
-        if not working:
-            found.append(Found(Sign("stuck", ""), ("not even when it is bound again the driver answers",)))
-    return found
 
 
 def _slug(sign: Sign) -> str:

@@ -31,12 +31,13 @@ FAST = ("frames", "completions", "interrupts")
 #: `device-gone` a PC's bus reads as zeros, and gve waits for ever.
 _LEFT_OUT = ("device-gone", "clock-jump", "admin-silent", "dma-slow")
 
+UP_AND_DOWN = "ip link set $NETIF down; ip link set $NETIF up"
 RELOAD = "echo $PCI >/sys/bus/pci/drivers/$DRIVER/unbind; echo $PCI >/sys/bus/pci/drivers/$DRIVER/bind; set_up"
-"""Has the driver let go of the NIC and take it again."""
+"""The latter has the driver let go of the NIC and take it again."""
 
 #: What a guest does: each makes the driver ask something of its device. `set_up` gives the interface its address.
 _DEEDS = (
-    "ip link set $NETIF down; ip link set $NETIF up",
+    UP_AND_DOWN,
     "ethtool -S $NETIF",
     "ethtool $NETIF",
     "ethtool -C $NETIF rx-usecs {usecs} tx-usecs {usecs}",

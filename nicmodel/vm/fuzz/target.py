@@ -19,7 +19,7 @@ from nicmodel.vm.coverage.recorder import Recorder
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.fuzz.finding import Sign, emulators_fault, signs
 from nicmodel.vm.fuzz.guide import Guide, Seen
-from nicmodel.vm.fuzz.inputs import PING, first_frames
+from nicmodel.vm.fuzz.inputs import PING, RELOAD, UP_AND_DOWN, first_frames
 from nicmodel.vm.guest import Guest, GuestConfig, pci_addresses
 from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.layout import Nic
@@ -281,9 +281,36 @@ class Target:
         if emulators_fault(text):
             return [Found(EMULATOR, tuple(lines[-40:]))]
         found = [Found(sign, tuple(part)) for sign, part in signs(lines, self._names)]
+        # What a kernel says after it has crashed says nothing.
+        crash = next((number for number, one in enumerate(found) if not one.sign.mild), len(found))
+        found = found[: crash + 1]
         if lost and not found:
-            found.append(Found(Sign("hang" if "answers no more" in lost else "lost", ""), (lost, *lines[-40:])))
+            found.append(Found(HANG if "answers no more" in lost else Sign("lost", ""), (lost, *lines[-40:])))
         return found
+
+    def revive(self) -> list[Found]:
+        """See that the driver answers, if need be after it was helped; what is wrong if nothing helps."""
+        self.end()
+        try:
+            if self.answers():
+                return []
+            for line in (UP_AND_DOWN, RELOAD):
+                self.run(line)
+                if self.answers():
+                    return []
+        except GuestTimeoutError as error:
+            return self.found() or [Found(HANG, tuple(str(error).splitlines()))]
+        except VmError:
+            return self.found()
+        return self.found() or [Found(STUCK, ("not even when it is bound again the driver answers",))]
+
+    def what_is_wrong(self) -> list[Found]:
+        """All that can be said of a guest in which something was played."""
+        time.sleep(SETTLE)
+        found = self.found()
+        if any(not one.sign.mild for one in found):
+            return found
+        return found + self.revive() + self.contract()
 
     @property
     def alive(self) -> bool:
@@ -298,6 +325,8 @@ class Target:
 
 EMULATOR = Sign("a fault of QEMU's emulated processors", "")
 """None of the driver's."""
+HANG, STUCK = Sign("hang", ""), Sign("stuck", "")
+"""Something in the guest does not end; the driver answers no more, not even when it is bound again."""
 
 
 def _plain(line: str) -> str:
