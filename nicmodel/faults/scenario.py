@@ -171,8 +171,8 @@ class Scenario:
         for nic, weather in self.weather:
             lines += ["", "[[weather]]", f"seed = {weather.seed}", f"strength = {weather.strength}", *_named_nic(nic)]
             lines += [f"only = {json.dumps(weather.names)}"] if weather.names else []
-        for frame in self.frames:
-            lines += ["", "[[frame]]", *_named_nic(frame.nic), *_begins(frame.start), f'bytes = "{frame.data.hex()}"']
+        for frame in self.frames:  # of literal strings tomllib does not look at each character
+            lines += ["", "[[frame]]", *_named_nic(frame.nic), *_begins(frame.start), f"bytes = '{frame.data.hex()}'"]
         for deed in self.guest:
             lines += ["", "[[guest]]", *_begins(deed.start), f"run = {json.dumps(deed.run)}"]
         return "\n".join(lines) + "\n"

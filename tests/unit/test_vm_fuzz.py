@@ -16,7 +16,7 @@ from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.idpf.faults.kinds import KINDS as IDPF
 from nicmodel.vm.coverage.module import Module
 from nicmodel.vm.fuzz.corpus import MOST, Corpus
-from nicmodel.vm.fuzz.finding import Sign, signs
+from nicmodel.vm.fuzz.finding import KNOWN, Sign, signs
 from nicmodel.vm.fuzz.guide import Seen
 from nicmodel.vm.fuzz.inputs import ABOUT, Inputs, keeps_contract
 from nicmodel.vm.fuzz.smaller import Limits, Smaller
@@ -158,6 +158,21 @@ DMA = (
 )  # fmt: skip
 def test_what_the_kernel_says_is_recognised(text: str, expected: list[Sign]) -> None:
     assert [sign for sign, _ in signs(text.splitlines(), ["gve"])] == expected
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_what_is_known_is_on_its_page() -> None:
+    page = (DOCS / "found.md").read_text().lower()
+    contract = {title for sign, title in KNOWN.items() if sign.what == "contract"}
+    assert [title for title in {*KNOWN.values()} - contract if f"## {title}\n".lower() not in page] == []
+    assert {sign.where for sign in KNOWN if sign.what == "contract"} == {"DBL-001", "DBL-003", "INT-004", "REG-008"}
+
+
+def test_the_page_has_what_inputs_are_about() -> None:
+    page = (DOCS / "fuzzing.md").read_text()
+    assert [name for name in ABOUT if f"| `{name}` |" not in page] == []
 
 
 def test_the_corpus_is_there_the_next_time(tmp_path: Path) -> None:
