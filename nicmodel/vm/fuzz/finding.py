@@ -64,6 +64,7 @@ KNOWN: dict[Sign, str] = {
     Sign("refcount_t: underflow", "gve_tx_stop_ring_dqo"): "the interface goes down while XDP frames are under way",
     Sign("kernel NULL pointer dereference", "gve_rx_was_added_to_block"): _FAILED,
     Sign("kernel NULL pointer dereference", "gve_set_coalesce"): _FAILED,
+    Sign("kernel NULL pointer dereference", "gve_get_rxfh"): _FAILED,
     Sign("kernel NULL pointer dereference", "gve_tx_add_to_block"): _FAILED,
     Sign("WARNING", "gve_alloc_buffer"): "buffers that do not come back",
     Sign("unable to handle page fault for address", "idpf_xdpsqs_get"): "idpf: an XDP program with more queues than "

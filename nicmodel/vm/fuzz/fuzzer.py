@@ -18,15 +18,15 @@ from nicmodel.vm.fuzz.finding import KNOWN, Sign
 from nicmodel.vm.fuzz.guide import Seen
 from nicmodel.vm.fuzz.inputs import FAST, Inputs, keeps_contract
 from nicmodel.vm.fuzz.smaller import Limits, Smaller
-from nicmodel.vm.fuzz.target import EMULATOR, HANG, SETTLE, STEP, Found, Target, in_a_row
+from nicmodel.vm.fuzz.target import EMULATOR, HANG, SETTLE, Found, Target, in_a_row, length, pause
 from nicmodel.vm.packages import write_whole
 
-#: Seconds for the driver to have done what a fast input makes it do, and a slow one.
-_FAST, _SLOW = 0.02, 0.3
 #: Seconds of fast inputs in a row, between slow ones, and from one look at the kernel's log and the link to the next.
 _BURST, _CHECK = 1.0, 2.0
 #: Inputs after which a guest is exchanged: what has gone astray in it without a word is not to last.
 _GUEST = 50_000
+#: Seconds of inputs that are played again at once, at most.
+_LONGEST = 60.0
 #: Inputs that are remembered, of which a finding is made.
 _REMEMBERED = 400
 #: Findings that are written; then it is time to look at them.
@@ -185,7 +185,7 @@ class Fuzzer:
             hung = deed.run
         except VmError:
             pass  # the check tells what has become of it
-        guide.quiet(_FAST if is_fast else _SLOW)
+        guide.quiet(pause(one))
         if guide.look():
             self._corpus.add(about, one)
         now = time.monotonic()
@@ -230,7 +230,13 @@ class Fuzzer:
         if known := self.progress.findings.get(sign):
             known.more += 1
             return
-        inputs = list(self._history)
+        inputs: list[Scenario] = []
+        spent = 0.0
+        for one in reversed(self._history):  # what takes too long to be played again is no help
+            spent += length(one)
+            if inputs and spent > _LONGEST:
+                break
+            inputs.insert(0, one)
         smaller = Smaller(
             lambda some: self.happens(some, sign), self._limits,
             lambda tries, parts: self._doing(f"{sign}: try {tries}, {parts} parts"),
@@ -260,9 +266,9 @@ class Fuzzer:
         try:
             for one in inputs:
                 again.begin(one)
-                time.sleep(STEP)
                 for deed in one.guest:
                     again.run(deed.run)
+                time.sleep(pause(one))
         except GuestTimeoutError:
             if sign == HANG:
                 return True

@@ -37,6 +37,8 @@ _ANSWER = 2.0
 SETTLE = 0.5
 #: Seconds from one input of a scenario to the next; what a guest does, and what has time to be late, gets more.
 STEP, LONG_STEP = 0.02, 1.5
+#: Seconds for a driver to have begun what a reset, or a command that fails, makes it do.
+_SLOW = 0.5
 _MOST_LOG = 1 << 20
 
 _SET_UP = f"""
@@ -334,23 +336,30 @@ def _plain(line: str) -> str:
     return re.sub(r"^(<\d+>)?\[ *[\d.]+\](\[ *[TC]\d+\])? ?", "", line.rstrip("\r"))
 
 
+def pause(one: Scenario) -> float:
+    """Seconds, at most, that the driver needs to have done what an input makes it do."""
+    fast = not one.guest and all(fault.where in ("receive", "transmit", "interrupts") for _, fault in one.faults)
+    return STEP if fast else _SLOW
+
+
 def in_a_row(inputs: Sequence[Scenario]) -> Scenario:
     """Inputs, one after the other, as one scenario: each has its time, at whose end its faults are over."""
     faults, frames, guest = [], [], []
     start = 0.0
     for one in inputs:
-        length = _length(one)
+        lasts = length(one)
         for nic, fault in one.faults:
-            left = length if fault.duration is None else min(fault.duration, length)
+            left = lasts if fault.duration is None else min(fault.duration, lasts)
             faults.append((nic, replace(fault, start=round(start, 3), duration=round(left, 4))))
         # Faults begin with the server's next turn.
         frames += [replace(frame, start=round(start + (STEP / 4 if start else 0.0), 3)) for frame in one.frames]
         guest += [Deed(deed.run, round(start + number * STEP, 3)) for number, deed in enumerate(one.guest)]
-        start += length
+        start += lasts
     return Scenario(inputs[-1].seed if inputs else 0, tuple(faults), frames=tuple(frames), guest=tuple(guest))
 
 
-def _length(one: Scenario) -> float:
+def length(one: Scenario) -> float:
+    """Seconds that an input is given where several are one scenario."""
     if one.guest:
         return LONG_STEP * len(one.guest)
     lasting: Mapping[str, float] = {fault.name: fault.duration or 0.0 for _, fault in one.faults}
