@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import frame_echo
 import pytest
@@ -168,8 +169,57 @@ def test_what_is_asked_of_gve_after_a_reset_that_failed(command: str, function: 
         control.add_fault("device-reset", count=1)
         wait_until(lambda: "DISABLING ALL QUEUES" in guest.dmesg(), timeout=60)
         guest.start(command)
-        wait_until(lambda: "NULL pointer dereference" in guest.console_tail(120), timeout=60)
-        assert f"RIP: 0010:{function}" in guest.console_tail(120)
+        wait_until(lambda: "NULL pointer dereference" in guest.dmesg(), timeout=60)
+        assert f"RIP: 0010:{function}" in guest.dmesg()
+
+
+def test_gve_uses_a_pool_that_a_reset_that_failed_has_freed() -> None:
+    """What is allocated is what the pool's memory says by then: nothing of it makes sense."""
+    with one_gve() as (guest, control):
+        control.add_fault("admin-status", opcode="CONFIGURE_RSS", status="RESOURCE_EXHAUSTED", count=1)
+        control.add_fault("device-reset", count=1)
+        wait_until(lambda: "DISABLING ALL QUEUES" in guest.dmesg(), timeout=60)
+        guest.start("for try in 1 2 3; do ethtool -n eth0; done")
+        wait_until(lambda: "gve_adminq_query_flow_rules" in guest.dmesg(), timeout=60)
+        assert "dma_pool_alloc" in guest.dmesg()
+
+
+def test_gve_believes_how_many_flow_rules_there_are() -> None:
+    """It copies as many as the device says, beyond the buffer that it has for them: the kernel crashes anywhere."""
+    with one_gve() as (guest, control):
+        rules = 100_000
+        control.add_fault("admin-answer", opcode="QUERY_FLOW_RULES", at=8, value=rules)
+        control.add_fault("admin-answer", opcode="QUERY_FLOW_RULES", at=12, value=16 + 4 * rules)
+        with pytest.raises(VmError):
+            for _ in range(10):
+                guest.run("ethtool -N eth0 flow-type tcp4 dst-port 80 action 0; ethtool -n eth0; sleep 0.2", timeout=30)
+        assert "Oops" in guest.console_tail(200)
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "function"),
+    [
+        ("cd /sys/bus/pci/drivers/gve; echo $0 >unbind; echo $0 >bind; sleep 1; ip link set eth0 up",
+         {"opcode": "DESCRIBE_DEVICE", "at": 10, "size": 2, "value": 0}, "gve_tx_alloc_rings_dqo"),
+        ("ip link set eth0 down; ip link set eth0 up",
+         {"opcode": "CREATE_RX_QUEUE", "at": 0, "value": 0x4000_0000}, "iowrite32"),
+    ],
+    ids=["rings of no entries", "doorbells"],
+)  # fmt: skip
+def test_gve_believes_numbers_of_the_device(command: str, answer: dict[str, Any], function: str) -> None:
+    with one_gve() as (guest, control):
+        pci = guest.run("basename $(readlink -f /sys/class/net/eth0/device)").stdout.strip()
+        control.add_fault("admin-answer", **answer)
+        guest.start(["sh", "-c", command, pci])
+        wait_until(lambda: f"RIP: 0010:{function}" in guest.console_tail(200) + _log(guest), timeout=60)
+
+
+def _log(guest: Guest) -> str:
+    """The kernel's log, as long as the guest tells it."""
+    try:
+        return guest.dmesg()
+    except VmError:
+        return ""
 
 
 def test_each_reset_leaks_an_admin_queue() -> None:

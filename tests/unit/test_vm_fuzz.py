@@ -76,7 +76,7 @@ def test_what_the_contract_allows() -> None:
 def test_inputs_in_a_row_have_their_times() -> None:
     row = in_a_row([scenario("rx-late", frames=1), scenario("rx-field", guest=("true", "false")), scenario("tx-tag")])
     assert [(fault.name, fault.start, fault.duration) for _, fault in row.faults] == [
-        ("rx-late", 0, STEP), ("rx-field", STEP, 3.0), ("tx-tag", STEP + 3, STEP),
+        ("rx-late", 0, STEP), ("rx-field", STEP, 3.0), ("tx-tag", STEP + 3, None),
     ]  # fmt: skip
     assert [deed.start for deed in row.guest] == [STEP, 2 * STEP]
     assert Scenario.parse(row.toml(), KINDS) == row

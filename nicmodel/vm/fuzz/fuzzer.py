@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from nicmodel.faults.scenario import Scenario
@@ -18,7 +19,7 @@ from nicmodel.vm.fuzz.finding import KNOWN, Sign
 from nicmodel.vm.fuzz.guide import Seen
 from nicmodel.vm.fuzz.inputs import FAST, Inputs, keeps_contract
 from nicmodel.vm.fuzz.smaller import Limits, Smaller
-from nicmodel.vm.fuzz.target import EMULATOR, HANG, SETTLE, Found, Target, in_a_row, length, pause
+from nicmodel.vm.fuzz.target import EMULATOR, HANG, SETTLE, STUCK, Found, Target, in_a_row, length, pause
 from nicmodel.vm.packages import write_whole
 
 #: Seconds of fast inputs in a row, between slow ones, and from one look at the kernel's log and the link to the next.
@@ -237,12 +238,16 @@ class Fuzzer:
             if inputs and spent > _LONGEST:
                 break
             inputs.insert(0, one)
-        smaller = Smaller(
-            lambda some: self.happens(some, sign), self._limits,
-            lambda tries, parts: self._doing(f"{sign}: try {tries}, {parts} parts"),
-        )  # fmt: skip
+        fewest = None
         try:
-            fewest = smaller.run(inputs)
+            # What happens only when it is looked whether the driver still answers, has more to it than the inputs.
+            for alone in (True, False):
+                smaller = Smaller(
+                    partial(self.happens, sign=sign, alone=alone), self._limits,
+                    lambda tries, parts: self._doing(f"{sign}: try {tries}, {parts} parts"),
+                )  # fmt: skip
+                if fewest := smaller.run(inputs):
+                    break
         except KeyboardInterrupt:
             self._keep(found, inputs, None)
             raise
@@ -259,8 +264,14 @@ class Fuzzer:
         self.progress.findings[sign] = finding
         self._write(finding, inputs)
 
-    def happens(self, inputs: Sequence[Scenario], sign: Sign) -> bool:
-        """Whether the same goes wrong when inputs are played in a fresh guest."""
+    def happens(self, inputs: Sequence[Scenario], sign: Sign, alone: bool) -> bool:
+        """Whether the same goes wrong when inputs are played in a fresh guest.
+
+        Args:
+            inputs: in their order.
+            sign: what.
+            alone: only look at what the kernel says of it, if that tells.
+        """
         again = self._again
         again.start()
         try:
@@ -274,6 +285,9 @@ class Fuzzer:
                 return True
         except VmError:
             pass  # it tells below why
+        if alone and sign not in (HANG, STUCK) and sign.what != "contract":
+            time.sleep(SETTLE)
+            return any(found.sign == sign for found in again.found())
         return any(found.sign == sign for found in again.what_is_wrong())
 
     def _write(self, finding: Finding, inputs: Sequence[Scenario]) -> None:

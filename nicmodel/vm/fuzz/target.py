@@ -36,7 +36,7 @@ _ANSWER = 2.0
 #: Seconds that a kernel may take to say what is wrong.
 SETTLE = 0.5
 #: Seconds from one input of a scenario to the next; what a guest does, and what has time to be late, gets more.
-STEP, LONG_STEP = 0.02, 1.5
+STEP, LONG_STEP = 0.05, 1.5
 #: Seconds for a driver to have begun what a reset, or a command that fails, makes it do.
 _SLOW = 0.5
 _MOST_LOG = 1 << 20
@@ -218,7 +218,7 @@ class Target:
             time.sleep(max(0.0, started + deed.start - time.monotonic()))
             self.run(deed.run)
         last = max((frame.start for frame in scenario.frames), default=0.0)
-        time.sleep(max(0.0, started + last + 2 * STEP - time.monotonic()))
+        time.sleep(max(0.0, started + last + SETTLE - time.monotonic()))
 
     def answers(self, limit: float = _ANSWER) -> bool:
         """Whether the guest answers a ping through the NIC, within some seconds.
@@ -343,17 +343,22 @@ def pause(one: Scenario) -> float:
 
 
 def in_a_row(inputs: Sequence[Scenario]) -> Scenario:
-    """Inputs, one after the other, as one scenario: each has its time, at whose end its faults are over."""
+    """Inputs, one after the other, as one scenario: each has its time, at whose end its faults are over.
+
+    Those of the last one end as they do by themselves.
+    """
     faults, frames, guest = [], [], []
     start = 0.0
-    for one in inputs:
+    for number, one in enumerate(inputs, 1):
         lasts = length(one)
         for nic, fault in one.faults:
-            left = lasts if fault.duration is None else min(fault.duration, lasts)
-            faults.append((nic, replace(fault, start=round(start, 3), duration=round(left, 4))))
+            left = fault.duration
+            if number < len(inputs):
+                left = round(lasts if left is None else min(left, lasts), 4)
+            faults.append((nic, replace(fault, start=round(start, 3), duration=left)))
         # Faults begin with the server's next turn.
         frames += [replace(frame, start=round(start + (STEP / 4 if start else 0.0), 3)) for frame in one.frames]
-        guest += [Deed(deed.run, round(start + number * STEP, 3)) for number, deed in enumerate(one.guest)]
+        guest += [Deed(deed.run, round(start + place * STEP, 3)) for place, deed in enumerate(one.guest)]
         start += lasts
     return Scenario(inputs[-1].seed if inputs else 0, tuple(faults), frames=tuple(frames), guest=tuple(guest))
 
