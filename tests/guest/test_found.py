@@ -169,8 +169,7 @@ def test_what_is_asked_of_gve_after_a_reset_that_failed(command: str, function: 
         control.add_fault("device-reset", count=1)
         wait_until(lambda: "DISABLING ALL QUEUES" in guest.dmesg(), timeout=60)
         guest.start(command)
-        wait_until(lambda: "NULL pointer dereference" in guest.dmesg(), timeout=60)
-        assert f"RIP: 0010:{function}" in guest.dmesg()
+        wait_until(lambda: f"RIP: 0010:{function}" in guest.dmesg(), timeout=60)
 
 
 def test_gve_uses_a_pool_that_a_reset_that_failed_has_freed() -> None:

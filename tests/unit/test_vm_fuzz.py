@@ -145,13 +145,13 @@ DMA = (
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (OOPS, [Sign("kernel NULL pointer dereference", "gve_handle_miss_completion")]),
+        (OOPS, [Sign("bad pointer", "gve_handle_miss_completion")]),
         (KASAN, [Sign("slab-use-after-free", "gve_rx_poll_dqo")]),
         (DMA, [Sign("DMA-API: device driver tries to free DMA memory it has not allocated", "")]),
         ("WARNING: CPU: 1 PID: 5 at a.c:1 f+0x1/0x2\n gve_close+0x1/0x2 [gve]", [Sign("WARNING", "gve_close")]),
         ("gve 0000:01:00.0: AQ command failed with status -3\neth0: Invalid RX buffer_id=65535", []),
         (OOPS + KASAN, [
-            Sign("kernel NULL pointer dereference", "gve_handle_miss_completion"),
+            Sign("bad pointer", "gve_handle_miss_completion"),
             Sign("slab-use-after-free", "gve_rx_poll_dqo"),
         ]),
     ],

@@ -28,6 +28,9 @@ _BEGINS = (
     re.compile(r"(?P<what>Unrecoverable platform error)"),
 )
 _CALL = re.compile(r"(?P<function>[\w.]+)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[(?P<module>\w+)\])?")
+#: It depends on an offset in a structure which of these is said of a pointer that is wrong.
+_POINTER = "bad pointer"
+_SAME = dict.fromkeys(("kernel NULL pointer dereference", "unable to handle page fault for address"), _POINTER)
 #: Lines that belong to what has gone wrong, after the first.
 _REPORT = 80
 #: Characters of a place.
@@ -59,16 +62,16 @@ _FAILED = "a reset that fails, and whatever is asked of the driver then"
 #: What has been found before (docs/found.md), with what it is called there. A finding of a fault that is known is
 #: counted, and neither made small nor written.
 KNOWN: dict[Sign, str] = {
-    Sign("kernel NULL pointer dereference", "gve_handle_miss_completion"): "a miss completion of an AF_XDP packet",
+    Sign(_POINTER, "gve_handle_miss_completion"): "a miss completion of an AF_XDP packet",
     Sign("refcount_t: underflow", "gve_clean_tx_done_dqo"): "a miss of an XDP frame that is not re-injected",
     Sign("refcount_t: underflow", "gve_tx_stop_ring_dqo"): "the interface goes down while XDP frames are under way",
-    Sign("kernel NULL pointer dereference", "gve_rx_was_added_to_block"): _FAILED,
-    Sign("kernel NULL pointer dereference", "gve_set_coalesce"): _FAILED,
-    Sign("kernel NULL pointer dereference", "gve_get_rxfh"): _FAILED,
-    Sign("kernel NULL pointer dereference", "gve_tx_add_to_block"): _FAILED,
+    Sign(_POINTER, "gve_rx_was_added_to_block"): _FAILED,
+    Sign(_POINTER, "gve_set_coalesce"): _FAILED,
+    Sign(_POINTER, "gve_get_rxfh"): _FAILED,
+    Sign(_POINTER, "gve_tx_add_to_block"): _FAILED,
     Sign("WARNING", "gve_alloc_buffer"): "buffers that do not come back",
-    Sign("unable to handle page fault for address", "idpf_xdpsqs_get"): "idpf: an XDP program with more queues than "
-    "CPUs",
+    Sign("WARNING", "gve_adminq_query_flow_rules"): "a pool that a failed reset has freed",
+    Sign(_POINTER, "idpf_xdpsqs_get"): "idpf: an XDP program with more queues than CPUs",
     Sign("contract", "DBL-001"): "idpf: a tail is written behind the end of its queue",
     Sign("contract", "DBL-003"): "idpf: a tail is written behind the end of its queue",
     Sign("contract", "INT-004"): "interrupts of queues that do not exist",
@@ -101,6 +104,7 @@ def _sign(lines: Sequence[str], at: int, modules: Collection[str]) -> tuple[Sign
             min(at + _REPORT, len(lines)),
         )  # fmt: skip
         what = found["what"].strip()
+        what = _SAME.get(what, what)
         if "more" in found.groupdict() and found["more"]:
             what = f"{what}: {found['more'][:_LONG]}"
         return Sign(what, _where(lines[at:end], modules)), end
