@@ -24,6 +24,8 @@ from nicmodel.vm.packages import write_whole
 
 #: Seconds of fast inputs in a row, between slow ones, and from one look at the kernel's log and the link to the next.
 _BURST, _CHECK = 1.0, 2.0
+#: Inputs in a row of which the driver takes no notice, after which it is looked what has become of it.
+_IDLE = 8
 #: Inputs after which a guest is exchanged: what has gone astray in it without a word is not to last.
 _GUEST = 50_000
 #: Seconds of inputs that are played again at once, at most.
@@ -118,6 +120,7 @@ class Fuzzer:
         self.progress = Progress()
         self._history: deque[Scenario] = deque(maxlen=_REMEMBERED)
         self._played = 0  # in this guest
+        self._idle = 0  # inputs in a row of which nothing has run
         self._checked = 0.0
         self._kept = True  # all that the device did since the contract was looked at
 
@@ -189,13 +192,15 @@ class Fuzzer:
         guide.quiet(pause(one))
         if guide.look():
             self._corpus.add(about, one)
+        # A driver that does nothing with frames is dead, or has no buffers any more.
+        self._idle = self._idle + 1 if guide.idle and one.frames else 0
         now = time.monotonic()
         self.progress.inputs += 1
         self.progress.busy += now - began
         if is_fast:
             count, spent = self.progress.fast
             self.progress.fast = count + 1, spent + now - began
-        if hung or self._target.complains or now > self._checked + _CHECK:
+        if hung or self._idle >= _IDLE or self._target.complains or now > self._checked + _CHECK:
             self._check(hung)
 
     def _check(self, hung: str = "") -> None:
@@ -214,7 +219,7 @@ class Fuzzer:
         contract = target.contract() if not crashed else []
         if self._kept:
             found += contract
-        self._kept = True
+        self._kept, self._idle = True, 0
         self._checked = time.monotonic()
         for one in found:
             self._take(one)

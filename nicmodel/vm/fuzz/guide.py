@@ -52,6 +52,9 @@ class Guide:
     Args:
         live: what QEMU's plugin writes.
         seen: what has run in all guests.
+
+    Attributes:
+        idle: whether nothing of the driver ran before the last look.
     """
 
     def __init__(self, live: LiveFile, seen: Seen) -> None:
@@ -62,6 +65,7 @@ class Guide:
         self._slots: NDArray[np.int64] = np.zeros(0, np.int64)  # those that are a module's
         self._located = 0.0
         self._before: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.idle = False
         self.clear()
 
     def __enter__(self) -> Guide:
@@ -95,6 +99,7 @@ class Guide:
             self._locate()
         slots = self._slots[: np.searchsorted(self._slots, len(entered))]
         ran = slots[entered[slots] > 0]
+        self.idle = len(ran) == 0
         found = False
         for number in range(len(self._seen.modules)):
             ours = ran[self._module[ran] == number]

@@ -13,7 +13,7 @@ from typing import Self
 
 from nicmodel.client.control import Control, ControlError
 from nicmodel.faults.scenario import Deed, Scenario
-from nicmodel.vm.channel import GuestTimeoutError, Process
+from nicmodel.vm.channel import GuestTimeoutError
 from nicmodel.vm.coverage.live import LiveFile
 from nicmodel.vm.coverage.recorder import Recorder
 from nicmodel.vm.errors import VmError
@@ -63,7 +63,8 @@ DRIVER=$(basename "$(readlink /sys/bus/pci/devices/$PCI/driver)")
 _FIRST = """
 echo "$DRIVER" >/tmp/driver
 sysctl -q net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=1000000 net.ipv4.icmp_msgs_burst=1000000
-sysctl -q kernel.panic_on_oops=1 kernel.hung_task_timeout_secs=20 kernel.printk_ratelimit=0 || :
+sysctl -q kernel.panic_on_oops=1 kernel.hung_task_timeout_secs=20 || :
+dmesg -n 5
 set_up
 """
 
@@ -156,28 +157,27 @@ class Target:
         ).stdout.split()
         if not self.answers(10):
             raise VmError("the driver is up, but answers nothing: 'nicmodel bringup' tells how far it is")
-        self._log, self._before, self._told, self._looked = bytearray(), 0, 0, 0
-        self._console = guest.console.stat().st_size
-        guest.run("dmesg -C")
-        self._follower: Process = guest.start(["dmesg", "--follow"], sink=lambda _, data: self._take(data))
-        self._follower.close_input()
+        self._console = self._told = self._looked = guest.console.stat().st_size
         if self._seen is not None:
             self.guide = self._running.enter_context(Guide(LiveFile(self._folder / "coverage"), self._seen))
-
-    def _take(self, data: bytes) -> None:
-        self._log += data
-        if len(self._log) > _MOST_LOG:  # what came first says most
-            del self._log[_MOST_LOG:]
 
     @property
     def complains(self) -> bool:
         """Whether the kernel has said since the last time that something is wrong."""
-        if len(self._log) == self._looked:
-            return False
-        end = self._log.rfind(b"\n") + 1
-        text = bytes(self._log[self._looked : end]).decode(errors="replace")
-        self._looked = max(end, self._looked)
-        return any(True for _ in signs(text.splitlines(), ()))
+        text, end = self._said(self._looked)
+        whole = text.rpartition("\n")[0]
+        self._looked = end - len(text) + len(whole)
+        return any(True for _ in signs(whole.splitlines(), ()))
+
+    def _said(self, since: int) -> tuple[str, int]:
+        """What the console has from this place on, at most `_MOST_LOG` bytes; and where that ends."""
+        assert self.guest is not None
+        if self.guest.console.stat().st_size <= since:
+            return "", since
+        with self.guest.console.open("rb") as file:
+            file.seek(since)
+            data = file.read(_MOST_LOG)
+        return data.decode("latin1"), since + len(data)
 
     def run(self, line: str, limit: float = _LIMIT) -> int:
         """Have the guest run a line of shell; its status.
@@ -260,7 +260,6 @@ class Target:
             again: tell what was told the last time, too: the rest of it may have come.
         """
         assert self.guest is not None
-        since = self._before if again else self._told
         lost = ""
         try:
             self.guest.run(["true"], timeout=_LIMIT)
@@ -268,17 +267,8 @@ class Target:
             lost = "the guest answers no more"
         except VmError as error:
             lost = str(error).partition("\n")[0]
-        if lost:
-            # What was said last is on the console only.
-            with self.guest.console.open("rb") as file:
-                file.seek(self._console)
-                text = file.read(_MOST_LOG).decode(errors="replace")
-        else:
-            text = bytes(self._log[since:]).decode(errors="replace")
-        self._before, self._told = since, len(self._log)
-        if self._told == _MOST_LOG:
-            self._log.clear()
-            self._before = self._told = self._looked = 0
+        self._console = self._console if again else self._told
+        text, self._told = self._said(self._console)
         lines = [_plain(line) for line in text.splitlines()]
         if emulators_fault(text):
             return [Found(EMULATOR, tuple(lines[-40:]))]
