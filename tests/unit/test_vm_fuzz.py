@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from nicmodel.cli.fuzz import fuzz
 from nicmodel.faults.faults import Kinds, named_fault
 from nicmodel.faults.scenario import Deed, Frame, Scenario
 from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.idpf.faults.kinds import KINDS as IDPF
 from nicmodel.vm.coverage.module import Module
+from nicmodel.vm.errors import VmError
 from nicmodel.vm.fuzz.corpus import MOST, Corpus
 from nicmodel.vm.fuzz.finding import KNOWN, Sign, signs
 from nicmodel.vm.fuzz.guide import Seen
@@ -71,6 +74,8 @@ def scenario(*names: str, frames: int = 0, guest: tuple[str, ...] = ()) -> Scena
 def test_what_the_contract_allows() -> None:
     assert keeps_contract(scenario("rx-late", "tx-miss", "admin-status", frames=3))
     assert not keeps_contract(scenario("rx-late", "rx-field"))
+    no_status = named_fault("admin-status", {"status": "UNDEFINED"}, KINDS)
+    assert not keeps_contract(replace(scenario(), faults=((None, no_status),)))
 
 
 def test_inputs_in_a_row_have_their_times() -> None:
@@ -173,6 +178,14 @@ def test_what_is_known_is_on_its_page() -> None:
 def test_the_page_has_what_inputs_are_about() -> None:
     page = (DOCS / "fuzzing.md").read_text()
     assert [name for name in ABOUT if f"| `{name}` |" not in page] == []
+
+
+def test_wrong_options_are_refused_before_a_guest_starts(tmp_path: Path) -> None:
+    said = CliRunner().invoke(fuzz, ["--inputs", "frames,completion"]).output
+    assert "'completion' is none of frames, completions" in said
+    (tmp_path / "wrong.toml").write_text("[[fault]]\nname = 'rx-feild'\n")
+    with pytest.raises(VmError, match="there is no fault 'rx-feild'"):
+        CliRunner().invoke(fuzz, ["--replay", str(tmp_path / "wrong.toml")], catch_exceptions=False)
 
 
 def test_the_corpus_is_there_the_next_time(tmp_path: Path) -> None:

@@ -225,11 +225,15 @@ class Inputs:
 
 def keeps_contract(scenario: Scenario) -> bool:
     """Whether all that the device does in it is allowed to it."""
-    return all(fault.source or fault.name in _ALLOWED for _, fault in scenario.faults)
+    return all(
+        (fault.source or fault.name in _ALLOWED) and getattr(fault, "status", "") not in _NO_STATUS
+        for _, fault in scenario.faults
+    )
 
 
 #: Faults that a device may have without breaking its contract, besides behaviours of weather: a command may fail, for
 #: one, and statistics may come later. (A driver is then to fail in order.)
+_NO_STATUS = ("UNSET", "UNDEFINED")
 _ALLOWED = ("admin-status", "mailbox-status", "rx-error", "rx-starve", "rx-checksum", "irq-spurious")
 
 
