@@ -241,3 +241,18 @@ def test_gve_warns_when_buffers_do_not_come_back() -> None:
             control.inject(FRAMES)
         wait_until(lambda: "gve_alloc_buffer" in guest.dmesg(), timeout=60)
         assert "gve_buffer_mgmt_dqo.c" in guest.dmesg()
+
+
+def test_idpf_believes_which_buffer_a_completion_is_about() -> None:
+    """An identifier beyond its table is taken for one in it."""
+    with ExitStack() as stack:
+        server = stack.enter_context(NicServer(["--device", "idpf", "--mac", NIC]))
+        control = stack.enter_context(Control(server.control))
+        guest = stack.enter_context(Guest(GuestConfig(nics=[Nic(server.sockets[0])])))
+        guest.run("until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; ip link set eth0 up", timeout=120)
+        wait_until(lambda: guest.run("cat /sys/class/net/eth0/operstate").stdout == "up\n", timeout=60)
+        control.add_fault("rx-buffer-id", which="beyond")
+        for _ in range(3):
+            control.inject(FRAMES)
+        wait_until(lambda: "idpf_rx_splitq_clean" in guest.console_tail(200), timeout=60)
+        guest.kill()
