@@ -286,7 +286,7 @@ def test_events_that_are_not_read_are_lost_and_counted(desk: Desk, monkeypatch: 
         (b'{"request": "scenario", "text": 1}', "text is the scenario's TOML"),
         (b'{"request": "scenario", "text": "\\ud800"}', "Invalid"),
         (b'{"request": "scenario", "text": "a=' + b"[" * 5000 + b'"}', "not nested so deeply"),
-        (b'{"request": "scenario", "text": "' + b"#" * 70_000 + b'"}', "a scenario of 70000 characters"),
+        (b'{"request": "scenario", "text": "' + b"#" * 300_000 + b'"}', "a scenario of 300000 characters"),
         (b"{}", "there is no request None"),
         (b'{"request": "format"}', "there is no request 'format', but stat, show, inject, send"),
         (b'{"request": ["stat"]}', "there is no request"),
