@@ -70,6 +70,8 @@ KNOWN: dict[Sign, str] = {
     Sign(_POINTER, "gve_get_rxfh"): _FAILED,
     Sign(_POINTER, "gve_tx_add_to_block"): _FAILED,
     Sign("WARNING", "gve_alloc_buffer"): "buffers that do not come back",
+    Sign(_POINTER, "gve_rx_post_buffers_dqo"): "doorbells are rung where the device says",
+    Sign(_POINTER, "gve_tx_alloc_rings_dqo"): "rings of no entries are believed",
     Sign("WARNING", "gve_adminq_query_flow_rules"): "a pool that a failed reset has freed",
     Sign(_POINTER, "idpf_xdpsqs_get"): "idpf: an XDP program with more queues than CPUs",
     Sign(_POINTER, "idpf_rx_splitq_clean"): "idpf: what a completion says is believed",
