@@ -304,16 +304,6 @@ class Target:
             return found
         return found + self.revive() + self.contract()
 
-    @property
-    def alive(self) -> bool:
-        """Whether the guest is of use: QEMU runs, and the kernel has not ended."""
-        if self.guest is None:
-            return False
-        try:
-            return self.guest.run(["true"], timeout=_LIMIT, check=False).status == 0
-        except VmError:
-            return False
-
 
 EMULATOR = Sign("a fault of QEMU's emulated processors", "")
 """None of the driver's."""
