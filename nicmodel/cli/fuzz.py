@@ -112,7 +112,7 @@ def fuzz(
         fuzzer = Fuzzer(
             target, again, Inputs(DEVICES[device].faults, about, target.frames, chance),
             Corpus(corpus, DEVICES[device].faults, chance), seen, chance, corpus / "findings",
-            Limits(tries, 20.0 * tries), teller.tell, shlex.join(how),
+            Limits(tries, 20.0 * tries * found.patience), teller.tell, shlex.join(how),
         )  # fmt: skip
         console.print(
             f"[bold]{escape(', '.join(one.name for one in modules))}[/bold] of Linux {escape(found.release)}, "
