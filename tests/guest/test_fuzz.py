@@ -52,14 +52,15 @@ def test_a_fault_is_found_and_made_small(tmp_path: Path) -> None:
     module, corpus = tmp_path / "gve.ko", tmp_path / "corpus"
     module.write_bytes(broken())
     run = nicmodel("--module", module, "--corpus", corpus, "--inputs", "completions", "--seconds", "120",
-                   "--findings", "1", "--tries", "5", "--seed", "5")  # fmt: skip
+                   "--findings", "1", "--tries", "8", "--seed", "5")  # fmt: skip
     assert run.returncode == 3, run.stdout + run.stderr
     assert re.search(rf"✗ .* in {FUNCTION}\b", run.stdout), run.stdout
     [folder] = (corpus / "findings").iterdir()
     assert FUNCTION in (folder / "dmesg").read_text()
     scenario = Scenario.load(folder / "scenario.toml", KINDS)
     assert {"tx-miss", "tx-field"} & {fault.name for _, fault in scenario.faults}
-    assert len(scenario.faults) + len(scenario.frames) <= 8  # of some hundred
+    # Of some hundred inputs with up to twelve each; how few depends on how soon the guest's end is noticed.
+    assert len(scenario.faults) + len(scenario.frames) <= 40
     kept = int(re.search(r"(\d+) inputs kept", run.stdout)[1])  # type: ignore[index]
     assert kept == len(list((corpus / "completions").glob("*.toml"))) > 1
     again = nicmodel("--module", module, "--replay", folder / "scenario.toml")
