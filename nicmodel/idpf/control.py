@@ -369,7 +369,13 @@ class ControlPlane:
         return np.array((_FLOWS, VPORT, 0), v.RSS_HASH).tobytes()
 
     def _set_rss_hash(self, p: np.void) -> None:
+        """Flows that are not known have no hash. A message that names no others changes nothing: DPDK asks for the bits
+        of another NIC (IDPF_DEFAULT_RSS_HASH_EXPANDED), and says that no device takes notice (idpf_config_rss_hf).
+        """
         asked = Flow(int(p["ptype_groups"]) & _FLOWS)
+        if p["ptype_groups"] and not asked:
+            log.warning("message SET_RSS_HASH: no flow is known of those that it names: %#x", p["ptype_groups"])
+            return
         self._nic.rss.set_hash_types(HashType(sum(ours for theirs, ours in _HASHED.items() if theirs & asked)))
 
     def _add_flow_rule(self, p: np.void) -> bytes:

@@ -16,7 +16,7 @@ from nicmodel.idpf.testing.driver import POLL, TRIGGER, Driver
 from nicmodel.idpf.testing.mailbox import Refused, one
 from nicmodel.idpf.testing.nic import TestNic
 from nicmodel.idpf.testing.tx import TxCompletion
-from nicmodel.idpf.virtchnl import Op, Promiscuous, Protocol, QueueType, RuleStatus, Scheduling
+from nicmodel.idpf.virtchnl import Flow, Op, Promiscuous, Protocol, QueueType, RuleStatus, Scheduling
 from nicmodel.nic.state import Drop
 from nicmodel.nic.steering import DEFAULT_KEY
 from nicmodel.packet.frames import Gso
@@ -156,6 +156,24 @@ def test_rss_spreads_by_key_and_table(driver: Driver, nic: TestNic) -> None:
             assert packet.hash == hash_value and packet.completions[0]["rss_valid"]
     driver.set_rss_table([3])
     assert nic.inject(tcp(10)).queue == 3
+
+
+@misbehaves
+def test_flows_that_are_hashed(driver: Driver, nic: TestNic) -> None:
+    """*Steps*: name flows that are to be hashed: those of which there are none, as DPDK does, some, none.
+    *Verify*: the first changes nothing; then the others have no hash, and go to the first queue.
+    """
+    driver.open(queues=4)
+    frames = [tcp(10, sport=sport) for sport in range(1000, 1020)]
+
+    def queues(groups: int) -> set[int]:
+        driver.request(Op.SET_RSS_HASH, one(v.RSS_HASH, ptype_groups=groups))
+        return {nic.inject(frame).queue for frame in frames}
+
+    assert queues(0x80007F9FE0000000) == {0, 1, 2, 3}
+    assert queues(Flow.UDPV4 | 1 << 63) == {0}
+    assert queues(Flow.TCPV4) == {0, 1, 2, 3}
+    assert queues(0) == {0}
 
 
 def rule(location: int, queue: int, port: int, kind: Protocol = Protocol.TCP) -> np.void:
