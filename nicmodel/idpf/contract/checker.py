@@ -127,6 +127,8 @@ class Checker(checker.Checker):
             self._tx.tail(number, value)
         elif value and (kind, number) not in queues.enabled:
             self._journal.report("DBL-003", f"the tail of {called}, which is disabled, is set to {value}")
+        elif value:
+            self._journal.report("QUE-011", f"the tail of {called} is set to {value}, without a completion queue")
 
 
 def _is_mailbox(offset: int) -> bool:

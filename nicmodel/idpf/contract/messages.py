@@ -232,6 +232,15 @@ class Messages:
             self._find("VPT-006", "the vport is enabled, and was so already")
         elif not self._nic.queues.enabled:
             self._find("VPT-007", "the vport is enabled, and none of its queues is")
+        else:
+            self._check_complete()
+
+    def _check_complete(self) -> None:
+        enabled = self._nic.queues.enabled
+        for name in sorted(enabled):
+            for other in self._partners(name):
+                if other not in enabled:
+                    self._find("QUE-011", f"the vport is enabled, {_called(name)} as well, {_called(other)} is not")
 
     def _disable_vport(self, p: np.void) -> None:
         if not self._nic.control.up:
@@ -336,25 +345,19 @@ class Messages:
                 self._find("QUE-012", f"{_called(name)} is enabled, and was so already")
         enabled = {*names, *queues.enabled}
         new = [name for name in names if name not in queues.enabled]
-        if self._have_partners(new, enabled):
-            self._check_rings(new)
-            self._check_pairs(new)
+        self._check_rings(new)
+        # Each queue may be enabled by a message of its own, as DPDK does it: those that are complete now are looked at.
+        begun = [name for name in sorted(enabled) if not {name, *self._partners(name)}.isdisjoint(new)]
+        self._check_pairs([name for name in begun if enabled.issuperset(self._partners(name))], enabled)
 
-    def _have_partners(self, new: list[Name], enabled: set[Name]) -> bool:
-        """Whether queues have those that they work with; findings if not."""
-        for kind, number in new:
-            if kind is QueueType.TX:
-                config = self._nic.queues.configured[kind, number]
-                needed = [(QueueType.TX_COMPLETION, int(config["tx_compl_queue_id"]))]
-            elif kind is QueueType.RX:
-                needed = [(QueueType.RX_BUFFER, one) for one in buffer_queues(self._nic.queues, number)]
-            else:
-                continue
-            for other in needed:
-                if other not in enabled or other not in self._nic.queues.configured:
-                    self._find("QUE-011", f"{_called((kind, number))} is enabled without {_called(other)}")
-                    return False
-        return True
+    def _partners(self, name: Name) -> list[Name]:
+        """The queues that a transmit or receive queue works with."""
+        kind, number = name
+        if kind is QueueType.TX:
+            return [(QueueType.TX_COMPLETION, int(self._nic.queues.configured[name]["tx_compl_queue_id"]))]
+        if kind is QueueType.RX:
+            return [(QueueType.RX_BUFFER, one) for one in buffer_queues(self._nic.queues, number)]
+        return []
 
     def _check_rings(self, new: list[Name]) -> None:
         queues = self._nic.queues
@@ -390,10 +393,10 @@ class Messages:
                 entry=raw[place * size : (place + 1) * size].hex(),
             )  # fmt: skip
 
-    def _check_pairs(self, new: list[Name]) -> None:
+    def _check_pairs(self, new: list[Name], enabled: set[Name]) -> None:
         """Look at what queues that work together say of themselves."""
         configured = self._nic.queues.configured
-        begun = sorted({*new, *self._nic.queues.enabled})
+        begun = sorted(enabled)
         for kind, number in new:
             one = configured[kind, number]
             if kind is QueueType.TX:

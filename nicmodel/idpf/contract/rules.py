@@ -325,9 +325,9 @@ _QUEUES = (
     ),
     Rule(
         "QUE-011",
-        "A transmit queue is enabled with its completion queue, a receive queue with its buffer queues.",
+        "A transmit queue that is used has its completion queue enabled, a receive queue its buffer queues.",
         "It has no place for completions, or no buffers.",
-        "idpf_virtchnl.c: idpf_send_ena_dis_queues_msg; OASIS, TX Queues, RX Buffer Queues",
+        "OASIS, TX Queues, RX Buffer Queues; Queue Initialization and Teardown (which is first is left open)",
     ),
     Rule(
         "QUE-012",

@@ -348,9 +348,10 @@ def _config_tx(driver: Driver, **mine: Any) -> None:
 
 
 def _begin_tx(driver: Driver, its: dict[str, Any] | None = None, **mine: Any) -> None:
-    """Configure and enable a transmit queue."""
+    """Configure a transmit queue, and enable it and its completion queue one after the other."""
     driver._several(Op.CONFIG_TX_QUEUES, _tx_records(driver, its, **mine))
-    driver._several(Op.ENABLE_QUEUES, [_chunk(QueueType.TX, _FREE), _chunk(QueueType.TX_COMPLETION, _FREE)])
+    for kind in (QueueType.TX, QueueType.TX_COMPLETION):
+        driver._several(Op.ENABLE_QUEUES, [_chunk(kind, _FREE)])
 
 
 def _rx_records(driver: Driver, *changes: dict[str, Any]) -> list[np.void]:
@@ -412,6 +413,7 @@ def _enable_with_old_completions(nic: TestNic, driver: Driver) -> None:
 def _enable_without_completion_queue(nic: TestNic, driver: Driver) -> None:
     _config_tx(driver)
     driver._several(Op.ENABLE_QUEUES, [_chunk(QueueType.TX, _FREE)])
+    driver.registers.write(r.TX_TAIL, 1, _FREE)
 
 
 @_breaks("QUE-014")

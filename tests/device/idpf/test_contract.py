@@ -112,6 +112,20 @@ def test_a_driver_that_keeps_the_contract(lab: Lab) -> None:
     assert names(lab[0]) == []
 
 
+@pytest.mark.parametrize("step", [1, -1])
+def test_queues_may_be_enabled_one_by_one(lab: Lab, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DPDK does it, who has a transmit queue before its completion queue; or the other way round."""
+    nic, driver = lab
+
+    def enable() -> None:
+        for chunk in driver._of_each_queue()[::step]:
+            driver._several(Op.ENABLE_QUEUES, [chunk])
+
+    monkeypatch.setattr(driver, "enable_queues", enable)
+    exercise(nic, driver)
+    assert names(nic) == []
+
+
 def test_results_are_the_same_with_and_without(make: Callable[..., Lab]) -> None:
     """All of guest memory: frames, completions, replies; and what was sent, and every interrupt."""
 
