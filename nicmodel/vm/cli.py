@@ -10,6 +10,7 @@ from nicmodel.nearest import Choice
 from nicmodel.vm import shell
 from nicmodel.vm.coverage.files import DRIVERS
 from nicmodel.vm.coverage.recorder import recorded
+from nicmodel.vm.dpdk import install_dpdk, obtain_dpdk
 from nicmodel.vm.guest import Guest, GuestConfig, parse_named_size, print_command
 from nicmodel.vm.image import build_image
 from nicmodel.vm.kernel import KernelChoice
@@ -66,6 +67,9 @@ _PREPARED = """
 @click.option("--tools", is_flag=True,
               help="Install devmem_receiver, devmem_sender and the kernel's ncdevmem in the guest. They are "
                    "compiled once.")  # fmt: skip
+@click.option("--dpdk", is_flag=True,
+              help="Install DPDK's dpdk-testpmd in the guest, Debian's, with its drivers for either kind of NIC. "
+                   "They want --layout iommu.")  # fmt: skip
 @click.option("--boot", is_flag=True,
               help="Boot the guest, and do not start it from a snapshot of one that has booted.")  # fmt: skip
 @click.option("--console", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -99,6 +103,7 @@ def vm(
     shares: tuple[str, ...],
     puts: tuple[str, ...],
     tools: bool,
+    dpdk: bool,
     boot: bool,
     console: Path | None,
     coverage_file: Path | None,
@@ -148,6 +153,8 @@ def vm(
         check_host()
     if accelerators:
         check_guest_module(kernel.find())
+    if dpdk:
+        obtain_dpdk(kernel.find().arch, update=update)
     if update:
         newer = kernel.find(update=True)
         build_image(newer, update=True)
@@ -160,6 +167,8 @@ def vm(
             made |= {"TOOLS": build_guest_tools(found.arch), "NCDEVMEM": build_ncdevmem(found.arch)}
         if accelerators:
             made |= {"MODULE": build_guest_module(found)}
+        if dpdk:
+            made |= {"DPDK": obtain_dpdk(found.arch).path}
         for name, value in made.items():
             click.echo(f"{name}={shlex.quote(str(value))}")
         click.echo(_PREPARED.format(version=qemu.version), err=True)
@@ -188,6 +197,8 @@ def vm(
     ):
         if tools:
             install_guest_tools(guest)
+        if dpdk:
+            install_dpdk(guest)
         if accelerators:
             install_guest_module(guest)
         for name, device in guest.device_memory.items():

@@ -8,6 +8,7 @@ from nicmodel.vm import doctor, image, qemu
 from nicmodel.vm.arch import AMD64, ARCHES, ARM64, arch_named
 from nicmodel.vm.compiler import cross_compiler
 from nicmodel.vm.coverage.recorder import Recorder
+from nicmodel.vm.dpdk import obtain_dpdk
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import GuestConfig, qemu_arguments
 from nicmodel.vm.host import State
@@ -87,3 +88,10 @@ def test_coverage_is_of_this_hosts_architecture(tmp_path: Path) -> None:
         Recorder().recording(kernel, QEMU, 1, tmp_path),
     ):
         pass
+
+
+def test_dpdk_is_of_this_hosts_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is downloaded for another."""
+    monkeypatch.setattr("nicmodel.vm.dpdk.obtain", lambda *_, **__: pytest.fail("packages are fetched"))
+    with pytest.raises(VmError, match="amd64 guests only, and this guest is arm64"):
+        obtain_dpdk(ARM64)
