@@ -43,8 +43,9 @@ def show(console: Console, report: Mapping[str, Any], number: int | None = None)
     title = "in the end" if life["ended"] else "now"
     console.print(_table(console, way, ("step", title), _STAGES))
     console.print()
-    console.print(_table(console, features, ("feature", title), _FEATURE))
-    console.print()
+    if features:
+        console.print(_table(console, features, ("feature", title), _FEATURE))
+        console.print()
     for paragraph in (*verdict(life), *_problems(life)):
         console.print(Text(paragraph))
     for other in report["lives"]:
@@ -84,13 +85,18 @@ def verdict(life: Mapping[str, Any]) -> Iterator[str]:
     here = next((step for step in way if step["stage"] == "here"), None)
     if here is None:
         used = sum(step["stage"] == "reached" for step in features)
-        yield f"The driver {'took' if ended else 'has taken'} every step; {used} of {len(features)} features were used."
+        without = [step["title"] for step in way if step["stage"] == "skipped"]
+        went_on = f", going on without {len(without)} ({', '.join(without)})" if without else ""
+        counted = f"; {used} of {len(features)} features were used" if features else ""
+        yield f"The driver {'took' if ended else 'has taken'} every step{went_on}{counted}."
         return
     last = f", the last: {done[-1]['title']}" if done else ""
     yield (
         f"The driver {'stood' if ended else 'stands'} at: {here['title']}. It {'had' if ended else 'has'} done "
         f"{len(done)} of {len(way)} steps{last}. The device {'waited' if ended else 'waits'} for {here['waits']}."
     )
+    if here["need"] == "usual":
+        yield "It may go on without this step, as one that polls does without interrupts; packets will show."
     yield f"A working driver {here['does']}: {here['example']}"
     device = f"--device {life['device']} " if "device" in life else ""
     rules = f"; nicmodel rules {device}{' '.join(here['rules'])}" if here["rules"] else ""

@@ -100,6 +100,17 @@ def test_every_step_taken() -> None:
     assert "The driver has taken every step; 0 of 1 features were used." in said
 
 
+def test_every_step_that_a_driver_needs_which_polls() -> None:
+    """What it left out is said. Where a device knows of no features there is nothing to count."""
+    steps = [step("first", "reached"), step("second", "skipped", need="usual"), step("third", "reached")]
+    said = shown(report(life(1, *steps)))
+    assert "The driver has taken every step, going on without 1 (the title of second)." in said
+    assert "feature" not in said
+    waits = shown(report(life(1, step("first", "reached"), step("second", "here", need="usual"))))
+    assert "stands at: the title of second." in " ".join(waits.split())
+    assert "It may go on without this step, as one that polls does" in " ".join(waits.split())
+
+
 def test_a_life_that_is_over() -> None:
     gone = life(1, *STUCK["steps"], ended={"time": 2_500_000_000, "how": "the device was reset"})
     said = shown(report(STUCK, gone))
