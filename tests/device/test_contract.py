@@ -26,6 +26,7 @@ from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.misbehave import misbehave, open_queues, profile, rules, ways
 from nicmodel.observe.findings import MAX_FINDINGS, Journal
 from nicmodel.testing.guest_memory import PAGE, GuestMemory
+from nicmodel.vfio_user.protocol import DmaFlag
 
 from .frames import icmp, tcp, udp
 
@@ -52,6 +53,20 @@ def test_a_broken_rule_is_found_and_no_other(checked: Loopback, rule: str, way: 
     misbehave(checked, rule, way)
     assert names(checked) == [rule], "\n".join(map(str, checked.findings))
     json.dumps([finding.as_dict() for finding in checked.findings])
+
+
+@pytest.mark.parametrize("rights", [DmaFlag.READABLE, DmaFlag.WRITABLE])
+def test_pages_may_be_of_one_way(checked: Loopback, rights: DmaFlag) -> None:
+    """Behind an IOMMU Linux maps pages to send from for reading only, and those to receive in for writing."""
+    driver = checked.driver
+    open_queues(driver)
+    with GuestMemory("pages", base=1 << 40, size=1 << 20) as pages:
+        driver.client.dma_map(pages.base, pages.size, pages.fd, 0, rights)
+        listed = driver.ram.allocate_zeroed(4096)
+        driver.ram.write(listed, pages.base.to_bytes(8, "big"))
+        driver.admin(Opcode.REGISTER_PAGE_LIST, page_list_id=100, num_pages=1, list_address=listed, page_size=4096)
+        assert names(checked) == []
+        driver.client.dma_unmap(pages.base, pages.size)
 
 
 def test_rules_are_told_in_full() -> None:

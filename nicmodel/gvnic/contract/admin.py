@@ -225,8 +225,9 @@ class Admin:
             if raw is None:  # reached by messages only
                 return
             addresses = np.frombuffer(raw, ">u8").astype(np.uint64)
+            # Behind an IOMMU those to send from are mapped for reading only, and those to receive in for writing.
             usable = self._memory.all_mapped(addresses, size, READABLE)
-            usable &= self._memory.all_mapped(addresses, size, WRITABLE)
+            usable |= self._memory.all_mapped(addresses, size, WRITABLE)
             if not usable.all():
                 place = int(np.flatnonzero(~usable)[0])
                 self.find("ADM-PGL-005", f"page {place} is not in memory", address=int(addresses[place]))

@@ -253,9 +253,9 @@ _ADMIN = (
     ),
     Rule(
         "ADM-PGL-005",
-        "All pages of a page list are the device's to read and write.",
+        "All pages of a page list are the device's to read, or to write.",
         "Frames go to, or come from, where nothing is.",
-        "gve_main.c: gve_alloc_queue_page_list (dma_map_page)",
+        "gve_main.c: gve_alloc_queue_page_list, gve_qpl_dma_dir",
     ),
     Rule(
         "ADM-QUE-001",
