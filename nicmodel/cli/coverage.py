@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from nicmodel.vm.coverage import files
 from nicmodel.vm.coverage.data import Coverage
 from nicmodel.vm.coverage.data import merge as merge_all
 from nicmodel.vm.coverage.live import LiveFile
+from nicmodel.vm.coverage.reasons import Check, Reasons
+from nicmodel.vm.coverage.reasons import check as hold_against
 from nicmodel.vm.coverage.recorder import load
 from nicmodel.vm.coverage.report import BETWEEN, FunctionReport, Report, Share, Totals, lcov
 from nicmodel.vm.errors import VmError
@@ -63,6 +66,7 @@ def coverage() -> None:
       nicmodel coverage report gve.cov
       nicmodel coverage report selftests.cov tests.cov --html pages --fetch
       nicmodel coverage tests tests.cov --function gve_rx_dqo
+      nicmodel coverage check reasons.toml tests.cov
 
     QEMU's emulator sees each block of code that the guest runs; so the driver is the stock one, and neither it nor the
     kernel knows. Guests with KVM run without it while they are recorded.
@@ -160,6 +164,86 @@ def tests(
             table.add_row(printable(test.name) or BETWEEN, str(test.functions), str(test.blocks), lines, only)
         console.print(table)
         _hint(one)
+
+
+@coverage.command()
+@click.argument("reasons", metavar="REASONS", type=click.Path(path_type=Path, dir_okay=False))
+@_FILES
+@_file_options
+@click.option("--source", "sources", multiple=True, metavar="FOLDER",
+              type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="Where the source is: the kernel's, or a module's own. Repeat for more.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def check(
+    reasons: Path, paths: tuple[Path, ...], modules: tuple[Path, ...], fetch: bool, contexts: tuple[str, ...],
+    sources: tuple[Path, ...], as_json: bool,
+) -> None:  # fmt: skip
+    """Check that each line that has not run has a reason not to.
+
+    REASONS is a file in TOML that names them, by excerpts of the source; docs/coverage.md has its form, and
+    tests/guest/gve-lines.toml is the one for gve. The exit status is 1 if a line has no reason, if a reason does not
+    hold (its excerpt is not in the source, or the line has run), or if less of the lines that a device can cause has
+    run than the file demands.
+    """
+    said = Reasons.load(reasons)
+    found = [one for one in _reports(paths, modules, fetch, contexts) if one.record.name == said.module]
+    if not found:
+        raise VmError(f"nothing has run of {said.module}, which {reasons} is about")
+    passed = True
+    for one in found:
+        if one.lines is None:
+            raise VmError("lines are not known: there are no debug symbols of this module here (see --fetch)")
+        texts = files.sources(one.record, one.lines, sources)
+        if fetch and len(texts) < len(one.source):
+            files.fetch_sources(one.record, one.lines)
+            texts = files.sources(one.record, one.lines, sources)
+        outcome = hold_against(one, texts, said)
+        passed = passed and outcome.passed
+        if as_json:
+            click.echo(json.dumps(_check_as_json(one, outcome), indent=1))
+        else:
+            _show_check(one, outcome, said, texts)
+    if not passed:
+        sys.exit(1)
+
+
+def _show_check(one: Report, outcome: Check, said: Reasons, texts: Mapping[str, str]) -> None:
+    console = plain_console()
+    table = plain_table("file", "lines", "", "of those that a device can cause", "")
+    _heading(table, one)
+    for file, share in outcome.by_file.items():
+        lines = one.files[file].lines
+        cells = (str(lines), lines.percent, str(share), share.percent)
+        table.add_row(printable(file.rpartition("/")[2]), *cells)
+    lines = one.total.lines
+    table.add_row("all", str(lines), lines.percent, str(outcome.total), outcome.total.percent)
+    console.print(table)
+    table = plain_table("why not reached", "lines", "a device can", "")
+    for name, count in outcome.by_kind.items():
+        kind = said.kinds[name]
+        table.add_row(printable(name), str(count), "yes" if kind.device else "no", printable(kind.why))
+    console.print(table)
+    for file, line in outcome.unexplained:
+        text = texts[file].splitlines()[line - 1].strip()
+        click.echo(printable(f"no reason: {file.rpartition('/')[2]}:{line}: {text}"))
+    for sentence in outcome.wrong:
+        click.echo(f"wrong: {printable(sentence)}")
+    if not outcome.enough:
+        click.echo(f"too few: {outcome.total.percent} of the lines that a device can cause, not {outcome.least:g} %")
+
+
+def _check_as_json(one: Report, outcome: Check) -> dict[str, Any]:
+    return {
+        "module": one.record.name,
+        "release": one.record.release,
+        "passed": outcome.passed,
+        "least": outcome.least,
+        "lines": {"ran": outcome.total.ran, "total": outcome.total.total},
+        "files": {file: {"ran": share.ran, "total": share.total} for file, share in outcome.by_file.items()},
+        "kinds": outcome.by_kind,
+        "no_reason": outcome.unexplained,
+        "wrong": outcome.wrong,
+    }
 
 
 @coverage.command()
