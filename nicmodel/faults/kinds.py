@@ -210,7 +210,7 @@ class RxLate(RxFault):
 
 @dataclass(frozen=True, kw_only=True)
 class RxError(RxFault):
-    """The last completion of a packet says that receiving it has failed (DQO formats)."""
+    """The last completion of a packet says that receiving it has failed."""
 
     name = "rx-error"
     effect = "The driver drops the packet (rx_desc_err_dropped_pkt of the queue); TCP sends it again."

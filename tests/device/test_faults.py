@@ -12,7 +12,7 @@ import pytest
 from nicmodel.faults import FaultError, Scenario
 from nicmodel.faults.fault import SPAN, Late, Parameter
 from nicmodel.faults.faults import named_fault
-from nicmodel.gvnic.commands import Status
+from nicmodel.gvnic.commands import OptionId, Status
 from nicmodel.gvnic.descriptors import TxCompletionType
 from nicmodel.gvnic.faults.kinds import KINDS
 from nicmodel.gvnic.registers import ADMINQ_EVENT_COUNTER, DeviceStatus
@@ -900,6 +900,7 @@ def test_a_status_that_is_none(lab: Loopback, driver: Driver, status: str, numbe
         ("short", "does not offer the queue format"),
         ("required", "does not offer the queue format"),
         ("beyond", "beyond the total length"),
+        ("oldest", "does not offer the queue format"),
     ],
 )
 def test_options_that_a_driver_cannot_use(lab: Loopback, what: str, reason: str) -> None:
@@ -918,6 +919,20 @@ def test_options_that_a_driver_skips(lab: Loopback, what: str) -> None:
     assert before is not None and after.features == before.features
     assert (after.max_mtu, after.header_buffer_size) == (before.max_mtu, before.header_buffer_size)
     assert set(after.options) == set(before.options)
+
+
+def test_a_description_without_the_least_sizes_of_rings(lab: Loopback) -> None:
+    lab.driver.probe()
+    assert lab.driver.describe().ring_limits is not None
+    lab.faults.add("admin-options", what="minimums", count=1)
+    after = lab.driver.describe()
+    assert len(after.options[OptionId.MODIFY_RING]) == 8 and after.ring_limits is None
+
+
+def test_an_mtu_that_is_too_small(lab: Loopback) -> None:
+    lab.driver.probe()
+    lab.faults.add("admin-options", what="mtu", count=1)
+    assert lab.driver.describe().descriptor["mtu"] == 67
 
 
 def test_statistics_that_are_late_or_malformed(lab: Loopback, driver: Driver) -> None:

@@ -111,6 +111,20 @@ def test_a_descriptor_of_more_than_its_buffer(gqi: Gqi) -> None:
     assert lengths == [BUFFER + 1, len(tcp(11)) + GQI_RX_PAD]
 
 
+def test_a_descriptor_with_an_error(gqi: Gqi) -> None:
+    gqi.lab.faults.add("rx-error", count=1)
+    gqi.lab.receive(tcp(10), tcp(11))
+    errors = [int(descriptor["flags_seq"]) & GqiRxFlag.ERROR for _, descriptor in gqi.receive()]
+    assert errors == [GqiRxFlag.ERROR, 0]
+
+
+def test_a_packet_without_its_end(gqi: Gqi) -> None:
+    gqi.lab.faults.add("rx-unfinished", count=1)
+    gqi.lab.receive(tcp(10))
+    with pytest.raises(AssertionError, match="have to appear together"):
+        gqi.receive()
+
+
 def test_transmit_and_its_counter(gqi: Gqi) -> None:
     for number in range(ENTRIES * 3):
         frame = tcp(100 + number)

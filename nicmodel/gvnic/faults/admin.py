@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nicmodel.faults.detour import overwritten
 from nicmodel.faults.fault import Injection
 from nicmodel.gvnic.admin import WAIT
-from nicmodel.gvnic.commands import DEVICE_DESCRIPTOR, OPTION_HEADER, Opcode, Status
+from nicmodel.gvnic.commands import DEVICE_DESCRIPTOR, OPTION_HEADER, OPTION_MODIFY_RING, Opcode, OptionId, Status
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.faults.kinds import (
     NO_STATUS,
@@ -24,6 +24,7 @@ from nicmodel.gvnic.faults.kinds import (
     AdminStatus,
     ClockJump,
 )
+from nicmodel.gvnic.profile import MIN_MTU
 from nicmodel.vfio_user.poll import Timer
 
 #: A device option that no driver knows, and features that no device has.
@@ -144,11 +145,22 @@ def _malformed(answer: bytes, what: str) -> bytes:
         unknown = np.array([(_UNKNOWN_OPTION, 8, _UNKNOWN_FEATURES)], OPTION_HEADER)
         options.insert(0, (unknown, bytes(8)))
         descriptor["num_device_options"] += 1
+    if what == "oldest":
+        formats = {one.value for one in OptionId if one.option.queue_format is not None}
+        oldest = np.array([(OptionId.GQI_RAW_ADDRESSING, 0, 0)], OPTION_HEADER)
+        options = [(oldest, b""), *(one for one in options if int(one[0]["id"][0]) not in formats)]
+        descriptor["num_device_options"] = len(options)
+    if what == "mtu":
+        descriptor["mtu"] = MIN_MTU - 1
     for number, (header, payload) in enumerate(options):
         if what == "required":
             header["required_features"] |= _UNKNOWN_FEATURES
         elif what in ("short", "long"):
             payload = payload[:-2] if what == "short" else payload + bytes(2)
+            header["length"] = len(payload)
+            options[number] = header, payload
+        elif what == "minimums" and header["id"] == OptionId.MODIFY_RING:
+            payload = payload[: OPTION_MODIFY_RING.fields["min_rx"][1]]  # type: ignore[index]
             header["length"] = len(payload)
             options[number] = header, payload
     if what == "beyond" and options:

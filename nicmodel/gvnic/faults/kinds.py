@@ -99,6 +99,17 @@ class RxExAdd(RxFault):
     effect = "Of an IPv6 packet the stack verifies the checksum by itself; of another it is not looked at."
 
 
+@dataclass(frozen=True, kw_only=True)
+class RxUnfinished(RxFault):
+    """The last descriptor of a packet says that more of it follows, which never comes (GQI formats)."""
+
+    name = "rx-unfinished"
+    effect = (
+        'The log says "Unexpected seq number … with incomplete packet", the packet is dropped, and the driver resets '
+        "the device."
+    )
+
+
 # ----------------------------------------------------------------------------------------------------------- transmit
 
 
@@ -228,20 +239,23 @@ class AdminAnswer(AdminFault):
 
 @dataclass(frozen=True, kw_only=True)
 class AdminOptions(Chance):
-    """The answer to DESCRIBE_DEVICE has device options that are malformed."""
+    """The answer to DESCRIBE_DEVICE is malformed, or that of a device such as there were."""
 
     name = "admin-options"
     where = "admin queue"
     effect = (
         'short and required: the log says "… option error", and the option is not used; without any queue format the '
         "driver takes the oldest, and the probe fails. long: the rest is not looked at, with a warning. beyond: the "
-        "probe fails, as options exceed the descriptor. unknown: it is skipped."
+        "probe fails, as options exceed the descriptor. unknown: it is skipped. oldest: a NIC that can do GQI-RDA runs "
+        "with it. minimums: the driver takes 512 and 256. mtu: the probe fails."
     )
 
     what: Annotated[
-        Literal["short", "long", "beyond", "required", "unknown"],
+        Literal["short", "long", "beyond", "required", "unknown", "oldest", "minimums", "mtu"],
         "short, long: each option's length is 2 less, 2 more than its fields; beyond: the last goes beyond the end; "
-        "required: each asks for features that do not exist; unknown: one of an unknown id comes first",
+        "required: each asks for features that do not exist; unknown: one of an unknown id comes first; oldest: the "
+        "only queue format is GQI-RDA, by the option that the first devices had; minimums: ring sizes have none; mtu: "
+        "the MTU is smaller than any may be",
     ] = "short"
 
 
@@ -294,7 +308,7 @@ class StatsMalformed(Chance):
 
 
 _OWN: tuple[type[Fault], ...] = (
-    RxSpread, RxScatter, RxCut, RxUnverified, RxNoTimestamp, RxHold, RxExAdd,
+    RxSpread, RxScatter, RxCut, RxUnverified, RxNoTimestamp, RxHold, RxExAdd, RxUnfinished,
     TxMiss, TxOrder, TxReportLate, TxHold,
     IrqEarly,
     AdminStatus, AdminSlow, AdminSilent, AdminAnswer, AdminOptions,

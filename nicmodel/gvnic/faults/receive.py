@@ -28,7 +28,7 @@ from nicmodel.faults.kinds import (
     RxUnsplit,
 )
 from nicmodel.faults.receive import parts, queues_of, split_nothing
-from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, RX_BUFFER, RX_COMPLETION
+from nicmodel.gvnic.descriptors import GQI_RX_DESCRIPTOR, RX_BUFFER, RX_COMPLETION, GqiRxFlag
 from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.faults.admin import jumped
 from nicmodel.gvnic.faults.kinds import (
@@ -40,6 +40,7 @@ from nicmodel.gvnic.faults.kinds import (
     RxNoTimestamp,
     RxScatter,
     RxSpread,
+    RxUnfinished,
     RxUnverified,
 )
 from nicmodel.gvnic.state import State
@@ -77,9 +78,8 @@ class ReceiveFaults:
 
     kinds = (
         RxUnsplit, RxSplitBeyond, RxHeaderOverflow, RxChecksum, RxStarve, RxLate, DmaSlow, RxSpread, RxScatter, RxCut,
-        RxUnverified, RxNoTimestamp, RxHold, RxError, RxExAdd, RxBufferId, RxTooLong, RxField,
-        IrqEarly,
-        ClockJump,
+        RxUnverified, RxNoTimestamp, RxHold, RxError, RxExAdd, RxBufferId, RxTooLong, RxField, RxUnfinished,
+        IrqEarly, ClockJump,
     )  # fmt: skip
 
     def __init__(self, nic: Nic) -> None:
@@ -231,6 +231,10 @@ class ReceiveFaults:
                     late |= {(queue, place): fault.delay for place in places}
                 elif isinstance(fault, RxTooLong) and self._nic.gqi:
                     _lengthen(injection, queue, packet[0], int(before[queue]["buffer_size"]))
+                elif isinstance(fault, RxError) and self._nic.gqi:
+                    _flag(injection, queue, packet[-1], GqiRxFlag.ERROR)
+                elif isinstance(fault, RxUnfinished) and self._nic.gqi:
+                    _flag(injection, queue, packet[-1], GqiRxFlag.CONTINUES)
                 elif self._nic.gqi:
                     continue
                 elif isinstance(fault, IrqEarly) and injection.hit(queue=f"rx{queue}", delay=fault.delay):
@@ -349,3 +353,9 @@ def _lengthen(injection: Injection, queue: int, completion: Words, size: int) ->
     """Have a GQI descriptor tell of one byte more than a buffer holds."""
     if injection.hit(queue=f"rx{queue}"):
         completion.view(GQI_RX_DESCRIPTOR)["length"] = size + 1
+
+
+def _flag(injection: Injection, queue: int, completion: Words, flag: GqiRxFlag) -> None:
+    """Set a flag of a GQI descriptor."""
+    if injection.hit(queue=f"rx{queue}"):
+        completion.view(GQI_RX_DESCRIPTOR)["flags_seq"] |= np.uint16(flag)
