@@ -186,9 +186,10 @@ def check(
     run than the file demands.
     """
     said = Reasons.load(reasons)
-    found = [one for one in _reports(paths, modules, fetch, contexts) if one.record.name == said.module]
+    reports = _reports(paths, modules, fetch, contexts)
+    found = [one for one in reports if said.is_about(one.record.name, one.record.release)]
     if not found:
-        raise VmError(f"nothing has run of {said.module}, which {reasons} is about")
+        raise VmError(f"nothing has run of {said.module} of Linux {said.release}, which {reasons} is about")
     passed = True
     for one in found:
         if one.lines is None:

@@ -20,6 +20,7 @@ CALL, COMPLAINS = ((64, 28), (92, 5), (160, 13), (0, 8), (8, 18), (26, 7), (33, 
 
 HEAD = """
 module = "echo"
+release = "7.3"
 least = 95
 
 [kinds.memory]
@@ -134,6 +135,15 @@ def test_an_excerpt_that_is_there_twice(tmp_path: Path) -> None:
     assert "wrong: 'complain(much);' is at several places of echo" in run.stdout
 
 
+def test_another_kernel(tmp_path: Path) -> None:
+    """Of 7.3.4 it is not said what is not reached in 7.30, or 7.2."""
+    for number, release in enumerate(("7.2", "7.30", "7.3.40")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run = check(folder, HEAD.replace('"7.3"', f'"{release}"') + ALL)
+        assert f"nothing has run of echo of Linux {release}" in str(run.exception)
+
+
 def test_two_reasons_for_a_line(tmp_path: Path) -> None:
     run = check(tmp_path, HEAD + ALL + '\n[[unreached]]\nfunction = "never"\nkind = "untried"\n')
     assert run.exit_code == 1
@@ -162,7 +172,7 @@ def test_as_json(tmp_path: Path) -> None:
     [
         "",
         "module = 1\nleast = 1\nkinds = {}",
-        'module = "echo"\nleast = 101\nkinds = {}',
+        'module = "echo"\nrelease = "7.3"\nleast = 101\nkinds = {}',
         HEAD + '[[unreached]]\nfunction = "sum"\nkind = "none"',
         HEAD + '[[unreached]]\nfunction = "sum"\nkind = "memory"\nwhy = "x"',
         HEAD + '[[unreached]]\nfunction = ["sum", "echo"]\nkind = "memory"\ncode = "x"',

@@ -4,6 +4,7 @@ The file is TOML. It says which kinds of reasons there are, and for each whether
 has excerpts of the driver's functions, in which the lines that were not reached begin with ``>``:
 
     module = "gve"
+    release = "7.3"
     least = 95
 
     [kinds.memory]
@@ -76,12 +77,14 @@ class Reasons:
 
     Attributes:
         module: of which module.
+        release: of which kernels: the beginning of what `uname -r` prints there.
         least: how many of 100 lines that a device can cause have to be reached.
         kinds: by name.
         excerpts: in the order of the file.
     """
 
     module: str
+    release: str
     least: float
     kinds: Mapping[str, Kind]
     excerpts: Sequence[Excerpt]
@@ -106,7 +109,7 @@ class Reasons:
     def parse(cls, text: str) -> Reasons:
         """From its text; ValueError, KeyError, TypeError or AttributeError if it is not as it should be."""
         found = tomllib.loads(text)
-        _only(found, "module", "least", "kinds", "unreached")
+        _only(found, "module", "release", "least", "kinds", "unreached")
         kinds = {}
         for name, about in found["kinds"].items():
             _only(about, "device", "why", "chance")
@@ -128,7 +131,11 @@ class Reasons:
         least = found["least"]
         if type(least) not in (int, float) or not 0 <= least <= 100:
             raise ValueError(f"{least!r} is no percentage")
-        return cls(_a(str, found["module"]), least, kinds, excerpts)
+        return cls(_a(str, found["module"]), _a(str, found["release"]), least, kinds, excerpts)
+
+    def is_about(self, name: str, release: str) -> bool:
+        """Whether they are about a module of a kernel."""
+        return name == self.module and (release == self.release or release.startswith(f"{self.release}."))
 
 
 @dataclass(frozen=True)
