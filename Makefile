@@ -10,7 +10,7 @@ PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-r
 # Containers often set it. The tests start some hundred processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test bench docs install-man lint unit protocol device guest fuzz cycles soak record clean help
+.PHONY: demo test bench docs install-man lint unit protocol device guest lines fuzz cycles soak record clean help
 
 help:
 	@echo "make demo      devmem TCP from end to end: a stock guest, the emulated NIC, a verified transfer"
@@ -19,6 +19,7 @@ help:
 	@echo "make docs      the documentation: docs/_build/html/index.html, and man pages in docs/_build/man"
 	@echo "make lint      ruff, mypy and import-linter only"
 	@echo "make unit      one ring of tests; also: protocol, device, guest"
+	@echo "make lines     which lines of the stock gve the tests in guests reach, and why not the others; half an hour"
 	@echo "make fuzz      wrong input of every sort, a minute each; longer: make fuzz FUZZ='rings --minutes 60'"
 	@echo "make cycles    reloads, restarts and kills, ten of each; more: make cycles CYCLES='reload --count 1000'"
 	@echo "make record    what stock drivers do, recorded anew in guests, for tests/device/test_recordings.py"
@@ -61,6 +62,13 @@ lint: $(READY)
 
 unit protocol device guest: $(READY)
 	$(PYTEST) tests/$@
+
+# Those tests in guests by which gve does most; the file of reasons says what is demanded of them.
+LINES := coalesce counters devmem devmem_tx driver_lines ethtool faults formats found hostile inject layouts lifecycle \
+	recovery selftests timestamps traffic weather xdp zcrx
+lines: $(READY)
+	status=0; $(PYTEST) --long --driver-coverage=lines.cov $(LINES:%=tests/guest/test_%.py) || status=$$?; \
+		$(BIN)/nicmodel coverage check tests/guest/gve-lines.toml lines.cov --fetch || status=$$?; exit $$status
 
 # What to fuzz, and how long: see python -m tests.device.fuzz --help.
 FUZZ ?= all
