@@ -183,3 +183,11 @@ def test_a_file_that_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "reasons.toml").write_text(text)
     with pytest.raises(VmError, match="is no file of reasons"):
         Reasons.load(tmp_path / "reasons.toml")
+
+
+def test_the_reasons_for_gve_can_be_read() -> None:
+    """*Verify*: each kind is used, and what a device cannot cause is never a matter of chance."""
+    reasons = Reasons.load(Path(__file__).parents[1] / "guest" / "gve-lines.toml")
+    assert reasons.is_about("gve", "7.3.4+deb13-cloud-amd64") and reasons.least == 95
+    assert {excerpt.kind.name for excerpt in reasons.excerpts} == set(reasons.kinds)
+    assert not any(kind.chance for kind in reasons.kinds.values() if not kind.device)
