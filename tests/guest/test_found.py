@@ -130,6 +130,17 @@ def test_the_interface_goes_down_while_xdp_frames_are_under_way(bench: Bench) ->
     complains(bench, "gve_tx_stop_ring_dqo", go_down)
 
 
+def test_a_reset_by_a_task_that_ends(bench: Bench) -> None:
+    """The link by which its program is attached ends with it, queues are made anew, and the device refuses."""
+    program = bench.guest.start("exec xdp_program --interface eth0 pass")
+    program.expect("ready", timeout=120)
+    bench.control.add_fault("admin-status", nic="nic0", opcode="DESTROY_RX_QUEUE")
+    program.close_input()
+    wait_until(lambda: "Fixing recursive fault" in bench.guest.console_tail(200), timeout=120)
+    assert "RIP: 0010:gve_init_priv" in bench.guest.console_tail(200)
+    bench.guest.kill()
+
+
 def test_idpf_has_more_queues_for_xdp_than_there_are_cpus() -> None:
     """A program is attached where four queues are, and two CPUs: memory is asked for of the node of the third."""
     with NicServer(["--device", "idpf"]) as server, Guest(GuestConfig(nics=[Nic(server.sockets[0])])) as guest:
