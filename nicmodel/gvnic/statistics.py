@@ -60,6 +60,11 @@ class Statistics:
         self._interval_ns = 0
         self._timer: Timer | None = None
 
+    @property
+    def length(self) -> int:
+        """Bytes of the region; 0: there is none."""
+        return self._length if self._address else 0
+
     def attach(self, address: int, length: int, interval_ms: int) -> None:
         """Begin to write to `length` bytes at guest address `address`.
 

@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 
 from nicmodel.gvnic import registers as r
-from nicmodel.gvnic.commands import CONFIGURE_FLOW_RULE, DEVICE_DESCRIPTOR, Inner, Opcode
+from nicmodel.gvnic.commands import (
+    CONFIGURE_FLOW_RULE,
+    DEVICE_DESCRIPTOR,
+    STATS_DEVICE_RX,
+    STATS_DRIVER_RX,
+    STATS_DRIVER_TX,
+    STATS_ENTRY,
+    STATS_HEADER_SIZE,
+    Inner,
+    Opcode,
+)
 from nicmodel.gvnic.contract.checker import Checker
 from nicmodel.gvnic.contract.rules import AREAS, RULES
 from nicmodel.gvnic.profile import Profile
@@ -265,6 +275,22 @@ def test_rss_as_windows_asks_for_it_is_no_finding(checked: Loopback) -> None:
     driver.admin(Opcode.CONFIGURE_RSS, key_size=40, lut_size=128)
     driver.admin(Opcode.CONFIGURE_RSS)
     assert checked.findings == []
+
+
+def test_statistics_have_room_for_the_queues_in_use(checked: Loopback) -> None:
+    """A driver's region need not be for all queues that the device has; but then it cannot have more of them."""
+    driver = checked.driver
+    driver.probe()
+    driver.open(rx_queues=2, tx_queues=2, ring_entries=256)
+    length = STATS_HEADER_SIZE + 2 * (STATS_DRIVER_TX + STATS_DRIVER_RX + STATS_DEVICE_RX) * STATS_ENTRY.itemsize
+    region = driver.ram.allocate_zeroed(PAGE)
+    driver.admin(Opcode.REPORT_STATS, address=region, length=length, interval_ms=20_000)
+    driver.close()
+    driver.open(rx_queues=2, tx_queues=2, ring_entries=256)
+    assert checked.findings == []
+    driver.close()
+    driver.open(rx_queues=2, tx_queues=3, ring_entries=256)
+    assert names(checked) == ["ADM-RES-010"]
 
 
 def test_what_ipxe_does_is_no_finding(checked: Loopback) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,7 +122,8 @@ class Admin:
         elif there:
             self.find("ADM-QUE-003", "the queue exists")
         else:
-            return True
+            region = self._nic.statistics.length
+            return not region or self._region_fits(region, {*self._rings.queues(), f"{queue.way}{number}"})
         return False
 
     def memory_fits(self, p: np.void) -> bool:
@@ -201,14 +202,18 @@ class Admin:
         address, length = int(p["address"]), int(p["length"])
         if not address or not length:
             return
-        # The driver may have fewer queues than the device has, but has a block for each.
-        pairs = min(self._nic.profile.queues, self._nic.interrupts.count // 2)
-        entries = pairs * (c.STATS_DRIVER_TX + c.STATS_DRIVER_RX + c.STATS_DEVICE_RX)
+        if self._region_fits(length, self._rings.queues()):
+            self.memory_fits(p)
+
+    def _region_fits(self, length: int, queues: Collection[str]) -> bool:
+        """Whether a statistics region has room for what is told of some queues; a finding if not."""
+        receive = sum(name.startswith("rx") for name in queues)
+        transmit = len(queues) - receive
+        entries = transmit * c.STATS_DRIVER_TX + receive * (c.STATS_DRIVER_RX + c.STATS_DEVICE_RX)
         needed = c.STATS_HEADER_SIZE + entries * c.STATS_ENTRY.itemsize
         if length < needed:
-            self.find("ADM-RES-010", f"a statistics region of {length} bytes, {needed} are needed")
-        else:
-            self.memory_fits(p)
+            self.find("ADM-RES-010", f"a statistics region of {length} bytes, {needed} are needed for these queues")
+        return length >= needed
 
     # Page lists.
 

@@ -223,9 +223,9 @@ _ADMIN = (
     ),
     Rule(
         "ADM-RES-010",
-        "The statistics region holds the header, and the driver's and the device's entries of all queues.",
+        "The statistics region holds the header, and the driver's and the device's entries of the queues in use.",
         "The device's entries lie at its end: they would overwrite the driver's.",
-        "gve_main.c: gve_alloc_stats_report",
+        "gve_main.c: gve_alloc_stats_report, which has room for all queues; DPDK's and Linux 5.10's for those in use",
     ),
     Rule(
         "ADM-PGL-001",
