@@ -13,12 +13,13 @@ from nicmodel.faults.wire import WireFaults
 from nicmodel.nearest import did_you_mean
 from nicmodel.nic.seams import Seams
 from nicmodel.packet.frames import Batch
+from nicmodel.vfio_user.poll import Timer
 
 #: Faults that there are, by name.
 Kinds = Mapping[str, type[Fault]]
 
-#: Faults of a NIC that are at work or wait.
-_MAX_FAULTS = 100
+#: Faults of a NIC that are at work or wait, and moments at which frames are still to come.
+_MAX_FAULTS, _MAX_COMING = 100, 1000
 
 
 class Site(Protocol):
@@ -64,6 +65,7 @@ class Faults:
         self.seed = seed
         self.injections: dict[int, Injection] = {}
         self._added = 0
+        self._coming: set[Timer] = set()  # of frames that are to be received later
         self._sites: list[Site] = [
             WireFaults(nic), *sites, InterruptFaults(nic), DmaFaults(nic), DeviceFaults(nic),
         ]  # fmt: skip
@@ -92,8 +94,8 @@ class Faults:
             self._begin(injection)
         return injection
 
-    def check(self, faults: Sequence[Fault]) -> None:
-        """See that the NIC can have these faults besides those that it has.
+    def check(self, faults: Sequence[Fault], batches: int = 0) -> None:
+        """See that the NIC can have these faults, and batches of frames later, besides those that it has.
 
         Raises:
             FaultError: there are too many, or one is about something that the NIC does not have.
@@ -104,18 +106,23 @@ class Faults:
             fault.check(self.nic)
         if len(self.injections) + len(faults) > _MAX_FAULTS:
             raise FaultError(f"{self.nic.name} can have {_MAX_FAULTS} faults at a time: end some first")
+        if len(self._coming) + batches > _MAX_COMING:
+            raise FaultError(f"{self.nic.name} can have frames at {_MAX_COMING} later moments: end the faults first")
 
     def receive(self, frames: Sequence[bytes], start: float = 0.0) -> None:
         """Have the NIC receive frames, as one batch, as if they came from its wire: now, or in `start` seconds."""
         batch = Batch.of(frames)
 
+        if start <= 0:
+            self.nic.ingress.inject(batch)
+            return
+
         def come() -> None:
+            self._coming.discard(timer)
             self.nic.ingress.inject(batch)
 
-        if start > 0:
-            self.nic.poller.call_at(self.nic.clock() + round(start * 1e9), come)
-        else:
-            come()
+        timer = self.nic.poller.call_at(self.nic.clock() + round(start * 1e9), come)
+        self._coming.add(timer)
 
     def remove(self, injection: Injection | int) -> None:
         """End a fault now; one that is over is ignored."""
@@ -125,7 +132,9 @@ class Faults:
             self._update(found)
 
     def clear(self) -> None:
-        """End all faults."""
+        """End all faults; frames that were to come do not."""
+        while self._coming:
+            self.nic.poller.cancel(self._coming.pop())
         for injection in list(self.injections.values()):
             self.remove(injection)
 

@@ -149,7 +149,8 @@ class Scenario:
             given = [fault for nic, fault in self.faults if nic in (None, name)]
             for nic, weather in self.weather:
                 given += weather.scenario(faults.kinds) if nic in (None, name) else []
-            faults.check(given)
+            later = {frame.start for frame in self.frames if frame.nic in (None, name) and frame.start > 0}
+            faults.check(given, len(later))
         for number, (nic, fault) in enumerate(self.faults):
             for name, faults in by_name.items():
                 if nic in (None, name):

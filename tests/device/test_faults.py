@@ -12,6 +12,7 @@ import pytest
 from nicmodel.faults import FaultError, Scenario
 from nicmodel.faults.fault import SPAN, Late, Parameter
 from nicmodel.faults.faults import named_fault
+from nicmodel.faults.scenario import Frame
 from nicmodel.gvnic.commands import OptionId, Status
 from nicmodel.gvnic.descriptors import TxCompletionType
 from nicmodel.gvnic.faults.kinds import KINDS
@@ -1018,3 +1019,17 @@ def test_no_fault_is_in_the_way_when_it_is_over(lab: Loopback, driver: Driver, n
     assert sorted(frame for queue in (0, 1) for frame in received(lab, queue)) == sorted(frames)
     assert send(lab, count=4) == completed(lab)
     assert len(lab.wire.take()) == 4
+
+
+def test_frames_that_are_to_come_are_bounded_and_can_be_called_off(lab: Loopback, driver: Driver) -> None:
+    """A client may send scenarios with frames for later again and again."""
+    frames = tuple(Frame(tcp(100), 1.0 + moment / 10) for moment in range(1000))
+    Scenario(0, (), frames=frames).begin([lab.faults])
+    with pytest.raises(FaultError, match="1000 later moments"):
+        Scenario(0, (), frames=frames[:1]).begin([lab.faults])
+    lab.advance(1001 * MS)
+    assert received(lab) == [tcp(100)]
+    Scenario(0, (), frames=frames[-1:]).begin([lab.faults])  # there is room for one again
+    lab.faults.clear()
+    lab.advance(2000 * 1000 * MS)
+    assert received(lab) == []
