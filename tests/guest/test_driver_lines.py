@@ -7,6 +7,7 @@ lines are reached by all tests together; many only by these.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,6 +34,95 @@ PROFILES = {
     "xdp": ("--profile", "afxdp"),
 }
 DRIVER = "/sys/bus/pci/drivers/gve"
+
+#: Statistics of an interface's queues by the netdev family of generic netlink (Linux,
+#: Documentation/netlink/specs/netdev.yaml): prints, as JSON, the attributes of each answer, by their numbers. Of the
+#: interface alone, or with "queue" of each.
+QUEUE_STATISTICS = r"""
+import json, socket, struct, sys
+
+index, scope = int(sys.argv[1]), int(len(sys.argv) > 2)
+NETLINK_GENERIC, GENL_ID_CTRL, CTRL_CMD_GETFAMILY, FAMILY_ID, FAMILY_NAME = 16, 16, 3, 1, 2
+REQUEST, DUMP, DONE, ERROR = 1, 0x300, 3, 2
+QSTATS_GET, IFINDEX, SCOPE = 12, 1, 4
+
+
+def attribute(kind, content):
+    return struct.pack("HH", 4 + len(content), kind) + content + bytes(-len(content) % 4)
+
+
+def attributes(content):
+    found = {}
+    while content:
+        length, kind = struct.unpack_from("HH", content)
+        found[kind & 0x3FFF] = content[4:length]
+        content = content[(length + 3) & ~3 :]
+    return found
+
+
+def ask(family, command, flags, *words):
+    content = struct.pack("BBH", command, 1, 0) + b"".join(words)
+    netlink.send(struct.pack("IHHII", 16 + len(content), family, flags, 1, 0) + content)
+    while True:
+        answer = netlink.recv(1 << 16)
+        while answer:
+            length, kind = struct.unpack_from("IH", answer)
+            if kind == ERROR and struct.unpack_from("i", answer, 16)[0]:
+                sys.exit(f"error {struct.unpack_from('i', answer, 16)[0]}")
+            if kind in (DONE, ERROR):
+                return
+            yield attributes(answer[20:length])
+            if not flags & DUMP:
+                return
+            answer = answer[(length + 3) & ~3 :]
+
+
+netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
+[about] = ask(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, REQUEST, attribute(FAMILY_NAME, b"netdev\0"))
+[family] = struct.unpack("H", about[FAMILY_ID])
+words = [attribute(IFINDEX, struct.pack("I", index))]
+words += [attribute(SCOPE, struct.pack("Q", 1))] * scope
+answers = list(ask(family, QSTATS_GET, REQUEST | DUMP, *words))
+print(json.dumps([{kind: int.from_bytes(value, "little") for kind, value in one.items()} for one in answers]))
+"""
+
+#: All that can be asked of a PTP clock, and the errors that come of it, as JSON: its time, plainly and with that of the
+#: system around it, a new time, another frequency.
+ASK_CLOCK = r"""
+import ctypes, fcntl, json, os, sys, time
+
+file = os.open(sys.argv[1], os.O_RDWR)
+clock = ~file << 3 | 3
+libc = ctypes.CDLL(None, use_errno=True)
+PTP_SYS_OFFSET_EXTENDED, ADJ_FREQUENCY = 0xC4C03D09, 2
+
+
+def extended():
+    samples = bytearray(0x4C0)
+    samples[0] = 1
+    fcntl.ioctl(file, PTP_SYS_OFFSET_EXTENDED, samples)
+
+
+def adjust():
+    words = (ctypes.c_long * 64)(ADJ_FREQUENCY)  # by nothing: the most that it says it can
+    if libc.clock_adjtime(clock, words) < 0:
+        raise OSError(ctypes.get_errno(), "")
+
+
+said = {}
+for name, act in {
+    "gettime": lambda: time.clock_gettime_ns(clock),
+    "extended": extended,
+    "settime": lambda: time.clock_settime_ns(clock, 1),
+    "adjtime": adjust,
+}.items():
+    try:
+        act()
+        said[name] = 0
+    except OSError as error:
+        said[name] = error.errno
+print(json.dumps(said))
+"""
 
 #: A TCP sender and a receiver who holds all of it in the socket for a while: (peer) ADDRESS PORT BYTES. Both in one
 #: program, the sender in namespace "peer". Prints whether all came as it was.
@@ -323,6 +413,16 @@ def test_commands_that_are_refused_while_it_binds(bench: Bench, side: Side) -> N
         assert "Speed" not in bench.run(f"ethtool {side.interface}")
 
 
+@of("dqo")
+def test_registers_of_ones_while_it_binds(bench: Bench, side: Side) -> None:
+    """So many queues are none."""
+    bench.unbind(side)
+    with fault(side, "device-ones"):
+        assert not bench.bind(side)
+    assert "could not allocate netdev" in bench.log()
+    bench.revive(side)
+
+
 def test_more_interrupt_vectors_than_the_machine_has() -> None:
     """Of two NICs with 127 vectors each, and one processor, which has some 200."""
     with NicServer(["--queues", "63", "--wire", "link"], sockets=2) as server:
@@ -354,17 +454,56 @@ def test_a_rule_that_takes_too_long(bench: Bench, side: Side) -> None:
     bench.run(f"ethtool -K {side.interface} ntuple off")
 
 
+@of("dqo", "qpl", "gqi", "rda", "gce")
+def test_options_that_are_malformed(bench: Bench, side: Side) -> None:
+    """*Steps*: bind while they are. *Verify*: what the log says; afterwards it binds as always."""
+    said = {
+        "short": "option error",
+        "long": "larger than expected",
+        "required": "option error",
+        "beyond": "options exceed device_descriptor's total length",
+        "unknown": "GVE version",
+        "minimums": "GVE version",
+        "mtu": "below minimum MTU",
+        "oldest": "Gqi raw addressing device option enabled",
+    }
+    for what, message in said.items():
+        bench.unbind(side)
+        bench.clear_log()
+        with fault(side, "admin-options", what=what):
+            bench.bind(side)
+        assert message in bench.log(), what
+        bench.revive(side)
+
+
 # Settings that the driver refuses.
 
 
 #: A command, and a pattern for what is said, by ethtool or by the log.
 SETTINGS = {
+    "dqo": [
+        ("ethtool -G {0} rx 128", "out of range"),
+        ("ethtool -G {0} rx 1000", "power of 2"),
+        ("ethtool -G {0} rx-buf-len 1024", "can only be 2048 or 4096"),
+        ("ethtool --set-tunable {0} rx-copybreak 9000", "Invalid argument"),
+        ("ethtool --set-tunable {0} tx-copybreak 256", "not supported"),
+        ("ethtool --get-tunable {0} tx-copybreak", "not supported"),
+        ("ethtool -C {0} rx-usecs 100000", "Invalid argument"),
+        ("ethtool --reset {0} irq", "not supported"),
+        ("ethtool -X {0} hfunc xor", "not supported|Invalid argument"),
+        ("ethtool -K {0} ntuple on; ethtool -N {0} flow-type tcp4 action -1", "not supported"),
+        ("ethtool -N {0} flow-type tcp4 action 63", "Invalid argument"),
+        ("ethtool -N {0} flow-type ether dst 02:00:00:00:00:01 action 0", "Invalid argument"),
+        ("ethtool -N {0} delete 77; ethtool -K {0} ntuple off", "rmgr: Cannot delete RX class rule"),
+        ("ethtool -n {0} rule 5", "Cannot get RX class rule"),
+    ],
     "gqi": [
         ("ethtool -c {0}", "not supported"),
         ("ethtool -C {0} rx-usecs 10", "not supported"),
         ("ethtool -x {0}", "not supported"),
         ("ethtool -X {0} equal 2", "not supported"),
         ("ethtool -n {0}", "not supported"),
+        ("ethtool -n {0} rule 5", "not supported"),
         ("ethtool -G {0} rx-buf-len 4096", "not supported"),
         ("ethtool -G {0} tcp-data-split on", "not supported"),
     ],
@@ -372,7 +511,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@of("gqi", "qpl")
+@of("dqo", "gqi", "qpl")
 def test_settings_that_it_refuses(bench: Bench, side: Side) -> None:
     for command, said in SETTINGS[side.name]:
         bench.clear_log()
@@ -445,6 +584,26 @@ def test_settings_of_rss_that_the_device_keeps(bench: Bench, side: Side) -> None
         assert "Invalid argument" in bench.run(f"ethtool -x {side.interface}")
 
 
+@of("dqo", "qpl")
+def test_settings_for_udp_segmentation(bench: Bench, side: Side) -> None:
+    """One large datagram of a socket that asks for segments of 1000 bytes (UDP_SEGMENT) leaves as twenty."""
+    segments = (
+        "import socket\n"
+        "sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "sender.setsockopt(socket.IPPROTO_UDP, 103, 1000)\n"
+        f"sender.sendto(bytes(20000), ('{side.peer}', 9))\n"
+    )
+    bench.guest.put(segments.encode(), "/tmp/segments.py")
+
+    def sent() -> int:
+        return sum(queue["segments"] for queue in side.control.stat()[0]["tx_queues"])
+
+    bench.ping(side)
+    before = sent()
+    bench.run("python3 /tmp/segments.py")
+    wait_until(lambda: sent() >= before + 20)
+
+
 # Statistics, the clock, sleep.
 
 
@@ -467,6 +626,30 @@ def test_the_drivers_half_of_the_statistics(bench: Bench) -> None:
             bench.run(f"ethtool --set-priv-flags {side.interface} report-stats off")
     for side in sides:
         bench.ping(side)
+
+
+@of("dqo", "gqi")
+def test_statistics_by_netlink(bench: Bench, side: Side) -> None:
+    """Of the interface: a sum, that grows with traffic; of each queue."""
+    bench.guest.put(QUEUE_STATISTICS.encode(), "/tmp/queue_statistics.py")
+    ask = f"python3 /tmp/queue_statistics.py $(cat /sys/class/net/{side.interface}/ifindex)"
+    rx_packets, tx_packets, queue_id = 8, 10, 3
+    [before] = json.loads(bench.run(ask))
+    bench.run(f"ping -q -c 10 -i 0.01 {side.peer}")
+    [after] = json.loads(bench.run(ask))
+    for kind in map(str, (rx_packets, tx_packets)):
+        assert after[kind] >= before[kind] + 10, (before, after)
+    queues = json.loads(bench.run(f"{ask} queue"))
+    assert sorted(one[str(queue_id)] for one in queues) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@of("dqo")
+def test_the_clock_cannot_be_asked(bench: Bench, side: Side) -> None:
+    """The driver has functions for it that do nothing else than to say so (EOPNOTSUPP)."""
+    number = bench.run(f"ethtool -T {side.interface}").partition("provider index: ")[2].split()[0]
+    bench.guest.put(ASK_CLOCK.encode(), "/tmp/ask_clock.py")
+    said = json.loads(bench.run(f"python3 /tmp/ask_clock.py /dev/ptp{number}"))
+    assert said == dict.fromkeys(("gettime", "extended", "settime", "adjtime"), 95)
 
 
 def test_sleep() -> None:
@@ -531,13 +714,24 @@ def test_completions_that_cannot_be(
 
 
 @of("gqi", "rda")
-@pytest.mark.parametrize(("name", "said"), [("rx-too-long", "Unexpected frag size")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("rx-too-long", "Unexpected frag size"), ("rx-unfinished", "with incomplete packet")]
+)
 def test_descriptors_for_which_it_resets_the_device(bench: Bench, side: Side, name: str, said: str) -> None:
     resets = bench.statistics(side)["reset_cnt"]
     with fault(side, name, count=1):
         bench.run(f"ping -q -c 1 -W 1 {side.peer}")
         wait_until(lambda: bench.statistics(side)["reset_cnt"] > resets)
     assert said in bench.log()
+    bench.ping(side)
+
+
+@of("gqi", "rda")
+def test_a_descriptor_with_an_error(bench: Bench, side: Side) -> None:
+    dropped = bench.statistics(side)["rx_desc_err_dropped_pkt"]
+    with fault(side, "rx-error", count=5):
+        bench.run(f"ping -q -c 5 -i 0.1 -W 1 {side.peer}")
+    assert bench.statistics(side)["rx_desc_err_dropped_pkt"] > dropped
     bench.ping(side)
 
 
