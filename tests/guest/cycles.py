@@ -288,6 +288,16 @@ KINDS = {
 }
 
 
+def settled(pid: int, before: Footprint) -> Footprint:
+    """What a process holds when it has closed what it was just closing, such as a connection of an onlooker."""
+    for _ in range(50):
+        now = footprint(pid)
+        if now.descriptors <= before.descriptors:
+            break
+        time.sleep(0.1)
+    return now
+
+
 def repeat(kind: str, count: int, report: Report = lambda tally: None) -> Tally:
     """Do it `count` times, and see what is left.
 
@@ -304,6 +314,8 @@ def repeat(kind: str, count: int, report: Report = lambda tally: None) -> Tally:
             if running is not None and tally.cycles >= WARM:
                 tally.footprints.append(footprint(running.pid))
             report(tally)
+        if running is not None and tally.footprints:
+            tally.footprints.append(settled(running.pid, tally.footprints[0]))
     tally.check()
     return tally
 
