@@ -8,13 +8,16 @@ testpmd forwards what comes to one NIC to the other; at the far ends of both the
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 from lab import IN_PEER, LINK0, LINK1, TROUBLE, await_carrier, give_addresses, nics_of, ping, send_file, wait_until
 
+from nicmodel.client.control import Control
 from nicmodel.vm.channel import Process
 from nicmodel.vm.dpdk import DPDK, DPDK_24_11, install_dpdk
 from nicmodel.vm.guest import Guest, GuestConfig, pci_addresses
@@ -264,6 +267,22 @@ def test_24_11_dies_at_the_second_packet_of_a_queue() -> None:
         made.guest.run(f"ping -q -c 5 -W 1 {LINK0.peer}", check=False)
         assert process.wait(60).status != 0
         assert re.search(r"segfault at 24 .*librte_net_gve", made.guest.dmesg())
+
+
+def test_gqi_with_raw_addresses_begins_two_bytes_early() -> None:
+    """*Verify*: what is passed on is not what came: each frame has the padding in front of it, and lacks its end."""
+    with bench("gvnic", "gvnic", arguments=["--profile=gqi-rda"]) as made, made.testpmd() as testpmd:
+        testpmd.say("start")
+        with Control(made.server.control) as control:
+            _, frames = control.capture()
+            made.guest.run(f"ping -q -c 5 -W 1 {LINK0.peer}", check=False)
+            control.mark()
+            seen = list(takewhile(lambda frame: "reply" not in frame, frames))
+        came, went = (
+            [b64decode(frame["data"]) for frame in seen if (frame["nic"], frame["direction"]) == way]
+            for way in (("nic1", "in"), ("nic2", "out"))
+        )
+        assert went and set(went) <= {bytes(2) + frame[:-2] for frame in came}
 
 
 def test_an_idpf_that_is_not_polled_for_long() -> None:
