@@ -52,7 +52,7 @@ def _write(
 ) -> tuple[int, int]:
     """Write until Ctrl-C, the server's end or `count`; how many frames were written and lost."""
     interfaces: dict[str, int] = {}
-    taken = lost = 0
+    taken = written = lost = 0
     try:
         writer = PcapngWriter(_Output(output))
         click.echo("capturing", err=True)
@@ -65,6 +65,7 @@ def _write(
             if name not in interfaces:
                 description = f"queue {queue}" if queue else about["wires"][frame["nic"]]
                 interfaces[name] = writer.interface(name, description, limit=limit)
+            taken += 1  # before it is written: Ctrl-C may come as soon as somebody has read it
             writer.packet(
                 interfaces[name],
                 base64.b64decode(frame["data"]),
@@ -75,7 +76,7 @@ def _write(
                 toeplitz=frame.get("hash"),
                 comment=describe(frame),
             )
-            taken += 1
+            written = taken
             if taken == count:
                 break
     except KeyboardInterrupt:
@@ -83,7 +84,7 @@ def _write(
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise click.ClickException(f"{output.name}: {error.strerror}; {taken} frames were written before") from None
+        raise click.ClickException(f"{output.name}: {error.strerror}; {written} frames were written before") from None
     return taken, lost
 
 
