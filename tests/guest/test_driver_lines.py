@@ -22,7 +22,8 @@ from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.server import NicServer
 from nicmodel.vm.tools import install_guest_tools
 
-pytestmark = pytest.mark.guest
+# Eight minutes, for lines that hardly ever run: `make lines` has them.
+pytestmark = [pytest.mark.guest, pytest.mark.long]
 
 #: Options of `nicmodel serve`, by the names of the pairs' interfaces without their number.
 PROFILES = {
@@ -607,7 +608,6 @@ def test_settings_for_udp_segmentation(bench: Bench, side: Side) -> None:
 # Statistics, the clock, sleep.
 
 
-@pytest.mark.long
 def test_the_drivers_half_of_the_statistics(bench: Bench) -> None:
     """With the flag report-stats a timer of 20 s has the driver write them; the kernel's own trace tells of it."""
     sides = [bench.sides[name] for name in ("dqo", "gqi")]
