@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from nicmodel.client.control import Control
 from nicmodel.vm.channel import GuestTimeoutError
 from nicmodel.vm.errors import VmError
-from nicmodel.vm.guest import Guest, GuestConfig, pci_addresses
+from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.kernel import KernelChoice, default_kernel
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.namespace import namespace_for_taps
@@ -231,8 +231,7 @@ class DriverBench:
         guest = self._running.enter_context(Guest(config, recorder=self._recorder))
         if self._tools:
             install_guest_tools(guest)
-        [self._address] = (place for name, place in pci_addresses(guest.qmp.execute("query-pci")).items()
-                           if name == "nic0")  # fmt: skip
+        self._address = guest.pci_addresses()["nic0"]
         guest.run(["sh", "-c", _FREE, "free", self._address])
         self._guest = guest
 

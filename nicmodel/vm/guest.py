@@ -240,6 +240,10 @@ class Guest:
             raise CommandError(process.command, result)
         return process.output_bytes()
 
+    def pci_addresses(self) -> dict[str, str]:
+        """Where its devices are now, such as "0000:03:00.0", by QEMU's names for them: the first NIC is ``nic0``."""
+        return pci_addresses(self.qmp.execute("query-pci"))
+
     def dmesg(self) -> str:
         """The kernel's log."""
         return self.run("dmesg").stdout
@@ -535,7 +539,7 @@ class Guest:
             if self.kernel.config is None:
                 reason += f"; {needs.unknown(self.kernel)}"
             raise VmError(self._with_console(reason))
-        addresses = pci_addresses(self.qmp.execute("query-pci"))
+        addresses = self.pci_addresses()
         for name in self.config.accelerators:
             self.device_memory[name].device = f"/dev/bar_dmabuf/{addresses[name]}"
 

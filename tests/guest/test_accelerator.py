@@ -27,7 +27,7 @@ from nicmodel.vm import link
 from nicmodel.vm.channel import Process
 from nicmodel.vm.device_memory import DeviceMemory
 from nicmodel.vm.devmem import Received, mismatch, pattern, receive_pattern, send_pattern
-from nicmodel.vm.guest import Guest, GuestConfig, pci_addresses
+from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.passt import Passt
 from nicmodel.vm.server import NicServer
@@ -295,7 +295,7 @@ def test_sent_from_the_accelerators_memory(bench: Bench, kind: str) -> None:
 def test_memory_without_a_descriptor_is_reached_by_messages(bench: Bench) -> None:
     """The same into, and out of, memory that only QEMU itself can reach: each buffer is a message to it, and back."""
     nbytes = 2 * MIB
-    private = f"--device /dev/bar_dmabuf/{pci_addresses(bench.guest.qmp.execute('query-pci'))['private']}"
+    private = f"--device /dev/bar_dmabuf/{bench.guest.pci_addresses()['private']}"
     before = bench.report()
     with bench.rule(PORT, QUEUE):
         process = bench.receiver(private, "--seed 8", size=8 * MIB)
@@ -480,9 +480,9 @@ def test_unplugged_while_bound(bench: Bench) -> None:
         guest.qmp.execute("device_del", {"id": "hbm"})
         wait_until(lambda: "removal waits until all of its dma-bufs are closed and unbound" in guest.dmesg())
         send_pattern("127.0.0.1", PORT, 8 * MIB)
-        assert "hbm" in pci_addresses(guest.qmp.execute("query-pci"))
+        assert "hbm" in guest.pci_addresses()
         assert verdict(process)["bytes"] == 8 * MIB
-    wait_until(lambda: "hbm" not in pci_addresses(guest.qmp.execute("query-pci")), timeout=120)
+    wait_until(lambda: "hbm" not in guest.pci_addresses(), timeout=120)
     assert bench.run(f"test -e {bench.memory['hbm'].device}", check=False).status == 1
     # QEMU does not let the same backend be a device's memory twice; the file may be.
     file = f"/proc/self/fd/{bench.memory['hbm'].fd}"
@@ -597,7 +597,7 @@ def test_bad_input_is_refused_in_words(bench: Bench) -> None:
 
 def test_a_peer_that_is_out_of_reach(bench: Bench) -> None:
     """No switch is above both, and the host bridge is not one of those that Linux trusts with it."""
-    address = pci_addresses(bench.guest.qmp.execute("query-pci"))["far"]
+    address = bench.guest.pci_addresses()["far"]
     far = f"--device /dev/bar_dmabuf/{address} --size 1M"
     for said in (
         refused(bench, far),

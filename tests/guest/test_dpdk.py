@@ -20,7 +20,7 @@ from lab import IN_PEER, LINK0, LINK1, TROUBLE, await_carrier, give_addresses, n
 from nicmodel.client.control import Control
 from nicmodel.vm.channel import Process
 from nicmodel.vm.dpdk import DPDK, DPDK_24_11, install_dpdk
-from nicmodel.vm.guest import Guest, GuestConfig, pci_addresses
+from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.packages import Packages
 from nicmodel.vm.server import NicServer
 
@@ -103,7 +103,7 @@ class Bench:
         self.server = stack.enter_context(NicServer(words, sockets=4))
         config = GuestConfig(nics=nics_of(self.server), layout="iommu", memory="1536M")
         self.guest = stack.enter_context(Guest(config))
-        addresses = pci_addresses(self.guest.qmp.execute("query-pci"))
+        addresses = self.guest.pci_addresses()
         self.devices = [addresses["nic1"], addresses["nic2"]]
         install_dpdk(self.guest, packages)
         self.guest.run("echo 128 > /proc/sys/vm/nr_hugepages; modprobe vfio_pci")
@@ -186,7 +186,7 @@ def test_the_page_s_recipe() -> None:
         wait_until(lambda: all(report["delivered"] > 1000 for report in server.report()))
         testpmd.say("stop")
         testpmd.quit()
-        idpf = pci_addresses(guest.qmp.execute("query-pci"))["nic1"]
+        idpf = guest.pci_addresses()["nic1"]
         single = guest.run(f"dpdk-testpmd -a {idpf},rx_single=1,tx_single=1 -- --auto-start </dev/null", check=False)
         assert "CREATE_VPORT" in single.stderr + single.stdout
         assert server.findings(without=(*KNOWN_FAULTS, "VPT-002")) == ""

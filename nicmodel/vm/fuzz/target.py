@@ -20,7 +20,7 @@ from nicmodel.vm.errors import VmError
 from nicmodel.vm.fuzz.finding import Sign, emulators_fault, signs
 from nicmodel.vm.fuzz.guide import Guide, Seen
 from nicmodel.vm.fuzz.inputs import PING, RELOAD, UP_AND_DOWN, first_frames
-from nicmodel.vm.guest import Guest, GuestConfig, pci_addresses
+from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.server import NicServer
@@ -150,7 +150,7 @@ class Target:
             recorder = Recorder(names, live=self._folder / "coverage")
         config = GuestConfig(nics=[Nic(self._socket)], kernel=self._kernel, modules=self._modules)
         guest = self.guest = self._running.enter_context(Guest(config, recorder=recorder))
-        [self._pci] = (place for name, place in pci_addresses(guest.qmp.execute("query-pci")).items() if name == "nic0")
+        self._pci = guest.pci_addresses()["nic0"]
         self.run(_FIRST)
         self._names = guest.run(
             ["sh", "-c", "basename $(readlink /sys/bus/pci/devices/$0/driver/module)", self._pci]
