@@ -1,4 +1,4 @@
-"""What faults change in the completions of received packets, and in the buffers that these are about.
+"""What faults change in completions, and in the buffers that those of received packets are about.
 
 The completions are still in the shadow (`nicmodel.faults.detour`), the packets' bytes in the guest's buffers.
 """
@@ -6,16 +6,24 @@ The completions are still in the shadow (`nicmodel.faults.detour`), the packets'
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from nicmodel.faults.detour import Words, get, host_address, put
 from nicmodel.faults.fault import Injection
-from nicmodel.faults.kinds import RxBufferId, RxField
+from nicmodel.faults.kinds import RxBufferId, RxField, TxField
 from nicmodel.nic.layout import Bits, Layout
 from nicmodel.vfio_user.regions import RegionMap
 
 #: How far from its place in the ring a buffer may be used.
 _APART = 3
+
+
+def other_fields(faults: Sequence[Injection], queue: int) -> Iterator[TxField]:
+    """The faults that strike a completion of a transmit queue by giving one of its fields another value."""
+    for injection in faults:
+        fault = injection.fault
+        if isinstance(fault, TxField) and injection.hit(queue=f"tx{queue}", field=fault.field):
+            yield fault
 
 
 class Buffers:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nicmodel.faults.detour import Shadow, host_address, publish
+from nicmodel.faults.detour import Shadow, host_address, publish, put
+from nicmodel.faults.edits import other_fields
 from nicmodel.faults.fault import Injection, Late
 from nicmodel.faults.kinds import DmaSlow, TxFault, TxField, TxHalt, TxLate, TxNever, TxOrder, TxTag
 from nicmodel.faults.order import mixed
@@ -20,7 +21,6 @@ from nicmodel.gvnic.device import Nic
 from nicmodel.gvnic.faults.kinds import TxHold, TxMiss, TxReportLate
 from nicmodel.gvnic.state import State
 from nicmodel.nic.egress import Transmit
-from nicmodel.nic.layout import Bits
 from nicmodel.nic.state import Drop, Taken
 
 _GENERATION = np.uint64(1 << TX_COMPLETION.generation.shift)
@@ -116,12 +116,11 @@ class TransmitFaults:
 
     def _edited(self, faults: Sequence[Injection], queue: int, completion: Word) -> Word:
         """A completion with the fields that faults give it."""
-        for injection in faults:
-            fault = injection.fault
-            if isinstance(fault, TxField) and injection.hit(queue=f"tx{queue}", field=fault.field):
-                field = TX_COMPLETION.fields[{"value": "tag_or_head"}.get(fault.field, fault.field)]
-                completion = _with(completion, field, fault.value & field.mask)
-        return completion
+        changed = completion.copy()
+        for fault in other_fields(faults, queue):
+            field = TX_COMPLETION.fields[{"value": "tag_or_head"}.get(fault.field, fault.field)]
+            put(changed, field, fault.value & field.mask)
+        return changed
 
     def _malformed(self, queue: int) -> int:
         """Packets of the queue that were malformed."""
@@ -294,13 +293,10 @@ def _value(completion: Word) -> int:
 
 def _made(completion: Word, kind: TxCompletionType, value: int) -> Word:
     """A completion as this one, but of another type and with another tag."""
-    return _with(_with(completion, TX_COMPLETION.type, kind), TX_COMPLETION.tag_or_head, value)
-
-
-def _with(completion: Word, field: Bits, value: int) -> Word:
-    """A completion as this one, but for a field."""
-    word = int(completion[0]) & ~(field.mask << field.shift) | value << field.shift
-    return np.array([word], np.uint64)
+    made = completion.copy()
+    put(made, TX_COMPLETION.type, kind)
+    put(made, TX_COMPLETION.tag_or_head, value)
+    return made
 
 
 def _is_report(word: Word) -> bool:

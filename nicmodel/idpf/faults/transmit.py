@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from nicmodel.faults.detour import Shadow, host_address
+from nicmodel.faults.edits import other_fields
 from nicmodel.faults.fault import Injection, Late
 from nicmodel.faults.kinds import DmaSlow, TxFault, TxField, TxLate, TxNever, TxOrder, TxTag
 from nicmodel.faults.order import mixed
@@ -94,11 +95,9 @@ class TransmitFaults:
 
     def _edited(self, faults: Sequence[Injection], queue: int, word: int) -> int:
         """A completion with the fields that faults give it."""
-        for injection in faults:
-            fault = injection.fault
-            if isinstance(fault, TxField) and injection.hit(queue=f"tx{queue}", field=fault.field):
-                field = TX_COMPLETION.fields[fault.field]
-                word = word & ~(field.mask << field.shift) | (fault.value & field.mask) << field.shift
+        for fault in other_fields(faults, queue):
+            field = TX_COMPLETION.fields[fault.field]
+            word = word & ~(field.mask << field.shift) | (fault.value & field.mask) << field.shift
         return word
 
     def _decide(self, faults: Sequence[Injection], queue: int, word: int) -> None:
