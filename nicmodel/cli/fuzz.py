@@ -33,6 +33,7 @@ from nicmodel.vm.fuzz.inputs import ABOUT, Inputs, keeps_contract
 from nicmodel.vm.fuzz.smaller import Limits
 from nicmodel.vm.fuzz.target import Found, Target
 from nicmodel.vm.kernel import Kernel, KernelChoice
+from nicmodel.vm.needs import DRIVERS
 from nicmodel.vm.options import kernel_options, module_option
 
 #: Lines of the kernel's log that are shown of a finding.
@@ -137,10 +138,7 @@ def _modules(kernel: Kernel, named: Sequence[Path], device: str) -> list[Module]
     """
     if named:
         return [Module.read(path) for path in named]
-    wanted = DEVICES[device].pci
-    from nicmodel.vm.needs import DRIVERS
-
-    name = DRIVERS[wanted].module
+    name = DRIVERS[DEVICES[device].pci].module
     if module := files.of_kernel(kernel, name):
         return [module]
     raise VmError(f"Linux {kernel.release} has no module {name}: name a driver's file, --module FILE")

@@ -44,7 +44,7 @@ _REPEATED, _OFTEN_APART, _OFTEN_LEAST = 4, 0.5, 2
 _DOORBELL = 8
 #: Numbers in a kernel's log that are not the same twice: times, addresses, process numbers.
 _CHANGING = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,}\b|\d+")
-_STAMP = re.compile(r"^\[ *[\d.]+\] *(\[ *[TC]\d+\] *)?")
+_STAMP = re.compile(r"^(<\d+>)?\[ *[\d.]+\]( *\[ *[TC]\d+\])? ?")
 _GOOD = ("PASSED", "OK")
 
 
@@ -265,7 +265,12 @@ def _measures(counts: Mapping[str, int]) -> dict[str, float]:
 
 def log_lines(log: Collection[str]) -> set[str]:
     """Lines of a kernel's log without what is never the same twice."""
-    return {_CHANGING.sub("N", _STAMP.sub("", line)).strip() for line in log} - {""}
+    return {_CHANGING.sub("N", unstamped(line)).strip() for line in log} - {""}
+
+
+def unstamped(line: str) -> str:
+    """A line of a kernel's log without its level, its time and its task."""
+    return _STAMP.sub("", line)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from nicmodel.client.behaviour import unstamped
 from nicmodel.client.control import Control, ControlError
 from nicmodel.faults.scenario import Deed, Scenario
 from nicmodel.vm.channel import GuestTimeoutError
@@ -104,18 +104,16 @@ class Target:
         self._kernel, self._modules, self._folder, self._seen = kernel, modules, folder, seen
         self._serve = ["--check", "--mac", MAC, *serve]
         self.frames = first_frames(MAC, GUEST, GUEST6, PEER_MAC, PEER, PEER6)
-        self._stack, self._running = ExitStack(), ExitStack()
+        self._running = ExitStack()
         self.guest: Guest | None = None
         self.guide: Guide | None = None
 
     def __enter__(self) -> Self:
-        try:
-            server = self._stack.enter_context(NicServer(self._serve))
+        with ExitStack() as stack:
+            server = stack.enter_context(NicServer(self._serve))
             self._socket = server.sockets[0]
-            self._control = self._stack.enter_context(Control(server.control))
-        except BaseException:
-            self._stack.close()
-            raise
+            self._control = stack.enter_context(Control(server.control))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -260,16 +258,16 @@ class Target:
             again: tell what was told the last time, too: the rest of it may have come.
         """
         assert self.guest is not None
-        lost = ""
+        lost: tuple[Sign, str] | None = None
         try:
             self.guest.run(["true"], timeout=_LIMIT)
         except GuestTimeoutError:
-            lost = "the guest answers no more"
+            lost = HANG, "the guest answers no more"
         except VmError as error:
-            lost = str(error).partition("\n")[0]
+            lost = Sign("lost", ""), str(error).partition("\n")[0]
         self._console = self._console if again else self._told
         text, self._told = self._said(self._console)
-        lines = [_plain(line) for line in text.splitlines()]
+        lines = [unstamped(line.rstrip("\r")) for line in text.splitlines()]
         if emulators_fault(text):
             return [Found(EMULATOR, tuple(lines[-40:]))]
         found = [Found(sign, tuple(part)) for sign, part in signs(lines, self._names)]
@@ -277,7 +275,8 @@ class Target:
         crash = next((number for number, one in enumerate(found) if not one.sign.mild), len(found))
         found = found[: crash + 1]
         if lost and not found:
-            found.append(Found(HANG if "answers no more" in lost else Sign("lost", ""), (lost, *lines[-40:])))
+            sign, said = lost
+            found.append(Found(sign, (said, *lines[-40:])))
         return found
 
     def revive(self) -> list[Found]:
@@ -309,11 +308,6 @@ EMULATOR = Sign("a fault of QEMU's emulated processors", "")
 """None of the driver's."""
 HANG, STUCK = Sign("hang", ""), Sign("stuck", "")
 """Something in the guest does not end; the driver answers no more, not even when it is bound again."""
-
-
-def _plain(line: str) -> str:
-    """A line of the kernel's log without its time."""
-    return re.sub(r"^(<\d+>)?\[ *[\d.]+\](\[ *[TC]\d+\])? ?", "", line.rstrip("\r"))
 
 
 def pause(one: Scenario) -> float:
