@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -117,3 +118,35 @@ def test_links_of_texts_in_the_repository(text: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", text.read_text())
     missing = [link for link in links if not urlsplit(link).scheme and not (text.parent / link).exists()]
     assert not missing
+
+
+def names(source: str, word: str) -> bool:
+    """Whether a module's code has the word in a name or a text, its docstrings left out."""
+    tree = ast.parse(source)
+    told = {
+        id(first.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        for first in node.body[:1]
+        if isinstance(first, ast.Expr)
+    }
+    texts = (
+        getattr(node, field)
+        for node in ast.walk(tree)
+        if id(node) not in told
+        for field in ("id", "attr", "arg", "name", "module", "value")
+        if hasattr(node, field)
+    )
+    return any(isinstance(text, str) and word in text.lower() for text in texts)
+
+
+def test_only_files_that_architecture_lists_name_the_second_device() -> None:
+    package = ROOT / "nicmodel"
+    files = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if not path.is_relative_to(package / "idpf") and names(path.read_text(), "idpf")
+    }
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    [paragraph] = re.findall(r"^Outside of its folder a personality is named.*?\n\n", text, re.MULTILINE | re.DOTALL)
+    assert files == set(re.findall(r"`([\w/]+\.py)`", paragraph))
