@@ -108,7 +108,8 @@ def fuzz(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nicmodel-fuzz-")))
         target, again = (
-            stack.enter_context(Target(kernel, options, module_files, folder, one)) for one in (seen, None)
+            stack.enter_context(Target(kernel, options, module_files, "xdp" in about, folder, one))
+            for one in (seen, None)
         )
         fuzzer = Fuzzer(
             target, again, Inputs(DEVICES[device].faults, about, target.frames, chance),
@@ -229,7 +230,8 @@ def _replay(
     except FaultError as error:
         raise VmError(str(error)) from None
     found: list[Found] = []
-    with Target(kernel, options, modules, Path(), None) as target:
+    xdp = any("xdp" in deed.run for deed in scenario.guest)
+    with Target(kernel, options, modules, xdp, Path(), None) as target:
         target.start()
         try:
             target.play(scenario)

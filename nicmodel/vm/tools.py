@@ -209,12 +209,12 @@ def is_object(file: Path) -> bool:
         return content.read(4) in _OBJECTS
 
 
-def install_guest_tools(guest: Guest) -> None:
-    """Put the programs of `guest/`, and ncdevmem, where the guest's shell finds them."""
+def install_guest_tools(guest: Guest, names: Sequence[str] = (*GUEST_TOOLS, "ncdevmem")) -> None:
+    """Put programs of `guest/`, and ncdevmem, where the guest's shell finds them."""
     folder = build_guest_tools(guest.kernel.arch)
-    for tool in GUEST_TOOLS:
-        guest.put(folder / tool, f"/usr/local/bin/{tool}")
-    guest.put(build_ncdevmem(guest.kernel.arch), "/usr/local/bin/ncdevmem")
+    for name in names:
+        path = build_ncdevmem(guest.kernel.arch) if name == "ncdevmem" else folder / name
+        guest.put(path, f"/usr/local/bin/{name}")
 
 
 def install_guest_module(guest: Guest) -> None:

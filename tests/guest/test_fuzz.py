@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from lab import wait_until
 
-from nicmodel.faults.scenario import Scenario
+from nicmodel.faults.scenario import Frame, Scenario
 from nicmodel.gvnic.faults.kinds import KINDS
+from nicmodel.vm.fuzz.inputs import PING
+from nicmodel.vm.fuzz.target import Target
 from nicmodel.vm.kernel import default_kernel
 
 pytestmark = pytest.mark.guest
@@ -65,3 +68,24 @@ def test_a_fault_is_found_and_made_small(tmp_path: Path) -> None:
     assert kept == len(list((corpus / "completions").glob("*.toml"))) > 1
     again = nicmodel("--module", module, "--replay", folder / "scenario.toml")
     assert again.returncode == 3 and FUNCTION in again.stdout, again.stdout + again.stderr
+
+
+@pytest.mark.parametrize("device", ["gvnic", "idpf"])
+def test_programs_take_packets_before_the_kernel_does(device: str) -> None:
+    """*Verify*: what XDP sends back leaves by queues of its own, behind those of the stack; and that it ends."""
+    queues, frames = 2, 5
+    with Target(default_kernel(), ["--device", device], [], True, Path(), None) as target:
+        target.start()
+
+        def sent_by_xdp() -> int:
+            [nic] = target.counters()
+            return sum(int(queue["packets"]) for queue in nic["tx_queues"][queues:])
+
+        target.run("xdp_settings")
+        assert target.run("xdp 20 xdp_program tx") == 0
+        before = sent_by_xdp()
+        target.begin(Scenario(0, (), frames=(Frame(target.frames[PING]),) * frames))
+        wait_until(lambda: sent_by_xdp() == before + frames)
+        assert target.run("no_xdp; ip link show $NETIF | grep xdp") == 1
+        assert target.answers(10) and sent_by_xdp() == before + frames
+        assert target.found() == []

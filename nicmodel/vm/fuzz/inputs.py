@@ -22,6 +22,7 @@ ABOUT: Mapping[str, Collection[str]] = {
     "interrupts": ("interrupts",),
     "commands": ("admin queue", "mailbox"),
     "device": ("device", "DMA"),
+    "xdp": ("receive", "transmit"),
     "load": ("admin queue", "mailbox"),
 }
 #: Those that a guest answers by itself, in a millisecond.
@@ -35,7 +36,7 @@ UP_AND_DOWN = "ip link set $NETIF down; ip link set $NETIF up"
 RELOAD = "echo $PCI >/sys/bus/pci/drivers/$DRIVER/unbind; echo $PCI >/sys/bus/pci/drivers/$DRIVER/bind; set_up"
 """The latter has the driver let go of the NIC and take it again."""
 
-#: What a guest does: each makes the driver ask something of its device. `set_up` gives the interface its address.
+#: What a guest does: each makes the driver ask something of its device.
 _DEEDS = (
     UP_AND_DOWN,
     "ethtool -S $NETIF",
@@ -55,7 +56,21 @@ _DEEDS = (
     "ping -q -c 5 -i 0.01 -W 0.1 -s {size} 192.0.2.2",
     "sleep 0.3",
 )
+#: Programs that take the driver's packets before the kernel does, for some seconds: the shell function `xdp` runs them.
+XDP = (
+    "xdp {seconds} xdp_program pass",
+    "xdp {seconds} xdp_program drop",
+    "xdp {seconds} xdp_program tx",
+    "xdp {seconds} xdp_program redirect",
+    "xdp {seconds} xdp_program --timestamp tx",
+    "xdp {seconds} xdp_socket --queues {queues} copy",
+    "xdp {seconds} xdp_socket --queues {queues} zero-copy",
+    "no_xdp",
+)
+#: What drivers want for it: no header split, no coalescing, small buffers, no more queues than processors.
+_READY = "xdp_settings"
 _CHOICES: Mapping[str, Sequence[object]] = {
+    "seconds": (1, 2, 4),
     "usecs": (0, 1, 20, 100, 8190),
     "entries": (256, 512, 1024, 2048, 4096),
     "queues": (1, 2, 3, 4),
@@ -105,6 +120,9 @@ class Inputs:
             deeds = ["sleep 0.5", *deeds] if resets else deeds
         elif about == "device":
             deeds = [self._deed() for _ in range(chance.randint(0, 2))]
+        elif about == "xdp":
+            deeds = [*([_READY] if chance.random() < 0.7 else []), self._filled(chance.choice(XDP))]
+            deeds += [self._deed() for _ in range(chance.choice((0, 0, 1)))]
         return _scenario(chance.getrandbits(31), faults, frames, deeds)
 
     def mutate(self, one: Scenario, other: Scenario) -> Scenario:
@@ -152,9 +170,10 @@ class Inputs:
         parts[at] = change(parts[at])
 
     def _deed(self) -> str:
-        return self._chance.choice(_DEEDS).format(
-            **{name: self._chance.choice(values) for name, values in _CHOICES.items()}
-        )
+        return self._filled(self._chance.choice(_DEEDS))
+
+    def _filled(self, line: str) -> str:
+        return line.format(**{name: self._chance.choice(values) for name, values in _CHOICES.items()})
 
     def _fault(self, kind: type[Fault]) -> Fault:
         values = {}

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from nicmodel.client.behaviour import unstamped
 from nicmodel.client.control import Control, ControlError
@@ -24,6 +24,7 @@ from nicmodel.vm.guest import Guest, GuestConfig
 from nicmodel.vm.kernel import KernelChoice
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.server import NicServer
+from nicmodel.vm.tools import install_guest_tools
 
 #: Addresses (RFC 5737, RFC 3849) and the other end's MAC address, behind which there is nobody.
 MAC, PEER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
@@ -59,6 +60,23 @@ set_up() {{
 NETIF=$(basename "$(readlink /tmp/nic)")
 DRIVER=$(basename "$(readlink /sys/bus/pci/devices/$PCI/driver)")
 [ "$DRIVER" ] || DRIVER=$(cat /tmp/driver)
+no_xdp() {{
+    pkill -x 'xdp_(program|socket)' || return 0
+    for try in $(seq 100); do pgrep -x 'xdp_(program|socket)' >/dev/null || return 0; sleep 0.02; done
+}}
+xdp() {{
+    seconds=$1 program=$2; shift 2
+    no_xdp
+    {{ sleep "$seconds" | "$program" --interface "$NETIF" "$@" >/tmp/xdp 2>&1; }} </dev/null >/dev/null 2>&1 &
+    for try in $(seq 100); do grep -q . /tmp/xdp && return; sleep 0.02; done
+}}
+xdp_settings() {{
+    ethtool -K "$NETIF" rx-gro-hw off
+    ethtool -G "$NETIF" tcp-data-split off
+    ethtool -G "$NETIF" rx-buf-len 2048
+    ethtool -L "$NETIF" rx 2 tx 2 || ethtool -L "$NETIF" combined 2
+    ip link set "$NETIF" mtu 1500
+}}
 """
 _FIRST = """
 echo "$DRIVER" >/tmp/driver
@@ -89,6 +107,7 @@ class Target:
         kernel: the guest's.
         serve: options for ``nicmodel serve``.
         modules: files of the driver, in place of the stock one.
+        xdp: the guest has the programs that `nicmodel.vm.fuzz.inputs.XDP` names.
         folder: for the file that QEMU and this process share.
         seen: what has run of the driver; None: nobody looks, as when a scenario is played again.
 
@@ -99,9 +118,15 @@ class Target:
     """
 
     def __init__(
-        self, kernel: KernelChoice, serve: Sequence[str], modules: Sequence[Path], folder: Path, seen: Seen | None
+        self,
+        kernel: KernelChoice,
+        serve: Sequence[str],
+        modules: Sequence[Path],
+        xdp: bool,
+        folder: Path,
+        seen: Seen | None,
     ) -> None:
-        self._kernel, self._modules, self._folder, self._seen = kernel, modules, folder, seen
+        self._kernel, self._modules, self._xdp, self._folder, self._seen = kernel, modules, xdp, folder, seen
         self._serve = ["--check", "--mac", MAC, *serve]
         self.frames = first_frames(MAC, GUEST, GUEST6, PEER_MAC, PEER, PEER6)
         self._running = ExitStack()
@@ -148,6 +173,8 @@ class Target:
             recorder = Recorder(names, live=self._folder / "coverage")
         config = GuestConfig(nics=[Nic(self._socket)], kernel=self._kernel, modules=self._modules)
         guest = self.guest = self._running.enter_context(Guest(config, recorder=recorder))
+        if self._xdp:
+            install_guest_tools(guest, ("xdp_program", "xdp_socket"))
         self._pci = guest.pci_addresses()["nic0"]
         self.run(_FIRST)
         self._names = guest.run(
@@ -239,8 +266,12 @@ class Target:
         """See `nicmodel.vm.kernel.Kernel.patience`."""
         return 1 if self.guest is None else self.guest.kernel.patience
 
+    def counters(self) -> list[dict[str, Any]]:
+        """What the server has counted: its one NIC (`nicmodel.client.control.Control.stat`)."""
+        return self._control.stat()
+
     def _sent(self) -> int:
-        (nic,) = self._control.stat()
+        (nic,) = self.counters()
         return sum(queue["packets"] for queue in nic["tx_queues"])
 
     def contract(self) -> list[Found]:
@@ -285,7 +316,7 @@ class Target:
         try:
             if self.answers():
                 return []
-            for line in (UP_AND_DOWN, RELOAD):
+            for line in ("no_xdp", UP_AND_DOWN, RELOAD):
                 self.run(line)
                 if self.answers():
                     return []
