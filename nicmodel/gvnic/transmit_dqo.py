@@ -15,7 +15,7 @@ from nicmodel.jit.compiled import compiled, i64, u64
 from nicmodel.nic.dma import READ, WRITE, book, fault, locate, read_pieces_later
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import MAX_PACKET, MAX_SEGMENTS, Drop, Records, Taken
-from nicmodel.nic.transmit import begin, plan, room, send
+from nicmodel.nic.transmit import begin, dispatch
 from nicmodel.packet.frames import MAX_FRAME
 
 _ALL, _FULL, _SHARE = (int(reason) for reason in Taken)
@@ -145,21 +145,12 @@ def transmit_dqo(
         mss = i64(tso >> _TSO_MSS & _TSO_MSS_MASK)
         if total > MAX_PACKET or (not has_tso and total > MAX_FRAME) or (has_tso and header == 0):
             verdict = _BAD_DESCRIPTOR
-        if verdict == _NONE:
-            most = i64(tso >> _TSO_TOTAL & _TSO_TOTAL_MASK)
-            planned = plan(state, queue, out, total, has_tso, header, mss, most)
-            verdict = planned.verdict
-            if verdict == _NONE and planned.payload <= 0:
-                verdict = _BAD_DESCRIPTOR
-            if verdict == _NONE:
-                taken, verdict = room(out, planned, head == before)
-                if taken != _ALL:
-                    return taken
-            if verdict == _NONE:
-                verdict = send(state, queue, out, planned, checksum)
-        if verdict != _NONE:
-            state.drops[row, verdict] += 1
-        tx.packets += 1
+        most = i64(tso >> _TSO_TOTAL & _TSO_TOTAL_MASK)
+        taken, verdict = dispatch(
+            state, queue, out, verdict, total, has_tso, header, mss, most, checksum, head == before
+        )
+        if taken != _ALL:
+            return taken
         state.device[0].wanted = 0
         state.device[0].wanted_bytes = 0
 

@@ -19,7 +19,7 @@ from nicmodel.jit.compiled import compiled, i64, u64
 from nicmodel.nic.dma import READ, WRITE, book, fault, locate
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import MAX_SEGMENTS, Drop, Records, Taken
-from nicmodel.nic.transmit import begin, plan, room, send
+from nicmodel.nic.transmit import begin, dispatch
 
 _ALL, _FULL, _SHARE = (int(reason) for reason in Taken)
 _NONE = int(Drop.NONE)
@@ -140,18 +140,11 @@ def transmit_gqi(
             gathered += state.pieces[k].length
         if verdict == _NONE and (gathered != total or total == 0):
             verdict = _BAD_DESCRIPTOR
-        if verdict == _NONE:
-            planned = plan(state, queue, out, total, kind == _TSO, 0, mss, total)
-            verdict = planned.verdict
-            if verdict == _NONE:
-                ended, verdict = room(out, planned, head == before)
-                if ended != _ALL:
-                    break
-            if verdict == _NONE:
-                verdict = send(state, queue, out, planned, checksum)
-        if verdict != _NONE:
-            state.drops[row, verdict] += 1
-        tx.packets += 1
+        ended, verdict = dispatch(
+            state, queue, out, verdict, total, kind == _TSO, 0, mss, total, checksum, head == before
+        )
+        if ended != _ALL:
+            break
         head = (head + descriptors) & _COUNT_MASK
         tx.head = head
         state.vectors[tx.vector].pending = 1

@@ -27,7 +27,7 @@ from nicmodel.jit.compiled import compiled, i64, inlined, u64
 from nicmodel.nic.dma import READ, WRITE, book, fault, locate, read_pieces_later
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import MAX_PACKET, MAX_SEGMENTS, Drop, Records, Taken
-from nicmodel.nic.transmit import Out, begin, plan, room, send
+from nicmodel.nic.transmit import Out, begin, dispatch
 from nicmodel.packet.frames import MAX_FRAME
 
 _ALL, _FULL, _SHARE = (int(reason) for reason in Taken)
@@ -230,26 +230,17 @@ def transmit_split(
         mss = i64(tso >> _TSO_MSS & _TSO_MSS_MASK)
         if total > MAX_PACKET or (not has_tso and total > MAX_FRAME) or (has_tso and header == 0):
             verdict = _BAD_DESCRIPTOR
-        if verdict == _NONE:
-            # The context's own total is not asked: DPDK cuts it to 14 bits, and the descriptors say it anyway.
-            planned = plan(state, queue, out, total, has_tso, header, mss, total)
-            verdict = planned.verdict
-            if verdict == _NONE and planned.payload <= 0:
-                verdict = _BAD_DESCRIPTOR
-            if verdict == _NONE:
-                taken, verdict = room(out, planned, head == before)
-                if taken != _ALL:
-                    return taken
-            if verdict == _NONE:
-                first = i64(used[0])
-                verdict = send(state, queue, out, planned, checksum)
-                _count_casts(state, out, first)
-                if verdict == _NONE and latch >= 0:
-                    state.latches[latch].time = time_at(state.device[0], i64(state.device[0].sending_at))
-                    state.latches[latch].full = 1
-        if verdict != _NONE:
-            state.drops[row, verdict] += 1
-        tx.packets += 1
+        first = i64(used[0])
+        # The context's own total is not asked: DPDK cuts it to 14 bits, and the descriptors say it anyway.
+        taken, verdict = dispatch(
+            state, queue, out, verdict, total, has_tso, header, mss, total, checksum, head == before
+        )
+        if taken != _ALL:
+            return taken
+        _count_casts(state, out, first)
+        if verdict == _NONE and latch >= 0:
+            state.latches[latch].time = time_at(state.device[0], i64(state.device[0].sending_at))
+            state.latches[latch].full = 1
         state.device[0].wanted = 0
         state.device[0].wanted_bytes = 0
 

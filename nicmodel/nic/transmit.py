@@ -2,11 +2,12 @@
 
 A doorbell's worth of descriptors goes to a batch of frames in one compiled call, that of a loop, of which a personality
 has one for each of its queue formats (`nicmodel.gvnic.transmit_dqo`). A loop scans the descriptors of a packet up to
-its end, and remembers its pieces in ``state.pieces``; then it calls stages, which are for all of them:
+its end, and remembers its pieces in ``state.pieces``; then it calls `dispatch`. That is for all of them, and has three
+stages:
 
-1. `plan`: what the packet becomes: one frame, or segments (`plan_segments`).
-2. `room`: whether that fits the batch.
-3. `send`: gather its bytes by DMA, checksum or segment.
+1. `_plan`: what the packet becomes: one frame, or segments (`_plan_segments`).
+2. `_room`: whether that fits the batch.
+3. `_send`: gather its bytes by DMA, checksum or segment.
 
 The completion is the format's. What the wire takes undone (`Offload`) stays undone: a partial checksum or a whole TSO
 packet travels with its record.
@@ -284,7 +285,7 @@ def _plan_segments(
 
 
 @inlined
-def plan(
+def _plan(
     state: State, queue: int, out: Out, total: int, segmented: bool, header: int, mss: int, most: int
 ) -> Plan:  # fmt: skip
     """Decide what a packet of `total` bytes becomes.
@@ -311,7 +312,7 @@ def plan(
 
 
 @inlined
-def room(out: Out, planned: Plan, first: bool) -> tuple[int, int]:
+def _room(out: Out, planned: Plan, first: bool) -> tuple[int, int]:
     """Whether a packet goes into the batch; the `first` of a call may be more than the queue's share.
 
     Returns:
@@ -327,9 +328,49 @@ def room(out: Out, planned: Plan, first: bool) -> tuple[int, int]:
 
 
 @inlined
-def send(state: State, queue: int, out: Out, planned: Plan, checksum: bool) -> int:
+def _send(state: State, queue: int, out: Out, planned: Plan, checksum: bool) -> int:
     """Add a packet to the batch; the result is a `Drop`."""
     if planned.mss == 0:
         return i64(_send_plain(state, queue, out, planned.payload, checksum))
     out.used[2] += planned.frames
     return i64(_send_segments(state, queue, out, planned.header, planned.payload, planned.mss, planned.whole))
+
+
+@inlined
+def dispatch(
+    state: State, queue: int, out: Out, verdict: int, total: int, segmented: bool, header: int, mss: int, most: int,
+    checksum: bool, first: bool,
+) -> tuple[int, int]:  # fmt: skip
+    """Add a packet to the batch, or count why it is dropped.
+
+    Args:
+        state: the device; the packet's pieces are in `pieces`.
+        queue: the transmit queue.
+        out: the batch.
+        verdict: a `Drop`, if its descriptors say already that it cannot be sent.
+        total: bytes of the packet.
+        segmented: whether it is to be segmented.
+        header: bytes of its headers as the driver says, 0 when it does not.
+        mss: payload bytes of each segment.
+        most: the most bytes of payload that it is to have.
+        checksum: whether its L4 checksum is to be filled in.
+        first: whether it is the first of this call.
+
+    Returns:
+        `Taken.ALL` and what has become of it, a `Drop`; or why it is not taken now.
+    """
+    if verdict == _NONE:
+        planned = _plan(state, queue, out, total, segmented, header, mss, most)
+        verdict = planned.verdict
+        if verdict == _NONE and planned.payload <= 0:
+            verdict = _BAD_DESCRIPTOR
+        if verdict == _NONE:
+            taken, verdict = _room(out, planned, first)
+            if taken != _ALL:
+                return taken, verdict
+        if verdict == _NONE:
+            verdict = _send(state, queue, out, planned, checksum)
+    if verdict != _NONE:
+        state.drops[len(state.rx) + queue, verdict] += 1
+    state.tx[queue].packets += 1
+    return _ALL, verdict
