@@ -1,14 +1,13 @@
 """What every test has: the fixtures that nicmodel brings, also in a checkout that is not installed."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from nicmodel.testing.plugin import announce_compiling
+from nicmodel.vm.resources import available_memory, processors
 
 pytest_plugins = ["nicmodel.testing.plugin"]
 
@@ -35,10 +34,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
     There is one at least, and no more than one for each 3 GiB of free memory: each may have three guests of 1 GiB.
     """
-    processors = len(os.sched_getaffinity(0))
-    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(memory["MemAvailable"].removesuffix(" kB"))
-    return max(1, min((3 * processors + 1) // 2, available // (3 << 20)))
+    return max(1, min((3 * processors() + 1) // 2, available_memory() // (3 << 30)))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

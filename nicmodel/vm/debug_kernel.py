@@ -34,6 +34,7 @@ from nicmodel.vm.kernel import DEBUG, DEFAULT_KERNEL, Kernel, OwnKernel, options
 from nicmodel.vm.packages import Packages, Tree, building, locked, obtain, recorded, write_whole
 from nicmodel.vm.progress import step
 from nicmodel.vm.qemu import spawn
+from nicmodel.vm.resources import processors
 from nicmodel.vm.tools import default_source, is_object, source_archive, source_release, unpack
 
 FRAGMENTS = data_folder("guest") / "kernel"
@@ -198,7 +199,7 @@ def build(choice: DebugKernel, *, jobs: int = 0, update: bool = False, fresh: bo
         with building(path) as unfinished:
             if unfinished:
                 # Without the fragments: if they have changed, make knows what is to be compiled again.
-                site = _Site(_folder() / f"building-{ids}", lock, jobs or len(os.sched_getaffinity(0)))
+                site = _Site(_folder() / f"building-{ids}", lock, jobs or processors())
                 if fresh:
                     shutil.rmtree(site.folder, ignore_errors=True)
                 _prune("building-", [site.folder])

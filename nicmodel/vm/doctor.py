@@ -18,6 +18,10 @@ from nicmodel.vm.errors import VmError
 from nicmodel.vm.host import Check, State
 from nicmodel.vm.packages import KEYRING, mirror, obtained
 from nicmodel.vm.qemu import known_acceleration, system_qemu
+from nicmodel.vm.resources import available_memory, processors
+
+#: Bytes of memory that a guest with one NIC may come to take, with QEMU and server.
+_GUEST = 1500 << 20
 
 
 def python() -> Check:
@@ -35,6 +39,16 @@ def guest_memory() -> Check:
     except (AttributeError, OSError) as error:
         return Check("memfd", State.BAD, f"a guest's memory cannot be shared: {error}")
     return Check("memfd", State.GOOD, "a guest's memory can be shared")
+
+
+def resources() -> Check:
+    """Processors and memory, as far as this process may use them."""
+    memory = available_memory()
+    found = f"{processors()} processors may be used, and {memory / 1e6:,.0f} MB of memory"
+    if memory < _GUEST:
+        advice = f"A guest and its NIC may take {_GUEST / 1e6:,.0f} MB: end other programs, or give this machine more"
+        return Check("resources", State.LIMITED, found, advice)
+    return Check("resources", State.GOOD, found)
 
 
 def user_namespaces() -> Check:
@@ -134,7 +148,7 @@ def room() -> Check:
 
 
 CHECKS: tuple[Callable[[], Check], ...] = (
-    *(python, guest_memory, host.programs, host.building, user_namespaces),
+    *(python, resources, guest_memory, host.programs, host.building, user_namespaces),
     *(host.cache, room, compiled, packages, keyring, qemu, qemu_arm64, kvm, tun),
 )
 

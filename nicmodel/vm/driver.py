@@ -31,6 +31,7 @@ from nicmodel.vm.kernel import Kernel, module_name
 from nicmodel.vm.packages import HOST_ARCHITECTURE, Packages, Tree, building, locked, obtain, write_whole
 from nicmodel.vm.progress import step
 from nicmodel.vm.qemu import spawn
+from nicmodel.vm.resources import processors
 
 KEPT = 8
 """How many drivers' trees are kept (about 40 MB each, the objects); those that were not used for longest go.
@@ -211,7 +212,7 @@ class Driver:
 
     def _words(self) -> list[str]:
         """Make's command, in the tree."""
-        words = ["make", f"--jobs={len(os.sched_getaffinity(0))}", "--output-sync=target"]
+        words = ["make", f"--jobs={processors()}", "--output-sync=target"]
         words += ["-C", self._site.headers, f"M={self._site.place}", "modules"]
         if self._compiler:
             # Its name is not the one that Debian's configuration has. And without pahole no type information can be

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import tempfile
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nicmodel.vm.campaign.cell import Outcome, run
 from nicmodel.vm.campaign.plan import Cell, File
 from nicmodel.vm.errors import VmError
+from nicmodel.vm.resources import available_memory, processors
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -35,8 +35,7 @@ _AHEAD = 3
 
 def default_workers() -> int:
     """How many this machine should have: a guest has two processors, and up to 3 GiB with its server."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(len(os.sched_getaffinity(0)) // 2, memory // (3 << 30)))
+    return max(1, min(processors() // 2, available_memory() // (3 << 30)))
 
 
 def run_all(
