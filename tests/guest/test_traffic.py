@@ -167,7 +167,7 @@ def test_udp(lab: Lab, cable: Cable, split: bool) -> None:
     try:
         # At rates that an emulated CPU keeps up with if it has a core.
         for size, rate in ((64, "1M"), (1400, "10M"), (8800, "20M")):
-            command = f"iperf3 -J -c {cable.here.peer} -p 5302 -u -b {rate} -l {size} -t 1"
+            command = f"iperf3 -J -c {cable.here.peer} -p 5302 -u -b {rate} -l {size} -n {500 * size}"
             total = json.loads(lab.run(command, timeout=120).stdout)["end"]["sum"]
             assert total["packets"] > total["lost_packets"], f"{total} with datagrams of {size}"
     finally:

@@ -74,8 +74,9 @@ def scenario(*names: str, frames: int = 0, guest: tuple[str, ...] = ()) -> Scena
 def test_what_the_contract_allows() -> None:
     assert keeps_contract(scenario("rx-late", "tx-miss", "admin-status", frames=3))
     assert not keeps_contract(scenario("rx-late", "rx-field"))
-    no_status = named_fault("admin-status", {"status": "UNDEFINED"}, KINDS)
-    assert not keeps_contract(replace(scenario(), faults=((None, no_status),)))
+    for status in ("UNDEFINED", "PASSED"):
+        lie = named_fault("admin-status", {"status": status}, KINDS)
+        assert not keeps_contract(replace(scenario(), faults=((None, lie),)))
 
 
 def test_inputs_in_a_row_have_their_times() -> None:

@@ -28,9 +28,11 @@ _BEGINS = (
     re.compile(r"(?P<what>Unrecoverable platform error)"),
 )
 _CALL = re.compile(r"(?P<function>[\w.]+)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[(?P<module>\w+)\])?")
-#: It depends on an offset in a structure which of these is said of a pointer that is wrong.
+#: It depends on a pointer's bytes, and on an offset in a structure, which of these is said of one that is wrong.
 _POINTER = "bad pointer"
-_SAME = dict.fromkeys(("kernel NULL pointer dereference", "unable to handle page fault for address"), _POINTER)
+_SAME = dict.fromkeys(
+    ("kernel NULL pointer dereference", "unable to handle page fault for address", "general protection fault"), _POINTER
+)
 #: Lines that belong to what has gone wrong, after the first.
 _REPORT = 80
 #: Characters of a place.
