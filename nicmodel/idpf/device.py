@@ -39,7 +39,7 @@ from nicmodel.nic.ingress import Ingress
 from nicmodel.nic.view import Listeners
 from nicmodel.pci.bars import MemoryBar
 from nicmodel.pci.capabilities import Express, Msix, PowerManagement
-from nicmodel.pci.config import Command, ConfigSpace
+from nicmodel.pci.config import ConfigSpace
 from nicmodel.pci.msix import MsixTable
 from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.wire.wire import Wire
@@ -117,7 +117,7 @@ class Nic(nic.Nic):
         self.queues = Queues(self, profile.coalesce)
         self.mailbox = Mailbox(
             state.vectors, self.dma, self.interrupts, poller, diagnostics, self.work,
-            lambda: bool(config.command & Command.BUS_MASTER),
+            lambda: config.bus_master,
         )  # fmt: skip
         self.registers = RegisterFile(self, state.vectors)
         self.control = self.mailbox.executor = ControlPlane(self)

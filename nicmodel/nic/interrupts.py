@@ -8,9 +8,9 @@ import numpy as np
 
 from nicmodel.nic import events
 from nicmodel.nic.diagnostics import Diagnostics
-from nicmodel.nic.moderation import NEVER, moderate
+from nicmodel.nic.moderation import NEVER, is_awaited, moderate
 from nicmodel.nic.state import Records
-from nicmodel.pci.config import Command, ConfigSpace
+from nicmodel.pci.config import ConfigSpace
 from nicmodel.vfio_user.irq import InterruptSet
 from nicmodel.vfio_user.poll import EventLoop, Timer
 
@@ -46,6 +46,7 @@ class Interrupts:
 
     def load(self) -> None:
         """Run the compiled function once on nothing (`Nic`)."""
+        is_awaited(self._vectors)
         moderate(self._vectors, 0, self._fired)
 
     def attach(self, irqs: InterruptSet) -> None:
@@ -83,7 +84,7 @@ class Interrupts:
 
     def fire_soon(self) -> None:
         """Interrupts are decided once for all that has arrived: an interrupt costs a guest more than a packet does."""
-        if self._vectors["pending"].any():
+        if is_awaited(self._vectors):
             self._poller.when_idle(self.fire)
 
     def fire(self) -> None:
@@ -114,7 +115,7 @@ class Interrupts:
 
     def raise_vector(self, vector: int) -> None:
         """Raise an MSI-X vector, if bus mastering allows it."""
-        if self._irqs is not None and self._config.command & Command.BUS_MASTER:
+        if self._irqs is not None and self._config.bus_master:
             if self._diagnostics.observers:
                 self._diagnostics.tell(events.Interrupting(vector))
             self._irqs.trigger(vector)

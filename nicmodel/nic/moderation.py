@@ -21,6 +21,16 @@ _AT_ONCE = int(Cause.AT_ONCE)
 
 
 @compiled
+def is_awaited(vectors: Records) -> bool:
+    """Whether there is a vector that is to fire, now or later; one that is masked waits for its doorbell."""
+    for number in range(len(vectors)):
+        vector = vectors[number]
+        if vector.pending != 0 and vector.enabled != 0:
+            return True
+    return False
+
+
+@compiled
 def moderate(vectors: Records, now: int, fired: npt.NDArray[np.int32]) -> tuple[int, int]:
     """Decide which vectors fire at `now` (ns on the device's clock).
 

@@ -267,7 +267,7 @@ class Nic(Device, ABC):
     @property
     def bus_master(self) -> bool:
         """Whether the driver, or its system, allows DMA (PCI Local Bus 3.0, 6.2.2), of which MSI-X is a part."""
-        return bool(self.config.command & Command.BUS_MASTER)
+        return self.config.bus_master
 
     def update_running(self) -> None:
         """The driver has set something up, or taken it back: decide whether packets are moved."""

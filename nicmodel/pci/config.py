@@ -34,6 +34,9 @@ class Command(IntFlag):
     BUS_MASTER = 1 << 2
 
 
+_BUS_MASTER = int(Command.BUS_MASTER)
+
+
 class ConfigSpace:
     """The 4096 bytes of a PCI Express endpoint::
 
@@ -134,6 +137,11 @@ class ConfigSpace:
     def command(self) -> Command:
         """The command register."""
         return Command(struct.unpack_from("<H", self._bytes, COMMAND)[0])
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether the device may do DMA, of which MSI-X is a part; looked at for each interrupt."""
+        return self._bytes[COMMAND] & _BUS_MASTER != 0
 
     def bar(self, number: int) -> int:
         """The address that software has given a BAR; 0 while it has none."""

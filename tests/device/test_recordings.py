@@ -258,7 +258,7 @@ def test_a_recording_is_made_smaller() -> None:
     told: list[tuple[int, int]] = []
     minimiser = Minimiser(slower, model, effect, tries=400, seconds=60, tell=lambda *one: told.append(one))
     smaller = minimiser.run()
-    assert len(smaller.calls) <= 12 < len(slower.calls) // 10
+    assert len(smaller.calls) <= 12 < len(slower.calls) // 9
     assert [call.name for call in smaller.calls].count("region_write") >= 2
     assert len(told) == minimiser.tries <= 400
     outcome = run(smaller, model)
