@@ -16,6 +16,12 @@ from nicmodel.nic.diagnostics import Diagnostics
 from nicmodel.nic.egress import Egress
 from nicmodel.nic.ingress import Ingress
 
+# The fields of an interrupt doorbell, of which there is one for each interrupt.
+_INDEX, _INDEX_MASK = IRQ_DOORBELL.itr_index.shift, IRQ_DOORBELL.itr_index.mask
+_INTERVAL, _INTERVAL_MASK = IRQ_DOORBELL.interval.shift, IRQ_DOORBELL.interval.mask
+_CLEAR_PENDING = 1 << IRQ_DOORBELL.clear_pending.shift
+_GQI_MASK = int(GqiIrqDoorbell.MASK)
+
 
 def _counts_on(head: int, entries: int, value: int) -> bool:
     """Whether a GQI doorbell, a free-running count, is at most a ring ahead of what the device has taken."""
@@ -113,10 +119,10 @@ class Doorbells:
     def _ring_irq(self, block: int, value: int) -> None:
         if self.gqi:
             # What came since the vector fired is pending, so unmasking fires again; ACK and EVENT say nothing more.
-            self._enabled[block] = value & GqiIrqDoorbell.MASK == 0
+            self._enabled[block] = value & _GQI_MASK == 0
             return
-        if IRQ_DOORBELL.itr_index.mask & value >> IRQ_DOORBELL.itr_index.shift != ITR_NO_UPDATE:
-            self._interval[block] = (value >> IRQ_DOORBELL.interval.shift & IRQ_DOORBELL.interval.mask) * ITR_UNIT_NS
-        if value >> IRQ_DOORBELL.clear_pending.shift & 1:
+        if value >> _INDEX & _INDEX_MASK != ITR_NO_UPDATE:
+            self._interval[block] = (value >> _INTERVAL & _INTERVAL_MASK) * ITR_UNIT_NS
+        if value & _CLEAR_PENDING:
             self._pending[block] = 0
         self._enabled[block] = value & 1

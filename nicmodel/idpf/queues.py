@@ -51,6 +51,14 @@ _ENTRY = {
 
 _CAUSES = {0: Cause.FIRST, 1: Cause.SECOND}
 
+# The fields of `DYN_CTL`, which is written at least once for each interrupt.
+_INDEX, _INDEX_MASK = DYN_CTL.itr_index.shift, DYN_CTL.itr_index.mask
+_INTERVAL, _INTERVAL_MASK = DYN_CTL.interval.shift, DYN_CTL.interval.mask
+_CLEAR_PENDING = 1 << DYN_CTL.clear_pending.shift
+_SOFTWARE_INTERRUPT = 1 << DYN_CTL.software_interrupt.shift
+_KEEP_ENABLE = 1 << DYN_CTL.keep_enable.shift
+_WRITE_BACK_ON_ITR = 1 << DYN_CTL.write_back_on_itr.shift
+
 
 class Mover(Protocol):
     """A NIC, as far as queues begin and end there (`nicmodel.nic.nic.Nic`)."""
@@ -454,17 +462,17 @@ class Queues:
         if vector >= len(self._live) - 1:
             self._nic.diagnostics.count("doorbell_unknown")
             return
-        index = value >> DYN_CTL.itr_index.shift & DYN_CTL.itr_index.mask
+        index = value >> _INDEX & _INDEX_MASK
         if index != ITR_NO_UPDATE:
-            self.set_interval(vector, index, value >> DYN_CTL.interval.shift & DYN_CTL.interval.mask)
-        if value >> DYN_CTL.clear_pending.shift & 1:
+            self.set_interval(vector, index, value >> _INTERVAL & _INTERVAL_MASK)
+        if value & _CLEAR_PENDING:
             vectors["pending"][vector] = 0
-        if value >> DYN_CTL.software_interrupt.shift & 1:
+        if value & _SOFTWARE_INTERRUPT:
             vectors["pending"][vector] |= Cause.AT_ONCE
-        if not value >> DYN_CTL.keep_enable.shift & 1:
+        if not value & _KEEP_ENABLE:
             vectors["enabled"][vector] = value & 1
         # Completions are always written back at once, so there is nothing to do for that; but the vector is in use.
-        used = bool(vectors["enabled"][vector]) or bool(value >> DYN_CTL.write_back_on_itr.shift & 1)
+        used = bool(vectors["enabled"][vector]) or value & _WRITE_BACK_ON_ITR != 0
         if value == 0 or used:
             self._switch(vector, used)
 
