@@ -8,7 +8,7 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
@@ -239,7 +239,9 @@ class Poller:
     def _handle(self, ready: list[tuple[int, int]]) -> bool:
         """Call back for what is ready and due, and then, when there was nothing or for long enough, what waits."""
         self.turn += 1
-        rest, self._next_turn = self._next_turn, {}
+        rest: Iterable[Callback] = ()  # what is said meanwhile is for the turn after this one
+        if self._next_turn:
+            rest, self._next_turn = self._next_turn, {}
         for fd, events in ready:
             if fd == self._timerfd:
                 self._armed = 0
@@ -247,7 +249,9 @@ class Poller:
                 self._call(reader)
             if events & ~select.EPOLLIN and (writer := self._writers.get(fd)):
                 self._call(writer)
-        called = self._run_timers() or bool(rest)
+        called = bool(rest)
+        if self._timers and self._timers[0].due <= self.clock():
+            called |= self._run_timers()
         for callback in rest:
             self._call(callback)
         if self._when_idle:
@@ -279,8 +283,6 @@ class Poller:
 
     def _run_timers(self) -> bool:
         """Call what is due; whether there was any. Timers that are set meanwhile wait for the next turn."""
-        if not self._timers:
-            return False
         now = self.clock()
         due = []
         while self._timers and self._timers[0].due <= now:

@@ -325,6 +325,19 @@ def test_next_turn_comes_once_in_the_next(poller: Poller) -> None:
     assert called == [first + 1, first + 2, first + 3]
 
 
+def test_next_turn_is_not_this_one(poller: Poller) -> None:
+    """*Steps*: a reader asks for the next turn when nobody has before. *Verify*: it is called then, not before."""
+    eventfd = os.eventfd(1)
+    called: list[int] = []
+    poller.add(eventfd, lambda: poller.next_turn(lambda: called.append(os.eventfd_read(eventfd))))
+    poller.run_once(0)
+    assert not called
+    poller.run_once(0)
+    assert called == [1]
+    poller.remove(eventfd)
+    os.close(eventfd)
+
+
 def test_budget_is_that_of_a_turn(poller: Poller) -> None:
     """*Steps*: more work than a turn may do. *Verify*: each turn does so much, and what is left comes by itself."""
     budget = Budget(poller, 3)
