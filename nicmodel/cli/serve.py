@@ -182,8 +182,8 @@ def _report_file(_context: click.Context, _parameter: click.Parameter, value: Pa
               help="What kind of gVNIC; see above. The options below override parts of it.")  # fmt: skip
 @_profile_options
 @click.option("--busy-poll", type=click.IntRange(0, 1_000_000), default=0, show_default=True, metavar="USECS",
-              help="How long to poll for more work before going to sleep. With a spare CPU, 50 lowers "
-                   "latency.")  # fmt: skip
+              help="How long to look for more work before going to sleep, at most: only while it comes soon, and "
+                   "nobody else wants the CPU. With a spare CPU, 100 lowers latency.")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), callback=_report_file, metavar="FILE",
               help="Write the counters there as JSON, at the end and on SIGUSR1.")  # fmt: skip
 @click.option("--check", is_flag=True,

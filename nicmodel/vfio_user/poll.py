@@ -18,6 +18,10 @@ Callback = Callable[[], None]
 BUSY_TURNS = 4
 """Turns of the loop, with something to do in each, that what ``when_idle`` was told waits at most."""
 
+_FIRST_LOOK = 10_000  # ns: the shortest window in which anything may come
+_TAKEN = 100_000  # ns: who takes a processor for so long has more to do than to pass on what a guest or a peer said
+_REST = 50_000_000  # ns without looking, after that
+
 _FEW_TIMERS = 64  # cancelled ones that may lie in the heap, however few others there are
 _LONGEST_WAIT = 1 << 60  # ns; more would not fit the kernel's time
 
@@ -79,6 +83,41 @@ class EventLoop(Protocol):
         """
 
 
+class Lookout:
+    """How long it pays to look for work before going to sleep.
+
+    A thread that sleeps takes tens of microseconds to wake; one that looks takes a processor from others. So it looks
+    for as long as has paid off lately, which KVM does for virtual CPUs at rest (Linux,
+    Documentation/virt/kvm/halt-polling.rst): longer if work came soon, not at all once it did not. Besides it yields
+    the processor all the time, and does not look for a while when somebody else has taken it.
+
+    Args:
+        most: The longest that it may be, ns.
+
+    Attributes:
+        most: The same.
+        window: How long it is now, ns.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.window = 0
+        self._resting = 0  # until then
+
+    def waited(self, began: int, ended: int) -> None:
+        """Work has come, for which the loop had looked or slept from ``began`` to ``ended`` (ns, on real time)."""
+        if ended - began > self.most:
+            self.window = 0
+        elif ended - began > self.window and ended >= self._resting:
+            self.window = min(max(2 * self.window, _FIRST_LOOK), self.most)
+
+    def yielded(self, began: int, ended: int) -> None:
+        """The processor was offered to others, and was given back at ``ended``."""
+        if ended - began > _TAKEN:
+            self.window = 0
+            self._resting = ended + _REST
+
+
 class Poller:
     """Calls back when descriptors become readable or writable and when timers are due.
 
@@ -88,17 +127,17 @@ class Poller:
     Args:
         clock: Current time in ns, for timers. The wait itself always runs on real time, so with a virtual clock call
             ``run_once(0)`` after moving it.
-        busy_poll: Nanoseconds to look again and again before going to sleep. A thread that sleeps takes tens of
-            microseconds to wake; one that looks takes a processor from others.
+        busy_poll: How long to look for work before going to sleep at most, ns (``Lookout``).
 
     Attributes:
+        lookout: How long that is now.
         turn: Number of the current turn of the loop, for callers that limit their work in one turn (``Budget``).
         waits: How many callbacks are put aside to wait (``Strand``); ``serve_forever`` does not end before they have.
     """
 
     def __init__(self, *, clock: Callable[[], int] = time.monotonic_ns, busy_poll: int = 0) -> None:
         self.clock = clock
-        self._busy_poll = busy_poll
+        self.lookout = Lookout(busy_poll)
         self._epoll = select.epoll()
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
@@ -215,8 +254,15 @@ class Poller:
         """
         if self._when_idle or self._next_turn:
             timeout = 0
-        if timeout != 0 and self._busy_poll and (ready := self._look(self._busy_poll)):
-            return self._handle(ready)
+        if timeout == 0 or self.lookout.most == 0:
+            return self._handle(self._sleep(timeout))
+        began = time.monotonic_ns()
+        ready = self._look(began) or self._sleep(timeout)
+        self.lookout.waited(began, time.monotonic_ns())
+        return self._handle(ready)
+
+    def _sleep(self, timeout: float | None) -> list[tuple[int, int]]:
+        """What is ready, as soon as there is something or a timer is due; nothing after ``timeout`` seconds."""
         if timeout != 0 and (due := self.next_due) is not None:
             until_due = due - self.clock()
             if until_due <= 0:
@@ -225,16 +271,19 @@ class Poller:
                 self._armed = due
                 wait = divmod(min(until_due, _LONGEST_WAIT), 1_000_000_000)
                 _libc.timerfd_settime(self._timerfd, 0, _ITIMERSPEC(0, 0, *wait), None)
-        return self._handle(self._epoll.poll(timeout))
+        return self._epoll.poll(timeout)
 
-    def _look(self, ns: int) -> list[tuple[int, int]]:
-        """What is ready, as soon as there is something; nothing when the given nanoseconds are over."""
-        end = time.monotonic_ns() + ns
-        due = self.next_due
-        while not (ready := self._epoll.poll(0)):
-            if time.monotonic_ns() >= end or (due is not None and due <= self.clock()):
-                break
-        return ready
+    def _look(self, began: int) -> list[tuple[int, int]]:
+        """What is ready, as soon as there is something; nothing if a timer is due, or it does not pay any longer."""
+        due, now = self.next_due, began
+        while now < began + self.lookout.window and (due is None or due > self.clock()):
+            if ready := self._epoll.poll(0):
+                return ready
+            asked = time.monotonic_ns()
+            os.sched_yield()
+            now = time.monotonic_ns()
+            self.lookout.yielded(asked, now)
+        return []
 
     def _handle(self, ready: list[tuple[int, int]]) -> bool:
         """Call back for what is ready and due, and then, when there was nothing or for long enough, what waits."""

@@ -7,6 +7,7 @@ import resource
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -191,11 +192,12 @@ def test_when_idle_does_not_sleep(poller: Poller) -> None:
     assert not poller.run_once(0)
 
 
-def test_busy_poll_finds_what_comes_and_what_is_due() -> None:
+def test_looking_finds_what_comes_and_what_is_due() -> None:
     poller = Poller(busy_poll=10_000_000_000)
     eventfd = os.eventfd(0)
     seen: list[str] = []
     poller.add(eventfd, lambda: seen.append(f"read {os.eventfd_read(eventfd)}"))
+    poller.lookout.window = poller.lookout.most
     writer = threading.Timer(0.05, lambda: os.eventfd_write(eventfd, 7))
     writer.start()
     poller.run_once(None)
@@ -208,22 +210,92 @@ def test_busy_poll_finds_what_comes_and_what_is_due() -> None:
     os.close(eventfd)
 
 
-def test_busy_poll_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It looks without waiting for as long as it was told, and then sleeps once."""
-    poller = Poller(busy_poll=20_000_000)
-    epoll, waits = poller._epoll, []
+class Waiting:
+    """An event loop whose time passes by 1 µs for each look, and to which work comes as a test says.
 
-    class Counting:
-        def poll(self, timeout: float | None) -> list[tuple[int, int]]:
-            waits.append(timeout)
-            return epoll.poll(timeout)
+    Attributes:
+        looks: How often it has looked without waiting, since it was asked last.
+        slept: Whether it has slept.
+        yielding: How long others keep the processor when it is offered to them, ns.
+    """
 
-    monkeypatch.setattr(poller, "_epoll", Counting())
-    assert not poller.run_once(0.05)
-    assert waits[-1] == 0.05
-    assert len(waits) > 1 and set(waits[:-1]) == {0}
-    monkeypatch.undo()
-    poller.close()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, busy_poll: int) -> None:
+        self.poller = Poller(clock=self.time, busy_poll=busy_poll)
+        self.now = self.comes = 1_000_000
+        self.looks, self.slept, self.yielding = 0, False, 0
+        monkeypatch.setattr("nicmodel.vfio_user.poll.time", SimpleNamespace(monotonic_ns=self.time))
+        monkeypatch.setattr("os.sched_yield", self.sched_yield)
+        self._epoll = self.poller._epoll
+        monkeypatch.setattr(self.poller, "_epoll", self)
+        monkeypatch.setattr(self.poller, "_handle", bool)
+
+    def time(self) -> int:
+        return self.now
+
+    def sched_yield(self) -> None:
+        self.now += self.yielding
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        if timeout is None:
+            self.slept, self.now = True, max(self.now, self.comes)
+        else:
+            self.looks, self.now = self.looks + 1, self.now + 1000
+        return [(0, 0)] if self.now >= self.comes else []
+
+    def after(self, microseconds: int) -> tuple[int, bool]:
+        """Work comes after so long: how often the loop has looked for it, and whether it has slept."""
+        self.comes, self.looks, self.slept = self.now + 1000 * microseconds, 0, False
+        assert self.poller.run_once(None)
+        return self.looks, self.slept
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waiting]:
+    waiting = Waiting(monkeypatch, busy_poll=100_000)
+    yield waiting
+    waiting._epoll.close()
+
+
+def test_looking_pays_where_work_comes_soon(waiting: Waiting) -> None:
+    """*Verify*: it looks for longer and longer, until it finds all without sleeping."""
+    assert [waiting.after(30) for _ in range(5)] == [(0, True), (10, True), (20, True), (30, False), (30, False)]
+    assert waiting.after(90) == (40, True)
+    assert waiting.after(90) == (80, True)
+    assert [waiting.after(90), waiting.after(99)] == [(90, False), (99, False)]
+
+
+def test_looking_costs_an_idle_loop_nothing(waiting: Waiting) -> None:
+    for _ in range(4):
+        waiting.after(30)
+    assert waiting.after(101) == (40, True)
+    assert {waiting.after(1000) for _ in range(10)} == {(0, True)}
+
+
+def test_looking_ends_when_others_want_the_processor(waiting: Waiting) -> None:
+    """*Steps*: another keeps the processor. *Verify*: one look; none for 50 ms, though work comes soon; then again."""
+    for _ in range(4):
+        waiting.after(30)
+    waiting.yielding = 200_000
+    assert waiting.after(300) == (1, True)
+    waiting.yielding = 0
+    for _ in range(1600):
+        assert waiting.after(30) == (0, True)
+    waiting.now += 10_000_000
+    assert [waiting.after(30) for _ in range(4)] == [(0, True), (10, True), (20, True), (30, False)]
+
+
+def test_short_yields_are_no_matter(waiting: Waiting) -> None:
+    """QEMU passes an interrupt on in some microseconds."""
+    for _ in range(4):
+        waiting.after(30)
+    waiting.yielding = 10_000
+    assert [waiting.after(30) for _ in range(3)] == [(4, False)] * 3
+
+
+def test_without_busy_poll_it_never_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = Waiting(monkeypatch, busy_poll=0)
+    assert {waiting.after(1) for _ in range(10)} == {(0, True)}
+    waiting._epoll.close()
 
 
 def test_cancelled_timers_do_not_pile_up(poller: Poller) -> None:
