@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +112,19 @@ PLOT = Plot(
 @click.option("--seconds", default=2, show_default=True, help="Of each run.")
 @click.option("--rounds", default=3, show_default=True, help="Runs of each device and case; the median counts.")
 @click.option("--hw-gro", is_flag=True, help="Have idpf coalesce what it receives, as gVNIC does.")
+@click.option("--busy-poll", type=int, metavar="USECS", help="That of our server, in all cases.")
 @click.option("--vcpus", default=2, show_default=True, help="Virtual CPUs of the guest.")
 @output_option
 def main(
-    names: tuple[str, ...], devices: tuple[str, ...], seconds: int, rounds: int, hw_gro: bool, vcpus: int,
-    output: Path,
+    names: tuple[str, ...], devices: tuple[str, ...], seconds: int, rounds: int, hw_gro: bool, busy_poll: int | None,
+    vcpus: int, output: Path,
 ) -> None:  # fmt: skip
     """Measure, print a table and write it to benchmarks/results."""
     devices = devices or tuple(PEERS)
     enter_namespace(devices)
     chosen = [CASES[name] for name in names or CASES]
+    if busy_poll is not None:
+        chosen = [replace(case, busy_poll=busy_poll) for case in chosen]
     rows = []
     for usecs in sorted({case.busy_poll for case in chosen}):
         some = [case for case in chosen if case.busy_poll == usecs]

@@ -30,6 +30,9 @@ messages may come while a device waits for the answer to a DMA message."""
 _SCM_MAX_FD = 253  # the kernel's own limit per message: with room for all of them, none is cut off
 _ANCILLARY = socket.CMSG_SPACE(_SCM_MAX_FD * array.array("i").itemsize)
 
+# As plain numbers: those of an enumeration take a microsecond more, for each message.
+_CMSG_CLOEXEC, _CTRUNC = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
+
 
 class Message(NamedTuple):
     """A message as received. ``payload`` is valid until the next ``fill``; the receiver of ``fds`` closes them."""
@@ -108,11 +111,11 @@ class Channel:
         elif BUFFER_SIZE - self._end < MAX_MESSAGE:
             self._move()
         space = self._buffer[self._end :]
-        count, ancillary, flags, _ = self.socket.recvmsg_into([space], _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        count, ancillary, flags, _ = self.socket.recvmsg_into([space], _ANCILLARY, _CMSG_CLOEXEC)
         self._end += count
         if ancillary:
             self._keep_fds(ancillary)
-        if flags & socket.MSG_CTRUNC:
+        if flags & _CTRUNC:
             raise ProtocolError("descriptors were lost: too many are open in this process")
         if ancillary and sum(map(len, self._fds.values())) > MAX_WAITING_FDS:
             raise ProtocolError("too many descriptors wait")

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from nicmodel.vm.namespace import namespace_for_taps
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -75,6 +77,19 @@ def test_ddp(tmp_path: Path) -> None:
 def test_instructions() -> None:
     """What valgrind counts runs outside of it as well, and nothing is dropped."""
     run("instructions.py", "--inside", "--length", "64")
+
+
+def test_turns(tmp_path: Path) -> None:
+    """The steps add up, and the interpreter has not got twice as much to do with them: it was 290 and 370 calls."""
+    if (namespace := namespace_for_taps()) is None:
+        pytest.skip("no tap in a network namespace")
+    namespace.close()
+    run("turns.py", "--rounds", "20", "--output", tmp_path)
+    found = rows(tmp_path, "turns")
+    for device in ("nicmodel", "idpf"):
+        *steps, whole = [row for row in found if row["device"] == device]
+        assert len(steps) == 4 and whole["calls"] == pytest.approx(sum(row["calls"] for row in steps))
+        assert 0 < whole["calls"] < 500
 
 
 @pytest.mark.long
