@@ -64,12 +64,14 @@ RULE = np.dtype(
 GROUP = np.dtype([("flow_type", "<i4"), ("first", "<i4"), ("mask", "<u8", (5,))])
 
 #: An entry of the hash table that all groups share: what the rule at `location` wants the masked key to be. `group` is
-#: the number of its group plus one, 0 when the entry is free.
+#: the number of its group plus one, 0 when the entry is free. The groups themselves are found by entries of `_MASKS`,
+#: whose key is the group's mask and flow type, and whose `location` is the group's number.
 SLOT = np.dtype([("group", "<i4"), ("location", "<i4"), ("key", "<u8", (5,))])
+_MASKS = (1 << 31) - 1
 
 
 def slots_for(rules: int) -> int:
-    """Entries of the hash table for a number of rules: a power of two, at most a quarter in use."""
+    """Entries of the hash table for a number of rules: a power of two, at most half in use."""
     return 1 << (4 * max(rules, 1) - 1).bit_length()
 
 
@@ -78,6 +80,7 @@ _TCPV4, _UDPV4, _SCTPV4, _AHV4, _ESPV4, _TCPV6 = (int(kind) for kind in list(Flo
 
 # The first word of a key: that the ports or the SPI are known, TOS, and the ports or the SPI themselves.
 _KNOWN = u64(1 << 63)
+_FLOW_TYPE_SHIFT = u64(48)  # of a mask
 _TOS_SHIFT = u64(32)
 _PORT_SHIFT = u64(16)
 _HALF = u64(32)
@@ -147,6 +150,15 @@ def _find(slots: npt.NDArray[np.void], group: int, a: int, b: int, c: int, d: in
         at = (at + 1) & (len(slots) - 1)
 
 
+@inlined
+def _fill(slot: Record, group: int, location: int, a: int, b: int, c: int, d: int, e: int) -> None:
+    """Take a free entry."""
+    slot.group = group
+    slot.location = location
+    key = slot.key
+    key[0], key[1], key[2], key[3], key[4] = a, b, c, d, e
+
+
 @compiled
 def index_rules(
     rules: npt.NDArray[np.void],
@@ -154,7 +166,7 @@ def index_rules(
     groups: npt.NDArray[np.void],
     slots: npt.NDArray[np.void],
 ) -> int:
-    """Make the index that `match` searches.
+    """Make the index that `match` searches: a few lookups for each rule, whatever the others are.
 
     Args:
         rules: shape (locations,), `RULE`.
@@ -183,35 +195,25 @@ def index_rules(
         if flow_type < _TCPV6:  # an IPv4 address is the upper half of its first word
             s0, s1, d0, d1 = s0 >> _HALF << _HALF, u64(0), d0 >> _HALF << _HALF, u64(0)
 
-        number = 0
-        while number < count:
-            group = groups[number]
-            m = group.mask
-            if (
-                group.flow_type == flow_type
-                and m[0] == mask and m[1] == s0 and m[2] == s1 and m[3] == d0 and m[4] == d1
-            ):  # fmt: skip
-                break
-            number += 1
-        if number == count:
+        named = mask | u64(flow_type) << _FLOW_TYPE_SHIFT
+        slot = slots[_find(slots, _MASKS, named, s0, s1, d0, d1)]
+        if slot.group == 0:
+            _fill(slot, _MASKS, count, named, s0, s1, d0, d1)
             group = groups[count]
             group.flow_type = flow_type
             group.first = location
             m = group.mask
             m[0], m[1], m[2], m[3], m[4] = mask, s0, s1, d0, d1
             count += 1
+        number = i64(slot.location)
 
         s0 &= _bytes_at(rule.source, 0)
         s1 &= _bytes_at(rule.source, 8)
         d0 &= _bytes_at(rule.destination, 0)
         d1 &= _bytes_at(rule.destination, 8)
-        at = _find(slots, number + 1, key, s0, s1, d0, d1)
-        slot = slots[at]
+        slot = slots[_find(slots, number + 1, key, s0, s1, d0, d1)]
         if slot.group == 0:  # else a rule at a lower location asks for the same
-            slot.group = number + 1
-            slot.location = location
-            k = slot.key
-            k[0], k[1], k[2], k[3], k[4] = key, s0, s1, d0, d1
+            _fill(slot, number + 1, location, key, s0, s1, d0, d1)
     return count
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -173,3 +176,36 @@ def test_a_full_table() -> None:
         for port, expected in ((location, location), (location ^ 1, -1)):
             whole = as_array(bytes(ETHER / IP(src=f"10.0.{location >> 8}.{location & 255}") / UDP(dport=port)))
             assert match(*found, whole, 0, parsed(whole)) == expected
+
+
+#: Prints how often the index is looked into for each rule: of 16 that have each another mask, and of 256.
+_LOOKS = """
+import numpy as np
+from nicmodel.packet.match import GROUP, RULE, SLOT, index_rules, slots_for
+
+class Counted(np.ndarray):
+    looks = 0
+
+    def __getitem__(self, place):
+        Counted.looks += 1
+        return super().__getitem__(place)
+
+for count in (16, 256):
+    rules, order = np.zeros(count, RULE), np.arange(count, dtype=np.int32)
+    for number in order:
+        rules[number]["destination_port_mask"] = number + 1
+    groups, slots = np.zeros(count, GROUP).view(Counted), np.zeros(slots_for(count), SLOT).view(Counted)
+    Counted.looks = 0
+    assert index_rules(rules, order, groups, slots) == count
+    print((Counted.looks - len(slots)) / count)  # each entry is emptied first
+"""
+
+
+def test_a_rule_costs_the_same_however_many_masks_there_are() -> None:
+    """What is counted are looks into the index while it is made."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOOKS], env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    few, many = map(float, done.stdout.split())
+    assert 0 < many < 1.5 * few
