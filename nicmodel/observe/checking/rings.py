@@ -11,6 +11,9 @@ import numpy.typing as npt
 from nicmodel.nic.layout import Form, size_of
 from nicmodel.nic.view import View
 
+#: Start and end of rings.
+Borders = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
+
 
 @dataclass(frozen=True)
 class Ring:
@@ -43,10 +46,14 @@ class Rings:
     def __init__(self, nic: View) -> None:
         self._nic = nic
         self._rings: dict[str, Sequence[Ring]] = {}
+        #: What `borders` has found, and for which queues: it is asked at each doorbell.
+        self._borders = _sorted([])
+        self._borders_of: tuple[bytes, bytes] | None = None
 
     def expect(self, queue: str, rings: Sequence[Ring]) -> None:
         """A queue is about to be created."""
         self._rings[queue] = rings
+        self._borders_of = None
 
     def queues(self) -> list[str]:
         """Names of the queues that exist."""
@@ -62,7 +69,15 @@ class Rings:
         """Every ring with the name of its queue."""
         return [(queue, ring) for queue in self.queues() for ring in self.of(queue)]
 
-    def borders(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    def borders(self) -> Borders:
         """Start and end of every ring, ascending."""
-        spans = sorted((ring.address, ring.address + ring.size) for _, ring in self.all())
-        return np.array([start for start, _ in spans], np.uint64), np.array([end for _, end in spans], np.uint64)
+        state = self._nic.state
+        queues = state.rx["active"].tobytes(), state.tx["active"].tobytes()
+        if queues != self._borders_of:
+            self._borders_of, self._borders = queues, _sorted([ring for _, ring in self.all()])
+        return self._borders
+
+
+def _sorted(rings: Sequence[Ring]) -> Borders:
+    spans = sorted((ring.address, ring.address + ring.size) for ring in rings)
+    return np.array([start for start, _ in spans], np.uint64), np.array([end for _, end in spans], np.uint64)
