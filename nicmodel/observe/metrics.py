@@ -18,6 +18,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
+from operator import methodcaller
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -173,6 +175,7 @@ class MetricsServer:
         self.nics = nics
         self._poller = poller
         self._asked: deque[Future[Snapshots]] = deque()
+        self._answered: list[Future[Snapshots]] = []  # those for whom snapshots are being made
         self._closed = False
         self._lock = threading.Lock()  # of what is asked, and whether anybody answers
         self._turn = threading.Lock()  # of the scrapes: their work, too, takes time from the event loop's thread
@@ -194,6 +197,9 @@ class MetricsServer:
             self._closed = True
         while self._asked:
             self._asked.popleft().set_exception(TimeoutError())
+        for future in self._answered:
+            future.set_exception(TimeoutError())
+        self._answered = []
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
@@ -252,6 +258,9 @@ class MetricsServer:
 
     def _woken(self) -> None:
         os.eventfd_read(self._wake)
+        self._answer_soon()
+
+    def _answer_soon(self) -> None:
         pause = self._made + _PAUSE_NS - self._poller.clock()
         if pause > 0:
             self._poller.call_at(self._poller.clock() + pause, self._answer)
@@ -259,20 +268,36 @@ class MetricsServer:
             self._answer()
 
     def _answer(self) -> None:
-        """One snapshot for all who have asked so far."""
-        asked = [self._asked.popleft() for _ in range(len(self._asked))]
-        waiting = [future for future in asked if future.set_running_or_notify_cancel()]
-        if not waiting:
+        """Snapshots for all who have asked so far."""
+        if self._answered:  # who has asked meanwhile has newer ones afterwards
             return
-        self._made = self._poller.clock()
+        asked = [self._asked.popleft() for _ in range(len(self._asked))]
+        self._answered = [future for future in asked if future.set_running_or_notify_cancel()]
+        if self._answered:
+            self._made = self._poller.clock()
+            self._go_on([])
+
+    def _go_on(self, found: list[Mapping[str, Any]]) -> None:
+        """Add the next NIC's snapshot: one in each turn of the loop, or packets would wait for those of all NICs."""
+        if not self._answered:  # it was closed
+            return
         try:
-            found = [snapshot(nic, server.stats) for nic, server in self.nics]
+            nic, server = self.nics[len(found)]
+            found.append(snapshot(nic, server.stats))
         except Exception as error:
-            for future in waiting:
-                future.set_exception(error)
+            self._finish(methodcaller("set_exception", error))
             raise
-        for future in waiting:
-            future.set_result(found)
+        if len(found) < len(self.nics):
+            self._poller.next_turn(partial(self._go_on, found))
+        else:
+            self._finish(methodcaller("set_result", found))
+
+    def _finish(self, answer: Callable[[Future[Snapshots]], None]) -> None:
+        answered, self._answered = self._answered, []
+        for future in answered:
+            answer(future)
+        if self._asked:
+            self._answer_soon()
 
 
 class _HttpServer(ThreadingMixIn, WSGIServer):

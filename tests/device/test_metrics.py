@@ -316,6 +316,33 @@ def test_many_scrapes_at_once_take_few_snapshots(served: Served, monkeypatch: py
     assert min(gaps, default=metrics._PAUSE_NS) >= metrics._PAUSE_NS
 
 
+def test_a_turn_of_the_loop_makes_one_snapshot(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packets do not wait for the snapshots of all NICs: there may be many."""
+    turns: list[int] = []
+    poller = served.nic.host.poller
+
+    def noted(*arguments: Any) -> dict[str, Any]:
+        turns.append(poller.turn)
+        return snapshot(*arguments)
+
+    monkeypatch.setattr(metrics, "snapshot", noted)
+    served.metrics.nics = [*served.metrics.nics] * 5
+    assert len(served.metrics.snapshots()) == 5
+    assert len(set(turns)) == 5
+
+
+def test_it_ends_in_the_midst_of_an_answer(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def last(*arguments: Any) -> dict[str, Any]:
+        served.metrics.close()
+        return snapshot(*arguments)
+
+    monkeypatch.setattr(metrics, "snapshot", last)
+    served.metrics.nics = [*served.metrics.nics] * 2
+    with pytest.raises(TimeoutError):
+        served.metrics.snapshots()
+    served.metrics = MetricsServer(("127.0.0.1", 0), [], served.nic.host.poller)
+
+
 def test_it_ends_while_clients_wait(served: Served) -> None:
     waiting = [served.connect(b"GET /metrics") for _ in range(3)]
     served.nic.call(served.metrics.close)
