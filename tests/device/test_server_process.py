@@ -4,6 +4,7 @@ import os
 import select
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from nicmodel.gvnic.commands import Opcode, Status
@@ -14,11 +15,14 @@ from nicmodel.gvnic.registers import (
     ADMINQ_PAGE,
     DRIVER_STATUS,
     Bar,
+    DeviceStatus,
     DriverStatus,
     Register,
 )
 from nicmodel.gvnic.testing.adminq import encode_command
+from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.pci.config import COMMAND, Command
+from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.vfio_user import Client
 from nicmodel.vfio_user.protocol import PciRegion
 from nicmodel.vm.server import NicServer
@@ -87,6 +91,21 @@ def test_a_client_that_is_waited_for_keeps_no_other_waiting() -> None:
     with NicServer(["--wire", "none", "--wire", "none"], sockets=2) as server:
         assert any(executed(server) for _ in range(5))
         assert server.report()[0]["vfio_user"]["dma_read"] > 0
+
+
+def test_it_takes_more_descriptors_than_processes_may_open_unless_they_ask() -> None:
+    """*Steps*: a server that may open few files unless it asks for more gets the vectors of four NICs, 17 each.
+    *Verify*: no client loses its connection, and each has an answer.
+    """
+    few = ("sh", "-c", 'ulimit -S -n 64; exec "$@"', "sh")
+    with NicServer(["--wire", "none"] * 4, sockets=4, prefix=few) as server, ExitStack() as stack:
+        for path in server.sockets:
+            driver = stack.enter_context(Driver(str(path), ram=GuestMemory("ram", size=128 << 20)))
+            driver.probe()
+            driver.open()
+            assert len(driver.eventfds) == 17
+            assert driver.device_status() & DeviceStatus.LINK_UP
+        assert [nic["client"] is not None for nic in server.report()] == [True] * 4
 
 
 def test_only_the_first_start_loads_the_compiler(tmp_path: Path) -> None:
