@@ -92,13 +92,15 @@ class NicServer:
             command += ["--socket", str(socket)]
         self._ready.clear()
         self._process = spawn(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        reader.start()
         deadline = time.monotonic() + _START_TIMEOUT
         said = 0
         with contextlib.ExitStack() as compiling:
             while not self._ready.wait(0.05):
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     self.kill()
+                    reader.join(_TIMEOUT)  # it may not have seen yet what was said last
                     raise VmError("the NIC server did not start: " + (self.log().strip() or "it said nothing"))
                 for line in self._lines[said:]:
                     said += 1
