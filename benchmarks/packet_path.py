@@ -51,11 +51,15 @@ LENGTHS = (64, 256, 1514, 4096 + 66, 9014, 65226)
 SEGMENT = 1448
 HEADER = 54
 FIRST_PORT = 10_000
+#: Of so many flows each has a source port of its own.
+SOURCE_PORTS = 50_000
 RING, BUFFER = 4096, 4096
 #: Bytes of data buffers that are taken in turn: what the ring holds, and more than the caches do.
 WARM, COLD = RING * BUFFER, 128 << 20
 #: Bytes of a batch, and frames: what the tap takes at once.
 BATCH_BYTES, BATCH_FRAMES = 1 << 20, 512
+#: Parts that a measurement is cut into, to see how far it moves by itself.
+PARTS = 5
 #: Frames longer than this come aggregated.
 LONGEST = 9014
 
@@ -208,14 +212,19 @@ def label(row: dict[str, Any]) -> str:
 
 
 @contextmanager
-def open_nic(case: Case) -> Iterator[tuple[Loopback, DirectDoorbells]]:
-    """A NIC and its driver, set up for a case, all buffers posted."""
-    with Loopback(Profile(mac=MAC, max_mtu=9216), ram=GuestMemory("ram", size=1 << 30)) as bench:
+def open_nic(
+    case: Case, *, queues: int = 1, entries: int = RING, check: bool = False
+) -> Iterator[tuple[Loopback, DirectDoorbells]]:
+    """A NIC and its driver, set up for a case, all buffers posted: `queues` receive queues of `entries` each."""
+    profile = Profile(
+        mac=MAC, max_mtu=9216, queues=max(queues, Profile.queues), min_ring=min(entries, Profile.min_ring)
+    )
+    with Loopback(profile, ram=GuestMemory("ram", size=1 << 30), check=check) as bench:
         driver = bench.driver
         driver.doorbells = doorbells = DirectDoorbells(bench.nic)
         driver.probe()
         driver.open(
-            rx_queues=1, tx_queues=1, ring_entries=RING, buffer_size=BUFFER,
+            rx_queues=queues, tx_queues=1, ring_entries=entries, buffer_size=BUFFER,
             header_split=case.split, rsc=case.length > LONGEST,
         )  # fmt: skip
         for number in range(case.rules):
@@ -225,7 +234,7 @@ def open_nic(case: Case) -> Iterator[tuple[Loopback, DirectDoorbells]]:
         bench.nic.work()
         yield bench, doorbells
         assert bench.nic.state.drops.sum() == 0
-        assert driver.rx[0].errors == 0
+        assert all(queue.errors == 0 for queue in driver.rx.values())
 
 
 def measure(case: Case, seconds: float) -> dict[str, Any]:
@@ -264,11 +273,16 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
         "gbps": 8e-9 * case.length / per_frame,
         "copy_gbps": 8e-9 * case.length / per_copy,
         "ratio": per_copy / per_frame,
+        "runs": [
+            float(np.median(theirs) / np.median(ours))
+            for ours, theirs in zip(np.array_split(device, PARTS), np.array_split(peer, PARTS), strict=True)
+            if len(ours) and len(theirs)
+        ],
     }
 
 
-def make_batches(case: Case) -> list[Batch]:
-    """Full batches that hold all flows."""
+def make_batches(case: Case, frames: int = 0) -> list[Batch]:
+    """Full batches that hold all flows, of `frames` at least."""
     aggregated = case.length > LONGEST
     plain = bytes(
         Ether(src="02:00:00:00:00:02", dst=MAC.hex(":"))
@@ -280,14 +294,15 @@ def make_batches(case: Case) -> list[Batch]:
     flags = FrameFlag.CSUM_VALID if case.vouched else FrameFlag.NONE
     offload: dict[str, Any] = {"gso": Gso.TCPV4, "segment": SEGMENT, "header": HEADER} if aggregated else {}
     batches = []
-    for start in range(0, max(case.flows, count), count):
+    for start in range(0, max(case.flows, count, frames), count):
         batch = Batch(count * case.length, count)
         for number in range(start, start + count):
             frame = bytearray(plain)
-            # The checksum stays right: what one port gains the other field loses.
-            port = number % case.flows
+            # The checksum stays right: what the ports gain the other field loses.
+            more, port = divmod(number % case.flows, SOURCE_PORTS)
             frame[34:36] = (1 + port).to_bytes(2, "big")
-            frame[52:54] = (0xFFFF - port).to_bytes(2, "big") if port else b"\0\0"
+            frame[36:38] = (int.from_bytes(plain[36:38], "big") + more).to_bytes(2, "big")
+            frame[52:54] = (0xFFFF - port - more).to_bytes(2, "big") if port + more else b"\0\0"
             batch.append(bytes(frame), flags=flags, **offload)
         batches.append(batch)
     return batches
@@ -298,7 +313,8 @@ def deliver(nic: Nic, driver: Driver, doorbells: DirectDoorbells, batch: Batch) 
     begin = time.perf_counter()
     nic.ingress.deliver(batch)
     taken = time.perf_counter() - begin
-    driver.rx[0].discard()
+    for queue in driver.rx.values():
+        queue.discard()
     begin = time.perf_counter()
     doorbells.pass_on()
     nic.work()

@@ -147,6 +147,7 @@ class Curve:
         colour: a name in `COLOURS`.
         style: of matplotlib's lines: "-", "--" …
         marker: of matplotlib's markers.
+        goal: it should not grow faster than `x` to this power, a line from its first point; None: it may.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Curve:
     colour: str = "nicmodel"
     style: str = "-"
     marker: str = "o"
+    goal: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,15 +174,18 @@ class Panel:
 
 @dataclass(frozen=True)
 class Curves:
-    """Panels of curves, in rows of two."""
+    """Panels of curves, in rows of two; each with a legend of its own, or one for all."""
 
     panels: Sequence[Panel]
+    own_legends: bool = False
 
     def draw(self, path: Path, title: str, about: str, rows: Sequence[Row]) -> None:
         """Write a PNG; see `Picture`. What was not measured is left out."""
-        height = 3.2 * math.ceil(len(self.panels) / 2)
-        figure, axes = _figure(title, about, _WIDTH, [height / (len(self.panels) / 2)] * (len(self.panels) // 2), 2)
-        for axis, panel in zip(axes, self.panels, strict=True):
+        lines = math.ceil(len(self.panels) / 2)
+        figure, axes = _figure(title, about, _WIDTH, [3.2] * lines, 2)
+        for axis in axes[len(self.panels) :]:
+            axis.set_axis_off()
+        for axis, panel in zip(axes, self.panels, strict=False):
             axis.set_title(panel.title, fontsize=9, loc="left")
             ticks: set[float] = set()
             for curve in panel.curves:
@@ -191,6 +196,10 @@ class Curves:
                         *zip(*points, strict=True), curve.style, color=COLOURS[curve.colour], label=curve.name,
                         marker=curve.marker, markersize=4, linewidth=1.4,
                     )  # fmt: skip
+                if points and curve.goal is not None:
+                    (first, value), (last, _) = points[0], points[-1]
+                    ends = [value, value * (last / first) ** curve.goal]
+                    axis.plot([first, last], ends, color=_GOAL, linestyle="dashed", linewidth=0.8, label="goal")
             axis.set_xscale("log", base=2)
             axis.set_xticks(sorted(ticks), [f"{tick:,.0f}" for tick in sorted(ticks)], fontsize=7)
             axis.minorticks_off()
@@ -204,7 +213,11 @@ class Curves:
             axis.set_xlabel(panel.x, fontsize=8)
             axis.set_ylabel(panel.y, fontsize=8)
             _plain(axis, "both")
-        _legend(figure, axes)
+            if self.own_legends:
+                handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+                axis.legend(handles.values(), handles.keys(), fontsize=7, framealpha=0.7)
+        if not self.own_legends:
+            _legend(figure, axes)
         figure.savefig(path, dpi=110)
 
 

@@ -3,7 +3,8 @@
     python benchmarks/run.py
     python benchmarks/run.py --only guest_tap --only devmem
 
-It takes a quarter of an hour. Have the machine to yourself: whatever else runs there is in the figures.
+It takes twenty minutes. Have the machine to yourself: whatever else runs there is in the figures. In the end it says
+what is slower than in the last run on this machine, by more than the noise.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import time
 from pathlib import Path
 
 import click
+from history import read, show_changes
 from report import FOLDER, output_option
 
 #: In this order: those without a guest first.
-BENCHMARKS = ("packet_path", "instructions", "small", "guest_tap", "devmem", "guest_to_guest")
+BENCHMARKS = ("packet_path", "growth", "instructions", "small", "guest_tap", "devmem", "guest_to_guest")
 #: Load of a machine that has something else to do.
 BUSY = 0.5
 
@@ -41,6 +43,8 @@ def main(only: tuple[str, ...], output: Path) -> None:
     if output == FOLDER:
         subprocess.run([sys.executable, FOLDER / "summary.py"], check=True)
     click.secho(f"{len(chosen)} benchmarks in {(time.monotonic() - began) / 60:.1f} min", bold=True, err=True)
+    if measured := [name for name in chosen if name not in failed]:
+        show_changes(read(output / "history.jsonl"), measured)
     if failed:
         raise click.ClickException(f"failed: {', '.join(failed)}")
 

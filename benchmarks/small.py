@@ -19,12 +19,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from packet_path import PARTS
 from plot import Plot, Series
 from report import output_option, write
 from testbed import OURS, Testbed, cpu_seconds, enter_namespace
@@ -65,13 +66,15 @@ def main(starts: int, rounds: int, seconds: float, compiling: bool, with_guest: 
     bare_seconds, bare_memory = bare_interpreter(starts)
     with NicServer() as server:  # whatever has to be compiled is, and no guest's memory is in the peak
         memory = status(server.pid)["VmHWM"]
-    row("start to accepting a client", "s", float(np.median([start() for _ in range(starts)])), 0.5, bare_seconds)
+    times = [start() for _ in range(starts)]
+    row("start to accepting a client", "s", float(np.median(times)), 0.5, bare_seconds, times)
     if compiling:
         row("first start ever, which compiles", "s", first_start(), None, None)
     floor, latency = floor_latency(rounds), doorbell_latency(rounds)
     for name, percent, goal in (("median", 50, None), ("99th percentile", 99, None)):
         ours, peer = (float(np.percentile(times, percent)) for times in (latency, floor))
-        row(f"doorbell to interrupt, {name}", "µs", ours, goal, peer)
+        parts = [float(np.percentile(part, percent)) for part in np.array_split(latency, PARTS) if len(part)]
+        row(f"doorbell to interrupt, {name}", "µs", ours, goal, peer, parts)
     if with_guest:
         idle, busy_memory = with_a_guest(seconds)
         memory = max(memory, busy_memory)
@@ -88,11 +91,14 @@ def main(starts: int, rounds: int, seconds: float, compiling: bool, with_guest: 
 ROWS: list[dict[str, Any]] = []
 
 
-def row(what: str, unit: str, value: float, goal: float | None, peer: float | None) -> None:
-    """Note one figure; less is better."""
+def row(
+    what: str, unit: str, value: float, goal: float | None, peer: float | None, runs: Sequence[float] = ()
+) -> None:  # fmt: skip
+    """Note one figure; less is better. `runs` show how far it moves by itself."""
     held = None if goal is None else "yes" if value <= goal else "no"
     ratio = None if peer is None else value / peer
-    ROWS.append({"what": what, "unit": unit, "value": value, "peer": peer, "ratio": ratio, "goal": goal, "held": held})
+    ROWS.append({"what": what, "unit": unit, "value": value, "peer": peer, "ratio": ratio, "goal": goal, "held": held,
+                 "runs": list(runs)})  # fmt: skip
     click.echo(f"{what}: {value:.2f} {unit}", err=True)
 
 
