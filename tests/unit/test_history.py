@@ -92,7 +92,7 @@ def test_a_ratio_has_the_noise_of_both() -> None:
 
 
 def test_what_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """*Verify*: what is slower is named, with before and now; what has nothing to be compared with is said to have none."""
+    """*Verify*: what is slower is named, with before and now; what cannot be compared is said to be so."""
     history = tmp_path / "history.jsonl"
     assert read(history) == []
     show_changes([], ["small"])
