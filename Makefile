@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo      devmem TCP from end to end: a stock guest, the emulated NIC, a verified transfer"
 	@echo "make test      the test suite, linters and type checks included; LONG=1: with the tests that take long"
-	@echo "make bench     all benchmarks, a quarter of an hour; tables and plots in benchmarks/results"
+	@echo "make bench     all benchmarks, 20 minutes; what got slower, tables and plots in benchmarks/results"
 	@echo "make docs      the documentation: docs/_build/html/index.html, and man pages in docs/_build/man"
 	@echo "make lint      ruff, mypy and import-linter only"
 	@echo "make unit      one ring of tests; also: protocol, device, guest"

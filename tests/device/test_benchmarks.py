@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -51,8 +52,37 @@ def test_packet_path(tmp_path: Path) -> None:
     assert [(row["split"], row["vouched"]) for row in found] == [(a, b) for a in (False, True) for b in (False, True)]
     for row in found:
         assert row["ratio"] == pytest.approx(row["gbps"] / row["copy_gbps"])
+    assert all(row["ratio"] > 0 for row in found) and {len(row["runs"]) for row in found} <= {*range(1, 6)}
     said = run("history.py", "packet_path", "--row", "on verified", "--history", tmp_path / "history.jsonl")
     assert f"{found[2]['ratio']:.4g}" in said and "vouched" not in said
+
+
+def growth(folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
+    """The curves of a short run, by their keys."""
+    run("growth.py", "--short", "--repetitions", "2", "--output", folder, *arguments)
+    found = {row["key"]: row for row in rows(folder, "growth")}
+    for row in found.values():
+        (first, before), (last, after) = row["points"]
+        assert row["end"] == pytest.approx(math.log(after / before) / math.log(last / first))
+        assert (row["first"], row["last"], row["repetitions"]) == (before, after, 2)
+        assert row["verdict"] in ("flat", "linear", "worse") and len(row["runs"]) == 2
+    return found
+
+
+def test_growth(tmp_path: Path) -> None:
+    """What takes no server: frames of so many flows, and rules; what they cost is no matter here."""
+    found = growth(tmp_path, "--only", "flows", "--only", "rules")
+    assert found.keys() == {"flows", "same", "different", "added", "added_different"}
+    assert found["flows"]["sizes"] == "1 to 1,000 flows" and found["flows"]["goal"] == "flat"
+
+
+@pytest.mark.long
+def test_growth_of_servers(tmp_path: Path) -> None:
+    """Everything else, in small. Each NIC takes memory, and a map some; a driver that is watched costs more."""
+    found = growth(tmp_path)
+    assert {"memory", "answer_busy", "busy", "sent", "checked", "map", "mapped", "age_all", "life"} < found.keys()
+    assert found["memory"]["last"] > found["memory"]["first"]
+    assert found["age_checker"]["last"] > found["age_"]["last"]
 
 
 @pytest.mark.long

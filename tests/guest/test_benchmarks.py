@@ -1,8 +1,9 @@
-"""The smallest case of a benchmark with a guest runs; what it measures is for a machine that has nothing else to do."""
+"""Benchmarks that take QEMU run, in small; what they measure is for a machine that has nothing else to do."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from nicmodel.vm.host import program
 
 pytestmark = [pytest.mark.guest, pytest.mark.long]
 
-GUEST_TAP = Path(__file__).parents[2] / "benchmarks" / "guest_tap.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+GUEST_TAP = BENCHMARKS / "guest_tap.py"
 
 
 def test_guest_tap(tmp_path: Path) -> None:
@@ -36,3 +38,21 @@ def test_guest_tap(tmp_path: Path) -> None:
         assert row["best"] == "virtio-net"
         assert row["ratio"] == row["nicmodel"] / row["virtio-net"] > 0
         assert row["idpf_ratio"] == row["idpf"] / row["virtio-net"] > 0
+
+
+def test_events(tmp_path: Path) -> None:
+    """Without a guest. *Verify*: each part that the estimate adds up was measured, and that is what it comes to."""
+    command: list[str | Path] = [sys.executable, BENCHMARKS / "events.py", "--no-guest", "--rounds", "100"]
+    done = subprocess.run([*command, "--output", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "results/events.json").read_text())["rows"]
+    value = {(row["what"], row["part"]): row["value"] for row in rows}
+    wakes = value["a message there, an eventfd back", "two bare processes"]
+    server = value["a packet sent out of rest, with its interrupt", "server"]
+    qemu = value["a doorbell out of rest", "QEMU"]
+    [estimate] = [row for row in rows if row["kind"] == "estimate"]
+    assert estimate["value"] == pytest.approx(1.5 + qemu + wakes + server) and estimate["reality"] is None
+    assert server > value["an interrupt", "server"] >= 0
+    assert value["a packet sent among many, 64 bytes", "server"] < 1000 * server  # ns, µs
+    if shutil.which("strace"):  # one write signals the interrupt
+        assert value["system calls for a packet out of rest: write", "server"] == pytest.approx(1, abs=0.2)
