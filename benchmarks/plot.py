@@ -28,6 +28,8 @@ COLOURS = {
 _GOAL = "#C00000"
 #: Rows of one unit share an axis unless one is that many times longer than another: else the short one cannot be read.
 _SCALE = 10.0
+#: What a logarithmic axis shows at least, from its lower end to its upper.
+_LEAST_RANGE = 30.0
 #: Inches.
 _WIDTH, _BAR, _GAP, _FRAME = 10.0, 0.17, 0.12, 0.75
 
@@ -199,26 +201,43 @@ class Curves:
                 if points and curve.goal is not None:
                     (first, value), (last, _) = points[0], points[-1]
                     ends = [value, value * (last / first) ** curve.goal]
-                    axis.plot([first, last], ends, color=_GOAL, linestyle="dashed", linewidth=0.8, label="goal")
+                    axis.plot(
+                        [first, last], ends, color=_GOAL, linestyle="dashed", linewidth=0.8, alpha=0.6, label="goal"
+                    )
             axis.set_xscale("log", base=2)
-            axis.set_xticks(sorted(ticks), [f"{tick:,.0f}" for tick in sorted(ticks)], fontsize=7)
-            axis.minorticks_off()
+            axis.set_xticks(sorted(ticks), [_short(tick) for tick in sorted(ticks)], fontsize=7)
             if panel.log:
                 axis.set_yscale("log")
-                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+                _widen(axis)
             else:
                 axis.set_ylim(bottom=0)
+            axis.minorticks_off()
             if panel.goal is not None:
                 axis.axhline(panel.goal, color=_GOAL, linestyle="dashed", linewidth=1.2, label="goal")
             axis.set_xlabel(panel.x, fontsize=8)
             axis.set_ylabel(panel.y, fontsize=8)
             _plain(axis, "both")
             if self.own_legends:
-                handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-                axis.legend(handles.values(), handles.keys(), fontsize=7, framealpha=0.7)
+                found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+                names = sorted(found, key="goal".__eq__)  # last
+                axis.legend([found[name] for name in names], names, fontsize=7, framealpha=0.7)
         if not self.own_legends:
             _legend(figure, axes)
         figure.savefig(path, dpi=110)
+
+
+def _short(number: float) -> str:
+    """A size beside an axis; thousands, where it has no others, by a letter."""
+    return f"{number / 1000:,.0f}k" if number >= 10_000 and number % 1000 == 0 else f"{number:,.0f}"
+
+
+def _widen(axis: Any) -> None:
+    """Show at least so much of a logarithmic axis that a curve which is flat looks flat."""
+    low, high = axis.get_ylim()
+    if high / low < _LEAST_RANGE:
+        middle = math.sqrt(low * high)
+        axis.set_ylim(middle / math.sqrt(_LEAST_RANGE), middle * math.sqrt(_LEAST_RANGE))
 
 
 def _figure(title: str, about: str, width: float, heights: Sequence[float], columns: int = 1) -> tuple[Any, list[Any]]:

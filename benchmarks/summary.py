@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from growth import GOALS, TOLERANCE
 from packet_path import label
 from plot import Picture
 from report import FOLDER, counted, origin_of
@@ -103,6 +104,14 @@ def goals(rows: dict[str, list[Row]]) -> Iterator[Goal]:
         "packet path, many flows and rules: times the frame of one flow", "packet_path", crowded, label, mpps,
         lambda row: f"{row['mpps'] * slower(row):.1f} Mpps", slower, most=1.2,
     )  # fmt: skip
+
+    for goal, exponent in GOALS.items():
+        yield Goal(
+            f"what should be {goal} as it grows: exponent", "growth", lambda row, goal=goal: row["goal"] == goal,  # type: ignore[misc]
+            lambda row: f"{row['what']}, {row['sizes']}", lambda row: f"{row['last']:.3g} {row['unit']}",
+            lambda row: f"at first: {row['first']:.3g}", lambda row: float(max(row["exponent"], row["end"])),
+            most=exponent + TOLERANCE,
+        )  # fmt: skip
 
     def tap(text: str, among: Callable[[str], bool], most: float | None = None) -> Goal:
         return Goal(
