@@ -313,19 +313,23 @@ def _keep_busy(server: NicServer, size: int, others: Sequence[Path], probe: Prob
     words = [word for path in others for word in ("--pump", str(path))]
     command = [sys.executable, __file__, *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as busy:
-
-        def say(line: str) -> str:
-            assert busy.stdin is not None and busy.stdout is not None
-            print(line, file=busy.stdin, flush=True)
-            return busy.stdout.readline()
-
         assert busy.stdin is not None and busy.stdout is not None
-        if busy.stdout.readline() != "ready\n":
-            raise click.ClickException("the drivers that keep NICs busy have failed")
+
+        def answer() -> str:
+            assert busy.stdout is not None
+            if not (said := busy.stdout.readline()):
+                raise click.ClickException("the drivers that keep NICs busy have failed")
+            return said
+
+        def posted() -> int:
+            print("how many?", file=busy.stdin, flush=True)
+            return int(answer())
+
+        answer()  # they are ready
         print("go", file=busy.stdin, flush=True)
-        packets, before = int(say("how many?")), cpu_seconds(server.pid)
+        packets, before = posted(), cpu_seconds(server.pid)
         time.sleep(_BUSY_SECONDS)
-        packets, cpu = int(say("how many?")) - packets, cpu_seconds(server.pid) - before
+        packets, cpu = posted() - packets, cpu_seconds(server.pid) - before
         note("answer_busy", size, float(np.median(probe.ask(_ANSWERS // 4))))
         busy.stdin.close()
     note("busy", size, 1e9 * cpu / packets)

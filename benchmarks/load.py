@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import select
 import sys
@@ -129,16 +130,20 @@ def pump(sockets: Sequence[str], batch: int) -> None:
         sender = Sender(driver)
         senders[driver.eventfds[sender.vector]] = driver, sender
         waits.register(driver.eventfds[sender.vector], select.EPOLLIN)
-    waits.register(sys.stdin, select.EPOLLIN)
+    asked = sys.stdin.fileno()
+    waits.register(asked, select.EPOLLIN)
     print("ready", flush=True)
-    sys.stdin.readline()
+    _line(asked)
     for driver, sender in senders.values():
         sender.post(batch)
         driver.enable(sender.vector, interval_us=0)
     while True:
-        for eventfd, _ in waits.poll(TIMEOUT):
-            if eventfd == sys.stdin.fileno():
-                if not sys.stdin.readline():
+        ready = waits.poll(TIMEOUT)
+        if not ready:
+            raise click.ClickException(f"no NIC has raised an interrupt for {TIMEOUT:.0f} s")
+        for eventfd, _ in ready:
+            if eventfd == asked:
+                if not _line(asked):
                     return
                 print(sum(sender.posted for _, sender in senders.values()), flush=True)
                 continue
@@ -147,3 +152,11 @@ def pump(sockets: Sequence[str], batch: int) -> None:
             if sender.done:
                 sender.post(batch)
             driver.enable(sender.vector, interval_us=0)
+
+
+def _line(fd: int) -> bytes:
+    """The next line, and no more, so that whether there is another can be waited for; nothing at the end."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(fd, 1)):
+        line += byte
+    return line

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from run import BENCHMARKS
 
 Row = dict[str, Any]
 RESULTS = FOLDER / "results"
+EVENTS = "events"
+#: What events.py has measured has a place of its own, and is not measured by run.py.
+EVENT_MARKS = ("<!-- events: written by benchmarks/summary.py -->\n", "<!-- end of events -->\n")
 MARKS = ("<!-- results: written by benchmarks/summary.py -->\n", "<!-- end of results -->\n")
 
 
@@ -175,7 +178,7 @@ def main_table(results: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def all_tables(results: dict[str, dict[str, Any]]) -> str:
+def all_tables(results: Mapping[str, object]) -> str:
     """The tables for the benchmarks' README: each result file, with its heading two levels down."""
     tables = []
     for name in results:
@@ -184,9 +187,9 @@ def all_tables(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(tables)
 
 
-def put(path: Path, text: str) -> None:
+def put(path: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
     """Write text between the marks of a file."""
-    begin, end = MARKS
+    begin, end = marks
     old = path.read_text()
     new, count = re.subn(f"(?s){re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text}\n{end}", old)
     if count != 1:
@@ -209,6 +212,8 @@ def main() -> None:
         plot.draw(RESULTS / f"{name}.png", result["title"], origin_of(result).replace("`", ""), result["rows"])
     put(FOLDER.parent / "docs" / "benchmarks.md", main_table(results))
     put(FOLDER / "README.md", all_tables(results))
+    if (RESULTS / f"{EVENTS}.md").exists():
+        put(FOLDER / "README.md", all_tables({EVENTS: {}}), EVENT_MARKS)
 
 
 if __name__ == "__main__":
