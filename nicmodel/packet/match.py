@@ -35,13 +35,15 @@ class FlowType(IntEnum):
 
 #: One rule. `action` is the receive queue. Addresses are in network byte order, IPv4 in the first 4 bytes; ports, SPI
 #: and TOS (IPv6: traffic class) are numbers; AH and ESP have an SPI, the others ports. A set mask bit must match.
-#: `hits` counts the frames that took the rule; `label` goes with them, for whoever has set it.
+#: `hits` counts the frames that took the rule; `label` goes with them, for whoever has set it. `group` is the number of
+#: the rule's group, for the index.
 RULE = np.dtype(
     [
         ("hits", "<u8"),
         ("installed", "<i4"),
         ("flow_type", "<i4"),
         ("action", "<i4"),
+        ("group", "<i4"),
         ("source_port", "<u2"),
         ("destination_port", "<u2"),
         ("source_port_mask", "<u2"),
@@ -64,14 +66,15 @@ RULE = np.dtype(
 GROUP = np.dtype([("flow_type", "<i4"), ("first", "<i4"), ("mask", "<u8", (5,))])
 
 #: An entry of the hash table that all groups share: what the rule at `location` wants the masked key to be. `group` is
-#: the number of its group plus one, 0 when the entry is free. The groups themselves are found by entries of `_MASKS`,
-#: whose key is the group's mask and flow type, and whose `location` is the group's number.
+#: the number of its group plus one, 0 when the entry is free.
 SLOT = np.dtype([("group", "<i4"), ("location", "<i4"), ("key", "<u8", (5,))])
-_MASKS = (1 << 31) - 1
+
+#: While the index is made, groups are found by the same table: `key` is mask and flow type, `location` their number.
+_MASKS = 1
 
 
 def slots_for(rules: int) -> int:
-    """Entries of the hash table for a number of rules: a power of two, at most half in use."""
+    """Entries of the hash table for a number of rules: a power of two, at most a quarter in use."""
     return 1 << (4 * max(rules, 1) - 1).bit_length()
 
 
@@ -159,6 +162,13 @@ def _fill(slot: Record, group: int, location: int, a: int, b: int, c: int, d: in
     key[0], key[1], key[2], key[3], key[4] = a, b, c, d, e
 
 
+@inlined
+def _empty(slots: npt.NDArray[np.void]) -> None:
+    """Have all entries be free."""
+    for at in range(len(slots)):
+        slots[at].group = 0
+
+
 @compiled
 def index_rules(
     rules: npt.NDArray[np.void],
@@ -177,8 +187,7 @@ def index_rules(
     Returns:
         Number of groups.
     """
-    for at in range(len(slots)):
-        slots[at].group = 0
+    _empty(slots)
     count = 0
     for location in order:
         rule = rules[location]
@@ -187,14 +196,12 @@ def index_rules(
         mask = _numbers(ports, rule.spi_mask, rule.tos_mask, rule.source_port_mask, rule.destination_port_mask)
         if mask << _HALF != u64(0):
             mask |= _KNOWN
-        key = (_KNOWN | _numbers(ports, rule.spi, rule.tos, rule.source_port, rule.destination_port)) & mask
         s0, s1, d0, d1 = (
             _bytes_at(rule.source_mask, 0), _bytes_at(rule.source_mask, 8),
             _bytes_at(rule.destination_mask, 0), _bytes_at(rule.destination_mask, 8),
         )  # fmt: skip
         if flow_type < _TCPV6:  # an IPv4 address is the upper half of its first word
             s0, s1, d0, d1 = s0 >> _HALF << _HALF, u64(0), d0 >> _HALF << _HALF, u64(0)
-
         named = mask | u64(flow_type) << _FLOW_TYPE_SHIFT
         slot = slots[_find(slots, _MASKS, named, s0, s1, d0, d1)]
         if slot.group == 0:
@@ -205,15 +212,22 @@ def index_rules(
             m = group.mask
             m[0], m[1], m[2], m[3], m[4] = mask, s0, s1, d0, d1
             count += 1
-        number = i64(slot.location)
+        rule.group = slot.location
 
-        s0 &= _bytes_at(rule.source, 0)
-        s1 &= _bytes_at(rule.source, 8)
-        d0 &= _bytes_at(rule.destination, 0)
-        d1 &= _bytes_at(rule.destination, 8)
-        slot = slots[_find(slots, number + 1, key, s0, s1, d0, d1)]
+    _empty(slots)  # the fewer entries, the sooner a frame's search finds that there is none
+    for location in order:
+        rule = rules[location]
+        number = i64(rule.group)
+        m = groups[number].mask
+        ports = i64(rule.flow_type) % _TCPV6 < _AHV4
+        key = _KNOWN | _numbers(ports, rule.spi, rule.tos, rule.source_port, rule.destination_port)
+        a, b, c, d, e = (
+            key & m[0], _bytes_at(rule.source, 0) & m[1], _bytes_at(rule.source, 8) & m[2],
+            _bytes_at(rule.destination, 0) & m[3], _bytes_at(rule.destination, 8) & m[4],
+        )  # fmt: skip
+        slot = slots[_find(slots, number + 1, a, b, c, d, e)]
         if slot.group == 0:  # else a rule at a lower location asks for the same
-            _fill(slot, number + 1, location, key, s0, s1, d0, d1)
+            _fill(slot, number + 1, location, a, b, c, d, e)
     return count
 
 

@@ -197,7 +197,7 @@ for count in (16, 256):
     groups, slots = np.zeros(count, GROUP).view(Counted), np.zeros(slots_for(count), SLOT).view(Counted)
     Counted.looks = 0
     assert index_rules(rules, order, groups, slots) == count
-    print((Counted.looks - len(slots)) / count)  # each entry is emptied first
+    print((Counted.looks - 2 * len(slots)) / count)  # each entry is emptied, and again
 """
 
 
