@@ -32,12 +32,22 @@ class Result:
 Sink = Callable[[int, bytes], object]
 """Takes a process's output as it comes: descriptor (1 or 2) and bytes. Called in a thread that serves all processes."""
 
+#: Characters of a command that messages name it by.
+_NAMED = 120
+
+
+def _first_line(command: str) -> str:
+    """What a command is called in messages, whose first line has to say what is wrong: scripts are long."""
+    first = next((line.strip() for line in command.splitlines() if line.strip()), "")
+    name = first[:_NAMED]
+    return name if name == command.strip() else f"{name} …"
+
 
 class Process:
     """A process in the guest. Methods may be called from any thread."""
 
     def __init__(self, channel: "Channel", number: int, command: str, sink: Sink | None = None) -> None:
-        self.command = command
+        self.command = _first_line(command)
         self._sink = sink
         self._channel = channel
         self._number = number

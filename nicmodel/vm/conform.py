@@ -256,6 +256,7 @@ class _Examiner:
 
     def weather(self, seed: int, strength: float) -> None:
         """From before the driver is loaded until it is removed."""
+        self._bench.prepare()  # in calm: a guest that starts may begin with the kernel's own driver
         with Control(self._bench.control) as control:
             control.begin_scenario(f"[weather]\nseed = {seed}\nstrength = {strength}\n")
             try:
@@ -267,6 +268,7 @@ class _Examiner:
     def fault(self, name: str, at_load: bool) -> None:
         """While the driver works, or while it is loaded."""
         context = f"fault {name}{', at load' if at_load else ''}"
+        self._bench.prepare()  # as in weather
         with Control(self._bench.control) as control:
             try:
                 if at_load:

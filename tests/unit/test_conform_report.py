@@ -6,7 +6,7 @@ import json
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
@@ -111,6 +111,46 @@ def test_faults() -> None:
 
 def verdict(*parts: Part, **fields: Any) -> Verdict:
     return Verdict(parts=list(parts), **fields)
+
+
+def test_a_guest_starts_before_what_is_to_befall_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that starts may have a driver of its own, which is not the one to be judged."""
+    happened: list[str] = []
+
+    class Bench:
+        command, prefix, control = "true", (), "/nowhere"
+
+        def prepare(self) -> None:
+            happened.append("guest")
+
+        def try_out(self, *_: Any) -> Verdict:
+            happened.append("try")
+            return verdict(Part("load", True, 1.0, "gve"))
+
+    class Asked:
+        def __enter__(self) -> Asked:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def begin_scenario(self, _: str) -> None:
+            happened.append("weather")
+
+        def add_fault(self, _: str, **__: Any) -> None:
+            happened.append("fault")
+
+        def end_fault(self) -> None: ...
+
+    monkeypatch.setattr(conform, "Control", lambda _: Asked())
+    told: list[Check] = []
+    report = Conformance("gve", "7.3.4", "gvnic")
+    work = conform._Examiner(report, cast("Any", Bench()), None, 1, None, told.append)
+    work.weather(1, 0.2)
+    assert happened[:2] == ["guest", "weather"] and happened[-1] == "try"
+    happened.clear()
+    work.fault("admin-status", at_load=True)
+    assert happened[:2] == ["guest", "fault"] and "try" in happened
+    assert [check.good for check in told] == [True, True]
 
 
 def test_what_is_harm() -> None:

@@ -158,6 +158,18 @@ def test_timeout_quotes_what_was_said_and_leaves_it_running(channel: Channel) ->
     assert process.wait(60).stdout == "hello\nbye\n"
 
 
+def test_a_script_is_named_by_its_first_line(channel: Channel) -> None:
+    """So that the first line of a message says what is wrong."""
+    script = channel.start(["sh", "-c", "\nsleep 100\necho never\n"])
+    with pytest.raises(GuestTimeoutError, match=r"^'sh -c …' in the guest did not end within 0\.01 s: no output$"):
+        script.wait(0.01)
+    script.kill()
+    script.wait()
+    line = channel.start("x" * 200)
+    assert line.command == f"{'x' * 120} …"
+    line.wait()
+
+
 def test_expect_fails_when_the_process_ends_without_it(channel: Channel) -> None:
     with pytest.raises(VmError, match=r"(?s)ended without 'ready': .*oops"):
         channel.start("echo oops >&2").expect("ready", 10)
