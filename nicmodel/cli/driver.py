@@ -72,13 +72,19 @@ _make_option = click.option(
     "--make", "variables", multiple=True, metavar="VARIABLE=VALUE", callback=_variables,
     help="Given to make, such as KCFLAGS=-DDEBUG, W=1 or CONFIG_NAME=m. Repeat for more.",
 )  # fmt: skip
+_own_makefile_option = click.option(
+    "--own-makefile", is_flag=True,
+    help="Run DIR's Makefile itself, as `make` there would, for a driver that prepares something before the kernel's "
+         "make compiles it. It finds the kernel's headers below /lib/modules/$(uname -r).",
+)  # fmt: skip
 
 
 @driver.command()
 @_folder_argument
 @kernel_options
 @_make_option
-def build(folder: Path, kernel: KernelChoice, variables: dict[str, str]) -> None:
+@_own_makefile_option
+def build(folder: Path, kernel: KernelChoice, variables: dict[str, str], own_makefile: bool) -> None:
     """Compile a driver for the guest's kernel.
 
     DIR has a Makefile or Kbuild: a driver's folder of the kernel's source, such as drivers/net/ethernet/google/gve, or
@@ -94,7 +100,7 @@ def build(folder: Path, kernel: KernelChoice, variables: dict[str, str]) -> None
     """
     check_host()
     try:
-        built = Driver(folder, kernel.find(), variables).build()
+        built = Driver(folder, kernel.find(), variables, own_makefile=own_makefile).build()
     except BuildError as error:
         click.echo(plain_lines(str(error)), err=True)
         raise click.exceptions.Exit(1) from None
@@ -110,6 +116,7 @@ def build(folder: Path, kernel: KernelChoice, variables: dict[str, str]) -> None
 @click.option("--once", is_flag=True, help="One round, for a script or CI; the exit status tells its outcome.")
 @kernel_options
 @_make_option
+@_own_makefile_option
 @click.option("--serve", default="", metavar="OPTIONS",
               help="For `nicmodel serve`, which makes the NIC: '--profile legacy --queues 2'.")  # fmt: skip
 @click.option("--memory", default="1G", show_default=True, metavar="SIZE", help="The guest's memory.")
@@ -123,6 +130,7 @@ def dev(
     once: bool,
     kernel: KernelChoice,
     variables: dict[str, str],
+    own_makefile: bool,
     serve: str,
     memory: str,
     tools: bool,
@@ -154,7 +162,7 @@ def dev(
     check_host()
     options = serve_words(serve)
     line = " ".join(command) if command else None
-    work = Driver(folder, kernel.find(), variables)
+    work = Driver(folder, kernel.find(), variables, own_makefile=own_makefile)
     bench = DriverBench(kernel, serve=options, memory=memory, tools=tools, timeout=timeout)
     with Saves(folder) as saves, bench:
         since = time.monotonic()

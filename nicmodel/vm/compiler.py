@@ -5,6 +5,7 @@ So the host needs no compiler, and what is compiled fits the guest.
 
 import contextlib
 import os
+import shlex
 import shutil
 import stat
 from pathlib import Path
@@ -22,6 +23,14 @@ COMPILER = Packages(
         *("python3-minimal", "libpython3-stdlib", "python3-yaml", "python3-jsonschema"),
     ),
     suite="trixie-backports",
+)
+
+#: What the tree lacks of what Makefiles and scripts of drivers find on any host.
+USUAL_PROGRAMS = Packages(
+    "usual-programs",
+    ("bash", "util-linux", "diffutils", "perl-base"),
+    COMPILER.suite,
+    keep="(bash|util-linux|diffutils|perl-base|libtinfo6|libcrypt1)$",
 )
 
 
@@ -62,6 +71,15 @@ def furnish(root: Path, *trees: Path) -> None:
     # objtool wants to know where its stack ends, and there is no /proc here.
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/maps").write_text("7ffffffde000-7ffffffff000 [stack]\n")
+
+
+def pose_as(root: Path, release: str) -> None:
+    """Have `uname -r` say there that this kernel runs: so Makefiles find its headers below /lib/modules."""
+    program = root / "usr/local/bin/uname"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(f'#!/bin/sh\n[ "$*" = -r ] && exec echo {shlex.quote(release)}\nexec /usr/bin/uname "$@"\n')
+    program.chmod(0o755)
+    (root / "usr/bin/which").symlink_to("which.debianutils")  # as debianutils' installation would
 
 
 def enter(root: Path) -> list[str]:

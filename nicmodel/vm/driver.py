@@ -3,6 +3,9 @@
 Sources are copied into a tree with Debian's compiler and the kernel's headers, and are never written to. The tree is
 kept: kbuild finds there what it made last time, and compiles only what depends on files whose content has changed.
 For a kernel of the user's own the compiler is this host's, which has built the kernel as well.
+
+The kernel's make reads the folder, as it reads its own drivers'. Many drivers that live outside of the kernel have a
+Makefile that does more before: it is run itself if the user says so, in a tree that looks like a host with that kernel.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import Self
 
 from nicmodel.cache import by_last_use, cache_dir
 from nicmodel.vm import host
-from nicmodel.vm.compiler import COMPILER, enter, furnish
+from nicmodel.vm.compiler import COMPILER, USUAL_PROGRAMS, enter, furnish, pose_as
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import Kernel, module_name
 from nicmodel.vm.packages import HOST_ARCHITECTURE, Packages, Tree, building, locked, obtain, write_whole
@@ -53,6 +56,12 @@ _LIMIT = 900
 #: What make says besides the messages of the compiler.
 _NOISE = re.compile(r"make(\[\d+\])?: (Entering|Leaving) directory|make(\[\d+\])?: \*\*\* (\[.*\] Error \d+|Waiting )")
 _COMPILED = re.compile(r"  CC \[M\] +(?P<object>\S+)")
+#: What names modules, in a Makefile that kbuild reads.
+_NAMES_MODULES = re.compile(r"^\s*obj-\S+\s*[:+]?=", re.MULTILINE)
+#: Commands of a Makefile that call make, by which it does more than kbuild would.
+_CALLS_MAKE = re.compile(r"^\t.*(\$[({]MAKE[)}]|\bmake\b)", re.MULTILINE)
+#: Folders deep, and folders, in which a Makefile is looked for that the user may have meant.
+_DEEP, _MOST = 3, 3
 
 
 class BuildError(VmError):
@@ -81,19 +90,25 @@ class Driver:
         folder: With a Makefile or Kbuild, as below drivers/net in Linux or as for a module of its own.
         kernel: What it is compiled for.
         variables: Given to make, such as ``{"KCFLAGS": "-DDEBUG"}``.
+        own_makefile: Run the folder's Makefile itself, not the kernel's on the folder. To it this is a host that runs
+            that kernel, unless it is one of the user's own: then `variables` have to say where it is.
 
     Raises:
         VmError: There is no such folder, it has no Makefile, or nothing can be compiled for that kernel.
     """
 
-    def __init__(self, folder: Path, kernel: Kernel, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, kernel: Kernel, variables: Mapping[str, str] | None = None, *, own_makefile: bool = False
+    ) -> None:
         self.folder = folder
         if not folder.is_dir():
             raise VmError(f"{folder}: there is no such folder")
         if not any((folder / name).is_file() for name in ("Makefile", "Kbuild")):
+            below = _drivers_below(folder)
             raise VmError(
                 f"{folder} has neither Makefile nor Kbuild: give the folder whose Makefile says 'obj-m += NAME.o', or"
                 " 'obj-$(CONFIG_NAME) += NAME.o' as in the kernel's own drivers"
+                + (f"; there is one in {', '.join(map(str, below))}" if below else "")
             )
         if not kernel.arch.is_hosts:
             raise VmError(
@@ -102,17 +117,20 @@ class Driver:
             )
         self._variables = dict(variables or {})
         self._compiler: Tree | None = None
-        self._packed: Tree | None = None
+        self._packed: list[Tree] = []
         if isinstance(kernel.headers, Packages | Tree):
             packed = kernel.headers if isinstance(kernel.headers, Tree) else obtain(kernel.headers)
-            self._compiler, self._packed = obtain(COMPILER), packed
-            headers, identity = f"/usr/src/linux-headers-{kernel.release}", [self._compiler.id, self._packed.id]
+            self._compiler, self._packed = obtain(COMPILER), [packed]
+            if own_makefile:
+                self._packed.append(obtain(USUAL_PROGRAMS))
+            headers = f"/usr/src/linux-headers-{kernel.release}"
+            identity = [tree.id for tree in (self._compiler, *self._packed)]
             if isinstance(kernel.headers, Tree):  # the headers of a kernel that is built again have the same name
                 identity.append(kernel.id)
         elif kernel.headers is not None:
             for program in ("make", "strip"):
                 host.program(program)
-            headers, identity = str(kernel.headers.resolve()), [kernel.id]
+            headers, identity = str(kernel.headers.resolve()), [kernel.id, *(["own Makefile"] if own_makefile else [])]
         else:
             raise VmError(
                 f"there is nothing to compile modules for {kernel.name} with: give the folder in which it was built"
@@ -124,7 +142,7 @@ class Driver:
         self._tree = cache_dir() / ("temporary-drivers" if temporary else "drivers") / f"{name}-{key}"
         self._lock = self._tree.with_suffix(".lock")
         self._record = self._tree / "sources.json"
-        self._site = _Site(folder, self._tree, self._compiler is not None, headers, kernel)
+        self._site = _Site(folder, self._tree, self._compiler is not None, headers, kernel, own_makefile)
 
     def build(self) -> Built:
         """Compile what has changed, and wait for it.
@@ -213,7 +231,10 @@ class Driver:
     def _words(self) -> list[str]:
         """Make's command, in the tree."""
         words = ["make", f"--jobs={processors()}", "--output-sync=target"]
-        words += ["-C", self._site.headers, f"M={self._site.place}", "modules"]
+        if self._site.own_makefile:
+            words += ["-C", self._site.place]
+        else:
+            words += ["-C", self._site.headers, f"M={self._site.place}", "modules"]
         if self._compiler:
             # Its name is not the one that Debian's configuration has. And without pahole no type information can be
             # made from the module; its version is not to be compared with.
@@ -229,7 +250,9 @@ class Driver:
         with building(self._tree) as unfinished:
             if unfinished and self._compiler and self._packed:
                 host.require(host.building())
-                furnish(unfinished, self._compiler.path, self._packed.path)
+                furnish(unfinished, self._compiler.path, *(tree.path for tree in self._packed))
+                if self._site.own_makefile:
+                    pose_as(unfinished, self._site.kernel.release)
         os.utime(self._tree)
         _prune(self._tree)
 
@@ -265,6 +288,7 @@ class _Site:
         entered: Whether the tree is entered, and has a compiler.
         headers: The kernel's headers, as make finds them.
         kernel: The kernel.
+        own_makefile: Whether the folder's own Makefile is run.
     """
 
     folder: Path
@@ -272,6 +296,7 @@ class _Site:
     entered: bool
     headers: str
     kernel: Kernel
+    own_makefile: bool
 
     @property
     def place(self) -> str:
@@ -297,7 +322,7 @@ class Building:
         if not (self._made.exists() and json.loads(self._made.read_text("utf-8")) == self._words):
             self._made.unlink(missing_ok=True)
             # Nothing else of this process's environment: a make that it was called by would have its flags obeyed.
-            path = "/usr/bin" if self._site.entered else os.environ.get("PATH", os.defpath)
+            path = "/usr/local/bin:/usr/bin" if self._site.entered else os.environ.get("PATH", os.defpath)
             inside = enter(self._tree) if self._site.entered else []
             command = [host.program("env"), "-i", f"PATH={path}", "LC_ALL=C", *inside, *self._words]
             self._process = spawn(command, stdout=self._said, stderr=subprocess.STDOUT, process_group=0)
@@ -332,10 +357,21 @@ class Building:
             raise BuildError(f"{self._folder} could not be built: {full}")
         messages = self._messages(said)
         if status:
-            raise BuildError(messages or f"make ended with status {status}, and said nothing")
+            raise BuildError((messages or f"make ended with status {status}, and said nothing") + self._hint(messages))
         modules = self._modules()
         write_whole(self._made, json.dumps(self._words))
         return Built(modules, tuple(self._sources_of(said)), messages)
+
+    def _hint(self, messages: str) -> str:
+        """What may help where a file is missing that the driver's Makefile would have made."""
+        if self._site.own_makefile or "No such file" not in messages or not self._does_more():
+            return ""
+        return f"\n{self._folder}/Makefile does more than the kernel's make reads of it: --own-makefile runs it itself"
+
+    def _does_more(self) -> bool:
+        """Whether the driver's Makefile calls make, as one does that is to be run itself."""
+        makefile = self._folder / "Makefile"
+        return makefile.is_file() and bool(_CALLS_MAKE.search(makefile.read_text("utf-8", "replace")))
 
     def _messages(self, said: str) -> str:
         """What the compiler says, with the paths of the driver's own folder."""
@@ -360,19 +396,30 @@ class Building:
                     yield str(source)
 
     def _modules(self) -> tuple[Path, ...]:
-        """What kbuild has made.
+        """What kbuild has made, in the order of its Makefiles.
 
         Raises:
             BuildError: It had nothing to make.
         """
-        order = (self._tree / _PLACE / "modules.order").read_text("utf-8").split()
-        names = [Path(line.removeprefix(f"{self._site.place}/")).with_suffix(".ko") for line in order]
-        if not names:
+        place = self._tree / _PLACE
+        # One for each folder that kbuild was called for, and, since Linux 5.3, for each one below it.
+        lists = sorted(place.rglob("modules.order"), key=lambda path: len(path.parts))
+        found: dict[Path, None] = {}
+        for order in lists if self._site.own_makefile else lists[:1]:
+            for line in order.read_text("utf-8").split():
+                name = Path(line.removeprefix(f"{self._site.place}/")).with_suffix(".ko")
+                for module in (place / name, order.parent / name):
+                    if module.is_file():
+                        found[module] = None
+                        break
+        if not found:
             raise BuildError(f"{self._folder} was built, but has no module{self._why_none()}")
-        return tuple(self._tree / _PLACE / name for name in names)
+        return tuple(found)
 
     def _why_none(self) -> str:
         """Which option of the kernel's configuration its Makefile asks for in vain."""
+        if self._site.own_makefile:
+            return ": its Makefile has called the kernel's make for none, or not for this kernel"
         makefile = next(path for name in ("Kbuild", "Makefile") if (path := self._folder / name).is_file())
         config = self._site.kernel.config or {}
         for option in re.findall(r"obj-\$\(CONFIG_(\w+)\)", makefile.read_text("utf-8", "replace")):
@@ -381,7 +428,23 @@ class Building:
                 f": its {makefile.name} says obj-$(CONFIG_{option}), and Linux {self._site.kernel.release} has"
                 f" CONFIG_{option} {set_to}. With --make CONFIG_{option}=m it is built all the same"
             )
+        if self._does_more():
+            return f": its {makefile.name} names none; --own-makefile runs it itself"
         return f": its {makefile.name} names none; write 'obj-m += NAME.o'"
+
+
+def _drivers_below(folder: Path) -> list[Path]:
+    """The first folders below this one whose Makefile or Kbuild names modules: what may have been meant."""
+    found = []
+    for where, folders, files in os.walk(folder):
+        inside = Path(where).relative_to(folder)
+        folders[:] = sorted(name for name in folders if not _NO_SOURCE.fullmatch(name) and len(inside.parts) < _DEEP)
+        makefiles = [Path(where, name) for name in ("Makefile", "Kbuild") if name in files]
+        if any(_NAMES_MODULES.search(path.read_text("utf-8", "replace")) for path in makefiles if path.is_file()):
+            found.append(Path(where))
+            if len(found) == _MOST:
+                break
+    return found
 
 
 def _sources(folder: Path) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +43,50 @@ def test_what_cannot_be_built_is_said_first(tmp_path: Path) -> None:
     (tmp_path / "Kbuild").write_text("obj-m += a.o\n")
     with pytest.raises(VmError, match=r"nothing to compile modules for own with: .*/lib/modules/6\.1\.0/build"):
         Driver(tmp_path, kernel(None))
+
+
+def test_folders_that_may_have_been_meant(tmp_path: Path) -> None:
+    """A project's, with drivers below; what has a Makefile for something else, or lies too deep, is not named."""
+    for name, text in {
+        "src/Makefile": "obj-m += a.o\n", "linux/gve/Kbuild": "obj-$(CONFIG_GVE) += gve.o\n",
+        "docs/Makefile": "all:\n\ttouch x\n", ".git/Makefile": "obj-m += a.o\n", "a/b/c/d/Makefile": "obj-m += a.o\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(VmError) as raised:
+        Driver(tmp_path, kernel(None))
+    assert str(raised.value).endswith(f"; there is one in {tmp_path}/linux/gve, {tmp_path}/src")
+
+
+#: What is more than kbuild reads: it makes a header, and calls make for another folder.
+OWN_MAKEFILE = """
+KDIR ?= /lib/modules/$(shell uname -r)/build
+all:
+\techo '#define N 1' > src/made.h
+\t$(MAKE) -C $(KDIR) M=$(CURDIR)/src modules
+"""
+
+
+def test_a_makefile_that_does_more_than_kbuild_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """*Steps*: build a driver whose Makefile makes a header and calls make for its folder `src`, as the kernel's make
+    does it, and by its own Makefile; the kernel's is one that only looks for the header.
+    *Verify*: the first fails, and says what to do; the second makes the module.
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, headers = tmp_path / "driver", tmp_path / "headers"
+    for name, text in {
+        "driver/Makefile": OWN_MAKEFILE, "driver/src/Makefile": "obj-m += a.o\n", "driver/src/a.c": "",
+        "config": "CONFIG_DEBUG_INFO=y\n",
+        "headers/Makefile": "modules:\n\tcat $(M)/made.h\n\ttouch $(M)/a.ko\n\techo a.o > $(M)/modules.order\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    own = replace(kernel(headers), config_file=tmp_path / "config")
+    with pytest.raises(BuildError, match=r"made\.h: No such file(.*\n)+.*/driver/Makefile does more .*--own-makefile"):
+        Driver(folder, own).build()
+    built = Driver(folder, own, {"KDIR": str(headers)}, own_makefile=True).build()
+    assert [module.relative_to(module.parents[1]) for module in built.modules] == [Path("src/a.ko")]
+    assert not (folder / "src/made.h").exists()
 
 
 def test_drivers_of_tests_take_nobodys_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
