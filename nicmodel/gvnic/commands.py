@@ -78,7 +78,7 @@ NO_PAGE_LIST = 0xFFFFFFFF
 DESCRIPTOR_VERSION = 1
 DEVICE_DESCRIPTOR = record(
     ("max_registered_pages", ">u8"),
-    ("reserved1", ">u2"),
+    ("rx_groups", ">u2"),
     ("tx_queue_entries", ">u2"),
     ("rx_queue_entries", ">u2"),
     ("default_num_queues", ">u2"),

@@ -151,6 +151,8 @@ class Profile(DdpProfile, FlushProfile, OwnersProfile, DeferredProfile):
             packed += np.array((supported, *one.option.values(self)), payload).tobytes()
         descriptor = np.zeros((), c.DEVICE_DESCRIPTOR)
         descriptor["max_registered_pages"] = self.max_registered_pages
+        # Google's driver for Windows has so many times its queues (gvnic_pci_device.cpp, SetTransmitQueueConfig).
+        descriptor["rx_groups"] = 1
         descriptor["tx_queue_entries"] = descriptor["rx_queue_entries"] = self.ring_entries
         descriptor["default_num_queues"] = min(self.default_queues, self.queues)
         descriptor["mtu"] = min(self.max_mtu, 1500)

@@ -26,6 +26,7 @@ from nicmodel.gvnic.commands import (
 )
 from nicmodel.gvnic.contract.checker import Checker
 from nicmodel.gvnic.contract.rules import AREAS, RULES
+from nicmodel.gvnic.descriptors import GQI_RX_SLOT, GQI_TX_PACKET
 from nicmodel.gvnic.profile import Profile
 from nicmodel.gvnic.registers import DRIVER_VERSION
 from nicmodel.gvnic.testing.adminq import AdminError, encode_command
@@ -274,6 +275,62 @@ def test_rss_as_windows_asks_for_it_is_no_finding(checked: Loopback) -> None:
         driver.set_rss(None, [entry % 4 for entry in range(size)])
     driver.admin(Opcode.CONFIGURE_RSS, key_size=40, lut_size=128)
     driver.admin(Opcode.CONFIGURE_RSS)
+    assert checked.findings == []
+
+
+def test_what_windows_does_is_no_finding(checked: Loopback) -> None:
+    """*Steps*: Google's driver for Windows: 200 bytes of the description, no queue format, blocks of 256 bytes, page
+    lists whose numbers have their highest bit, no sizes of pages, rings and buffers, receive buffers a page apart.
+    *Verify*: there is a group of receive queues; a frame comes and goes; all ends in order.
+    """
+    driver, ram = checked.driver, checked.driver.ram
+    driver.probe()
+    driver.release()
+    driver.setup_adminq()
+    place = ram.allocate_zeroed(PAGE)
+    driver.admin(Opcode.DESCRIBE_DEVICE, descriptor_address=place, version=1, available_length=200)
+    descriptor = np.frombuffer(ram.read(place, DEVICE_DESCRIPTOR.itemsize), DEVICE_DESCRIPTOR)[0]
+    assert descriptor["rx_groups"] == 1  # as many receive queues as there are queues in a group
+    blocks, stride = 4, 256
+    counters, indexes = ram.allocate_zeroed(PAGE), ram.allocate_zeroed(blocks * stride)
+    driver.admin(
+        Opcode.CONFIGURE_DEVICE_RESOURCES, counter_array=counters, irq_doorbell_address=indexes,
+        num_counters=int(descriptor["counters"]), num_irq_doorbells=blocks, irq_doorbell_stride=stride,
+    )  # fmt: skip
+    entries = int(descriptor["rx_queue_entries"])
+    rx_list, tx_list = 1 << 31, 0
+    rx_pages, tx_pages = ram.allocate_zeroed(entries * PAGE), ram.allocate_zeroed(PAGE)
+    for number, first, count in ((rx_list, rx_pages, entries), (tx_list, tx_pages, 1)):
+        pages = ram.allocate_zeroed(8 * count)
+        ram.write(pages, (first + PAGE * np.arange(count)).astype(">u8").tobytes())
+        driver.admin(Opcode.REGISTER_PAGE_LIST, page_list_id=number, num_pages=count, list_address=pages)
+    resources, rings = ram.allocate_zeroed(PAGE), [ram.allocate_zeroed(entries * size) for size in (64, 8, 16)]
+    driver.admin(
+        Opcode.CREATE_RX_QUEUE, notification_block=2, queue_resources_address=resources, page_list_id=rx_list,
+        completion_ring_address=rings[0], buffer_ring_address=rings[1],
+    )  # fmt: skip
+    driver.admin(
+        Opcode.CREATE_TX_QUEUE, queue_resources_address=resources + 64, page_list_id=tx_list, ring_address=rings[2]
+    )
+    slots = np.zeros(entries, GQI_RX_SLOT)
+    slots["address"] = PAGE * np.arange(entries)
+    ram.write(rings[1], slots.tobytes())
+    rx, tx = (int.from_bytes(ram.read(resources + at, 4), "big") for at in (0, 64))
+    driver.client.region_write(r.Bar.DOORBELLS, 4 * rx, entries.to_bytes(4, "big"))
+    frame = udp(500)
+    checked.receive(frame)
+    assert ram.read(rx_pages + 2, len(frame)) == frame
+    ram.write(tx_pages, frame)
+    ram.write(rings[2], np.array((0, 0, 0, 1, len(frame), len(frame), 0), GQI_TX_PACKET).tobytes())
+    driver.client.region_write(r.Bar.DOORBELLS, 4 * tx, (1).to_bytes(4, "big"))
+    checked.run()
+    assert checked.wire.take() == [frame] and ram.read(counters, 4) == (1).to_bytes(4, "big")
+    driver.admin(Opcode.DESTROY_TX_QUEUE)
+    driver.admin(Opcode.DESTROY_RX_QUEUE)
+    for number in (rx_list, tx_list):
+        driver.admin(Opcode.UNREGISTER_PAGE_LIST, page_list_id=number)
+    driver.admin(Opcode.DECONFIGURE_DEVICE_RESOURCES)
+    driver.release()
     assert checked.findings == []
 
 
