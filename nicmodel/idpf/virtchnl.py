@@ -157,6 +157,12 @@ class Scheduling(IntEnum):
     FLOW = 1
 
 
+class TxFlag(IntFlag):
+    """`TX_QUEUE.qflags`. The device sends no miss completions, whether or not they are welcome."""
+
+    MISS_COMPLETIONS = 1 << 0
+
+
 class RxFlag(IntFlag):
     """`RX_QUEUE.qflags`."""
 

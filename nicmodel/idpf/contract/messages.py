@@ -27,6 +27,7 @@ from nicmodel.idpf.virtchnl import (
     QueueType,
     RxFlag,
     Scheduling,
+    TxFlag,
 )
 from nicmodel.nic.layout import size_of
 from nicmodel.nic.state import MIN_BUFFER
@@ -276,8 +277,8 @@ class Messages:
             name = _text(one)
             if int(one["sched_mode"]) not in set(Scheduling):
                 self._find("TXQ-001", f"{name} has the scheduling mode {one['sched_mode']}")
-            if one["qflags"] or one["peer_type"] or one["peer_rx_queue_id"]:
-                self._find("TXQ-005", f"{name} has flags or a peer")
+            if int(one["qflags"]) & ~int(TxFlag.MISS_COMPLETIONS) or one["peer_type"] or one["peer_rx_queue_id"]:
+                self._find("TXQ-005", f"{name} has flags that there are not, or a peer")
             if one["type"] == QueueType.TX and int(one["tx_compl_queue_id"]) >= self._granted(QueueType.TX_COMPLETION):
                 self._find("TXQ-002", f"{name} names completion queue {one['tx_compl_queue_id']}")
 

@@ -374,9 +374,10 @@ _QUEUES = (
     ),
     Rule(
         "TXQ-005",
-        "Flags and peer of a transmit queue are 0.",
-        "They are for features that were not negotiated.",
-        "idpf_virtchnl.c: idpf_fill_txq_config_chunk",
+        "A transmit queue has no flags but that for miss completions, and no peer.",
+        "There are no other flags, and peers are for features that were not negotiated. Intel's driver outside of the"
+        " kernel welcomes miss completions, which need not be sent.",
+        "idpf_virtchnl.c: idpf_fill_txq_config_chunk; specification of OASIS, virtchnl2_txq_flags",
         _WARNING,
     ),
     Rule(

@@ -389,7 +389,7 @@ _breaches |= {
     "TXQ-002": lambda nic, driver: _config_tx(driver, tx_compl_queue_id=50),
     "TXQ-003": lambda nic, driver: _begin_tx(driver, {"ring_len": _ENTRIES // 2}),
     "TXQ-004": lambda nic, driver: _begin_tx(driver, tx_compl_queue_id=0),
-    "TXQ-005": lambda nic, driver: _config_tx(driver, qflags=1),
+    "TXQ-005": lambda nic, driver: _config_tx(driver, qflags=2),
     "RXQ-001": lambda nic, driver: _config_rx(driver, 0, desc_ids=2),
     "RXQ-002": lambda nic, driver: _config_rx(driver, 0, qflags=RxFlag.HEADER_SPLIT),
     "RXQ-003": lambda nic, driver: _config_rx(driver, 1, data_buffer_size=1000),

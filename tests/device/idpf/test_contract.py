@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from typing import Any
 
+import numpy as np
 import pytest
 
 from nicmodel.idpf import registers as r
@@ -17,7 +19,7 @@ from nicmodel.idpf.testing.driver import Driver
 from nicmodel.idpf.testing.mailbox import Refused, one
 from nicmodel.idpf.testing.misbehave import misbehave, open_queues, profile, rules
 from nicmodel.idpf.testing.nic import TestNic
-from nicmodel.idpf.virtchnl import Op, Scheduling
+from nicmodel.idpf.virtchnl import Op, QueueType, Scheduling, TxFlag
 from nicmodel.testing.clock import VirtualClock
 from nicmodel.testing.guest_memory import GuestMemory
 from nicmodel.testing.wire import TestWire
@@ -122,6 +124,24 @@ def test_queues_may_be_enabled_one_by_one(lab: Lab, step: int, monkeypatch: pyte
             driver._several(Op.ENABLE_QUEUES, [chunk])
 
     monkeypatch.setattr(driver, "enable_queues", enable)
+    exercise(nic, driver)
+    assert names(nic) == []
+
+
+def test_miss_completions_may_be_welcome(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Intel's driver outside of the kernel says of its completion queues."""
+    nic, driver = lab
+    several = driver._several
+
+    def welcome(op: Op, records: Sequence[np.void], *rest: Any) -> Any:
+        if op == Op.CONFIG_TX_QUEUES:
+            records = [record.copy() for record in records]
+            for record in records:
+                if record["type"] == QueueType.TX_COMPLETION:
+                    record["qflags"] = TxFlag.MISS_COMPLETIONS
+        return several(op, records, *rest)
+
+    monkeypatch.setattr(driver, "_several", welcome)
     exercise(nic, driver)
     assert names(nic) == []
 
