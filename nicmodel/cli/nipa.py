@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from nicmodel.cli.devices import DEVICES, device_option
 from nicmodel.vm import needs
 from nicmodel.vm import nipa as runner
 from nicmodel.vm.errors import VmError
+from nicmodel.vm.saved import read_json
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -109,10 +109,7 @@ def publish(results: Path, folder: Path, url: str, branch: str, name: str) -> No
     The CI's collector fetches the manifest, and then each file of results that it has not seen. A run of a branch that
     the manifest has already replaces that.
     """
-    try:
-        content = json.loads(results.read_text("utf-8"))
-    except ValueError:
-        raise VmError(f"{results} is no JSON") from None
+    content = read_json(results, "is no JSON: RESULTS is what 'nicmodel selftests --json' has written")
     if not isinstance(content, dict):
         raise VmError(f"{results}: these are no results of 'nicmodel selftests --json'")
     click.echo(runner.publish(content, folder, url=url, name=name, branch=branch))

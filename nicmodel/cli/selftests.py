@@ -21,6 +21,7 @@ from nicmodel.vm.coverage.recorder import recorded
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.kernel import KernelChoice, OwnKernel
 from nicmodel.vm.options import kernel_options, module_option
+from nicmodel.vm.saved import read_json
 from nicmodel.vm.selftests import DEFAULT_DEVICE, Bench, Outcome, Program, Recipe, known_devices, known_versions
 from nicmodel.vm.selftests_report import Comparison, Run, check_earlier, ci_json, compare, junit, ktap, reason
 from nicmodel.vm.tools import build_selftests, check_host, source_release
@@ -174,10 +175,7 @@ def _now() -> datetime:
 
 def _read(path: Path) -> Any:
     """The content of an earlier run's file: looked at before a new run, which takes long."""
-    try:
-        earlier = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        raise VmError(f"{path} is no JSON: --against wants what --json has written") from None
+    earlier = read_json(path, "is no JSON: --against wants what --json has written")
     try:
         check_earlier(earlier)
     except VmError as error:

@@ -30,11 +30,11 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from nicmodel import toml_text
 from nicmodel.faults.fault import SPAN, Fault, FaultError, shortened
 from nicmodel.faults.faults import Faults, Kinds, named_fault
 from nicmodel.faults.weather import STRENGTH, Weather
@@ -42,6 +42,8 @@ from nicmodel.packet.frames import MAX_FRAME
 
 #: Frames of a scenario, at most, and commands for a guest.
 MOST_STEPS = 1000
+#: Characters of a file; reading them takes some seconds.
+_MOST_TEXT = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,9 @@ class Scenario:
             FaultError: it is not TOML, or not a scenario; the text says where.
         """
         try:
-            found = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            found = toml_text.loads(text)
+        except ValueError as error:
             raise FaultError(str(error)) from None
-        except RecursionError:
-            raise FaultError("a scenario is not nested so deeply") from None
         unknown = found.keys() - {"seed", "fault", "weather", "frame", "guest"}
         if unknown:
             raise FaultError(f"a scenario has a seed, faults, frames and weather, but no {shortened(min(unknown))}")
@@ -129,7 +129,10 @@ class Scenario:
         """Read a file; raises as `parse`, and OSError."""
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             try:
-                return cls.parse(file.read(), kinds)
+                text = file.read(_MOST_TEXT + 1)
+                if len(text) > _MOST_TEXT:
+                    raise FaultError(f"a scenario has at most {_MOST_TEXT:,} characters")
+                return cls.parse(text, kinds)
             except FaultError as error:
                 raise FaultError(f"{os.fspath(path)}: {error}") from None
 

@@ -17,6 +17,7 @@ from nicmodel.vm import link
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.layout import Nic
 from nicmodel.vm.packages import write_whole
+from nicmodel.vm.saved import read_json
 from nicmodel.vm.selftests import ENVIRONMENT
 from nicmodel.vm.virtme import qemu_options, vng_options
 
@@ -218,8 +219,8 @@ def publish(results: Mapping[str, Any], folder: Path, *, url: str, name: str, br
 
 
 def _manifest(path: Path) -> list[dict[str, Any]]:
+    known = read_json(path, "is no manifest of results: move it away") if path.exists() else []
     try:
-        known = json.loads(path.read_text("utf-8")) if path.exists() else []
         return [{key: one[key] for key in ("url", "branch", "executor")} for one in known]
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise VmError(f"{path} is no manifest of results: move it away") from None

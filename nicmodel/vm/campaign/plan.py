@@ -25,12 +25,12 @@ import math
 import re
 import shlex
 import tarfile
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from nicmodel import toml_text
 from nicmodel.nearest import did_you_mean
 from nicmodel.vm.errors import VmError
 
@@ -121,11 +121,9 @@ class Plan:
         if len(text) > MAX_TEXT:
             raise PlanError(f"{path} is larger than {MAX_TEXT:,} bytes: that is no campaign's file")
         try:
-            found = tomllib.loads(text.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            found = toml_text.loads(text.decode())
+        except ValueError as error:
             raise PlanError(f"{path}: {error}") from None
-        except RecursionError:
-            raise PlanError(f"{path}: a campaign's file is not nested so deeply") from None
         try:
             return cls._of(found, path.parent)
         except PlanError as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.packages import write_whole
+from nicmodel.vm.saved import read_bounded
 
 _VERSION = 1
 #: A file of more bytes is none of these: a whole test suite's is a few megabytes.
@@ -127,12 +128,7 @@ class Coverage:
         Raises:
             VmError: there is none, it is no coverage file, or damaged.
         """
-        try:
-            if path.stat().st_size > _LARGEST:
-                raise VmError(f"{path} is no coverage file: it has {path.stat().st_size} bytes")
-            return cls.parse(path.read_bytes(), str(path))
-        except OSError as error:
-            raise VmError(f"{path}: {error.strerror}") from None
+        return cls.parse(read_bounded(path, _LARGEST), str(path))
 
 
 def merge(parts: Iterable[Coverage]) -> Coverage:

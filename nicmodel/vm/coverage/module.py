@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from nicmodel.vm.coverage.live import CODE
 from nicmodel.vm.errors import VmError
+from nicmodel.vm.saved import read_bounded
 
 PAGE = 4096
 """Where the kernel puts a module's code is a multiple of that."""
@@ -40,6 +41,8 @@ _ENDBR = bytes.fromhex("f30f1efa")
 
 #: Modules have a hundred, or some thousands if each function has its own.
 _MOST_SECTIONS = 100_000
+#: Bytes of a module with all that debuggers read: gve has 6 MB, the largest of Linux some hundred.
+_LARGEST = 1 << 29
 
 #: Of the first bytes of a block as they run, how many are as in the file. The kernel changes more than relocations:
 #: alternatives, jump labels, static calls, calls by way of thunks.
@@ -133,10 +136,7 @@ class Module:
         Raises:
             VmError: it cannot be read, or is no module.
         """
-        try:
-            return cls(path.read_bytes(), str(path))
-        except OSError as error:
-            raise VmError(f"{path}: {error.strerror}") from None
+        return cls(read_bounded(path, _LARGEST), str(path))
 
     def _read(self) -> None:
         self.sections: dict[int, int] = {}

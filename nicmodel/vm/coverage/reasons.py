@@ -28,14 +28,15 @@ a run reaches a line.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nicmodel import toml_text
 from nicmodel.vm.coverage.report import Report, Share
 from nicmodel.vm.errors import VmError
+from nicmodel.vm.saved import read_bounded
 
 #: A file of more bytes is none of these.
 _LARGEST = 1 << 22
@@ -97,18 +98,14 @@ class Reasons:
             VmError: there is none, or it is not as it should be.
         """
         try:
-            if path.stat().st_size > _LARGEST:
-                raise VmError(f"{path} is no file of reasons: it has {path.stat().st_size} bytes")
-            return cls.parse(path.read_text("utf-8"))
-        except OSError as error:
-            raise VmError(f"{path}: {error.strerror}") from None
+            return cls.parse(read_bounded(path, _LARGEST).decode())
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise VmError(f"{path} is no file of reasons: {type(error).__name__}: {error}") from None
 
     @classmethod
     def parse(cls, text: str) -> Reasons:
         """From its text; ValueError, KeyError, TypeError or AttributeError if it is not as it should be."""
-        found = tomllib.loads(text)
+        found = toml_text.loads(text)
         _only(found, "module", "release", "least", "kinds", "unreached")
         kinds = {}
         for name, about in found["kinds"].items():
