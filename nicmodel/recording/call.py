@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from nicmodel.nic.purpose import Purpose
 from nicmodel.packet.frames import FRAME, MAX_FRAME, Batch
-from nicmodel.vfio_user.protocol import MAX_DATA_XFER, MAX_MSG_FDS, PciIrq, PciRegion
+from nicmodel.vfio_user.protocol import MAX_DATA_XFER, MOST_FDS, PciIrq, PciRegion
 
 _END = 1 << 64
 _MOST_TIME = 1 << 62
@@ -267,7 +267,7 @@ def _range(start: Any, size: Any) -> list[Any]:
 
 def _irqs(index: Any, flags: Any, start: Any, count: Any, data: Any, descriptors: Any) -> list[Any]:
     small = [number(index, len(PciIrq)), *(number(one, 1 << 32) for one in (flags, start, count))]
-    return [*small, octets(data).hex(), number(descriptors, MAX_MSG_FDS + 1)]
+    return [*small, octets(data).hex(), number(descriptors, MOST_FDS + 1)]
 
 
 def _read(region: Any, offset: Any, count: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .protocol import HEADER, MAX_MESSAGE, ProtocolError
+from .protocol import HEADER, MAX_MESSAGE, MOST_FDS, ProtocolError
 
 Buffer = bytes | memoryview
 
@@ -27,8 +27,7 @@ MAX_WAITING_FDS = 512
 """Descriptors that may wait for their messages to be handled. QEMU sends 16 with a message at most, but a burst of
 messages may come while a device waits for the answer to a DMA message."""
 
-_SCM_MAX_FD = 253  # the kernel's own limit per message: with room for all of them, none is cut off
-_ANCILLARY = socket.CMSG_SPACE(_SCM_MAX_FD * array.array("i").itemsize)
+_ANCILLARY = socket.CMSG_SPACE(MOST_FDS * array.array("i").itemsize)  # with room for all of them, none is cut off
 
 # As plain numbers: those of an enumeration take a microsecond more, for each message.
 _CMSG_CLOEXEC, _CTRUNC = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)

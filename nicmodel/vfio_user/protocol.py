@@ -22,7 +22,10 @@ MAX_MESSAGE = 2 * MAX_DATA_XFER
 """Largest message, header included, that can be received. Twice the data limit, so that an access which is too large is
 still read as a whole and answered with an error instead of costing the connection."""
 MAX_MSG_FDS = 16
-"""Most descriptors accepted with one message; what QEMU sends at most."""
+"""Most descriptors that are asked for with one message; what QEMU sends at most."""
+MOST_FDS = 253
+"""Most descriptors that the kernel carries with one message (SCM_MAX_FD). All are accepted: Cloud Hypervisor sends
+those of all vectors together, whatever is asked for."""
 MAX_DMA_MAPS = 1 << 19
 """Most DMA regions of one client at a time. QEMU offers 65,535 but does not count: a driver in a guest's user space,
 behind an IOMMU, may map each page by itself, 131,072 for 512 MiB."""

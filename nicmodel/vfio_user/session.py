@@ -296,8 +296,6 @@ class Session:
         if handler is None:
             known = command in Command.__members__.values()
             raise ProtocolError(f"{name} is not supported", errno.ENOTSUP if known else errno.ENOSYS)
-        if len(fds) > MAX_MSG_FDS:
-            raise ProtocolError(f"{len(fds)} descriptors in one message")
         try:
             return handler(payload, fds)
         except OSError:
