@@ -299,10 +299,10 @@ class _Examiner:
 
     def _settle(self, name: str, during: Verdict, again: Verdict, said: str) -> None:
         """Judge a driver by what it does in a fault, and by what it does afterwards."""
-        harm = list(_harm(during))
+        harm, evidence = list(_harm(during)), _evidence(during)
         if not all(part.good for part in again.parts):
             harm.append("does not work any more, not even when it is loaded again")
-        evidence = _evidence(during)
+            evidence += _evidence(again) if again is not during else ()
         recovers = f"{said}works again" if said or again is not during else "works again by itself"
         self._add(Check("faults", name, not harm, "; ".join(harm) or recovers, evidence, _seconds(during, again)))
 

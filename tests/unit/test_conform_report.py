@@ -163,6 +163,16 @@ def test_what_is_harm() -> None:
     assert list(conform._harm(stuck)) == ["the guest was lost: gve cannot be removed"]
 
 
+def test_evidence_of_a_driver_that_does_not_work_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what happened in the fault, and of what happened when it was loaded again."""
+    told: list[Check] = []
+    bench = type("Bench", (), {"command": "true"})()
+    work = conform._Examiner(Conformance("gve", "7.3.4", "gvnic"), cast("Any", bench), None, 1, None, told.append)
+    during = verdict(Part("remove", False, 60.0, "it does not end"), lost="remove does not end")
+    work._settle("tx-never", during, verdict(Part("up", False, 5.0, "no carrier")), "after a reload, ")
+    assert not told[0].good and told[0].evidence == ("remove: it does not end", "up: no carrier")
+
+
 def test_evidence_has_the_end_of_what_a_command_said() -> None:
     said = "".join(f"line {number}\n" for number in range(20))
     found = conform._evidence(

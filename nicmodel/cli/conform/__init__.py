@@ -34,8 +34,9 @@ from nicmodel.vm.tools import check_host
 #: Of all faults, those that say nothing of a driver. A device that has been gone decodes no addresses when it is back;
 #: a PC's bus then gives ones, which gve takes for "reset is done", but QEMU gives zeros, and gve waits for ever.
 _LEFT_OUT = ("device-gone",)
-#: Seconds for the driver to be loaded or removed: after a fault many commands may have to time out, one by one.
-_LIMIT = 60.0
+#: Seconds for the driver to be loaded or removed: after a fault commands may have to time out, one by one. Linux' idpf
+#: waits 60 s for an answer, Intel's that is kept outside of the kernel 120 s.
+_LIMIT = 180.0
 #: Groups of checks, and their headings.
 GROUPS = {
     "ordinary": "Ordinary use",
