@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -510,9 +511,10 @@ class Guest:
         for _, theirs in sockets.values():
             theirs.close()
         self._channel = Channel(sockets["agent"][0], self.kernel.patience)
-        watcher = threading.Thread(
-            target=self._watch, args=(sockets["agent"][0], sockets["console"][0]), name="guest", daemon=True
-        )
+        # Before anybody waits for the process, after which its number may be another's.
+        ended = FileIO(os.pidfd_open(self._process.pid))
+        heard = (sockets["agent"][0], sockets["console"][0])
+        watcher = threading.Thread(target=self._watch, args=(*heard, ended), name="guest", daemon=True)
         watcher.start()
         self._running.callback(watcher.join)
         self._running.callback(self.kill)  # before the watcher is waited for: it ends with QEMU
@@ -561,19 +563,29 @@ class Guest:
         if name == "RESET":
             self._channel.reset("the guest was reset")
 
-    def _watch(self, agent_socket: socket.socket, console_socket: socket.socket) -> None:
-        """Thread: take what the agent and the console say until QEMU ends."""
+    def _watch(self, agent_socket: socket.socket, console_socket: socket.socket, ended: FileIO) -> None:
+        """Thread: take what the agent and the console say until QEMU ends.
+
+        Not only until the sockets end: whatever else holds a socket's other end must not hold up who waits for this.
+        """
         recent = b""
         with (
             agent_socket,
             console_socket,
+            ended,
             self.console.open("ab", buffering=0) as console,
             selectors.DefaultSelector() as selector,
         ):
             selector.register(agent_socket, selectors.EVENT_READ)
             selector.register(console_socket, selectors.EVENT_READ)
-            while selector.get_map():
-                for key, _ in selector.select():
+            selector.register(ended, selectors.EVENT_READ)
+            while True:
+                ready = [key for key, _ in selector.select()]
+                if [key.fileobj for key in ready] == [ended]:
+                    break
+                for key in ready:
+                    if key.fileobj is ended:
+                        continue  # what was said before comes first
                     try:
                         data = os.read(key.fd, 1 << 18)
                     except ConnectionResetError:

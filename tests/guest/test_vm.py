@@ -8,14 +8,17 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nicmodel.vm import guest as guest_module
 from nicmodel.vm.channel import GuestTimeoutError
 from nicmodel.vm.errors import VmError
 from nicmodel.vm.guest import CommandError, Guest, GuestConfig
 from nicmodel.vm.kernel import KERNELS
 from nicmodel.vm.layout import Nic
+from nicmodel.vm.qemu import spawn
 from nicmodel.vm.server import NicServer
 from nicmodel.vm.tools import build_ncdevmem, install_guest_tools
 
@@ -140,7 +143,15 @@ def test_extra_arguments_reach_qemu_and_reboot() -> None:
         assert guest.run("cat /proc/sys/kernel/random/boot_id; test ! -e /run/here").stdout != before
 
 
-def test_kill_ends_what_waits() -> None:
+def test_kill_ends_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """*Verify*: also while somebody else has QEMU's ends of its sockets, which then never say that it is gone."""
+    kept: list[int] = []
+
+    def keeping(*arguments: Any, **options: Any) -> Any:
+        kept.extend(os.dup(fd) for fd in options["pass_fds"])
+        return spawn(*arguments, **options)
+
+    monkeypatch.setattr(guest_module, "spawn", keeping)
     with Guest() as guest:
         timer = threading.Timer(0.5, guest.kill)
         timer.start()
@@ -148,6 +159,9 @@ def test_kill_ends_what_waits() -> None:
             guest.run("sleep 1000")
         with pytest.raises(VmError, match="QEMU has ended"):
             guest.run("true")
+    assert len(kept) >= 3
+    for fd in kept:
+        os.close(fd)
 
 
 def test_a_panic_is_reported_at_once_with_the_console() -> None:
