@@ -232,7 +232,7 @@ PLOT: Picture = Growth()
 @click.option(
     "--only", type=click.Choice(list(SIZES)), multiple=True, help="Only what grows with this; again and again."
 )
-@click.option("--repetitions", default=3, show_default=True, help="Each of them goes through all sizes.")
+@click.option("--repetitions", default=2, show_default=True, help="Each of them goes through all sizes.")
 @click.option("--short", is_flag=True, help="Two small sizes of each: to see that it runs.")
 @output_option
 @click.option("--pump", "pumped", multiple=True, hidden=True)
