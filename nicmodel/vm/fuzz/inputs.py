@@ -29,8 +29,8 @@ ABOUT: Mapping[str, Collection[str]] = {
 FAST = ("frames", "completions", "interrupts")
 
 #: Faults that are of no use here: they are about the wire, which there is none of, or say nothing of a driver. After
-#: `device-gone` a PC's bus reads as zeros, and gve waits for ever.
-_LEFT_OUT = ("device-gone", "clock-jump", "admin-silent", "dma-slow")
+#: `device-gone` a PC's bus reads as zeros, and gve waits for ever; for a reply that is lost idpf waits a minute.
+_LEFT_OUT = ("device-gone", "clock-jump", "admin-silent", "mailbox-lost", "dma-slow")
 
 UP_AND_DOWN = "ip link set $NETIF down; ip link set $NETIF up"
 RELOAD = "echo $PCI >/sys/bus/pci/drivers/$DRIVER/unbind; echo $PCI >/sys/bus/pci/drivers/$DRIVER/bind; set_up"
