@@ -31,6 +31,8 @@ KNOWN_FAULTS = ("VPT-003", "RSS-004", "RXQ-008", "MSG-007", "TX-PKT-006")
 PAGE = Path(__file__).parents[2] / "docs/dpdk.md"
 MTU = 1500
 MEBIBYTES = 2
+#: Of the far ends.
+PORTS = (LINK0, LINK1)
 #: How an interface gets to where its port is.
 NAMESPACE = {LINK0: "", LINK1: "netns peer "}
 
@@ -231,6 +233,48 @@ def test_rss_and_long_frames(kind: str) -> None:
             testpmd.say("start")
             ping(made.guest, LINK0.peer, count=5, size=8868)
             made.send_both_ways()
+
+
+#: Errors that the kernel has found in checksums that nobody has looked at for it.
+CHECKSUM_ERRORS = ("TcpInCsumErrors", "UdpInCsumErrors", "IpInHdrErrors")
+
+
+def checksum_errors(made: Bench) -> dict[str, int]:
+    """What both ends have found wrong so far."""
+    said = "".join(made.guest.run(f"{port.inside}nstat -az {' '.join(CHECKSUM_ERRORS)}").stdout for port in PORTS)
+    counts = re.findall(rf"^({'|'.join(CHECKSUM_ERRORS)}) +(\d+)", said, re.MULTILINE)
+    assert len(counts) == 2 * len(CHECKSUM_ERRORS), said
+    return {name: sum(int(count) for one, count in counts if one == name) for name in CHECKSUM_ERRORS}
+
+
+def send_datagrams(guest: Guest) -> None:
+    """A datagram arrives."""
+    sink = guest.start(f"{IN_PEER}sh -c 'socat -u UDP4-RECVFROM:5401 - | wc -c'")
+    guest.run(f"{IN_PEER}sh -c 'until ss -lun | grep -q :5401; do sleep 0.05; done'", timeout=120)
+    guest.run(f"head -c 1400 /dev/zero | socat -u - UDP4-SENDTO:{LINK0.peer}:5401")
+    assert sink.wait(120).stdout.strip() == "1400"
+
+
+def offload(testpmd: Testpmd, *what: str) -> None:
+    """Have both ports leave something to the NIC, and forward with it."""
+    testpmd.say("port stop all")
+    said = [testpmd.say(f"{one} {port}") for one in ("csum mac-swap off", *what) for port in (0, 1)]
+    assert not [one for one in said if "not supported" in one or "Bad" in one], said
+    testpmd.say("port start all", "set fwd csum", "start")
+
+
+@pytest.mark.parametrize("kind", ["gvnic"])
+def test_the_nic_fills_in_checksums(kind: str) -> None:
+    """*Steps*: have the NIC compute checksums of what is forwarded. The far ends look at checksums themselves.
+    *Verify*: they are right.
+    """
+    with bench(kind, kind) as made, made.testpmd() as testpmd:
+        for port in PORTS:
+            made.guest.run(f"{port.inside}ethtool -K {port.interface} rx off")
+        offload(testpmd, "csum set ip hw", "csum set tcp hw", "csum set udp hw")
+        made.send_both_ways()
+        send_datagrams(made.guest)
+        assert checksum_errors(made) == dict.fromkeys(CHECKSUM_ERRORS, 0), testpmd.output()
 
 
 def test_gqi_with_page_lists() -> None:
