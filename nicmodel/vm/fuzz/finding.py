@@ -77,6 +77,7 @@ KNOWN: dict[Sign, str] = {
     Sign("WARNING", "gve_adminq_query_flow_rules"): "a pool that a failed reset has freed",
     Sign(_POINTER, "idpf_xdpsqs_get"): "idpf: an XDP program with more queues than CPUs",
     Sign(_POINTER, "idpf_rx_splitq_clean"): "idpf: what a completion says is believed",
+    Sign(_POINTER, "idpf_xskrq_poll"): "idpf: what a completion says is believed",
     Sign("contract", "DBL-001"): "idpf: a tail is written behind the end of its queue",
     Sign("contract", "DBL-003"): "idpf: a tail is written behind the end of its queue",
     Sign("contract", "INT-004"): "interrupts of queues that do not exist",
