@@ -289,6 +289,7 @@ class Fuzzer:
                 for deed in one.guest:
                     again.run(deed.run)
                 time.sleep(pause(one))
+                again.catch_up()
         except GuestTimeoutError:
             if sign == HANG:
                 return True

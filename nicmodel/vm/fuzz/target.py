@@ -215,6 +215,16 @@ class Target:
         words = ["env", f"PCI={self._pci}", "bash", "-c", f"{_SET_UP}\n{line}"]
         return self.guest.run(words, timeout=limit, check=False).status
 
+    def catch_up(self) -> None:
+        """Wait until the guest has had a processor: on a busy machine it may have slept all the time.
+
+        Raises:
+            GuestTimeoutError: it does nothing.
+            VmError: the guest is gone.
+        """
+        assert self.guest is not None
+        self.guest.run(["true"], timeout=_LIMIT)
+
     def begin(self, scenario: Scenario) -> None:
         """Have the device do what a scenario says; all else that it did is over.
 
@@ -291,7 +301,7 @@ class Target:
         assert self.guest is not None
         lost: tuple[Sign, str] | None = None
         try:
-            self.guest.run(["true"], timeout=_LIMIT)
+            self.catch_up()
         except GuestTimeoutError:
             lost = HANG, "the guest answers no more"
         except VmError as error:
