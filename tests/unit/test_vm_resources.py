@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,31 +16,11 @@ MEMINFO = f"MemTotal:       33554432 kB\nMemFree:         1048576 kB\nMemAvailab
 GROUPS = "sys/fs/cgroup/"
 
 
-def machine(root: Path, files: Mapping[str, str]) -> Path:
-    for name, text in ({"proc/meminfo": MEMINFO} | dict(files)).items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
-@pytest.fixture
-def many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen processors."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-
-
-@pytest.mark.usefixtures("many")
-def test_without_control_groups_all_is_the_machines(tmp_path: Path) -> None:
-    root = machine(tmp_path, {})
-    assert (processors(root), available_memory(root)) == (16, 16 * GIB)
-
-
-@pytest.mark.usefixtures("many")
-def test_version_two(tmp_path: Path) -> None:
-    """*Verify*: limits of groups above count, too; what can be reclaimed is available."""
-    root = machine(
-        tmp_path,
+#: What there is, and the processors and bytes of memory that it leaves.
+CASES: dict[str, tuple[dict[str, str], int, int]] = {
+    "no control groups": ({}, 16, 16 * GIB),
+    # Limits of groups above count, too; what can be reclaimed is available.
+    "version 2": (
         {
             "proc/self/cgroup": "0::/user.slice/box\n",
             GROUPS + "user.slice/box/cpu.max": "max 100000\n",
@@ -51,14 +30,10 @@ def test_version_two(tmp_path: Path) -> None:
             GROUPS + "user.slice/memory.current": f"{5 * GIB}\n",
             GROUPS + "user.slice/memory.stat": f"anon {2 * GIB}\ninactive_file {3 * GIB}\nactive_file 0\n",
         },
-    )
-    assert (processors(root), available_memory(root)) == (3, 6 * GIB)
-
-
-@pytest.mark.usefixtures("many")
-def test_version_one_in_a_container_that_sees_the_name_of_its_group_outside(tmp_path: Path) -> None:
-    root = machine(
-        tmp_path,
+        3,
+        6 * GIB,
+    ),
+    "version 1, in a container that sees the name of its group outside": (
         {
             "proc/self/cgroup": "9:memory:/docker/0123\n4:cpu,cpuacct:/docker/0123\n1:name=systemd:/\n0::/\n",
             GROUPS + "cpu/cpu.cfs_quota_us": "50000\n",
@@ -67,14 +42,11 @@ def test_version_one_in_a_container_that_sees_the_name_of_its_group_outside(tmp_
             GROUPS + "memory/memory.usage_in_bytes": f"{GIB}\n",
             GROUPS + "memory/memory.stat": "total_inactive_file 1024\n",
         },
-    )
-    assert (processors(root), available_memory(root)) == (1, GIB + 1024)
-
-
-@pytest.mark.usefixtures("many")
-def test_no_limit_in_version_one_is_a_large_number_and_minus_one(tmp_path: Path) -> None:
-    root = machine(
-        tmp_path,
+        1,
+        GIB + 1024,
+    ),
+    # Of memory it is a large number, of time -1.
+    "version 1, no limit": (
         {
             "proc/self/cgroup": "9:memory:/\n4:cpu:/\n",
             GROUPS + "cpu/cpu.cfs_quota_us": "-1\n",
@@ -82,8 +54,22 @@ def test_no_limit_in_version_one_is_a_large_number_and_minus_one(tmp_path: Path)
             GROUPS + "memory/memory.limit_in_bytes": "9223372036854771712\n",
             GROUPS + "memory/memory.usage_in_bytes": f"{GIB}\n",
         },
-    )
-    assert (processors(root), available_memory(root)) == (16, 16 * GIB)
+        16,
+        16 * GIB,
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "count", "memory"), CASES.values(), ids=CASES)
+def test_what_control_groups_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], count: int, memory: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    for name, text in ({"proc/meminfo": MEMINFO} | files).items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert (processors(tmp_path), available_memory(tmp_path)) == (count, memory)
 
 
 def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from typing import Any, Self
 from nicmodel import toml_text
 from nicmodel.nearest import did_you_mean
 from nicmodel.vm.errors import VmError
+from nicmodel.vm.saved import read_bounded
 
 #: Cells of a campaign, bytes of its file, and of what it gives to its workers.
 MAX_CELLS, MAX_TEXT, MAX_FILES = 100_000, 1 << 20, 64 << 20
@@ -114,12 +115,9 @@ class Plan:
             PlanError: It cannot be read, or does not say what to do.
         """
         try:
-            with path.open("rb") as file:
-                text = file.read(MAX_TEXT + 1)
-        except OSError as error:
-            raise PlanError(f"{path}: {error.strerror}") from None
-        if len(text) > MAX_TEXT:
-            raise PlanError(f"{path} is larger than {MAX_TEXT:,} bytes: that is no campaign's file")
+            text = read_bounded(path, MAX_TEXT)
+        except VmError as error:
+            raise PlanError(str(error)) from None
         try:
             found = toml_text.loads(text.decode())
         except ValueError as error:
