@@ -17,7 +17,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -323,7 +323,7 @@ class _AptRoot:
             f"deb [{keyring}arch={self.architecture} target=Packages] {mirror()} {suite} main\n"
             for suite in dict.fromkeys((self.suite.removesuffix("-backports"), self.suite))
         ]
-        with locked(self.path / "lock", f"its use of the package index of {self.suite}"):
+        with self._locked():
             write_whole(self.path / "sources.list", "".join(sources))
             with step(f"reading the package index of {self.suite}") as advance:
                 self._run(["apt-get", "update"], advance)
@@ -333,6 +333,9 @@ class _AptRoot:
             name, version, _ = unquote(file).split("_")
             debs.append(_Deb(name, version, int(size)))
         return debs
+
+    def _locked(self) -> AbstractContextManager[int]:
+        return locked(self.path / "lock", f"its use of the package index of {self.suite}")
 
     def unpack(self, debs: list[_Deb], tree: Path, advance: Advance) -> None:
         """Download `debs` and unpack them into the folder `tree`."""
@@ -344,7 +347,8 @@ class _AptRoot:
 
     def download(self, debs: list[_Deb], advance: Advance, folder: Path) -> list[Path]:
         """The packages themselves, in `folder`."""
-        self._run(["apt-get", "download", *(f"{deb.name}={deb.version}" for deb in debs)], advance, folder)
+        with self._locked():  # apt reads, and may write, what another process's update replaces
+            self._run(["apt-get", "download", *(f"{deb.name}={deb.version}" for deb in debs)], advance, folder)
         return sorted(folder.glob("*.deb"))
 
     def _run(self, command: list[str], advance: Advance = lambda percent: None, folder: Path | None = None) -> str:
