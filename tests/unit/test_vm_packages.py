@@ -1,5 +1,6 @@
 """Package trees: what is promised about the cache, and what the user is told when a download fails."""
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -218,3 +220,19 @@ def test_programs_of_a_tree_run_with_its_libraries_alone() -> None:
         "/tree/usr/lib64/ld-linux-x86-64.so.2",
         *("--library-path", "/tree/usr/lib/x86_64-linux-gnu", "/tree/usr/bin/prog", "-x"),
     ]
+
+
+def test_apt_works_on_an_index_for_one_process_at_a_time(fake_apt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own files are replaced by an update; whoever downloads meanwhile fails."""
+    run, met = packages._AptRoot._run, set()
+
+    def watched(root: packages._AptRoot, command: list[str], *arguments: Any) -> str:
+        if command[0] == "apt-get":
+            with (root.path / "lock").open() as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            met.add(command[1])
+        return run(root, command, *arguments)
+
+    monkeypatch.setattr(packages._AptRoot, "_run", watched)
+    obtain(TOOL)
+    assert met == {"update", "install", "download"}
