@@ -1,9 +1,11 @@
-"""TOML from outside: whatever it is, it is read in bounded time, or refused by a sentence."""
+"""TOML: read from outside in bounded time, or refused by a sentence; and written."""
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
+from collections.abc import Mapping
 from typing import Any
 
 #: Parts of a key, as in ``a.b.c``: tomllib takes time by their square.
@@ -28,3 +30,27 @@ def loads(text: str) -> dict[str, Any]:
         raise ValueError("a number has too many digits") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def dumps(table: Mapping[str, Any]) -> str:
+    """The text of a table: values, then arrays of tables, which have values only; `loads` reads the same from it.
+
+    Args:
+        table: values are strings, numbers, truth values and lists of them.
+    """
+    lines = []
+    for name, value in table.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for entry in value:
+                lines += ["", f"[[{name}]]", *(f"{key} = {_value(one)}" for key, one in entry.items())]
+        else:
+            lines.append(f"{name} = {_value(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    # tomllib looks at each character of a string in quotation marks, which for frames takes milliseconds, but finds the
+    # end of one in apostrophes at once.
+    if isinstance(value, str) and len(value) > 100 and value.isalnum():
+        return f"'{value}'"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON lets that one stand

@@ -18,7 +18,8 @@ reset      nic                                          {}; the driver has been 
 faults     nic                                          a list: faults at work or waiting (`Injection.describe`)
 fault      nic, fault, parameters, seed                 the same of a new one, see `nicmodel.faults`
 fault_end  nic, injection (all if it is left out)       {}
-scenario   text (TOML, see `nicmodel.faults.scenario`), {}; its faults and frames have been given to all NICs
+scenario   text (TOML, see `nicmodel.faults.scenario`)  {}; its faults and frames have been given to all NICs
+           or table (the same as an object),
            end (true: all other faults are over)
 findings   nic (all if it is left out), clear (true:    a list: how the driver has broken the contract, see
            they are forgotten then)                     `nicmodel.observe.findings.Finding`
@@ -30,8 +31,8 @@ capture    queues, limit (bytes of a frame), nic (all   {"epoch": …, "wires": 
 
 A client that reads its events too slowly loses some: ``{"lost": N}`` says how many, and where. One that does not read
 its answers is dropped. At most 32 clients are connected at a time; a request has at most 1024 frames, an ``id`` 256
-bytes, a scenario 256 KiB, and a connection follows one trace and one capture. Requests that come together are answered
-one at a time, with the NICs' own work between them.
+bytes, the text of a scenario 256 KiB, and a connection follows one trace and one capture. Requests that come together
+are answered one at a time, with the NICs' own work between them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -223,17 +224,18 @@ class Control:
         """
         self.request("fault_end", nic=nic, injection=number)
 
-    def begin_scenario(self, text: str, *, end: bool = False) -> None:
+    def begin_scenario(self, scenario: str | Mapping[str, Any], *, end: bool = False) -> None:
         """Give the NICs the faults and frames of a scenario (`nicmodel.faults.scenario`), whose times count from now.
 
         Args:
-            text: the scenario, as TOML.
+            scenario: its TOML, or what that says as a table (`Scenario.table`), which takes less time to read.
             end: whether all faults that there are are over first.
 
         Raises:
-            ControlError: the text is no scenario; the message says where.
+            ControlError: it is no scenario; the message says where.
         """
-        self.request("scenario", text=text, end=end or None)
+        given = {"text": scenario} if isinstance(scenario, str) else {"table": scenario}
+        self.request("scenario", **given, end=end or None)
 
     def findings(self, nic: str | None = None, *, clear: bool = False) -> list[dict[str, Any]]:
         """How the drivers, or that of one NIC, have broken the contract so far (`Finding.as_dict`).

@@ -7,7 +7,6 @@ it knows whether its time has come, throws the dice, counts, and tells.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import random
 import reprlib
@@ -197,10 +196,10 @@ class Fault:
         """Its parameters by name; those that every fault has come last."""
         return dict(_parameters(cls))  # type: ignore[arg-type]  # a class is hashable, whatever its objects are
 
-    def toml(self) -> list[str]:
-        """Its parameters that are not as they are by default, as lines of a scenario."""
-        values = {name: (getattr(self, name), one.default) for name, one in self.parameters().items()}
-        return [f"{name} = {json.dumps(value)}" for name, (value, default) in values.items() if value != default]
+    def given(self) -> dict[str, int | float]:
+        """Its parameters that are not as they are by default."""
+        values = ((name, getattr(self, name), one.default) for name, one in self.parameters().items())
+        return {name: value for name, value, default in values if value != default}
 
     @classmethod
     def summary(cls) -> str:

@@ -28,7 +28,6 @@ nic = "nic0"                # all NICs if it is left out
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,8 +39,10 @@ from nicmodel.faults.faults import Faults, Kinds, named_fault
 from nicmodel.faults.weather import STRENGTH, Weather
 from nicmodel.packet.frames import MAX_FRAME
 
-#: Frames of a scenario, at most, and commands for a guest.
+#: Faults, frames, and commands for a guest that a scenario has, at most, of each.
 MOST_STEPS = 1000
+#: Each of these is some dozens of faults.
+_MOST_WEATHERS = 100
 #: Characters of a file; reading them takes some seconds.
 _MOST_TEXT = 1 << 24
 
@@ -94,15 +95,24 @@ class Scenario:
 
     @classmethod
     def parse(cls, text: str, kinds: Kinds) -> Self:
-        """Read a scenario of faults of these kinds.
+        """Read a scenario's file, with faults of these kinds.
 
         Raises:
             FaultError: it is not TOML, or not a scenario; the text says where.
         """
         try:
-            found = toml_text.loads(text)
+            return cls.of(toml_text.loads(text), kinds)
         except ValueError as error:
             raise FaultError(str(error)) from None
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any], kinds: Kinds) -> Self:
+        """The scenario that a file says, or what JSON has of the same.
+
+        Raises:
+            FaultError: it is not a scenario; the text says where.
+        """
+        found = dict(table)
         unknown = found.keys() - {"seed", "fault", "weather", "frame", "guest"}
         if unknown:
             raise FaultError(f"a scenario has a seed, faults, frames and weather, but no {shortened(min(unknown))}")
@@ -114,8 +124,11 @@ class Scenario:
         weather = _tables(found, "weather", "weather is a table, [weather], or several: [[weather]]")
         frames = _tables(found, "frame", "frames are tables: [[frame]]")
         deeds = _tables(found, "guest", "what a guest does is tables: [[guest]]")
-        if max(len(frames), len(deeds)) > MOST_STEPS:
-            raise FaultError(f"a scenario has at most {MOST_STEPS} frames, and as many commands for a guest")
+        if max(len(entries), len(frames), len(deeds)) > MOST_STEPS or len(weather) > _MOST_WEATHERS:
+            raise FaultError(
+                f"a scenario has at most {MOST_STEPS} faults, as many frames and as many commands for a guest, "
+                f"and {_MOST_WEATHERS} weathers"
+            )
         return cls(
             seed,
             tuple(_read(number, entry, kinds) for number, entry in enumerate(entries, 1)),
@@ -167,27 +180,34 @@ class Scenario:
             for start in dict.fromkeys(frame.start for frame in theirs):
                 faults.receive([frame.data for frame in theirs if frame.start == start], start)
 
+    def table(self) -> dict[str, Any]:
+        """What the scenario's file says, of which `of` makes the same, also after JSON."""
+        faults = [{"name": fault.name, **_named_nic(nic), **fault.given()} for nic, fault in self.faults]
+        weather = [
+            {
+                "seed": one.seed,
+                "strength": one.strength,
+                **_named_nic(nic),
+                **({"only": list(one.names)} if one.names else {}),
+            }
+            for nic, one in self.weather
+        ]
+        frames = [{**_named_nic(one.nic), **_begins(one.start), "bytes": one.data.hex()} for one in self.frames]
+        deeds = [{**_begins(one.start), "run": one.run} for one in self.guest]
+        tables = {"fault": faults, "weather": weather, "frame": frames, "guest": deeds}
+        return {"seed": self.seed, **{name: found for name, found in tables.items() if found}}
+
     def toml(self) -> str:
-        """The scenario's file, from which `parse` makes the same. Of weather that of all NICs is not there."""
-        lines = [f"seed = {self.seed}"]
-        for nic, fault in self.faults:
-            lines += ["", "[[fault]]", f'name = "{fault.name}"', *_named_nic(nic), *fault.toml()]
-        for nic, weather in self.weather:
-            lines += ["", "[[weather]]", f"seed = {weather.seed}", f"strength = {weather.strength}", *_named_nic(nic)]
-            lines += [f"only = {json.dumps(weather.names)}"] if weather.names else []
-        for frame in self.frames:  # of literal strings tomllib does not look at each character
-            lines += ["", "[[frame]]", *_named_nic(frame.nic), *_begins(frame.start), f"bytes = '{frame.data.hex()}'"]
-        for deed in self.guest:
-            lines += ["", "[[guest]]", *_begins(deed.start), f"run = {json.dumps(deed.run)}"]
-        return "\n".join(lines) + "\n"
+        """The scenario's file, from which `parse` makes the same."""
+        return toml_text.dumps(self.table())
 
 
-def _named_nic(nic: str | None) -> list[str]:
-    return [] if nic is None else [f"nic = {json.dumps(nic)}"]
+def _named_nic(nic: str | None) -> dict[str, str]:
+    return {} if nic is None else {"nic": nic}
 
 
-def _begins(start: float) -> list[str]:
-    return [f"start = {start!r}"] if start else []
+def _begins(start: float) -> dict[str, float]:
+    return {"start": start} if start else {}
 
 
 def _tables(found: Mapping[str, Any], name: str, complaint: str) -> list[dict[str, Any]]:
@@ -262,8 +282,8 @@ def _read_weather(entry: dict[str, Any], kinds: Kinds) -> tuple[str | None, Weat
         raise FaultError(f"the seed of weather is {shortened(seed)}; it is a whole number")
     if isinstance(strength, bool) or not isinstance(strength, (int, float)):
         raise FaultError(f"the strength of weather is {shortened(strength)}; it is a number from 0 to 1")
-    if not isinstance(only, list) or not all(isinstance(name, str) for name in only):
-        raise FaultError("only is a list of names of behaviours")
+    if not isinstance(only, list) or not all(isinstance(name, str) for name in only) or len(set(only)) < len(only):
+        raise FaultError("only is a list of names of behaviours, each once")
     if nic is not None and not isinstance(nic, str):
         raise FaultError(f"nic is {shortened(nic)}; it is a name such as nic0")
     weather = Weather(seed, float(strength), tuple(only))

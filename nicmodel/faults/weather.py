@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Self
 
+from nicmodel import toml_text
 from nicmodel.faults.fault import Chance, Fault, FaultError, Injection, make, shortened
 from nicmodel.faults.faults import Faults, Kinds
 from nicmodel.nearest import did_you_mean
@@ -98,10 +99,8 @@ class Weather:
 
     def toml(self, kinds: Kinds) -> str:
         """The same as a scenario's file (`nicmodel.faults.scenario`), to be read and changed. Raises as `scenario`."""
-        lines = [f"seed = {self.seed}"]
-        for one in self.scenario(kinds):
-            lines += ["", "[[fault]]", f'name = "{one.name}"', *one.toml()]
-        return "\n".join(lines) + "\n"
+        faults = [{"name": one.name, **one.given()} for one in self.scenario(kinds)]
+        return toml_text.dumps({"seed": self.seed, "fault": faults})
 
     def _draw(self, kind: type[Chance]) -> Chance:
         chance = random.Random(f"{self.seed} {kind.name}")

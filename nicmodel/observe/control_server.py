@@ -363,17 +363,19 @@ class _Client:
         return {}
 
     def _begin_scenario(self, request: dict[str, Any]) -> dict[str, Any]:
-        text = request.get("text")
-        if not isinstance(text, str):
-            raise _Refused("text is the scenario's TOML")
-        if len(text) > _MAX_SCENARIO:
-            raise _Refused(f"a scenario of {len(text)} characters; at most {_MAX_SCENARIO} are read")
-        end = request.get("end", False)
+        text, table, end = request.get("text"), request.get("table"), request.get("end", False)
         if not isinstance(end, bool):
             raise _Refused("end is true or false")
         faults = self._server.faults.values()
         kinds = {name: kind for one in faults for name, kind in one.kinds.items()}
-        scenario = Scenario.parse(text, kinds)
+        if isinstance(text, str) and table is None:
+            if len(text) > _MAX_SCENARIO:
+                raise _Refused(f"a scenario of {len(text)} characters; at most {_MAX_SCENARIO} are read")
+            scenario = Scenario.parse(text, kinds)
+        elif isinstance(table, dict) and text is None:
+            scenario = Scenario.of(table, kinds)
+        else:
+            raise _Refused("text is the scenario's TOML, or table, an object, says the same; one of them is given")
         for one in faults if end else ():
             one.clear()
         scenario.begin(faults)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -863,6 +864,7 @@ def test_a_scenario_has_frames(lab: Loopback, driver: Driver) -> None:
     )
     scenario = Scenario.parse(text, KINDS)
     assert Scenario.parse(scenario.toml(), KINDS) == scenario
+    assert Scenario.of(json.loads(json.dumps(scenario.table())), KINDS) == scenario
     scenario.begin([lab.faults])
     lab.run()
     assert received(lab) == [] and driver.rx[0].errors == 1

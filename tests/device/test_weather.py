@@ -245,6 +245,7 @@ def test_what_is_no_weather(text: str, reason: str) -> None:
         ("[weather]\nstrength = 1", "the seed of weather is None"),
         ("[weather]\nseed = 1\nstrength = 'x'", "strength of weather is 'x'"),
         ("[weather]\nseed = 1\nonly = 'tx-miss'", "only is a list"),
+        ("[weather]\nseed = 1\nonly = ['tx-miss', 'tx-miss']", "each once"),
         ("[weather]\nseed = 1\nname = 'tx-miss'", "weather has a seed, strength, only and nic, but no 'name'"),
         ("[weather]\nseed = 1\nnic = 1", "nic is 1"),
         ("[weather]\nseed = 1\nonly = ['x']", "'x' is no behaviour"),

@@ -144,20 +144,21 @@ class Fuzzer:
                     self._play(name, one)
         while time.monotonic() < end and len(self.progress.findings) < findings:
             burst = min(end, time.monotonic() + _BURST) if fast else 0.0
-            while time.monotonic() < burst and len(self.progress.findings) < findings:
-                name = self._chance.choice(fast)
-                self._play(name, self._next(name))
+            drawn = self._draw(fast) if fast else None
+            while drawn and time.monotonic() < burst and len(self.progress.findings) < findings:
+                drawn = self._play(*drawn, then=fast)
             if slow and time.monotonic() < end and len(self.progress.findings) < findings:
-                name = self._chance.choice(slow)
-                self._play(name, self._next(name))
+                self._play(*self._draw(slow))
         if self._played:
             self._check()
 
-    def _next(self, about: str) -> Scenario:
+    def _draw(self, among: Sequence[str]) -> tuple[str, Scenario]:
+        """An input, and what of these it is about."""
+        about = self._chance.choice(among)
         one = self._corpus.choose(about) if self._chance.random() < 0.6 else None
         if one is None:
-            return self._inputs.draw(about)
-        return self._inputs.mutate(one, self._corpus.choose(about) or one)
+            return about, self._inputs.draw(about)
+        return about, self._inputs.mutate(one, self._corpus.choose(about) or one)
 
     def _start(self) -> None:
         """A fresh guest."""
@@ -175,8 +176,12 @@ class Fuzzer:
         self.progress.blocks, self.progress.corpus = self._seen.blocks, len(self._corpus)
         self._tell(self.progress)
 
-    def _play(self, about: str, one: Scenario) -> None:
-        """Play an input, keep it if it is worth it, and look what has become of the driver from time to time."""
+    def _play(self, about: str, one: Scenario, then: Sequence[str] = ()) -> tuple[str, Scenario] | None:
+        """Play an input, keep it if it is worth it, and look what has become of the driver from time to time.
+
+        Returns:
+            One about `then`, if that is given: it is drawn while the driver is at work.
+        """
         guide, is_fast = self._target.guide, about in FAST
         assert guide is not None
         began = time.monotonic()
@@ -193,6 +198,7 @@ class Fuzzer:
             hung = deed.run
         except VmError:
             pass  # the check tells what has become of it
+        following = self._draw(then) if then else None
         guide.quiet(pause(one))
         if guide.look():
             self._corpus.add(about, one)
@@ -206,6 +212,7 @@ class Fuzzer:
             self.progress.fast = count + 1, spent + now - began
         if hung or self._idle >= _IDLE or self._target.complains or now > self._checked + _CHECK:
             self._check(hung)
+        return following
 
     def _check(self, hung: str = "") -> None:
         """Look whether the kernel complains, the guest lives, the driver works and keeps the contract."""

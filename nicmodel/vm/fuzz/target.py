@@ -232,7 +232,7 @@ class Target:
             VmError: the server has gone.
         """
         try:
-            self._control.begin_scenario(scenario.toml(), end=True)
+            self._control.begin_scenario(scenario.table(), end=True)
         except ControlError as error:
             raise VmError(f"the NIC's server does not take the scenario: {error}") from None
 
