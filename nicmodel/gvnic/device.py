@@ -149,7 +149,7 @@ class Nic(nic.Nic):
         self._options = self._make_options()
         self.admin = AdminQueue(self, self._options)
         self.registers = RegisterFile(name, profile.queues, self.admin, self.work, self.deconfigure, diagnostics)
-        self.load()
+        self._load()
 
     def _make_options(self) -> tuple[OptionControl, ...]:
         """The options of the model's own that this NIC has."""
@@ -165,14 +165,15 @@ class Nic(nic.Nic):
             options.append(self.ddp)
         return tuple(options)
 
-    def load(self) -> None:
-        """Run the compiled functions once on nothing."""
-        super().load()
-        self.ingress.load(self._receive_dqo, receive_gqi)
-        self.egress.load(transmit_dqo, transmit_gqi)
-        self.rules.reset()
-        for option in self._options:
-            option.load()
+    def _load(self) -> None:
+        self.load(
+            lambda: self.ingress.load(self._receive_dqo),
+            lambda: self.egress.load(transmit_dqo),
+            lambda: self.ingress.load(receive_gqi),
+            lambda: self.egress.load(transmit_gqi),
+            self.rules.reset,
+            *(option.load for option in self._options),
+        )
 
     def stop(self) -> None:
         """Leave the wire, and its driver's memory alone."""

@@ -121,14 +121,7 @@ class Nic(nic.Nic):
         )  # fmt: skip
         self.registers = RegisterFile(self, state.vectors)
         self.control = self.mailbox.executor = ControlPlane(self)
-        self.load()
-
-    def load(self) -> None:
-        """Run the compiled functions once on nothing."""
-        super().load()
-        self.ingress.load(receive_split)
-        self.egress.load(transmit_split)
-        self.rules.reset()
+        self.load(lambda: self.ingress.load(receive_split), lambda: self.egress.load(transmit_split), self.rules.reset)
 
     # Registers.
 

@@ -225,13 +225,13 @@ def kept(
 def _alone(file: Path, waiting: Callable[[], AbstractContextManager[object]]) -> Iterator[bool]:
     """Wait until nobody else makes that file, but not for ever; whether there was anybody.
 
-    A lock is for many files, so that there are few locks; it is only to save work.
+    A lock is for several files, so that their number has a bound; it is only to save work.
     """
     with ExitStack() as stack:
         waited = False
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(file.parent / f".lock-{file.name[-1]}", "a"))
+            lock = stack.enter_context(open(file.parent / f".lock-{file.name[-2:]}", "a"))
             if not _lock(lock):
                 waited = True
                 with waiting():
@@ -283,6 +283,11 @@ def _drop_old(folder: Path) -> None:
     if len(files) >= _FILES_KEPT:
         for old in sorted(files, key=lambda file: file.stat().st_mtime_ns)[: len(files) - _FILES_KEPT + 1]:
             old.unlink(missing_ok=True)
+
+
+def is_empty() -> bool:
+    """Whether machine code could be kept, and none is yet."""
+    return CACHE is not None and not any((CACHE / "machine_code").glob("[!.]*"))
 
 
 def functions_cached() -> int:

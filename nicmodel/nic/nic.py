@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nicmodel.jit.compiled import u64
+from nicmodel.jit.side_by_side import side_by_side
 from nicmodel.nic import events
 from nicmodel.nic.diagnostics import Diagnostics
 from nicmodel.nic.dma import find
@@ -143,15 +144,16 @@ class Nic(Device, ABC):
         if self.gatherer is not None:
             self.gatherer.stop()
 
-    def load(self) -> None:
-        """Run the core's compiled functions once on nothing: compiled at the first start ever, loaded later.
+    def load(self, *steps: Callable[[], object]) -> None:
+        """Run compiled functions once on nothing: compiled at the first start ever, loaded later.
 
-        A client waits only seconds for an answer, so this must not happen when the first frame comes. The personality
-        calls it, and has its loops loaded besides.
+        A client waits only seconds for an answer, so this must not happen when the first frame comes.
+
+        Args:
+            steps: what runs those of the personality, the greatest first; those of the core come last.
         """
+        side_by_side(*steps, lambda: find(*self.state.memory_map, u64(0)), self.interrupts.load)
         survive_lost_memory(WINDOWS.words)
-        find(*self.state.memory_map, u64(0))
-        self.interrupts.load()
 
     # Registers and doorbells.
 

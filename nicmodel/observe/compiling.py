@@ -1,6 +1,6 @@
 """Telling the person at the terminal that the packet path is being compiled, whenever it is.
 
-That takes half a minute or so, at the first start of these sources with this Python: nobody should have to wonder.
+That happens at the first start of these sources with this Python, and takes a while: nobody should have to wonder.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from nicmodel.jit.compiled import Compilation, watch
 
 #: Of the first line, and of those that follow; `nicmodel.vm.server` looks for them in what a server prints.
 BEGINS, PROGRESS = "compiling the packet path", "functions compiled"
+#: On two processors that are idle, or busy with other things.
+DURATION = "ten to thirty seconds"
 #: Seconds between two lines of progress where lines cannot be overwritten.
 _PAUSE = 10.0
 
@@ -33,7 +35,7 @@ class _Progress:
             self._begun = True
             self._said = now
             kept = "once for these sources" if CACHE else "at every start, as the cache folder cannot be written"
-            self._say(f"{BEGINS}: {kept}, half a minute or so\n")
+            self._say(f"{BEGINS}: {kept}, {DURATION}\n")
         so_far = f"  {compilation.functions} {PROGRESS}, {compilation.seconds:.0f} s"
         if self._terminal:
             self._say(f"\r{so_far}" if compilation.running else "\r\x1b[K")

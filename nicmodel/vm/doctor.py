@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nicmodel.cache import cache_dir
 from nicmodel.jit.cache import CACHE, functions_cached
+from nicmodel.observe.compiling import DURATION
 from nicmodel.vm import host
 from nicmodel.vm.arch import AMD64, ARM64, Arch
 from nicmodel.vm.compiler import COMPILER
@@ -62,10 +63,10 @@ def user_namespaces() -> Check:
 def compiled() -> Check:
     """Whether the packet path is compiled."""
     if CACHE is None:
-        return Check("compiled code", State.LIMITED, "cannot be kept: every start compiles, half a minute or so",
+        return Check("compiled code", State.LIMITED, f"cannot be kept: every start compiles, {DURATION}",
                      "See cache folder")  # fmt: skip
     if not (count := functions_cached()):
-        return Check("compiled code", State.GOOD, "none yet: the first start compiles, half a minute or so")
+        return Check("compiled code", State.GOOD, f"none yet: the first start compiles, {DURATION}")
     return Check("compiled code", State.GOOD, f"{count} functions of these sources are kept")
 
 

@@ -185,7 +185,7 @@ def test_what_another_process_makes_is_waited_for(tmp_path: Path, monkeypatch: p
     for what, limit in (("write", 60.0), ("end", 60.0), ("do nothing", 0.2)):
         file.unlink(missing_ok=True)
         monkeypatch.setattr(cache, "_PATIENCE", limit)
-        with (tmp_path / ".lock-e").open("a") as lock:
+        with (tmp_path / ".lock-de").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
 
             @contextmanager
