@@ -6,6 +6,9 @@
 One guest has all the NICs. Ordinary receive reads into a program's memory; devmem receive leaves the payload in the
 dma-buf, which nobody reads, and returns the tokens in batches. Sender and TCP are the same. With devmem each flow has a
 receive queue of its own; with ordinary receive RSS spreads the flows.
+
+What limits either is the guest's CPU time, so devmem receive should be as many times as fast as it takes less of that
+for each byte: this is what is "allowed". The NIC's part is to stay out of the way.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ FIRST_QUEUE = 4
 DMABUF, TOKENS = "64M", 256
 #: Headers of IPv4 and of TCP with timestamps, which count in the MTU.
 HEADERS = 52
-GOAL = 5.0
+#: Of the throughput that the guest's CPU time allows; and of ordinary receive's CPU time in the guest.
+GOAL, CPU_GOAL = 0.95, 0.4
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ PLOT = Plot(
     label=lambda row: f"{row['payload']} bytes, {counted(row['queues'], 'queue')}",
     note=lambda row: f"{row['ratio']:.2f} × {row['best']}",
     unit=lambda row: "Gbit/s",
-    goal=lambda row: GOAL * float(row[row["best"]]),
+    goal=lambda row: GOAL * float(row["allowed"]),
 )
 
 
@@ -117,8 +121,10 @@ def main(
     columns = (
         Column("payload", "payload"), Column("queues", "queues", "d"), Column(DEVMEM, DEVMEM, ".2f"),
         *(Column(device, device, ".2f") for device in (OURS, *devices)), Column("best", "best"),
-        Column("ratio", "ratio", ".2f"), Column("goal_text", "goal"), Column("held", "held"),
+        Column("ratio", "ratio", ".2f"), Column("allowed", "allowed", ".2f"), Column("share", "of it", ".2f"),
+        Column("goal_text", "goal"), Column("held", "held"),
         Column("guest_devmem", "guest CPU", ".0f"), Column("guest_best", "best's", ".0f"),
+        Column("guest_ratio", "ratio", ".2f"),
         Column("all_devmem", "all CPU", ".0f"), Column("all_best", "best's", ".0f"),
     )  # fmt: skip
     title = f"devmem TCP receive beside ordinary receive, Gbit/s and ns/KiB ({bed.guest.accel.upper()}, 2 CPUs)"
@@ -146,19 +152,23 @@ def measure(bed: Testbed, payload: Payload, count: int, seconds: int, rounds: in
                 transfers.append(transfer(bed, port, count, seconds, devmem=receiver == DEVMEM))
     gbps = {receiver: float(np.median([run.gbps for run in transfers])) for receiver, transfers in runs.items()}
     best = max(bed.ports, key=gbps.__getitem__)
-    ratio = gbps[DEVMEM] / gbps[best]
 
     def cost(receiver: str, *who: str) -> float:
         return float(np.median([sum(getattr(run, name) for name in who) for run in runs[receiver]]))
 
+    guest_ratio = cost(DEVMEM, "guest") / cost(best, "guest")
+    allowed = gbps[best] / guest_ratio
     return {
         "payload": payload.name,
         "queues": count,
         **gbps,
         "best": best,
-        "ratio": ratio,
+        "ratio": gbps[DEVMEM] / gbps[best],
+        "allowed": allowed,
+        "share": gbps[DEVMEM] / allowed,
         "goal_text": f"≥ {GOAL:g}",
-        "held": "yes" if ratio >= GOAL else "no",
+        "held": "yes" if gbps[DEVMEM] >= GOAL * allowed else "no",
+        "guest_ratio": guest_ratio,
         "guest_devmem": cost(DEVMEM, "guest"),
         "guest_best": cost(best, "guest"),
         # QEMU runs the guest's CPUs: its time has the guest's in it.

@@ -38,6 +38,8 @@ def test_guest_tap(tmp_path: Path) -> None:
         assert row["best"] == "virtio-net"
         assert row["ratio"] == row["nicmodel"] / row["virtio-net"] > 0
         assert row["idpf_ratio"] == row["idpf"] / row["virtio-net"] > 0
+    stream, request = rows
+    assert stream["cpu_ratio"] == stream["cpu"] / stream["cpu_peer"] > 0 and "cpu" not in request
 
 
 def test_events(tmp_path: Path) -> None:
