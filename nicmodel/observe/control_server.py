@@ -10,6 +10,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,18 @@ _MAX_WAITING = 16 << 20
 _MAX_FRAMES = 1024
 _MAX_ID = 256
 _MAX_SCENARIO = 1 << 18
+_FAILED = "the server failed; its log says where"
+
+
+@dataclass(frozen=True)
+class _InTurns:
+    """A reply that is a list too long to be made at once.
+
+    Attributes:
+        makers: of its items.
+    """
+
+    makers: Sequence[Callable[[], Any]]
 
 
 class _Refused(Exception):
@@ -119,6 +132,7 @@ class _Client:
         self._listening = True
         self._congested = False
         self._lost = 0
+        self._unfinished: tuple[dict[str, Any], _InTurns] | None = None
         self._follows: set[str] = set()
         self._endings: list[Callable[[], None]] = []
         self._requests: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -181,11 +195,14 @@ class _Client:
         elif too_long or self._overlong:  # the rest of the line goes nowhere
             self._overlong = True
             self._input.clear()
+        self._go_on_listening()
+
+    def _go_on_listening(self) -> None:
         if self._socket.fileno() < 0:
             return
         waiting = b"\n" in self._input
-        self._listen(not waiting)
-        if waiting:
+        self._listen(not waiting and self._unfinished is None)
+        if waiting and self._unfinished is None:
             self._poller.when_idle(self._go_on)
 
     def _listen(self, on: bool) -> None:
@@ -209,13 +226,37 @@ class _Client:
             handler = self._requests.get(name) if isinstance(name, str) else None
             if handler is None:
                 raise _Refused(f"there is no request {shortened(name)}, but {', '.join(self._requests)}")
-            answer["reply"] = handler(request)
+            answer["reply"] = reply = handler(request)
+            if isinstance(reply, _InTurns):
+                answer["reply"] = []
+                if reply.makers:
+                    self._unfinished = answer, reply
+                    self._make_item()
+                    return
         except (_Refused, ValueError) as error:
             answer["error"] = str(error)
         except Exception:
             log.exception("control: %s failed", line[:200])
-            answer["error"] = "the server failed; its log says where"
+            answer["error"] = _FAILED
         self._send(answer)
+
+    def _make_item(self) -> None:
+        """Make the next item of a reply: one in each turn of the loop, or packets would wait for all of them."""
+        if self._unfinished is None or self._socket.fileno() < 0:
+            return
+        answer, reply = self._unfinished
+        try:
+            answer["reply"].append(reply.makers[len(answer["reply"])]())
+        except Exception:
+            log.exception("control: a reply failed")
+            answer = {key: value for key, value in answer.items() if key != "reply"} | {"error": _FAILED}
+        else:
+            if len(answer["reply"]) < len(reply.makers):
+                self._poller.next_turn(self._make_item)
+                return
+        self._unfinished = None
+        self._send(answer)
+        self._go_on_listening()
 
     def _send(self, line: dict[str, Any]) -> None:
         if self._socket.fileno() < 0:
@@ -265,8 +306,8 @@ class _Client:
         """The one that is named, or all."""
         return [self._nic(request)] if "nic" in request else [nic for nic, _ in self._server.nics.values()]
 
-    def _stat(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        return [snapshot(nic, server.stats) for nic, server in self._server.nics.values()]
+    def _stat(self, request: dict[str, Any]) -> _InTurns:
+        return _InTurns([partial(snapshot, nic, server.stats) for nic, server in self._server.nics.values()])
 
     def _show(self, request: dict[str, Any]) -> dict[str, Any]:
         nic = self._nic(request)

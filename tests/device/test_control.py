@@ -21,6 +21,7 @@ from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.flows import TCPv4, UDPv6
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.observe import control_server
+from nicmodel.observe.snapshot import snapshot
 from nicmodel.vfio_user.listener import AddressInUse
 from nicmodel.vfio_user.regions import REGION, RegionMap
 
@@ -77,6 +78,60 @@ def desk(lab: Loopback, tmp_path: Path) -> Iterator[Desk]:
 
 def test_only_its_user_may_open_it(desk: Desk) -> None:
     assert stat.S_IMODE(os.stat(desk.path).st_mode) == 0o600
+
+
+def test_a_turn_of_the_loop_makes_one_snapshot(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packets do not wait for those of all NICs. *Verify*: what was asked behind it comes behind it, once."""
+    turns: list[int] = []
+    poller = desk.lab.host.poller
+
+    def noted(*arguments: Any) -> dict[str, Any]:
+        turns.append(poller.turn)
+        return snapshot(*arguments)
+
+    monkeypatch.setattr(control_server, "snapshot", noted)
+    [own] = desk.server.nics.values()
+    desk.server.nics = {f"nic{number}": own for number in range(5)}
+
+    def ask() -> list[Any]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(str(desk.path))
+            connection.sendall(b'{"request": "stat", "id": 1}\n{"request": "format"}\n{"request": "stat", "id": 2}\n')
+            lines = connection.makefile("rb")
+            return [json.loads(lines.readline()) for _ in range(3)]
+
+    first, other, second = desk.wait(ask)
+    assert (first["id"], second["id"]) == (1, 2) and len(first["reply"]) == len(second["reply"]) == 5
+    assert "there is no request" in other["error"]
+    assert len(turns) == len(set(turns)) == 10
+
+
+def test_a_client_goes_in_the_midst_of_an_answer(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or a snapshot fails. *Verify*: the next ones are answered."""
+    [own] = desk.server.nics.values()
+    desk.server.nics = {f"nic{number}": own for number in range(3)}
+    made: list[int] = []
+
+    def failing(*arguments: Any) -> dict[str, Any]:
+        made.append(len(made))
+        if len(made) == 2:
+            raise ZeroDivisionError
+        return snapshot(*arguments)
+
+    monkeypatch.setattr(control_server, "snapshot", failing)
+    answer = desk.raw(b'{"request": "stat", "id": 7}')
+    assert answer == {"version": 1, "id": 7, "error": "the server failed; its log says where"}
+    assert "ZeroDivisionError" in caplog.text
+    caplog.clear()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(desk.path))
+        connection.sendall(b'{"request": "stat"}\n')
+        while len(made) < 3:
+            desk.lab.advance(0)
+    assert len(desk.wait(desk.control.stat)) == 3
 
 
 def test_a_second_server_at_the_same_path(desk: Desk) -> None:
