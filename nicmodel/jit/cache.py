@@ -285,11 +285,6 @@ def _drop_old(folder: Path) -> None:
             old.unlink(missing_ok=True)
 
 
-def is_empty() -> bool:
-    """Whether machine code could be kept, and none is yet."""
-    return CACHE is not None and not any((CACHE / "machine_code").glob("[!.]*"))
-
-
 def functions_cached() -> int:
     """How many functions are compiled, and kept for the next start."""
     if CACHE is None:

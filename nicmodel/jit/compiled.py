@@ -118,6 +118,10 @@ def _told() -> Iterator[None]:
             compilation.end(0)
 
 
+#: Called, and taken away, when the next function is about to be compiled: nobody has left its machine code.
+before_compiling: list[Callable[[], object]] = []
+
+
 class Compiled:
     """A function that is compiled, for each combination of types of arguments that it is called with.
 
@@ -203,6 +207,8 @@ class Compiled:
         if which := cache.identity(self.function):
             name = f"{self.function.__module__}.{self.function.__qualname__}"
             file = cache.file_of(name, which, self.options, kinds)
+        if before_compiling and file is not None and cache.read(file) is None:
+            before_compiling.pop()()
         code = cache.kept(file, functools.partial(self._compile, kinds, arguments), _told)
         if code is None:
             return None

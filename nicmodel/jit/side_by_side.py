@@ -10,8 +10,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-from nicmodel.jit import cache
-from nicmodel.jit.compiled import JIT_DISABLED, watching
+from nicmodel.jit.cache import CACHE
+from nicmodel.jit.compiled import JIT_DISABLED, before_compiling, watching
 
 Step = Callable[[], object]
 
@@ -23,28 +23,26 @@ _PR_SET_PDEATHSIG = 1  # Linux, include/uapi/linux/prctl.h
 def side_by_side(*steps: Step) -> None:
     """Run steps that compile functions, one after the other.
 
-    The first time that anything of these sources is compiled, other processes run all but the first step as well, and
-    leave the machine code in the cache, where this process finds it, or waits for what is being made
-    (`nicmodel.jit.cache.kept`). A helper that fails is no loss: what it has not left is compiled here.
+    As soon as one has something to compile, other processes run those behind it, and leave the machine code in the
+    cache, where this process finds it, or waits for what is being made (`nicmodel.jit.cache.kept`). A helper that fails
+    is no loss: what it has not left is compiled here.
 
     Args:
         steps: the one that compiles most first. What else they do counts in this process only.
     """
+    following = list(steps)
     with contextlib.ExitStack() as stack:
-        if _worthwhile():
-            stack.enter_context(_helpers(steps[1:]))
-        for step in steps:
-            step()
+        if _can_be_helped():
+            before_compiling.append(lambda: stack.enter_context(_helpers(following)))
+            stack.callback(before_compiling.clear)
+        while following:
+            following.pop(0)()
 
 
-def _worthwhile() -> bool:
-    """Whether there is all to be compiled, and who could help. A process of several threads is not to be forked."""
-    return (
-        not JIT_DISABLED
-        and cache.is_empty()
-        and len(os.sched_getaffinity(0)) > 1
-        and threading.active_count() == 1
-    )  # fmt: skip
+def _can_be_helped() -> bool:
+    """A process of several threads is not to be forked: what others of them do is not finished in the copy."""
+    is_alone = threading.active_count() == 1
+    return not JIT_DISABLED and CACHE is not None and is_alone and len(os.sched_getaffinity(0)) > 1
 
 
 @contextlib.contextmanager

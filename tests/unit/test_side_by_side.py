@@ -20,8 +20,15 @@ from nicmodel.jit.compiled import Compilation, compiled, watch
 from nicmodel.jit.side_by_side import side_by_side
 
 @compiled
+def once(number):
+    return number
+
+@compiled
 def twice(number):
     return 2 * number
+
+def files():
+    return len([file for file in cache.CACHE.glob("machine_code/*") if file.name[0] != "."])
 
 compilation = Compilation(lambda _: None)
 watch(compilation)
@@ -57,15 +64,15 @@ def run(tmp_path: Path, script: str) -> str:
 
 
 def test_helper_compiles_for_the_process(tmp_path: Path) -> None:
-    """*Verify*: the second step's function is there when the first is over, and is not compiled again."""
+    """*Verify*: the last step's function is there when the one before is over, and is not compiled again."""
     said = run(
         tmp_path,
         """
-side_by_side(lambda: wait_for(lambda: not cache.is_empty()), double)
+side_by_side(lambda: steps.append(files()), lambda: once(1) and wait_for(lambda: files() == 2), double)
 print(steps, compilation.functions, no_helper_is_left())
 """,
     )
-    assert said == "[42] 0 True\n"
+    assert said == "[0, 42] 1 True\n"
 
 
 @pytest.mark.parametrize("fate", ["os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(1000)", "sys.exit('wrong')"])
@@ -79,11 +86,12 @@ def fail_as_helper():
         open({str(tmp_path / "came")!r}, "w").close()
         {fate}
 
-side_by_side(lambda: wait_for(lambda: os.path.exists({str(tmp_path / "came")!r})), fail_as_helper, double)
+came = lambda: os.path.exists({str(tmp_path / "came")!r})
+side_by_side(lambda: once(1) and wait_for(came), fail_as_helper, double)
 print(steps, compilation.functions, no_helper_is_left())
 """,
     )
-    assert said == "[42] 1 True\n"
+    assert said == "[42] 2 True\n"
 
 
 def test_helper_does_not_outlive_the_process(tmp_path: Path) -> None:
@@ -94,7 +102,7 @@ def test_helper_does_not_outlive_the_process(tmp_path: Path) -> None:
 theirs, ours = os.pipe()
 if not os.fork():
     os.close(theirs)
-    side_by_side(lambda: time.sleep(0.3) or os.kill(os.getpid(), signal.SIGKILL), lambda: time.sleep(1000))
+    side_by_side(lambda: once(1) and os.kill(os.getpid(), signal.SIGKILL), lambda: time.sleep(1000))
 os.close(ours)
 import select
 print(select.select([theirs], [], [], 100)[0] == [theirs], os.read(theirs, 1))
@@ -103,16 +111,16 @@ print(select.select([theirs], [], [], 100)[0] == [theirs], os.read(theirs, 1))
     assert said == "True b''\n"
 
 
-@pytest.mark.parametrize("why_not", ["threading.Thread(target=time.sleep, args=(3,)).start()", "double()"])
+@pytest.mark.parametrize("why_not", ["threading.Thread(target=time.sleep, args=(3,)).start()", "once(1), double()"])
 def test_nobody_helps(tmp_path: Path, why_not: str) -> None:
-    """A process of several threads is not forked, nor one for which all has been compiled before."""
+    """A process of several threads is not forked, nor one that has nothing to compile."""
     said = run(
         tmp_path,
         f"""
 import threading
 {why_not}
 steps.clear()
-side_by_side(lambda: steps.append(no_helper_is_left()), double)
+side_by_side(lambda: once(1) and steps.append(no_helper_is_left()), double)
 print(steps)
 """,
     )
