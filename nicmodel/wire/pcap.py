@@ -160,7 +160,8 @@ class PcapWire:
     def _captured(self, path: str) -> Iterator[tuple[int, bytes]]:
         """Each frame of the capture and its time stamp, ns; nothing, at 0, for each that cannot be replayed."""
         with _open(path) as reader:
-            for frame, about in reader:
+            while (found := self._next_of(reader)) is not None:
+                frame, about = found
                 if getattr(about, "linktype", DLT_EN10MB) != DLT_EN10MB:
                     yield self._lose("not_ethernet")
                 elif len(frame) < about.wirelen or not 0 < len(frame) <= MAX_FRAME:
@@ -170,6 +171,16 @@ class PcapWire:
                     yield ticks * _SECOND // about.tsresol, frame
                 else:
                     yield about.sec * _SECOND + about.usec * (1 if reader.nano else 1000), frame
+
+    def _next_of(self, reader: Any) -> tuple[bytes, Any] | None:
+        """The next frame and what the capture says of it; None behind the last one that can be read."""
+        try:
+            found: tuple[bytes, Any] | None = next(reader, None)
+        except Exception as error:  # of many types: a damaged file meets all of a reader that is scapy's
+            log.debug("%s: %s", self.name, error)
+            self._lose("damaged")
+            return None
+        return found
 
     # Frames out
 

@@ -214,8 +214,8 @@ def test_slow_readers_and_writers_end(served: Served, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("said", "status"),
     [
-        (b"GET /metrics HTTP/1.1\r\nAccept: text/plain;version=" + b"9" * 5000 + b"\r\n\r\n", b"400"),
-        (b"GET /metrics HTTP/1.1\r\nAccept: text/plain;version=x.y\r\n\r\n", b"400"),
+        (b"GET /metrics HTTP/1.1\r\nAccept: text/plain;version=" + b"9" * 5000 + b"\r\n\r\n", b"400|200"),
+        (b"GET /metrics HTTP/1.1\r\nAccept: text/plain;version=x.y\r\n\r\n", b"400|200"),
         (b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0\r\n\r\n", b"200"),
         (b"GET /metrics HTTP/1.1\r\nAccept-Encoding: gzip;q=x\r\n\r\n", b"200"),
         (b"GET /metrics?name[]=nicmodel_link_up HTTP/1.1\r\n\r\n", b"200"),
@@ -238,7 +238,8 @@ def test_odd_requests(served: Served, said: bytes, status: bytes, capfd: pytest.
         connection.sendall(said)
         connection.shutdown(socket.SHUT_WR)
         answer = connection.recv(1 << 16)
-        assert answer.startswith(b"HTTP/1.0 " + status if status else b"")
+        # Older versions of prometheus-client do not look at the version that is asked for.
+        assert re.match(b"HTTP/1.0 (?:" + status + b")" if status else b"", answer)
     assert get(served.port)[0] == 200
     assert capfd.readouterr() == ("", "")
 
