@@ -141,7 +141,11 @@ class Bench:
             print(f"{len(said['missing'])} of {len(frames)} are missing:", said["missing"][:4])
             for nic in self.server.report():
                 print(nic["name"], {name: nic[name] for name in ("delivered", "drops", "wire")})
-            print(self.guest.run(f"ethtool -S {self.pair.interface} | grep -i -E 'drop|err|xdp'", check=False).stdout)
+            for inside, interface in (("", self.pair.interface), ("ip netns exec peer", self.pair.peer_interface)):
+                wanted = "drop|err|fail|xdp|packets|no_buf"
+                command = f"{inside} ethtool -S {interface} | grep -i -E '{wanted}' | grep -v ' 0$'"
+                command += f"; {inside} ip -s link show {interface}; {inside} tc -s qdisc show dev {interface}"
+                print(self.guest.run(f"{command}; cat /proc/net/softnet_stat", check=False).stdout)
         return said
 
     def frames(self, seed: int, count: int = FRAMES) -> list[bytes]:
