@@ -33,7 +33,7 @@ from nicmodel.packet.headers import HEADERS
 from nicmodel.packet.parse import parse
 from nicmodel.packet.segment import segment_header
 from nicmodel.vfio_user.poll import Timer
-from nicmodel.wire.wire import Poller, Wire
+from nicmodel.wire.wire import Patient, Poller, Wire
 
 #: Frames on their way out that a lane holds before the NIC has to wait, if no fault says how many.
 _ROOM = 4096
@@ -135,6 +135,16 @@ class FaultyWire:
         self._leaving.move()
         self._nic_waits = batch.sent < batch.count
         return not self._nic_waits
+
+    def rest(self, *, room: bool) -> None:
+        """See `Patient.rest`."""
+        if isinstance(self._inner, Patient):
+            self._inner.rest(room=room)
+
+    def go_on(self) -> None:
+        """See `Patient.go_on`."""
+        if isinstance(self._inner, Patient):
+            self._inner.go_on()
 
     def stop(self) -> None:
         """See `Wire.stop`."""

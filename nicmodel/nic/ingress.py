@@ -89,6 +89,7 @@ class Ingress(Generic[S]):
         then: Callable[[], None] | None = None,
     ) -> None:
         self.delivered = 0
+        self._resting = False
         self.outcomes: Records = np.zeros(HELD_FRAMES, OUTCOME)
         self.detour: ReceiveDetour[S] | None = None
         self._state = state
@@ -118,7 +119,11 @@ class Ingress(Generic[S]):
             self._state.drops[-1, Drop.DEVICE_DOWN] += batch.count
             return
         try:
+            before = self.delivered
             self._receive(batch)
+            if self._backlog:  # what the driver has no time for is to cost its processors as little as can be
+                self._resting = True
+                self._port.rest(room=self.delivered > before)
             if self._out_of_order and self._backlog:
                 self._retry_blocked()
         except Exception as error:  # the wire, or who sent this at its other end, has nothing to do with it
@@ -160,6 +165,9 @@ class Ingress(Generic[S]):
         self._backlog.due = False
         if self._backlog:
             self._receive(self._backlog.take())
+        if self._resting and not self._backlog:
+            self._resting = False
+            self._port.go_on()
 
     def _retry_blocked(self) -> None:
         """Try the backlog again while that helps."""

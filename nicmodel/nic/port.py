@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nicmodel.packet.frames import Batch
-from nicmodel.wire.wire import Wire
+from nicmodel.wire.wire import Patient, Wire
 
 
 class Port:
@@ -29,6 +29,16 @@ class Port:
     def up(self) -> bool:
         """Whether frames pass."""
         return self.cable and self.wire.up
+
+    def rest(self, *, room: bool) -> None:
+        """There is little room for what comes, or none: let the wire keep it, if it can (`Patient.rest`)."""
+        if isinstance(self.wire, Patient):
+            self.wire.rest(room=room)
+
+    def go_on(self) -> None:
+        """There is room again."""
+        if isinstance(self.wire, Patient):
+            self.wire.go_on()
 
     def send(self, batch: Batch) -> bool:
         """Send what of a batch has not been sent yet; see `Wire.send`."""

@@ -10,12 +10,16 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from nicmodel.packet.frames import Batch, Offload
 from nicmodel.wire.wire import SPEED, Poller, new_counters
 
 log = logging.getLogger(__name__)
 
+#: Frames that are read while others wait for buffers, and twice as many in each turn after that; ns that a rest takes
+#: at most, as other queues of the NIC may have room.
+_FEW, _REST_NS = 64, 5_000_000
 #: Losses that say something of who is at the other end, and nothing of this host: they are counted, and not logged.
 _NOT_LOGGED = frozenset({"malformed", "not_connected"})
 
@@ -55,6 +59,8 @@ class FdWire:
         self._fd = fd
         self._incoming = incoming
         self._blocked = False  # `send` fell short, so `writable` is due
+        self._most = len(incoming.frames)  # frames that are read in the next turn
+        self._rest: Any = None  # the timer that ends a rest; None: there is none
         self._poller: Poller | None = None
 
     def start(
@@ -81,6 +87,7 @@ class FdWire:
             if not error:
                 return True
             if error == errno.EAGAIN and self._poller is not None:
+                self.go_on()  # or the poller would not know the descriptor
                 self._blocked = True
                 self._poller.want_write(self._fd, self._on_writable)
                 return False
@@ -91,9 +98,26 @@ class FdWire:
             batch.sent = batch.count
         return True
 
+    def rest(self, *, room: bool) -> None:
+        """See `Patient.rest`."""
+        self._most = _FEW
+        if room or self._blocked:
+            return
+        if self._rest is None and self._poller is not None and self._fd >= 0 and self.up:
+            self._poller.remove(self._fd)
+            self._rest = self._poller.call_at(self._poller.clock() + _REST_NS, self.go_on)
+
+    def go_on(self) -> None:
+        """See `Patient.go_on`."""
+        if self._rest is not None and self._poller is not None:
+            self._poller.cancel(self._rest)
+            self._rest = None
+            self._poller.add(self._fd, self._on_readable)
+
     def stop(self) -> None:
         """See `Wire.stop`."""
         if self._fd >= 0:
+            self.go_on()
             self._leave()
             self._close()
             self._fd = -1
@@ -119,7 +143,11 @@ class FdWire:
     def _on_readable(self) -> None:
         batch = self._incoming
         batch.clear()
-        batch.count, batch.used, octets, misfits, error = self._read(self._fd, batch.data, batch.frames)
+        frames = batch.frames
+        if self._most < len(frames):
+            frames = frames[: self._most]
+            self._most *= 2
+        batch.count, batch.used, octets, misfits, error = self._read(self._fd, batch.data, frames)
         self.counters["rx_frames"] += batch.count
         self.counters["rx_bytes"] += octets
         if misfits:

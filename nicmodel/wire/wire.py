@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from nicmodel.packet.frames import Batch, Offload
 from nicmodel.wire.errors import WireError as WireError
@@ -87,3 +87,18 @@ class Wire(Protocol):
 
     def stop(self) -> None:
         """Leave the poller and close every descriptor."""
+
+
+@runtime_checkable
+class Patient(Protocol):
+    """A wire that can leave what comes where it is, such as in the kernel's queue, where losing it costs least."""
+
+    def rest(self, *, room: bool) -> None:
+        """Frames wait in the NIC for buffers: bring few the next time.
+
+        Args:
+            room: there was some for others that came with them; if not, bring nothing for a moment, or until `go_on`.
+        """
+
+    def go_on(self) -> None:
+        """There is room again."""
