@@ -149,7 +149,14 @@ class Nic(nic.Nic):
         self._options = self._make_options()
         self.admin = AdminQueue(self, self._options)
         self.registers = RegisterFile(name, profile.queues, self.admin, self.work, self.deconfigure, diagnostics)
-        self._load()
+        self.load(
+            lambda: self.ingress.load(self._receive_dqo),
+            lambda: self.egress.load(transmit_dqo),
+            lambda: self.ingress.load(receive_gqi),
+            lambda: self.egress.load(transmit_gqi),
+            self.rules.reset,
+            *(option.load for option in self._options),
+        )
 
     def _make_options(self) -> tuple[OptionControl, ...]:
         """The options of the model's own that this NIC has."""
@@ -164,16 +171,6 @@ class Nic(nic.Nic):
         if profile.ddp_flows:
             options.append(self.ddp)
         return tuple(options)
-
-    def _load(self) -> None:
-        self.load(
-            lambda: self.ingress.load(self._receive_dqo),
-            lambda: self.egress.load(transmit_dqo),
-            lambda: self.ingress.load(receive_gqi),
-            lambda: self.egress.load(transmit_gqi),
-            self.rules.reset,
-            *(option.load for option in self._options),
-        )
 
     def stop(self) -> None:
         """Leave the wire, and its driver's memory alone."""

@@ -196,7 +196,10 @@ def file_of(name: str, *key: object) -> Path | None:
 
 
 def kept(
-    file: Path | None, make: Callable[[], Made], waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+    file: Path | None,
+    make: Callable[[], Made],
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
+    missing: Callable[[], object] = lambda: None,
 ) -> MachineCode | Made:
     """Machine code from its file, or new, and then kept if it can be.
 
@@ -207,11 +210,13 @@ def kept(
         file: `file_of`.
         make: makes it; may give None, which is not kept.
         waiting: entered while another process makes it.
+        missing: called if it is not in its file, before any lock is taken, which a forked process would hold as well.
     """
     if file is None:
         return make()
     if (code := read(file)) is not None:
         return code
+    missing()
     with _alone(file, waiting) as waited:
         if waited and (code := read(file)) is not None:
             return code

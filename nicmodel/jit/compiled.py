@@ -122,6 +122,11 @@ def _told() -> Iterator[None]:
 before_compiling: list[Callable[[], object]] = []
 
 
+def _not_kept() -> None:
+    if before_compiling:
+        before_compiling.pop()()
+
+
 class Compiled:
     """A function that is compiled, for each combination of types of arguments that it is called with.
 
@@ -207,9 +212,7 @@ class Compiled:
         if which := cache.identity(self.function):
             name = f"{self.function.__module__}.{self.function.__qualname__}"
             file = cache.file_of(name, which, self.options, kinds)
-        if before_compiling and file is not None and cache.read(file) is None:
-            before_compiling.pop()()
-        code = cache.kept(file, functools.partial(self._compile, kinds, arguments), _told)
+        code = cache.kept(file, functools.partial(self._compile, kinds, arguments), _told, _not_kept)
         if code is None:
             return None
         try:

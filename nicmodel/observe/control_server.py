@@ -10,7 +10,6 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from nicmodel.nic.plain import followers, where
 from nicmodel.nic.view import View
 from nicmodel.observe.capture import Capture
 from nicmodel.observe.detail import detail
-from nicmodel.observe.snapshot import snapshot
+from nicmodel.observe.snapshot import one_a_turn
 from nicmodel.observe.trace import Event, Tracer, check_queues
 from nicmodel.packet.frames import MAX_FRAME, Batch
 from nicmodel.vfio_user.listener import Acceptor, Listener
@@ -48,16 +47,8 @@ _MAX_ID = 256
 _MAX_SCENARIO = 1 << 18
 _FAILED = "the server failed; its log says where"
 
-
-@dataclass(frozen=True)
-class _InTurns:
-    """A reply that is a list too long to be made at once.
-
-    Attributes:
-        makers: of its items.
-    """
-
-    makers: Sequence[Callable[[], Any]]
+#: A reply that takes several turns of the loop: who it is given to, and who is told if there is none.
+Later = Callable[[Callable[[Any], object], Callable[[Exception], object]], None]
 
 
 class _Refused(Exception):
@@ -132,7 +123,7 @@ class _Client:
         self._listening = True
         self._congested = False
         self._lost = 0
-        self._unfinished: tuple[dict[str, Any], _InTurns] | None = None
+        self._unfinished = False  # an answer takes several turns of the loop
         self._follows: set[str] = set()
         self._endings: list[Callable[[], None]] = []
         self._requests: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -201,8 +192,8 @@ class _Client:
         if self._socket.fileno() < 0:
             return
         waiting = b"\n" in self._input
-        self._listen(not waiting and self._unfinished is None)
-        if waiting and self._unfinished is None:
+        self._listen(not waiting and not self._unfinished)
+        if waiting and not self._unfinished:
             self._poller.when_idle(self._go_on)
 
     def _listen(self, on: bool) -> None:
@@ -226,13 +217,12 @@ class _Client:
             handler = self._requests.get(name) if isinstance(name, str) else None
             if handler is None:
                 raise _Refused(f"there is no request {shortened(name)}, but {', '.join(self._requests)}")
-            answer["reply"] = reply = handler(request)
-            if isinstance(reply, _InTurns):
-                answer["reply"] = []
-                if reply.makers:
-                    self._unfinished = answer, reply
-                    self._make_item()
-                    return
+            reply = handler(request)
+            if callable(reply):
+                self._unfinished = True
+                reply(lambda found: self._finish(answer | {"reply": found}), partial(self._fail, answer))
+                return
+            answer["reply"] = reply
         except (_Refused, ValueError) as error:
             answer["error"] = str(error)
         except Exception:
@@ -240,23 +230,15 @@ class _Client:
             answer["error"] = _FAILED
         self._send(answer)
 
-    def _make_item(self) -> None:
-        """Make the next item of a reply: one in each turn of the loop, or packets would wait for all of them."""
-        if self._unfinished is None or self._socket.fileno() < 0:
-            return
-        answer, reply = self._unfinished
-        try:
-            answer["reply"].append(reply.makers[len(answer["reply"])]())
-        except Exception:
-            log.exception("control: a reply failed")
-            answer = {key: value for key, value in answer.items() if key != "reply"} | {"error": _FAILED}
-        else:
-            if len(answer["reply"]) < len(reply.makers):
-                self._poller.next_turn(self._make_item)
-                return
-        self._unfinished = None
+    def _finish(self, answer: dict[str, Any]) -> None:
+        """Send an answer that took several turns of the loop, and go on with what was asked behind it."""
+        self._unfinished = False
         self._send(answer)
         self._go_on_listening()
+
+    def _fail(self, answer: dict[str, Any], error: Exception) -> None:
+        log.error("control: a reply failed", exc_info=error)
+        self._finish(answer | {"error": _FAILED})
 
     def _send(self, line: dict[str, Any]) -> None:
         if self._socket.fileno() < 0:
@@ -306,8 +288,9 @@ class _Client:
         """The one that is named, or all."""
         return [self._nic(request)] if "nic" in request else [nic for nic, _ in self._server.nics.values()]
 
-    def _stat(self, request: dict[str, Any]) -> _InTurns:
-        return _InTurns([partial(snapshot, nic, server.stats) for nic, server in self._server.nics.values()])
+    def _stat(self, request: dict[str, Any]) -> Later:
+        nics = list(self._server.nics.values())
+        return partial(one_a_turn, nics, self._poller, lambda: self._socket.fileno() >= 0)
 
     def _show(self, request: dict[str, Any]) -> dict[str, Any]:
         nic = self._nic(request)

@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
 from operator import methodcaller
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
@@ -31,7 +30,7 @@ from prometheus_client.registry import Collector
 from nicmodel.client.ledger import entries
 from nicmodel.client.text import printable
 from nicmodel.nic.view import View
-from nicmodel.observe.snapshot import snapshot
+from nicmodel.observe.snapshot import one_a_turn
 from nicmodel.vfio_user.poll import EventLoop
 from nicmodel.vfio_user.server import Server
 
@@ -275,22 +274,14 @@ class MetricsServer:
         self._answered = [future for future in asked if future.set_running_or_notify_cancel()]
         if self._answered:
             self._made = self._poller.clock()
-            self._go_on([])
+            one_a_turn(self.nics, self._poller, lambda: bool(self._answered), self._succeed, self._fail)
 
-    def _go_on(self, found: list[Mapping[str, Any]]) -> None:
-        """Add the next NIC's snapshot: one in each turn of the loop, or packets would wait for those of all NICs."""
-        if not self._answered:  # it was closed
-            return
-        try:
-            nic, server = self.nics[len(found)]
-            found.append(snapshot(nic, server.stats))
-        except Exception as error:
-            self._finish(methodcaller("set_exception", error))
-            raise
-        if len(found) < len(self.nics):
-            self._poller.next_turn(partial(self._go_on, found))
-        else:
-            self._finish(methodcaller("set_result", found))
+    def _succeed(self, found: Snapshots) -> None:
+        self._finish(methodcaller("set_result", found))
+
+    def _fail(self, error: Exception) -> None:
+        self._finish(methodcaller("set_exception", error))
+        raise error
 
     def _finish(self, answer: Callable[[Future[Snapshots]], None]) -> None:
         answered, self._answered = self._answered, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,49 @@ from numpy.typing import NDArray
 from nicmodel.nic.purpose import Purpose
 from nicmodel.nic.state import Drop
 from nicmodel.nic.view import View
+from nicmodel.vfio_user.poll import EventLoop
+from nicmodel.vfio_user.server import Server
 
 #: Version of the dictionary's form; grows when a field changes its meaning or goes away.
 VERSION = 2
+
+
+def one_a_turn(
+    nics: Sequence[tuple[View, Server]],
+    poller: EventLoop,
+    wanted: Callable[[], bool],
+    done: Callable[[list[dict[str, Any]]], object],
+    failed: Callable[[Exception], object],
+) -> None:
+    """Make the snapshots of NICs, one in each turn of the loop, or packets would wait for all of them.
+
+    Args:
+        nics: each with its vfio-user server.
+        poller: the loop.
+        wanted: asked before each; if it says no, that is all.
+        done: gets the snapshots.
+        failed: gets what was raised instead of one; it is called while that is handled.
+    """
+    found: list[dict[str, Any]] = []
+
+    def go_on() -> None:
+        if not wanted():
+            return
+        try:
+            nic, server = nics[len(found)]
+            found.append(snapshot(nic, server.stats))
+        except Exception as error:
+            failed(error)
+            return
+        if len(found) < len(nics):
+            poller.next_turn(go_on)
+        else:
+            done(found)
+
+    if nics:
+        go_on()
+    else:
+        done(found)
 
 
 def snapshot(nic: View, protocol: Mapping[str, int] | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from nicmodel.gvnic.testing.driver import Driver
 from nicmodel.gvnic.testing.flows import TCPv4, UDPv6
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.observe import control_server
+from nicmodel.observe import snapshot as snapshots
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.vfio_user.listener import AddressInUse
 from nicmodel.vfio_user.regions import REGION, RegionMap
@@ -89,7 +90,7 @@ def test_a_turn_of_the_loop_makes_one_snapshot(desk: Desk, monkeypatch: pytest.M
         turns.append(poller.turn)
         return snapshot(*arguments)
 
-    monkeypatch.setattr(control_server, "snapshot", noted)
+    monkeypatch.setattr(snapshots, "snapshot", noted)
     [own] = desk.server.nics.values()
     desk.server.nics = {f"nic{number}": own for number in range(5)}
 
@@ -121,7 +122,7 @@ def test_a_client_goes_in_the_midst_of_an_answer(
             raise ZeroDivisionError
         return snapshot(*arguments)
 
-    monkeypatch.setattr(control_server, "snapshot", failing)
+    monkeypatch.setattr(snapshots, "snapshot", failing)
     answer = desk.raw(b'{"request": "stat", "id": 7}')
     assert answer == {"version": 1, "id": 7, "error": "the server failed; its log says where"}
     assert "ZeroDivisionError" in caplog.text

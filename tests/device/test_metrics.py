@@ -26,6 +26,7 @@ from nicmodel.gvnic.testing.flows import TCPv4
 from nicmodel.gvnic.testing.loopback import Loopback
 from nicmodel.gvnic.testing.nic import TestNic
 from nicmodel.observe import metrics
+from nicmodel.observe import snapshot as snapshots
 from nicmodel.observe.metrics import MetricsServer, exposition
 from nicmodel.observe.snapshot import snapshot
 from nicmodel.vm.server import NicServer
@@ -214,8 +215,8 @@ def test_slow_readers_and_writers_end(served: Served, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("said", "status"),
     [
-        (b"GET /metrics HTTP/1.1\r\nAccept: text/plain;version=" + b"9" * 5000 + b"\r\n\r\n", b"400|200"),
-        (b"GET /metrics HTTP/1.1\r\nAccept: text/plain;version=x.y\r\n\r\n", b"400|200"),
+        (b"GET /metrics HTTP/1.1\r\nAccept: text/plain;version=" + b"9" * 5000 + b"\r\n\r\n", b"400"),
+        (b"GET /metrics HTTP/1.1\r\nAccept: text/plain;version=x.y\r\n\r\n", b"400"),
         (b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0\r\n\r\n", b"200"),
         (b"GET /metrics HTTP/1.1\r\nAccept-Encoding: gzip;q=x\r\n\r\n", b"200"),
         (b"GET /metrics?name[]=nicmodel_link_up HTTP/1.1\r\n\r\n", b"200"),
@@ -238,8 +239,7 @@ def test_odd_requests(served: Served, said: bytes, status: bytes, capfd: pytest.
         connection.sendall(said)
         connection.shutdown(socket.SHUT_WR)
         answer = connection.recv(1 << 16)
-        # Older versions of prometheus-client do not look at the version that is asked for.
-        assert re.match(b"HTTP/1.0 (?:" + status + b")" if status else b"", answer)
+        assert answer.startswith(b"HTTP/1.0 " + status if status else b"")
     assert get(served.port)[0] == 200
     assert capfd.readouterr() == ("", "")
 
@@ -305,7 +305,7 @@ def test_many_scrapes_at_once_take_few_snapshots(served: Served, monkeypatch: py
         made.append(served.metrics._made)  # when it was begun: this call may come later
         return snapshot(*arguments)
 
-    monkeypatch.setattr(metrics, "snapshot", counted)
+    monkeypatch.setattr(snapshots, "snapshot", counted)
     with ThreadPoolExecutor(8) as pool:
         assert {status for status, _, _ in pool.map(lambda _: get(served.port), range(12))} == {200}
     hasty = [served.connect(b"GET /metrics HTTP/1.1\r\n\r\n") for _ in range(3 * metrics._MAX_CLIENTS)]
@@ -326,7 +326,7 @@ def test_a_turn_of_the_loop_makes_one_snapshot(served: Served, monkeypatch: pyte
         turns.append(poller.turn)
         return snapshot(*arguments)
 
-    monkeypatch.setattr(metrics, "snapshot", noted)
+    monkeypatch.setattr(snapshots, "snapshot", noted)
     served.metrics.nics = [*served.metrics.nics] * 5
     assert len(served.metrics.snapshots()) == 5
     assert len(set(turns)) == 5
@@ -337,7 +337,7 @@ def test_it_ends_in_the_midst_of_an_answer(served: Served, monkeypatch: pytest.M
         served.metrics.close()
         return snapshot(*arguments)
 
-    monkeypatch.setattr(metrics, "snapshot", last)
+    monkeypatch.setattr(snapshots, "snapshot", last)
     served.metrics.nics = [*served.metrics.nics] * 2
     with pytest.raises(TimeoutError):
         served.metrics.snapshots()

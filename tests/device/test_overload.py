@@ -75,9 +75,9 @@ class Bench:
         self.driver.add_flow_rule(UDPv4(dst_port=2), queue=1)
         self.clock.turn()
 
-    def numbers(self, queue: int = 0, *, repost: bool = True) -> list[int]:
+    def numbers(self, queue: int = 0) -> list[int]:
         """Numbers of the frames that the driver finds; the NIC has used the buffers that it posts."""
-        found = [int.from_bytes(packet.frame[42:50], "big") for packet in self.driver.poll(queue, repost=repost)]
+        found = [int.from_bytes(packet.frame[42:50], "big") for packet in self.driver.poll(queue)]
         self.clock.turn()
         return found
 
